@@ -1,0 +1,162 @@
+//! Errors as clients and other processes see them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a request was not answered, in the terms of OpenAI's error object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct WireError {
+    /// What sort of trouble it is; decides the HTTP status.
+    pub kind: ErrorKind,
+    /// A sentence for a person: what is wrong, and what would be right.
+    pub message: String,
+    /// The request's parameter at fault, as the client spelled it: `max_tokens`, `messages[2].content`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub param: Option<String>,
+}
+
+/// What sort of trouble a request met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The request is wrong in itself; sending it again is of no use.
+    InvalidRequest,
+    /// The prompt and the answer asked for exceed the model's context.
+    ContextLengthExceeded,
+    /// No such model, path or object.
+    NotFound,
+    /// The path exists, the method is wrong.
+    MethodNotAllowed,
+    /// The body did not arrive in time.
+    RequestTimeout,
+    /// Somebody else changed it first.
+    Conflict,
+    /// The body is larger than allowed.
+    TooLarge,
+    /// The body's type or encoding is not one that is taken.
+    UnsupportedMedia,
+    /// It was understood and is not acceptable: an unsound policy, for example.
+    Unprocessable,
+    /// The caller did not prove who it is.
+    Unauthorized,
+    /// Every worker, or this one, has as much as it may hold. Retrying helps.
+    Overloaded,
+    /// No worker is there, or it left. Retrying may help.
+    Unavailable,
+    /// The deadline passed before the answer was whole.
+    DeadlineExceeded,
+    /// The client went away or asked to stop.
+    Cancelled,
+    /// A defect here.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The HTTP status that says the same.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::InvalidRequest | Self::ContextLengthExceeded => 400,
+            Self::Unauthorized => 401,
+            Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::RequestTimeout => 408,
+            Self::Conflict => 409,
+            Self::TooLarge => 413,
+            Self::UnsupportedMedia => 415,
+            Self::Unprocessable => 422,
+            Self::Overloaded => 429,
+            // What proxies in the field log for a client that closed its connection; nobody receives it.
+            Self::Cancelled => 499,
+            Self::Internal => 500,
+            Self::Unavailable => 503,
+            Self::DeadlineExceeded => 504,
+        }
+    }
+
+    /// OpenAI's `type`.
+    pub fn openai_type(self) -> &'static str {
+        match self.status() {
+            401 => "authentication_error",
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            503 => "service_unavailable_error",
+            504 => "timeout_error",
+            _ => "server_error",
+        }
+    }
+
+    /// OpenAI's `code`, where the type says too little.
+    pub fn openai_code(self) -> Option<&'static str> {
+        match self {
+            Self::ContextLengthExceeded => Some("context_length_exceeded"),
+            Self::NotFound => Some("not_found"),
+            Self::Conflict => Some("conflict"),
+            Self::TooLarge => Some("request_too_large"),
+            Self::UnsupportedMedia => Some("unsupported_media_type"),
+            Self::Overloaded => Some("overloaded"),
+            Self::Unavailable => Some("no_worker"),
+            Self::DeadlineExceeded => Some("deadline_exceeded"),
+            Self::RequestTimeout => Some("request_timeout"),
+            _ => None,
+        }
+    }
+
+    /// Seconds after which the same request may fare better, for `Retry-After`.
+    pub fn retry_after_s(self) -> Option<u32> {
+        matches!(self, Self::Overloaded | Self::Unavailable).then_some(1)
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.openai_code().unwrap_or_else(|| self.openai_type()))
+    }
+}
+
+impl WireError {
+    /// An error without a parameter at fault.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            param: None,
+        }
+    }
+
+    /// A parameter that is wrong in itself.
+    pub fn invalid_param(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorKind::InvalidRequest,
+            message: message.into(),
+            param: Some(param.into()),
+        }
+    }
+
+    /// OpenAI's body: `{"error":{"message","type","param","code"}}`.
+    pub fn to_openai_json(&self) -> String {
+        serde_json::json!({"error": {
+            "message": self.message,
+            "type": self.kind.openai_type(),
+            "param": self.param,
+            "code": self.kind.openai_code(),
+        }})
+        .to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_the_four_fields_openai_clients_read() {
+        let error = WireError::invalid_param("max_tokens", "max_tokens is -1; give 1 or more");
+        let body: serde_json::Value = serde_json::from_str(&error.to_openai_json()).unwrap();
+        assert_eq!(body["error"]["type"], "invalid_request_error");
+        assert_eq!(body["error"]["param"], "max_tokens");
+        assert!(body["error"]["code"].is_null());
+        assert_eq!(error.kind.status(), 400);
+    }
+}

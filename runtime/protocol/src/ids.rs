@@ -1,0 +1,132 @@
+//! Names for workers and requests.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+/// The longest worker name: it appears in headers, NATS subjects, etcd keys and metric labels.
+const MAX_WORKER_ID_LEN: usize = 64;
+
+/// A worker's name, stable over its restarts: 1 to 64 of `a-z A-Z 0-9 - _`.
+///
+/// No dots, since NATS splits subjects at them. Cloning is a reference count.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WorkerId(Arc<str>);
+
+/// A worker name that could not be used as one.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("worker name {0:?} is not 1 to {MAX_WORKER_ID_LEN} letters, digits, '-' or '_'")]
+pub struct InvalidWorkerId(String);
+
+impl WorkerId {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for WorkerId {
+    type Err = InvalidWorkerId;
+
+    fn from_str(name: &str) -> Result<Self, InvalidWorkerId> {
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        if (1..=MAX_WORKER_ID_LEN).contains(&name.len()) && name.bytes().all(legal) {
+            Ok(Self(name.into()))
+        } else {
+            Err(InvalidWorkerId(
+                name.chars().take(MAX_WORKER_ID_LEN + 1).collect(),
+            ))
+        }
+    }
+}
+
+impl TryFrom<String> for WorkerId {
+    type Error = InvalidWorkerId;
+
+    fn try_from(name: String) -> Result<Self, InvalidWorkerId> {
+        name.parse()
+    }
+}
+
+impl From<WorkerId> for String {
+    fn from(id: WorkerId) -> Self {
+        id.0.as_ref().into()
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+/// One life of a worker process: milliseconds since the Unix epoch at its start.
+///
+/// Whatever a worker says carries its epoch. A later life has a greater one, so that what an earlier life said
+/// late is recognised and refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WorkerEpoch(pub u64);
+
+impl fmt::Display for WorkerEpoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A request's name in logs, headers and answers: at most 64 visible ASCII characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(Arc<str>);
+
+impl RequestId {
+    /// Takes a client's own id where it is short and printable, so that its logs and ours can be joined.
+    pub fn from_client(id: &str) -> Option<Self> {
+        let legal = (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
+        legal.then(|| Self(id.into()))
+    }
+
+    /// 32 hexadecimal digits of a random number.
+    pub fn from_random(number: u128) -> Self {
+        Self(format!("{number:032x}").into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_name_fits_subjects_keys_and_headers() {
+        assert_eq!("worker-0_a".parse::<WorkerId>().unwrap().as_str(), "worker-0_a");
+        for bad in ["", "a.b", "a b", "ü", &"x".repeat(65)] {
+            assert!(bad.parse::<WorkerId>().is_err(), "{bad:?}");
+        }
+        assert!(serde_json::from_str::<WorkerId>("\"a/b\"").is_err());
+    }
+
+    #[test]
+    fn a_client_id_is_taken_only_when_printable_and_short() {
+        assert!(RequestId::from_client("trace-1").is_some());
+        assert!(RequestId::from_client("a\nb").is_none());
+        assert!(RequestId::from_client(&"x".repeat(65)).is_none());
+    }
+}
