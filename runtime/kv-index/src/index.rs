@@ -1,0 +1,184 @@
+//! The index itself: what events do to it.
+
+use hashbrown::HashSet;
+use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
+
+use crate::{
+    WorkerSlot,
+    place_map::{Place, PlaceMap},
+    strand::Strand,
+};
+
+mod accounting;
+mod changes;
+#[cfg(test)]
+mod tests;
+
+/// Which worker holds which blocks on which tier. See the [crate] page for the layout.
+#[derive(Debug)]
+pub struct KvIndex {
+    max_bytes: usize,
+    /// Those in `free` are empty.
+    strands: Vec<Strand>,
+    free: Vec<u32>,
+    places: PlaceMap,
+    /// By slot.
+    workers: Vec<Holdings>,
+    /// Heap bytes of all strands, and of all workers' sets.
+    strand_bytes: usize,
+    worker_bytes: usize,
+    blocks: usize,
+    memberships: [usize; 3],
+    refused_stores: u64,
+}
+
+/// What there is to know of one worker.
+#[derive(Debug, Default)]
+struct Holdings {
+    /// Exactly the strands with a block it holds, so that it is removed without a search.
+    strands: HashSet<u32>,
+    memberships: usize,
+}
+
+/// How much an index holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IndexStats {
+    /// Workers that hold at least one block.
+    pub workers: usize,
+    /// (worker, tier, block) triples: a block on two tiers of a worker counts twice.
+    pub memberships: usize,
+    /// Different blocks held by anyone.
+    pub blocks: usize,
+    /// Memory, in bytes, an estimate of the allocator's own share included.
+    pub bytes: usize,
+    /// Blocks not credited though they were stored: for the memory bound, or for a slot past [`MAX_WORKER_SLOTS`](crate::MAX_WORKER_SLOTS).
+    pub refused_stores: u64,
+}
+
+impl KvIndex {
+    /// Holds at most about `max_bytes`; past it, stores are refused and counted, never wrong.
+    pub fn new(max_bytes: usize) -> Self {
+        Self {
+            max_bytes,
+            strands: Vec::new(),
+            free: Vec::new(),
+            places: PlaceMap::new(),
+            workers: Vec::new(),
+            strand_bytes: 0,
+            worker_bytes: 0,
+            blocks: 0,
+            memberships: [0; 3],
+            refused_stores: 0,
+        }
+    }
+
+    /// Takes over one change of a worker's KV cache.
+    ///
+    /// A `Stored` chain that meets the memory bound is taken up to there and the rest refused: a worker is then
+    /// credited with less than it holds, never with more.
+    pub fn apply(&mut self, worker: WorkerSlot, event: &KvEvent) {
+        match event {
+            KvEvent::Stored { tier, parent, blocks } => self.store(worker, *tier, *parent, blocks),
+            KvEvent::Removed { tier, blocks } => self.remove(worker, *tier, blocks),
+            KvEvent::Cleared => self.remove_worker(worker),
+        }
+        debug_assert_eq!(
+            self.workers
+                .iter()
+                .map(|holdings| holdings.memberships)
+                .sum::<usize>(),
+            self.memberships.iter().sum::<usize>(),
+            "the memberships of the workers add up"
+        );
+    }
+
+    /// Forgets every block of `worker`, on all tiers, so that its slot can be given to another.
+    ///
+    /// Takes time in proportion to what the worker holds.
+    pub fn remove_worker(&mut self, worker: WorkerSlot) {
+        let Some(holdings) = self.workers.get_mut(worker.0 as usize) else {
+            return;
+        };
+        let strands = std::mem::take(&mut holdings.strands);
+        self.worker_bytes -= accounting::set_bytes(&strands);
+        for strand in strands {
+            let change = self.change_strand(strand as usize, |strand| strand.remove_worker(worker));
+            self.count_removed(worker, change);
+            self.settle(strand as usize);
+        }
+        debug_assert!(
+            self.blocks_of(worker) == 0,
+            "K-1: nothing of a removed worker is left"
+        );
+        while self.workers.last().is_some_and(|last| last.memberships == 0) {
+            self.workers.pop();
+        }
+    }
+
+    /// How much the index holds. Cheap but for a pass over the workers.
+    pub fn stats(&self) -> IndexStats {
+        IndexStats {
+            workers: self
+                .workers
+                .iter()
+                .filter(|holdings| holdings.memberships > 0)
+                .count(),
+            memberships: self.memberships.iter().sum(),
+            blocks: self.blocks,
+            bytes: self.bytes(),
+            refused_stores: self.refused_stores,
+        }
+    }
+
+    /// Order-independent digest of what a worker is said to hold, to compare two indexes; 0 for nothing.
+    ///
+    /// Depends on the (tier, hash) pairs alone. Takes time in proportion to what the worker holds.
+    pub fn digest(&self, worker: WorkerSlot) -> u64 {
+        let Some(holdings) = self.workers.get(worker.0 as usize) else {
+            return 0;
+        };
+        let strands = holdings
+            .strands
+            .iter()
+            .map(|&strand| &self.strands[strand as usize]);
+        strands
+            .flat_map(|strand| CacheTier::ALL.map(|tier| (tier, strand.blocks_of(worker, tier))))
+            .flat_map(|(tier, blocks)| blocks.map(move |block| digest_of(tier, block)))
+            .fold(0, u64::wrapping_add)
+    }
+
+    /// Blocks a worker is said to hold; one on two tiers counts twice.
+    pub fn blocks_of(&self, worker: WorkerSlot) -> usize {
+        self.workers
+            .get(worker.0 as usize)
+            .map_or(0, |holdings| holdings.memberships)
+    }
+
+    /// Greater than any slot that holds something.
+    pub(crate) fn slots(&self) -> usize {
+        self.workers.len()
+    }
+
+    pub(crate) fn holds_below_device(&self) -> bool {
+        self.memberships[1..].iter().any(|&count| count > 0)
+    }
+
+    pub(crate) fn find(&self, block: SequenceHash) -> Option<Place> {
+        self.places.find(block, &self.strands)
+    }
+
+    pub(crate) fn strand(&self, place: Place) -> &Strand {
+        &self.strands[place.strand()]
+    }
+}
+
+/// Spreads a membership over 64 bits, so that the sum of many tells sets apart. The finalizer of SplitMix64
+/// (Steele, Lea and Flood 2014).
+fn digest_of(tier: CacheTier, block: SequenceHash) -> u64 {
+    let mut mixed = block
+        .0
+        .wrapping_add((tier.index() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
+}

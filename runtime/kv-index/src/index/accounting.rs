@@ -1,0 +1,114 @@
+//! Counting: memberships, lists of strands, and memory against its bound.
+
+use hashbrown::HashSet;
+
+use super::{Holdings, KvIndex};
+use crate::{
+    ALLOCATION_OVERHEAD, WorkerSlot,
+    strand::{Change, Strand},
+};
+
+/// A worker's set of strands that is less than one part in this many full gives memory back.
+const SPARSE: usize = 8;
+/// The smallest set hashbrown allocates is below this many bytes.
+const SMALLEST_SET: usize = 64;
+
+impl KvIndex {
+    /// Changes a strand and keeps count of its memory.
+    pub(super) fn change_strand(&mut self, id: usize, change: impl FnOnce(&mut Strand) -> Change) -> Change {
+        let strand = &mut self.strands[id];
+        let before = strand.heap_bytes();
+        let change = change(strand);
+        self.strand_bytes = self.strand_bytes + strand.heap_bytes() - before;
+        change
+    }
+
+    pub(super) fn count_added(&mut self, worker: WorkerSlot, change: Change) {
+        self.blocks += change.blocks;
+        for (total, added) in self.memberships.iter_mut().zip(change.memberships) {
+            *total += added;
+        }
+        self.workers[worker.0 as usize].memberships += change.memberships.iter().sum::<usize>();
+    }
+
+    pub(super) fn count_removed(&mut self, worker: WorkerSlot, change: Change) {
+        self.blocks -= change.blocks;
+        for (total, removed) in self.memberships.iter_mut().zip(change.memberships) {
+            *total -= removed;
+        }
+        self.workers[worker.0 as usize].memberships -= change.memberships.iter().sum::<usize>();
+    }
+
+    /// Notes that `worker` holds a block of the strand.
+    pub(super) fn list_strand(&mut self, worker: WorkerSlot, id: usize) {
+        let listed = &mut self.workers[worker.0 as usize].strands;
+        let before = set_bytes(listed);
+        listed.insert(id as u32);
+        self.worker_bytes = self.worker_bytes + set_bytes(listed) - before;
+    }
+
+    pub(super) fn unlist_strand(&mut self, worker: WorkerSlot, id: usize) {
+        let listed = &mut self.workers[worker.0 as usize].strands;
+        let before = set_bytes(listed);
+        listed.remove(&(id as u32));
+        if listed.len() * SPARSE < listed.capacity() {
+            listed.shrink_to(listed.len() * 2);
+        }
+        self.worker_bytes = self.worker_bytes + set_bytes(listed) - before;
+    }
+
+    pub(super) fn new_strand(&mut self) -> usize {
+        if let Some(id) = self.free.pop() {
+            return id as usize;
+        }
+        if self.strands.len() == self.strands.capacity() {
+            self.strands.reserve_exact(self.strands_reserve());
+        }
+        self.strands.push(Strand::default());
+        self.strands.len() - 1
+    }
+
+    /// Grows by an eighth: large allocations are extended in place, and half-empty ones are memory wasted.
+    pub(super) fn strands_reserve(&self) -> usize {
+        (self.strands.len() / 8).max(64)
+    }
+
+    pub(super) fn has_room(&self, growth: usize) -> bool {
+        self.bytes() + growth <= self.max_bytes
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let own = size_of::<Self>()
+            + self.strands.capacity() * size_of::<Strand>()
+            + self.free.capacity() * size_of::<u32>()
+            + self.workers.capacity() * size_of::<Holdings>();
+        own + self.places.bytes() + self.strand_bytes + self.worker_bytes
+    }
+
+    /// The most memory that [`list_strand`](Self::list_strand) can take.
+    pub(super) fn listing_bytes(&self, worker: WorkerSlot) -> usize {
+        let listed = &self.workers[worker.0 as usize].strands;
+        if listed.len() < listed.capacity() {
+            0
+        } else {
+            2 * listed.allocation_size() + SMALLEST_SET
+        }
+    }
+
+    /// The most memory that [`new_strand`](Self::new_strand) can take.
+    pub(super) fn new_strand_bytes(&self) -> usize {
+        // The list of free strands is at most as long as the strands, and grows by doubling.
+        if self.strands.len() < self.strands.capacity() {
+            return 0;
+        }
+        self.strands_reserve() * (size_of::<Strand>() + 2 * size_of::<u32>())
+    }
+}
+
+/// Heap bytes, the allocator's share included.
+pub(super) fn set_bytes(set: &HashSet<u32>) -> usize {
+    match set.allocation_size() {
+        0 => 0,
+        bytes => bytes + ALLOCATION_OVERHEAD,
+    }
+}

@@ -1,0 +1,389 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::{accounting::set_bytes, *};
+use crate::{OverlapScores, strand::MAX_STRAND_BLOCKS};
+
+const ROOMY: usize = 64 << 20;
+const DEVICE: CacheTier = CacheTier::Device;
+const HOST: CacheTier = CacheTier::Host;
+const DISK: CacheTier = CacheTier::Disk;
+
+fn chain(hashes: impl IntoIterator<Item = u64>) -> Vec<SequenceHash> {
+    hashes.into_iter().map(SequenceHash).collect()
+}
+
+fn stored(tier: CacheTier, parent: Option<u64>, hashes: impl IntoIterator<Item = u64>) -> KvEvent {
+    KvEvent::Stored {
+        tier,
+        parent: parent.map(SequenceHash),
+        blocks: chain(hashes),
+    }
+}
+
+fn removed(tier: CacheTier, hashes: impl IntoIterator<Item = u64>) -> KvEvent {
+    KvEvent::Removed {
+        tier,
+        blocks: chain(hashes),
+    }
+}
+
+/// Leading blocks of 1..=10 by tier.
+fn overlap(index: &KvIndex, worker: u32) -> [u32; 3] {
+    let mut scores = OverlapScores::default();
+    index.overlaps(&chain(1..=10), &mut scores);
+    let worker = WorkerSlot(worker);
+    [scores.device(worker), scores.host(worker), scores.disk(worker)]
+}
+
+#[test]
+fn a_worker_is_credited_with_the_leading_blocks_it_holds() {
+    let mut index = KvIndex::new(ROOMY);
+    index.apply(WorkerSlot(0), &stored(DEVICE, None, 1..=6));
+    index.apply(WorkerSlot(3), &stored(DEVICE, None, 1..=4));
+    index.apply(WorkerSlot(3), &stored(DEVICE, Some(4), 5..=10));
+    assert_eq!([0, 1, 3].map(|worker| overlap(&index, worker)[0]), [6, 0, 10]);
+}
+
+#[test]
+fn a_hole_ends_the_credit_and_filling_it_restores_it() {
+    let mut index = KvIndex::new(ROOMY);
+    index.apply(WorkerSlot(0), &stored(DEVICE, None, 1..=10));
+    index.apply(WorkerSlot(0), &removed(DEVICE, [4, 7]));
+    assert_eq!(overlap(&index, 0), [3, 0, 0]);
+    index.apply(WorkerSlot(0), &stored(DEVICE, Some(3), [4]));
+    assert_eq!(overlap(&index, 0), [6, 0, 0]);
+    index.apply(WorkerSlot(0), &stored(DEVICE, Some(6), [7]));
+    assert_eq!(overlap(&index, 0), [10, 0, 0]);
+}
+
+#[test]
+fn blocks_of_an_unknown_parent_count_once_the_prefix_arrives() {
+    let mut index = KvIndex::new(ROOMY);
+    index.apply(WorkerSlot(0), &stored(DEVICE, Some(4), 5..=9));
+    assert_eq!((overlap(&index, 0), index.blocks_of(WorkerSlot(0))), ([0; 3], 5));
+    index.apply(WorkerSlot(0), &stored(DEVICE, None, 1..=4));
+    assert_eq!(overlap(&index, 0), [9, 0, 0]);
+}
+
+#[test]
+fn lower_tiers_continue_what_the_device_holds() {
+    let mut index = KvIndex::new(ROOMY);
+    index.apply(WorkerSlot(0), &stored(DEVICE, None, 1..=3));
+    index.apply(WorkerSlot(0), &stored(HOST, Some(3), 4..=5));
+    index.apply(WorkerSlot(0), &stored(DEVICE, Some(5), [6]));
+    index.apply(WorkerSlot(0), &stored(DISK, Some(6), 7..=8));
+    index.apply(WorkerSlot(1), &stored(DISK, None, 1..=2));
+    assert_eq!(overlap(&index, 0), [3, 3, 2]);
+    assert_eq!(overlap(&index, 1), [0, 0, 2]);
+    index.apply(WorkerSlot(0), &removed(HOST, [4]));
+    assert_eq!(overlap(&index, 0), [3, 0, 0]);
+}
+
+#[test]
+fn nothing_of_a_removed_or_cleared_worker_is_left() {
+    let mut index = KvIndex::new(ROOMY);
+    for tier in CacheTier::ALL {
+        index.apply(WorkerSlot(0), &stored(tier, None, 1..=10));
+        index.apply(WorkerSlot(1), &stored(tier, None, 1..=5));
+    }
+    index.remove_worker(WorkerSlot(0));
+    assert_eq!(
+        (
+            overlap(&index, 0),
+            index.blocks_of(WorkerSlot(0)),
+            index.digest(WorkerSlot(0))
+        ),
+        ([0; 3], 0, 0)
+    );
+    assert_eq!((overlap(&index, 1), index.stats().blocks), ([5, 0, 0], 5));
+    index.apply(WorkerSlot(1), &KvEvent::Cleared);
+    let stats = index.stats();
+    assert_eq!((stats.workers, stats.memberships, stats.blocks), (0, 0, 0));
+}
+
+#[test]
+fn thousands_of_workers_share_a_prefix() {
+    let mut index = KvIndex::new(ROOMY);
+    for worker in 0..5000 {
+        index.apply(
+            WorkerSlot(worker),
+            &stored(DEVICE, None, 1..=u64::from(worker % 10) + 1),
+        );
+    }
+    let mut scores = OverlapScores::default();
+    index.overlaps(&chain(1..=10), &mut scores);
+    assert!((0..5000).all(|worker| scores.device(WorkerSlot(worker)) == worker % 10 + 1));
+    assert_eq!(scores.device(WorkerSlot(5000)), 0);
+    for worker in 0..4999 {
+        index.remove_worker(WorkerSlot(worker));
+    }
+    assert_eq!(
+        (overlap(&index, 4999), index.stats().memberships),
+        ([10, 0, 0], 10)
+    );
+}
+
+#[test]
+fn a_slot_past_the_limit_is_refused_and_counted() {
+    let mut index = KvIndex::new(ROOMY);
+    index.apply(WorkerSlot(u32::MAX), &stored(DEVICE, None, 1..=3));
+    index.apply(WorkerSlot(u32::MAX), &removed(DEVICE, 1..=3));
+    index.remove_worker(WorkerSlot(u32::MAX));
+    assert_eq!((index.stats().refused_stores, index.stats().memberships), (3, 0));
+}
+
+#[test]
+fn memory_comes_back_when_blocks_go() {
+    let mut index = KvIndex::new(ROOMY);
+    let empty = index.stats().bytes;
+    let sequences: Vec<Vec<u64>> = (0..2000)
+        .map(|s| (0..100).map(|i| (s * 1000 + i) * 0x1234_5677 + 1).collect())
+        .collect();
+    for sequence in &sequences {
+        index.apply(WorkerSlot(1), &stored(DEVICE, None, sequence.iter().copied()));
+    }
+    let full = index.stats().bytes;
+    for (turn, sequence) in sequences.iter().enumerate() {
+        // Heads first, tails first, and one by one.
+        let blocks: Box<dyn Iterator<Item = u64>> = if turn % 2 == 0 {
+            Box::new(sequence.iter().rev().copied())
+        } else {
+            Box::new(sequence.iter().copied())
+        };
+        match turn % 3 {
+            0 => blocks.for_each(|block| index.apply(WorkerSlot(1), &removed(DEVICE, [block]))),
+            _ => index.apply(WorkerSlot(1), &removed(DEVICE, blocks)),
+        }
+    }
+    let left = index.stats().bytes;
+    assert_eq!(index.stats().blocks, 0);
+    assert!(
+        left - empty < (full - empty) / 10,
+        "{empty} bytes empty, {full} full, {left} after"
+    );
+}
+
+/// What the index must answer, the slow way.
+#[derive(Debug, Default)]
+struct Model {
+    workers: BTreeMap<u32, BTreeSet<(CacheTier, SequenceHash)>>,
+}
+
+impl Model {
+    fn apply(&mut self, worker: u32, event: &KvEvent) {
+        let held = self.workers.entry(worker).or_default();
+        match event {
+            KvEvent::Stored { tier, blocks, .. } => held.extend(blocks.iter().map(|&block| (*tier, block))),
+            KvEvent::Removed { tier, blocks } => {
+                blocks.iter().for_each(|&block| _ = held.remove(&(*tier, block)))
+            }
+            KvEvent::Cleared => held.clear(),
+        }
+    }
+
+    fn overlap(&self, worker: u32, prompt: &[SequenceHash]) -> [u32; 3] {
+        let held = |tiers: &[CacheTier], block| {
+            let all = self.workers.get(&worker);
+            tiers
+                .iter()
+                .any(|&tier| all.is_some_and(|all| all.contains(&(tier, block))))
+        };
+        let mut rest = prompt.iter().peekable();
+        [1, 2, 3].map(|tiers| {
+            let mut blocks = 0;
+            while rest
+                .next_if(|&&block| held(&CacheTier::ALL[..tiers], block))
+                .is_some()
+            {
+                blocks += 1;
+            }
+            blocks
+        })
+    }
+
+    fn digest(&self, worker: u32) -> u64 {
+        let held = self.workers.get(&worker).into_iter().flatten();
+        held.map(|&(tier, block)| digest_of(tier, block))
+            .fold(0, u64::wrapping_add)
+    }
+}
+
+/// Block `i` of branch `branch`: branches share the trunk up to where they leave it, and branch 3 leaves branch 2.
+fn block(branch: usize, i: usize) -> u64 {
+    let (leaves_at, from) = [(0, 0), (5, 0), (12, 0), (20, 2)][branch];
+    let owner = if i >= leaves_at {
+        branch
+    } else if from == 2 && i >= 12 {
+        2
+    } else {
+        0
+    };
+    ((owner as u64 + 1) << 32) + i as u64
+}
+
+const BRANCHES: usize = 4;
+/// Longer than a strand, so that chains span several.
+const LENGTH: usize = MAX_STRAND_BLOCKS + 40;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Apply(u32, KvEvent),
+    RemoveWorker(u32),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let worker = || prop_oneof![4 => 0u32..3, 1 => 62u32..67, 1 => Just(300u32)];
+    let tier = || prop_oneof![5 => Just(DEVICE), 1 => Just(HOST), 1 => Just(DISK)];
+    let start = || prop_oneof![3 => 0usize..24, 1 => 0..LENGTH];
+    let len = || prop_oneof![3 => 1usize..8, 1 => 8usize..40, 1 => Just(LENGTH)];
+    let range = (0..BRANCHES, start(), len()).prop_map(|(branch, start, len)| {
+        (start..(start + len).min(LENGTH))
+            .map(|i| (branch, i))
+            .collect::<Vec<_>>()
+    });
+    let step = (worker(), tier(), range, 0u32..100).prop_map(|(worker, tier, range, kind)| {
+        let mut hashes: Vec<u64> = range.iter().map(|&(branch, i)| block(branch, i)).collect();
+        let parent = range
+            .first()
+            .filter(|(_, i)| *i > 0)
+            .map(|&(branch, i)| block(branch, i - 1));
+        match kind {
+            0..55 => Step::Apply(worker, stored(tier, parent, hashes)),
+            // Chains that are none: a block twice, a wrong parent.
+            55..58 => {
+                hashes.extend(hashes.clone());
+                Step::Apply(worker, stored(tier, parent.map(|parent| parent + 7), hashes))
+            }
+            58..72 => Step::Apply(worker, removed(tier, hashes)),
+            72..84 => Step::Apply(worker, removed(tier, hashes.into_iter().rev())),
+            84..94 => Step::Apply(worker, removed(tier, hashes.into_iter().step_by(2))),
+            94..97 => Step::Apply(worker, KvEvent::Cleared),
+            _ => Step::RemoveWorker(worker),
+        }
+    });
+    prop::collection::vec(step, 1..60)
+}
+
+fn play(index: &mut KvIndex, model: &mut Model, step: &Step) {
+    match step {
+        Step::Apply(worker, event) => {
+            index.apply(WorkerSlot(*worker), event);
+            model.apply(*worker, event);
+        }
+        Step::RemoveWorker(worker) => {
+            index.remove_worker(WorkerSlot(*worker));
+            model.workers.remove(worker);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn the_index_answers_as_the_naive_model(steps in steps()) {
+        let (mut index, mut model) = (KvIndex::new(ROOMY), Model::default());
+        let mut scores = OverlapScores::default();
+        for step in &steps {
+            play(&mut index, &mut model, step);
+            for branch in 0..BRANCHES {
+                let prompt = chain((0..LENGTH).map(|i| block(branch, i)));
+                index.overlaps(&prompt, &mut scores);
+                for worker in [0, 1, 2, 62, 63, 64, 65, 66, 300, 5000] {
+                    let slot = WorkerSlot(worker);
+                    let found = [scores.device(slot), scores.host(slot), scores.disk(slot)];
+                    prop_assert_eq!(found, model.overlap(worker, &prompt), "worker {}, branch {}", worker, branch);
+                }
+            }
+            check_state(&index);
+        }
+        for (&worker, held) in &model.workers {
+            prop_assert_eq!(index.blocks_of(WorkerSlot(worker)), held.len());
+            prop_assert_eq!(index.digest(WorkerSlot(worker)), model.digest(worker));
+        }
+        let stats = index.stats();
+        let blocks: BTreeSet<_> = model.workers.values().flatten().map(|(_, block)| block).collect();
+        prop_assert_eq!(stats.blocks, blocks.len());
+        prop_assert_eq!(stats.memberships, model.workers.values().map(BTreeSet::len).sum::<usize>());
+        prop_assert_eq!(stats.workers, model.workers.values().filter(|held| !held.is_empty()).count());
+        prop_assert_eq!(stats.refused_stores, 0);
+    }
+
+    /// K-3: however small the room, the bound holds and no credit is invented.
+    #[test]
+    fn a_full_index_credits_less_but_never_wrong(steps in steps(), room in 0usize..40_000) {
+        let max_bytes = KvIndex::new(0).stats().bytes + room;
+        let (mut index, mut model) = (KvIndex::new(max_bytes), Model::default());
+        let mut scores = OverlapScores::default();
+        let mut missing = false;
+        for step in &steps {
+            play(&mut index, &mut model, step);
+            prop_assert!(index.stats().bytes <= max_bytes, "{} of {}", index.stats().bytes, max_bytes);
+            check_state(&index);
+            for branch in 0..BRANCHES {
+                let prompt = chain((0..LENGTH).map(|i| block(branch, i)));
+                index.overlaps(&prompt, &mut scores);
+                for &worker in model.workers.keys() {
+                    let slot = WorkerSlot(worker);
+                    let found = [scores.device(slot), scores.host(slot), scores.disk(slot)];
+                    let most = model.overlap(worker, &prompt);
+                    prop_assert!(found[0] <= most[0]);
+                    prop_assert!(found[0] + found[1] <= most[0] + most[1]);
+                    prop_assert!(found.iter().sum::<u32>() <= most.iter().sum());
+                    missing |= found != most;
+                }
+            }
+        }
+        prop_assert!(!missing || index.stats().refused_stores > 0, "what is missing was counted");
+    }
+}
+
+/// What the structure promises itself.
+fn check_state(index: &KvIndex) {
+    let mut blocks = 0;
+    for (id, strand) in index.strands.iter().enumerate() {
+        assert!(strand.len() <= MAX_STRAND_BLOCKS);
+        assert!(
+            2 * strand.dead() <= strand.len(),
+            "dead blocks never outnumber the others"
+        );
+        blocks += strand.len() - strand.dead();
+        let holders: Vec<_> = strand
+            .holders(0..strand.len())
+            .map(|(_, holders)| holders)
+            .collect();
+        assert!(
+            holders.windows(2).all(|pair| pair[0] != pair[1]),
+            "neighbouring segments differ"
+        );
+        for offset in 0..strand.len() {
+            assert_eq!(
+                index.find(strand.hash(offset).unwrap()),
+                Some(Place::new(id, offset))
+            );
+        }
+        for (slot, holdings) in index.workers.iter().enumerate() {
+            let listed = holdings.strands.contains(&(id as u32));
+            assert_eq!(
+                listed,
+                strand.holds(WorkerSlot(slot as u32)),
+                "worker {slot}, strand {id}"
+            );
+        }
+    }
+    assert_eq!(blocks, index.stats().blocks);
+    assert_eq!(
+        index.strand_bytes,
+        index.strands.iter().map(Strand::heap_bytes).sum::<usize>()
+    );
+    assert_eq!(
+        index.worker_bytes,
+        index
+            .workers
+            .iter()
+            .map(|holdings| set_bytes(&holdings.strands))
+            .sum::<usize>()
+    );
+}

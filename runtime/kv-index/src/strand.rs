@@ -1,0 +1,329 @@
+//! Strands: neighbouring blocks side by side, with who holds them.
+//!
+//! Nothing relies on the blocks of a strand being a whole chain: a block is found through the place map, and its
+//! neighbours only save asking again. So a strand may lose blocks from its middle, and dead ones (held by nobody)
+//! may lie in it for a while.
+
+use std::ops::Range;
+
+use signalbox_protocol::{CacheTier, SequenceHash};
+
+use crate::{ALLOCATION_OVERHEAD, WorkerSlot};
+
+mod holders;
+
+pub(crate) use holders::Holders;
+
+/// Bounds what one change of a strand can cost, and the memory an unfilled one wastes. At 256 blocks its own 100
+/// bytes no longer count.
+pub(crate) const MAX_STRAND_BLOCKS: usize = 256;
+
+/// Two cache lines of hashes.
+const COMPARED_AT_ONCE: usize = 16;
+
+/// Up to [`MAX_STRAND_BLOCKS`] blocks and their holders.
+#[derive(Debug, Default)]
+pub(crate) struct Strand {
+    hashes: Vec<SequenceHash>,
+    /// By start, the first at 0; neighbours differ in their holders.
+    segments: Vec<Segment>,
+}
+
+/// Blocks from `start` to the next segment, all with the same holders.
+#[derive(Debug, Clone)]
+struct Segment {
+    start: u16,
+    holders: Holders,
+}
+
+/// What a change of a strand did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Memberships added or removed, by [`CacheTier::index`].
+    pub(crate) memberships: [usize; 3],
+    /// Blocks that found their first holder or lost their last.
+    pub(crate) blocks: usize,
+}
+
+impl Strand {
+    pub(crate) fn len(&self) -> usize {
+        self.hashes.len()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.len() >= MAX_STRAND_BLOCKS
+    }
+
+    pub(crate) fn hash(&self, offset: usize) -> Option<SequenceHash> {
+        self.hashes.get(offset).copied()
+    }
+
+    /// How many of `blocks` lie here from `offset` on, in their order.
+    pub(crate) fn run_after(&self, offset: usize, blocks: &[SequenceHash]) -> usize {
+        let here = &self.hashes[offset..];
+        // Whole groups without a branch in them, which the compiler turns into vector instructions.
+        let equal = |(here, wanted): &(&[SequenceHash], &[SequenceHash])| {
+            here.iter()
+                .zip(*wanted)
+                .fold(0, |differ, (here, wanted)| differ | (here.0 ^ wanted.0))
+                == 0
+        };
+        let groups = here
+            .chunks_exact(COMPARED_AT_ONCE)
+            .zip(blocks.chunks_exact(COMPARED_AT_ONCE));
+        let same = groups.take_while(equal).count() * COMPARED_AT_ONCE;
+        let rest = here[same..].iter().zip(&blocks[same..]);
+        same + rest.take_while(|(here, wanted)| here == wanted).count()
+    }
+
+    /// How many of `blocks` lie here from `offset` backwards, as eviction often names them.
+    pub(crate) fn run_before(&self, offset: usize, blocks: &[SequenceHash]) -> usize {
+        self.hashes[..=offset]
+            .iter()
+            .rev()
+            .zip(blocks)
+            .take_while(|(here, wanted)| here == wanted)
+            .count()
+    }
+
+    /// The holders of the blocks in `range`: each with how many blocks of the range they hold.
+    pub(crate) fn holders(&self, range: Range<usize>) -> impl Iterator<Item = (usize, &Holders)> {
+        (self.segment_at(range.start)..self.segments.len())
+            .map(move |index| {
+                let span = self.span(index);
+                let blocks = span
+                    .end
+                    .min(range.end)
+                    .saturating_sub(span.start.max(range.start));
+                (blocks, &self.segments[index].holders)
+            })
+            .take_while(|(blocks, _)| *blocks > 0)
+    }
+
+    pub(crate) fn holds(&self, worker: WorkerSlot) -> bool {
+        self.segments.iter().any(|segment| segment.holders.holds(worker))
+    }
+
+    /// The blocks `worker` holds on `tier`.
+    pub(crate) fn blocks_of(
+        &self,
+        worker: WorkerSlot,
+        tier: CacheTier,
+    ) -> impl Iterator<Item = SequenceHash> {
+        (0..self.segments.len())
+            .filter(move |&index| {
+                self.segments[index]
+                    .holders
+                    .on(tier)
+                    .is_some_and(|set| set.contains(worker))
+            })
+            .flat_map(|index| self.hashes[self.span(index)].iter().copied())
+    }
+
+    /// Appends a block held by `worker` alone. The heap bytes that took.
+    pub(crate) fn push(&mut self, hash: SequenceHash, worker: WorkerSlot, tier: CacheTier) -> usize {
+        debug_assert!(!self.is_full());
+        let mut grown = if self.hashes.capacity() == 0 {
+            2 * ALLOCATION_OVERHEAD
+        } else {
+            0
+        };
+        if self.hashes.len() == self.hashes.capacity() {
+            self.hashes.reserve_exact(self.push_reserve());
+            grown += (self.hashes.capacity() - self.hashes.len()) * size_of::<SequenceHash>();
+        }
+        let continues = self
+            .segments
+            .last()
+            .is_some_and(|last| last.holders.are_only(worker, tier));
+        if !continues {
+            let room = self.segments.capacity();
+            let holders = Holders::only(worker, tier);
+            grown += holders.heap_bytes();
+            self.segments.reserve_exact(1);
+            self.segments.push(Segment {
+                start: self.hashes.len() as u16,
+                holders,
+            });
+            grown += (self.segments.capacity() - room) * size_of::<Segment>();
+        }
+        self.hashes.push(hash);
+        grown
+    }
+
+    /// The most heap a [`push`](Self::push) can add.
+    pub(crate) fn push_bytes(&self) -> usize {
+        let hashes = if self.hashes.len() == self.hashes.capacity() {
+            self.push_reserve()
+        } else {
+            0
+        };
+        let segment = size_of::<Segment>() + Holders::max_heap_bytes(1);
+        hashes * size_of::<SequenceHash>() + segment + 2 * ALLOCATION_OVERHEAD
+    }
+
+    /// Grows by half, so that at most a third of the room is unused.
+    fn push_reserve(&self) -> usize {
+        (self.len() / 2).max(4).min(MAX_STRAND_BLOCKS - self.len())
+    }
+
+    /// Says that `worker` holds the blocks of `range` on `tier`, or no more.
+    pub(crate) fn set(
+        &mut self,
+        range: Range<usize>,
+        worker: WorkerSlot,
+        tier: CacheTier,
+        held: bool,
+    ) -> Change {
+        let holds = |holders: &Holders| holders.on(tier).is_some_and(|set| set.contains(worker));
+        if self
+            .holders(range.clone())
+            .all(|(_, holders)| holds(holders) == held)
+        {
+            return Change::default();
+        }
+        let (first, last) = (self.cut(range.start), self.cut(range.end));
+        let change = self.update(first..last, |holders| {
+            let mut flipped = [false; 3];
+            flipped[tier.index()] = holders.set(worker, tier, held);
+            flipped
+        });
+        self.join(first.saturating_sub(1)..last + 1);
+        change
+    }
+
+    /// The most heap a [`set`](Self::set) can add, with workers below slot `slots`.
+    pub(crate) fn set_bytes(&self, slots: usize) -> usize {
+        let segment = size_of::<Segment>() + Holders::max_heap_bytes(slots);
+        (self.segments.len() + 2) * segment + ALLOCATION_OVERHEAD
+    }
+
+    /// `range`, extended to the ends of its segments: setting that cuts none.
+    pub(crate) fn whole_segments(&self, range: Range<usize>) -> Range<usize> {
+        self.span(self.segment_at(range.start)).start..self.span(self.segment_at(range.end - 1)).end
+    }
+
+    /// Takes `worker` off every block and tier.
+    pub(crate) fn remove_worker(&mut self, worker: WorkerSlot) -> Change {
+        let change = self.update(0..self.segments.len(), |holders| {
+            CacheTier::ALL.map(|tier| holders.set(worker, tier, false))
+        });
+        self.join(0..self.segments.len());
+        change
+    }
+
+    /// Blocks that nobody holds.
+    pub(crate) fn dead(&self) -> usize {
+        let empty = |index: &usize| self.segments[*index].holders.is_empty();
+        (0..self.segments.len())
+            .filter(empty)
+            .map(|index| self.span(index).len())
+            .sum()
+    }
+
+    /// Drops the dead blocks and closes up, telling each block's old offset and its new one.
+    pub(crate) fn squeeze(&mut self, mut moved: impl FnMut(SequenceHash, usize, Option<usize>)) {
+        let mut hashes = Vec::with_capacity(self.len() - self.dead());
+        let mut segments = Vec::new();
+        for index in 0..self.segments.len() {
+            let (span, segment) = (self.span(index), &self.segments[index]);
+            let alive = !segment.holders.is_empty();
+            if alive {
+                segments.push(Segment {
+                    start: hashes.len() as u16,
+                    holders: segment.holders.clone(),
+                });
+            }
+            for offset in span {
+                let hash = self.hashes[offset];
+                moved(hash, offset, alive.then_some(hashes.len()));
+                if alive {
+                    hashes.push(hash);
+                }
+            }
+        }
+        (self.hashes, self.segments) = (hashes, segments);
+        self.join(0..self.segments.len());
+        self.segments.shrink_to_fit();
+    }
+
+    /// Heap bytes, the allocator's share included.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        if self.hashes.capacity() == 0 {
+            return 0;
+        }
+        let sets: usize = self
+            .segments
+            .iter()
+            .map(|segment| segment.holders.heap_bytes())
+            .sum();
+        let hashes = self.hashes.capacity() * size_of::<SequenceHash>();
+        hashes + self.segments.capacity() * size_of::<Segment>() + sets + 2 * ALLOCATION_OVERHEAD
+    }
+
+    /// The offsets of a segment.
+    fn span(&self, index: usize) -> Range<usize> {
+        let end = self
+            .segments
+            .get(index + 1)
+            .map_or(self.hashes.len(), |next| next.start as usize);
+        self.segments[index].start as usize..end
+    }
+
+    /// The segment that `offset` lies in.
+    fn segment_at(&self, offset: usize) -> usize {
+        self.segments
+            .partition_point(|segment| segment.start as usize <= offset)
+            .saturating_sub(1)
+    }
+
+    /// Makes a segment begin at `offset` and returns it; past the end, the number of segments.
+    fn cut(&mut self, offset: usize) -> usize {
+        if offset >= self.hashes.len() {
+            return self.segments.len();
+        }
+        let index = self.segment_at(offset);
+        if self.segments[index].start as usize == offset {
+            return index;
+        }
+        let holders = self.segments[index].holders.clone();
+        self.segments.reserve_exact(1);
+        self.segments.insert(
+            index + 1,
+            Segment {
+                start: offset as u16,
+                holders,
+            },
+        );
+        index + 1
+    }
+
+    /// Applies `change` to the holders of whole segments; it tells on which tiers it changed something.
+    fn update(
+        &mut self,
+        segments: Range<usize>,
+        mut change: impl FnMut(&mut Holders) -> [bool; 3],
+    ) -> Change {
+        let mut total = Change::default();
+        for index in segments {
+            let blocks = self.span(index).len();
+            let holders = &mut self.segments[index].holders;
+            let was_dead = holders.is_empty();
+            for (sum, flipped) in total.memberships.iter_mut().zip(change(holders)) {
+                *sum += if flipped { blocks } else { 0 };
+            }
+            total.blocks += if was_dead != holders.is_empty() { blocks } else { 0 };
+        }
+        total
+    }
+
+    /// Joins neighbours with equal holders among `segments`.
+    fn join(&mut self, segments: Range<usize>) {
+        let end = segments.end.min(self.segments.len());
+        for index in (segments.start + 1..end).rev() {
+            if self.segments[index - 1].holders == self.segments[index].holders {
+                self.segments.remove(index);
+            }
+        }
+    }
+}
