@@ -1,0 +1,118 @@
+//! The router side: keeps one worker's stream in order.
+
+use signalbox_protocol::WorkerEpoch;
+
+/// Where a router is in one worker's stream. Pure: it judges, the caller acts.
+///
+/// A transport may repeat batches and lose them; what the cursor lets through is each batch once and in order, so
+/// that an index fed by it is exact.
+#[derive(Debug, Default, Clone)]
+pub struct StreamCursor {
+    /// The next batch wanted.
+    position: Option<(WorkerEpoch, u64)>,
+}
+
+/// What to do with a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Apply it: it is the next one, and the cursor has moved past it.
+    Apply,
+    /// Ignore it: it was applied before, or is contained in the snapshot.
+    Duplicate,
+    /// Batches from `expected` on are missing: replay from there, or take a snapshot and
+    /// [`resume`](StreamCursor::resume). The cursor has not moved.
+    Gap {
+        /// The batch that should have come.
+        expected: u64,
+    },
+    /// Ignore it: a former life of the worker said it.
+    OldEpoch,
+    /// The worker began a new life. Whoever follows it forgets all that the old one held, calls
+    /// [`resume`](StreamCursor::resume) at batch 0 of the new epoch and judges the batch again: then it is the first
+    /// ([`Apply`](Self::Apply)) or tells a [`Gap`](Self::Gap) from 0. The cursor has not moved.
+    NewEpoch,
+}
+
+impl StreamCursor {
+    /// Judges a batch and, for [`Verdict::Apply`], moves past it.
+    ///
+    /// A cursor that has seen nothing yet takes batch 0 of any epoch, and finds a gap from 0 before any other.
+    pub fn judge(&mut self, epoch: WorkerEpoch, sequence: u64) -> Verdict {
+        let expected = match self.position {
+            Some((current, _)) if epoch < current => return Verdict::OldEpoch,
+            Some((current, _)) if epoch > current => return Verdict::NewEpoch,
+            Some((_, expected)) => expected,
+            None => 0,
+        };
+        if sequence > expected {
+            return Verdict::Gap { expected };
+        }
+        if sequence < expected {
+            return Verdict::Duplicate;
+        }
+        self.position = Some((epoch, expected + 1));
+        Verdict::Apply
+    }
+
+    /// Goes on from a snapshot: `next_sequence` is the first batch it does not contain.
+    pub fn resume(&mut self, epoch: WorkerEpoch, next_sequence: u64) {
+        self.position = Some((epoch, next_sequence));
+    }
+
+    /// The next batch wanted; `None` before anything was applied or resumed.
+    pub fn position(&self) -> Option<(WorkerEpoch, u64)> {
+        self.position
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: WorkerEpoch = WorkerEpoch(1000);
+    const SECOND: WorkerEpoch = WorkerEpoch(2000);
+
+    #[test]
+    fn batches_apply_once_and_in_order() {
+        let mut cursor = StreamCursor::default();
+        assert_eq!(cursor.judge(FIRST, 0), Verdict::Apply);
+        assert_eq!(cursor.judge(FIRST, 1), Verdict::Apply);
+        assert_eq!(cursor.judge(FIRST, 0), Verdict::Duplicate);
+        assert_eq!(cursor.judge(FIRST, 1), Verdict::Duplicate);
+        assert_eq!(cursor.judge(FIRST, 3), Verdict::Gap { expected: 2 });
+        assert_eq!(cursor.judge(FIRST, 2), Verdict::Apply);
+        assert_eq!(cursor.position(), Some((FIRST, 3)));
+    }
+
+    #[test]
+    fn a_stream_met_in_the_middle_is_a_gap_from_its_beginning() {
+        let mut cursor = StreamCursor::default();
+        assert_eq!(cursor.judge(FIRST, 7), Verdict::Gap { expected: 0 });
+        assert_eq!(cursor.position(), None);
+        cursor.resume(FIRST, 8);
+        assert_eq!(cursor.judge(FIRST, 7), Verdict::Duplicate);
+        assert_eq!(cursor.judge(FIRST, 8), Verdict::Apply);
+    }
+
+    #[test]
+    fn a_new_life_starts_over_and_the_old_one_is_silenced() {
+        let mut cursor = StreamCursor::default();
+        cursor.resume(FIRST, 40);
+        assert_eq!(cursor.judge(SECOND, 0), Verdict::NewEpoch);
+        assert_eq!(cursor.position(), Some((FIRST, 40)));
+        cursor.resume(SECOND, 0);
+        assert_eq!(cursor.judge(SECOND, 0), Verdict::Apply);
+        assert_eq!(cursor.judge(FIRST, 40), Verdict::OldEpoch);
+        assert_eq!(cursor.judge(SECOND, 1), Verdict::Apply);
+    }
+
+    #[test]
+    fn a_new_life_met_in_the_middle_is_a_gap_from_its_beginning() {
+        let mut cursor = StreamCursor::default();
+        cursor.resume(FIRST, 40);
+        assert_eq!(cursor.judge(SECOND, 5), Verdict::NewEpoch);
+        cursor.resume(SECOND, 0);
+        assert_eq!(cursor.judge(SECOND, 5), Verdict::Gap { expected: 0 });
+        assert_eq!(cursor.judge(FIRST, 40), Verdict::OldEpoch);
+    }
+}

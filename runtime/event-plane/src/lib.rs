@@ -1,0 +1,32 @@
+//! How KV cache events get from workers to routers, and how nobody is misled when some get lost.
+//!
+//! ```text
+//! worker   engine ─▶ EventLog: numbers, keeps the newest, mirrors the cache ─▶ EventPlane::publish
+//!                        │ snapshot                                                │
+//! router                 └──────────── request plane ──────────▶ StreamCursor ◀── Subscription
+//!                                                                 apply, ignore, or resync
+//! ```
+//!
+//! - [`encode_batch`], [`decode_batch`]: the bytes, the same on every transport; `README.md` beside this crate's
+//!   manifest describes them.
+//! - [`EventLog`]: the worker side. Batches of one worker life are numbered from 0 without holes.
+//! - [`EventPlane`]: delivers at least once and in order, and says [`Delivery::Skipped`] rather than hide a hole.
+//!   [`MemoryPlane`] does so within a process.
+//! - [`StreamCursor`]: the router side. Judges each batch, so that a worker's changes apply in order, once, or not
+//!   at all.
+//!
+//! It knows neither the index nor the engines, and decides nothing about routing.
+
+mod codec;
+mod cursor;
+mod log;
+mod memory;
+mod plane;
+mod retained;
+
+pub use codec::{CodecError, decode_batch, decode_snapshot, encode_batch, encode_snapshot};
+pub use cursor::{StreamCursor, Verdict};
+pub use log::{EventLog, LogReader, NotRetained};
+pub use memory::MemoryPlane;
+pub use plane::{Delivery, DeliverySource, EventPlane, Subscription};
+pub use retained::Retention;

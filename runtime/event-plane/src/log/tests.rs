@@ -1,0 +1,215 @@
+use std::collections::HashSet;
+
+use signalbox_protocol::{CacheTier, SequenceHash};
+
+use super::{batch::MAX_BATCH_LEN, *};
+use crate::decode_batch;
+
+const EPOCH: WorkerEpoch = WorkerEpoch(1000);
+const DEVICE: CacheTier = CacheTier::Device;
+const HOST: CacheTier = CacheTier::Host;
+
+fn hashes(hashes: impl IntoIterator<Item = u64>) -> Vec<SequenceHash> {
+    hashes.into_iter().map(SequenceHash).collect()
+}
+
+fn stored(tier: CacheTier, parent: Option<u64>, blocks: impl IntoIterator<Item = u64>) -> KvEvent {
+    KvEvent::Stored {
+        tier,
+        parent: parent.map(SequenceHash),
+        blocks: hashes(blocks),
+    }
+}
+
+fn removed(tier: CacheTier, blocks: impl IntoIterator<Item = u64>) -> KvEvent {
+    KvEvent::Removed {
+        tier,
+        blocks: hashes(blocks),
+    }
+}
+
+async fn next(reader: &mut LogReader) -> KvEventBatch {
+    decode_batch(&reader.next().await.unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn a_reader_gets_what_is_published_before_and_after() {
+    let log = EventLog::new(EPOCH);
+    log.publish(vec![stored(DEVICE, None, [1])]);
+    log.publish(vec![]);
+    let mut reader = log.read(Some((EPOCH, 0))).unwrap();
+    let mut later = log.read(None).unwrap();
+    assert_eq!(next(&mut reader).await.sequence, 0);
+    let waiting = tokio::spawn(async move { next(&mut reader).await });
+    tokio::task::yield_now().await;
+    log.publish(vec![removed(DEVICE, [1])]);
+    let batch = waiting.await.unwrap();
+    assert_eq!((batch.sequence, batch.events.len()), (1, 1));
+    assert_eq!(next(&mut later).await, batch);
+}
+
+#[tokio::test]
+async fn a_reader_that_fell_behind_is_told() {
+    let log = EventLog::with_retention(
+        EPOCH,
+        Retention {
+            batches: 2,
+            bytes: 1 << 20,
+        },
+    );
+    let mut slow = log.read(Some((EPOCH, 0))).unwrap();
+    for block in 0..5 {
+        log.publish(vec![stored(DEVICE, None, [block])]);
+    }
+    let behind = NotRetained {
+        epoch: EPOCH,
+        wanted: 0,
+        oldest: 3,
+    };
+    assert_eq!(slow.next().await, Err(behind.clone()));
+    assert_eq!(
+        behind.to_string(),
+        "batch 0 of epoch 1000 is no longer kept: the oldest is 3"
+    );
+    assert!(log.read(Some((EPOCH, 2))).is_err());
+    assert!(log.read(Some((EPOCH, 3))).is_ok());
+    assert!(log.read(Some((EPOCH, 5))).is_ok(), "the next one");
+    assert!(log.read(Some((EPOCH, 6))).is_err(), "one that was never near");
+    assert!(log.read(Some((WorkerEpoch(999), 4))).is_err(), "another life");
+}
+
+#[test]
+fn neighbours_that_say_one_thing_are_joined() {
+    let joined = batch::coalesce(vec![
+        stored(DEVICE, None, [1, 2]),
+        stored(DEVICE, Some(2), [3]),
+        stored(DEVICE, Some(2), [4]),
+        stored(HOST, Some(4), [5]),
+        stored(DEVICE, None, []),
+        removed(DEVICE, [1]),
+        removed(DEVICE, [2]),
+        removed(HOST, [5]),
+    ]);
+    let expected = [
+        stored(DEVICE, None, [1, 2, 3]),
+        stored(DEVICE, Some(2), [4]),
+        stored(HOST, Some(4), [5]),
+        removed(DEVICE, [1, 2]),
+        removed(HOST, [5]),
+    ];
+    assert_eq!(joined, expected);
+    let cleared = batch::coalesce(vec![
+        stored(DEVICE, None, [1]),
+        KvEvent::Cleared,
+        stored(DEVICE, None, [2]),
+    ]);
+    assert_eq!(cleared, [KvEvent::Cleared, stored(DEVICE, None, [2])]);
+}
+
+#[tokio::test]
+async fn a_large_batch_is_published_in_parts() {
+    let log = EventLog::new(EPOCH);
+    let mut reader = log.read(None).unwrap();
+    let blocks = 200_000;
+    log.publish(vec![stored(DEVICE, None, 0..blocks), removed(DEVICE, 0..blocks)]);
+    let (mut chain, mut gone) = (Vec::new(), Vec::new());
+    while gone.len() < blocks as usize {
+        let bytes = reader.next().await.unwrap();
+        assert!(bytes.len() <= MAX_BATCH_LEN);
+        for event in decode_batch(&bytes).unwrap().events {
+            match event {
+                KvEvent::Stored { parent, blocks, .. } => {
+                    assert_eq!(parent, chain.last().copied());
+                    chain.extend(blocks);
+                }
+                KvEvent::Removed { blocks, .. } => gone.extend(blocks),
+                KvEvent::Cleared => panic!("nothing was cleared"),
+            }
+        }
+    }
+    assert_eq!((chain, gone), (hashes(0..blocks), hashes(0..blocks)));
+    assert_eq!(
+        log.snapshot().next_sequence,
+        log.shared.state.lock().batches.next()
+    );
+}
+
+#[test]
+fn a_snapshot_has_parents_before_children() {
+    let log = EventLog::new(EPOCH);
+    log.publish(vec![
+        stored(DEVICE, None, 1..=10),
+        stored(HOST, Some(2), [3, 4]),
+        stored(DEVICE, Some(5), [50, 51]),
+        stored(DEVICE, Some(900), [901]),
+        removed(DEVICE, [8]),
+    ]);
+    let snapshot = log.snapshot();
+    assert_eq!((snapshot.epoch, snapshot.next_sequence), (EPOCH, 1));
+    let mut seen = HashSet::new();
+    let mut held = HashSet::new();
+    for event in &snapshot.stored {
+        let KvEvent::Stored { tier, parent, blocks } = event else {
+            panic!("{event:?}")
+        };
+        let unknown = [None, Some(SequenceHash(8)), Some(SequenceHash(900))];
+        assert!(
+            unknown.contains(parent) || parent.is_some_and(|parent| seen.contains(&parent)),
+            "{event:?}"
+        );
+        seen.extend(blocks.iter().copied());
+        held.extend(blocks.iter().map(|block| (*tier, block.0)));
+    }
+    let device = [1, 2, 3, 4, 5, 6, 7, 9, 10, 50, 51, 901].map(|block| (DEVICE, block));
+    assert_eq!(held, device.into_iter().chain([(HOST, 3), (HOST, 4)]).collect());
+    // 1-2, 3-4 twice, 5, 6-7, 9-10, 50-51, 901: or 5 with either of its branches.
+    assert!(
+        snapshot.stored.len() <= 8,
+        "chains are long: {:?}",
+        snapshot.stored
+    );
+}
+
+#[test]
+fn parents_in_a_ring_lose_no_block() {
+    let mut mirror = Mirror::default();
+    mirror.apply_all(vec![
+        stored(DEVICE, Some(2), [1]),
+        stored(DEVICE, Some(1), [2]),
+        stored(DEVICE, Some(3), [3]),
+    ]);
+    let blocks: Vec<u64> = mirror
+        .chains()
+        .into_iter()
+        .flat_map(|event| match event {
+            KvEvent::Stored { blocks, .. } => blocks,
+            other => panic!("{other:?}"),
+        })
+        .map(|block| block.0)
+        .collect();
+    assert_eq!(
+        (blocks.len(), blocks.into_iter().collect::<HashSet<_>>()),
+        (3, HashSet::from([1, 2, 3]))
+    );
+}
+
+#[test]
+fn what_the_mirror_has_no_room_for_is_told_to_nobody() {
+    let mut mirror = Mirror::with_max_blocks(3);
+    let (told, refused) = mirror.apply_all(vec![
+        stored(DEVICE, None, 1..=5),
+        stored(HOST, None, 1..=3),
+        stored(DEVICE, None, [9]),
+    ]);
+    assert_eq!(
+        told,
+        [
+            stored(DEVICE, None, 1..=3),
+            stored(HOST, None, 1..=3),
+            stored(DEVICE, None, [])
+        ]
+    );
+    assert_eq!(refused, 3);
+    let (told, refused) = mirror.apply_all(vec![KvEvent::Cleared, stored(DEVICE, None, [9])]);
+    assert_eq!((told.len(), refused), (2, 0));
+}
