@@ -1,0 +1,208 @@
+//! What a prompt's tokens cost: `cargo bench -p signalbox-tokenize [-- PATH]`, an absolute path to a GGUF or a folder.
+//!
+//! Prompts are all different, made of common English words, as the tokenizer's cache of words meets them in service.
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a bench prints, and has nobody to hand errors to"
+)]
+
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use signalbox_tokenize::{ModelArtifacts, ModelText, TokenDecoder};
+
+const WORDS: &[&str] = &[
+    "the",
+    "of",
+    "and",
+    "a",
+    "to",
+    "in",
+    "is",
+    "you",
+    "that",
+    "it",
+    "he",
+    "was",
+    "for",
+    "on",
+    "are",
+    "as",
+    "with",
+    "his",
+    "they",
+    "I",
+    "at",
+    "be",
+    "this",
+    "have",
+    "from",
+    "or",
+    "one",
+    "had",
+    "by",
+    "word",
+    "but",
+    "not",
+    "what",
+    "all",
+    "were",
+    "when",
+    "your",
+    "can",
+    "said",
+    "there",
+    "use",
+    "each",
+    "which",
+    "she",
+    "do",
+    "how",
+    "their",
+    "if",
+    "will",
+    "up",
+    "other",
+    "about",
+    "out",
+    "many",
+    "then",
+    "them",
+    "these",
+    "so",
+    "some",
+    "her",
+    "would",
+    "make",
+    "like",
+    "him",
+    "into",
+    "time",
+    "has",
+    "look",
+    "two",
+    "more",
+    "write",
+    "go",
+    "see",
+    "number",
+    "no",
+    "way",
+    "could",
+    "people",
+    "my",
+    "than",
+    "first",
+    "water",
+    "been",
+    "call",
+    "who",
+    "oil",
+    "its",
+    "now",
+    "find",
+    "long",
+    "down",
+    "day",
+    "did",
+    "get",
+    "come",
+    "made",
+    "may",
+    "part",
+    "signal",
+    "railway",
+    "inference",
+    "throughput",
+    "scheduler",
+    "cache",
+    "prefix",
+    "worker",
+    "latency,",
+    "tokens.",
+    "2024",
+    "model's",
+];
+const ROUNDS: usize = 300;
+
+/// A text of exactly `bytes` bytes, another for each `seed`.
+fn prompt(bytes: usize, mut seed: u64) -> String {
+    let mut text = String::new();
+    while text.len() < bytes {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        text.push_str(WORDS[(seed >> 33) as usize % WORDS.len()]);
+        text.push(' ');
+    }
+    text.truncate(bytes);
+    text
+}
+
+/// In µs: the time that a tenth of the rounds stayed under. What else the machine does only ever adds.
+fn quick_round(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 10].as_secs_f64() * 1e6
+}
+
+fn rounds(mut round: impl FnMut(u64)) -> f64 {
+    let time = |seed| {
+        let start = Instant::now();
+        round(seed);
+        start.elapsed()
+    };
+    quick_round((0..ROUNDS as u64).map(time).collect())
+}
+
+fn main() {
+    let model = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with("--"));
+    let start = Instant::now();
+    let artifacts = match model.as_deref().map(Path::new) {
+        Some(folder) if folder.is_dir() => ModelArtifacts::from_hf_folder(folder).unwrap(),
+        Some(file) => ModelArtifacts::from_gguf(file).unwrap(),
+        None => ModelArtifacts::byte_level_fixture(),
+    };
+    let read = start.elapsed();
+    let text = ModelText::load(&artifacts).unwrap();
+    let loaded = start.elapsed() - read;
+    println!(
+        "{}: {} tokens, read in {read:.0?}, loaded in {loaded:.0?}",
+        model.as_deref().unwrap_or("fixture"),
+        text.vocab_size()
+    );
+    for bytes in [2_000, 16_000] {
+        let prompts: Vec<_> = (0..ROUNDS as u64).map(|seed| prompt(bytes, seed)).collect();
+        let encode = rounds(|seed| drop(black_box(text.encode_prompt(&prompts[seed as usize]))));
+        let tokens = text.encode_prompt(&prompts[0]).unwrap();
+        let chats: Vec<_> = prompts
+            .iter()
+            .map(|prompt| json!([{"role": "user", "content": prompt}]))
+            .collect();
+        println!(
+            "{bytes:>6} bytes, {:>5} tokens: encode {encode:>7.1} µs",
+            tokens.len()
+        );
+        if text.has_chat_template() {
+            let render = rounds(|seed| drop(black_box(text.render_chat(&chats[seed as usize]))));
+            println!("{bytes:>6} bytes: render {render:.1} µs");
+        }
+        let decode = rounds(|_| {
+            let mut out = String::new();
+            let mut decoder = TokenDecoder::default();
+            tokens
+                .iter()
+                .for_each(|token| decoder.push(&text, *token, &mut out));
+            decoder.finish(&text, &mut out);
+            black_box(out);
+        });
+        println!(
+            "{bytes:>6} bytes: decode {:.1} ns a token",
+            decode * 1e3 / tokens.len() as f64
+        );
+    }
+}

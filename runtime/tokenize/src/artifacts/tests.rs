@@ -1,0 +1,88 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::ModelText;
+
+#[test]
+fn the_container_gives_back_what_was_put_in() {
+    let artifacts = ModelArtifacts::byte_level_fixture();
+    let bytes = artifacts.to_bytes();
+    let read = ModelArtifacts::from_bytes(&bytes).unwrap();
+    assert_eq!(read, artifacts);
+    assert_eq!(read.to_bytes(), bytes);
+    assert_eq!(read.digest(), artifacts.digest());
+    assert_eq!(
+        artifacts.digest(),
+        Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<String>()
+    );
+}
+
+/// Routers and workers of different builds must agree on it.
+#[test]
+fn the_digest_of_known_artifacts_never_changes() {
+    assert_eq!(ModelArtifacts::byte_level_fixture().digest(), FIXTURE_DIGEST);
+}
+
+const FIXTURE_DIGEST: &str = "02fd5bd54c59e802c697a36a1dcdc8abe3e1baca4e109b7d85926b3c7714cb8e";
+
+#[test]
+fn another_template_is_another_digest() {
+    let fixture = ModelArtifacts::byte_level_fixture();
+    let mut other = fixture.clone();
+    other.header.chat_template = None;
+    assert_ne!(other.digest(), fixture.digest());
+}
+
+#[test]
+fn foreign_bytes_are_refused_with_the_reason() {
+    let good = ModelArtifacts::byte_level_fixture().to_bytes();
+    let check = |bytes: &[u8], expected: &str| {
+        let error = ModelArtifacts::from_bytes(bytes).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    check(b"", "begin with something else");
+    check(b"{\"version\": \"1.0\"}", "begin with something else");
+    check(
+        &[&good[..7], &[2], &good[8..]].concat(),
+        "version 2 of the container",
+    );
+    check(&[&good[..8], &u32::MAX.to_le_bytes()].concat(), "the limit is");
+    check(&good[..good.len() - 1], "are there");
+    check(&[&good, b"x".as_slice()].concat(), "are there");
+    check(
+        &[&good[..8], &2u32.to_le_bytes(), b"{}", &0u64.to_le_bytes()].concat(),
+        "missing field",
+    );
+}
+
+#[test]
+fn a_special_token_outside_the_vocabulary_is_refused_at_load() {
+    let mut artifacts = ModelArtifacts::byte_level_fixture();
+    artifacts.header.special_tokens.end = vec![300];
+    let error = ModelText::load(&artifacts).unwrap_err().to_string();
+    assert!(
+        error.contains("special token 300 is outside the vocabulary of 300 tokens"),
+        "{error}"
+    );
+}
+
+#[test]
+fn harmony_goes_on_behind_a_messages_end() {
+    assert!(is_end_token("<|end|>", &["<|end|>", "<|user|>"]));
+    assert!(!is_end_token("<|end|>", &["<|end|>", "<|return|>", "<|call|>"]));
+    assert!(!is_end_token("<|im_start|>", &[]));
+}
+
+proptest! {
+    #[test]
+    fn no_damage_makes_it_panic(place in any::<prop::sample::Index>(), byte: u8, cut in any::<prop::sample::Index>()) {
+        let mut bytes = ModelArtifacts::byte_level_fixture().to_bytes().to_vec();
+        let place = place.index(bytes.len());
+        bytes[place] = byte;
+        bytes.truncate(cut.index(bytes.len()) + 1);
+        let _ = ModelArtifacts::from_bytes(&bytes);
+    }
+}

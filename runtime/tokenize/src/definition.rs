@@ -1,0 +1,188 @@
+//! A tokenizer in the making, written out in the format of Hugging Face's `tokenizer.json`.
+//!
+//! Everything that is not a `tokenizer.json` already (a GGUF, the built-in fixture) becomes one here, so that there is
+//! one way to load a tokenizer and its bytes are stable.
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+use serde_json::{Value, json};
+
+/// A byte-pair tokenizer, before it is loaded.
+#[derive(Debug, Serialize)]
+pub(crate) struct Definition<'a> {
+    version: &'static str,
+    truncation: Option<()>,
+    padding: Option<()>,
+    added_tokens: Vec<AddedToken<'a>>,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Value,
+    decoder: Value,
+    model: BytePairModel<'a>,
+}
+
+/// A token that is looked for in the text before anything else.
+#[derive(Debug, Serialize)]
+pub(crate) struct AddedToken<'a> {
+    id: u32,
+    content: &'a str,
+    single_word: bool,
+    lstrip: bool,
+    rstrip: bool,
+    normalized: bool,
+    special: bool,
+}
+
+impl<'a> AddedToken<'a> {
+    pub(crate) fn new(id: u32, content: &'a str, special: bool) -> Self {
+        Self {
+            id,
+            content,
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: false,
+            special,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct BytePairModel<'a> {
+    r#type: &'static str,
+    dropout: Option<f32>,
+    unk_token: Option<&'a str>,
+    continuing_subword_prefix: Option<&'static str>,
+    end_of_word_suffix: Option<&'static str>,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    vocab: Vocabulary<'a>,
+    merges: Vec<(&'a str, &'a str)>,
+}
+
+/// Tokens in the order of their ids.
+#[derive(Debug)]
+struct Vocabulary<'a>(&'a [String]);
+
+impl Serialize for Vocabulary<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (id, token) in self.0.iter().enumerate() {
+            map.serialize_entry(token, &id)?;
+        }
+        map.end()
+    }
+}
+
+/// How text is cut into words before byte pairs are merged, as `tokenizer.json` spells it.
+pub(crate) enum Words {
+    /// GPT-2's way, after each decimal or other numeral stands alone.
+    DigitsThenGpt2,
+    /// Each pattern in turn cuts what the ones before left whole; the pieces between matches stay.
+    Patterns(&'static [&'static str]),
+}
+
+impl<'a> Definition<'a> {
+    /// Byte-level BPE, GPT-2's family: every byte is a printable character of the vocabulary.
+    pub(crate) fn byte_level(
+        tokens: &'a [String],
+        merges: Vec<(&'a str, &'a str)>,
+        added_tokens: Vec<AddedToken<'a>>,
+        words: &Words,
+        ignore_merges: bool,
+        nfc: bool,
+    ) -> Self {
+        let byte_level = |use_regex: bool| {
+            let kind = "ByteLevel";
+            json!({"type": kind, "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
+        };
+        let mut steps = match words {
+            Words::DigitsThenGpt2 => vec![json!({"type": "Digits", "individual_digits": true})],
+            Words::Patterns(patterns) => patterns
+                .iter()
+                .map(|pattern| {
+                    let pattern = json!({"Regex": pattern});
+                    json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+                })
+                .collect(),
+        };
+        steps.push(byte_level(matches!(words, Words::DigitsThenGpt2)));
+        Self {
+            version: "1.0",
+            truncation: None,
+            padding: None,
+            added_tokens,
+            normalizer: if nfc { json!({"type": "NFC"}) } else { Value::Null },
+            pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}),
+            post_processor: Value::Null,
+            decoder: byte_level(true),
+            model: BytePairModel::new(tokens, merges, None, false, ignore_merges),
+        }
+    }
+
+    /// SentencePiece's BPE: spaces are `▁`, characters without a token fall back to one token a byte.
+    pub(crate) fn sentence_piece(
+        tokens: &'a [String],
+        merges: Vec<(&'a str, &'a str)>,
+        added_tokens: Vec<AddedToken<'a>>,
+        unknown: Option<&'a str>,
+        space_prefix: bool,
+    ) -> Self {
+        let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+        let mut decoders = vec![
+            json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+            json!({"type": "ByteFallback"}),
+            json!({"type": "Fuse"}),
+        ];
+        let normalizer = if space_prefix {
+            decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+            json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, spaces]})
+        } else {
+            spaces
+        };
+        Self {
+            version: "1.0",
+            truncation: None,
+            padding: None,
+            added_tokens,
+            normalizer,
+            pre_tokenizer: Value::Null,
+            post_processor: Value::Null,
+            decoder: json!({"type": "Sequence", "decoders": decoders}),
+            model: BytePairModel::new(tokens, merges, unknown, true, false),
+        }
+    }
+
+    /// The same definition gives the same bytes.
+    #[expect(
+        clippy::expect_used,
+        reason = "strings, numbers and booleans under names that are strings are JSON"
+    )]
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("every map has strings for keys")
+    }
+}
+
+impl<'a> BytePairModel<'a> {
+    fn new(
+        tokens: &'a [String],
+        merges: Vec<(&'a str, &'a str)>,
+        unk_token: Option<&'a str>,
+        byte_fallback: bool,
+        ignore_merges: bool,
+    ) -> Self {
+        Self {
+            r#type: "BPE",
+            dropout: None,
+            unk_token,
+            continuing_subword_prefix: None,
+            end_of_word_suffix: None,
+            fuse_unk: byte_fallback,
+            byte_fallback,
+            ignore_merges,
+            vocab: Vocabulary(tokens),
+            merges,
+        }
+    }
+}

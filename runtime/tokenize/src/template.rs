@@ -1,0 +1,201 @@
+//! Chat templates as the reference (`transformers`) runs them, under bounds the reference does not have.
+//!
+//! The environment is the reference's: blocks trimmed, Python's string methods, `raise_exception`, `strftime_now`,
+//! `tojson` without HTML escapes, `loopcontrols`, and `{% generation %}` marks that print nothing. A template is compiled
+//! once and comes with the model; requests bring data for it, never templates.
+
+mod tojson;
+
+use std::cell::Cell;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value};
+use minijinja::{Environment, Error, ErrorKind};
+use serde::{Serialize, Serializer};
+use serde_json::Value as Json;
+
+use crate::artifacts::SpecialTokens;
+use crate::{ArtifactError, TextError};
+
+/// Steps of one rendering; minijinja also charges one for every 64 bytes a template makes, so that this bounds memory
+/// (320 MB at worst) as well as time (well under a second). A conversation of 1,000 turns takes about 100,000.
+const FUEL: u64 = 5_000_000;
+/// Depth of nesting: a block or loop counts one, a macro call ten or so. Templates that print a tool's schema call
+/// themselves once a level of it.
+const MAX_RECURSION: usize = 500;
+const NAME: &str = "chat_template";
+
+/// A model's compiled chat template.
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    special: Vec<(&'static str, Value)>,
+    knows_developer: bool,
+}
+
+/// What a template said with `raise_exception`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+impl ChatTemplate {
+    pub(crate) fn compile(source: &str, special: &SpecialTokens) -> Result<Self, ArtifactError> {
+        let compile = |error: Error| ArtifactError::Template(describe(&error));
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(compile)?;
+        environment.set_syntax(syntax);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(MAX_RECURSION);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", tojson::tojson);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment
+            .add_template_owned(NAME, without_generation_marks(source))
+            .map_err(compile)?;
+        let tokens = [
+            ("bos_token", &special.bos),
+            ("eos_token", &special.eos),
+            ("pad_token", &special.pad),
+            ("unk_token", &special.unk),
+        ];
+        let special = tokens
+            .into_iter()
+            .filter_map(|(name, token)| Some((name, Value::from(&token.as_ref()?.content))));
+        Ok(Self {
+            environment,
+            special: special.collect(),
+            knows_developer: source.contains("developer"),
+        })
+    }
+
+    /// Whether the template treats `developer`, OpenAI's newer name for the system role, as a role of its own.
+    pub(crate) fn knows_developer(&self) -> bool {
+        self.knows_developer
+    }
+
+    /// The prompt for `messages`, up to where the assistant's answer begins. The members of `extra`, an object or null,
+    /// become variables of the template: `tools`, `enable_thinking`, ….
+    pub(crate) fn render(&self, messages: Value, extra: &Json) -> Result<String, TextError> {
+        // Absent ones are none rather than undefined in the reference, and templates tell the difference.
+        let absent = [("tools", Value::from(())), ("documents", Value::from(()))];
+        let prompt = [("add_generation_prompt", Value::from(true))];
+        let special = self.special.iter().map(|(name, token)| (*name, token.clone()));
+        let extra = match extra {
+            Json::Null => None,
+            Json::Object(extra) => Some(
+                extra
+                    .iter()
+                    .map(|(name, value)| (&**name, Value::from(Serde(value)))),
+            ),
+            _ => {
+                let message = "chat_template_kwargs should be an object of the template's variables.";
+                return Err(TextError::param("chat_template_kwargs", message));
+            }
+        };
+        let context = absent.into_iter().chain(prompt).chain(special);
+        let context = context
+            .chain(extra.into_iter().flatten())
+            .chain([("messages", messages)]);
+        let template = self.environment.get_template(NAME).map_err(failure)?;
+        template.render(object(context)).map_err(failure)
+    }
+}
+
+/// An object with these members in this order; of two with one name, the later counts.
+pub(crate) fn object<'a>(members: impl Iterator<Item = (&'a str, Value)>) -> Value {
+    struct Members<T>(Cell<Option<T>>);
+
+    impl<'a, T: Iterator<Item = (&'a str, Value)>> Serialize for Members<T> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_map(self.0.take().into_iter().flatten())
+        }
+    }
+
+    Value::from(Serde(Members(Cell::new(Some(members)))))
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, "the template refused").with_source(Refusal(message)))
+}
+
+/// The current time in UTC. (The reference takes the machine's own zone; routers in two zones must render alike.)
+fn strftime_now(format: &str) -> Result<String, Error> {
+    let now = Timestamp::now().to_zoned(TimeZone::UTC);
+    jiff::fmt::strtime::format(format, &now)
+        .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
+}
+
+fn failure(error: Error) -> TextError {
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        if let Some(Refusal(message)) = cause.downcast_ref() {
+            return TextError::param(
+                "messages",
+                format!("The model's chat template refuses these messages: {message}"),
+            );
+        }
+        source = cause.source();
+    }
+    let message = if error.kind() == ErrorKind::OutOfFuel {
+        "These messages take the model's chat template more than the steps it is allowed; send fewer."
+            .to_owned()
+    } else {
+        format!(
+            "The model's chat template cannot render these messages: {}.",
+            describe(&error)
+        )
+    };
+    TextError::param("messages", message)
+}
+
+fn describe(error: &Error) -> String {
+    let line = error
+        .line()
+        .map(|line| format!(" (line {line} of the template)"))
+        .unwrap_or_default();
+    let detail = error
+        .detail()
+        .map(|detail| format!(": {detail}"))
+        .unwrap_or_default();
+    format!("{}{detail}{line}", error.kind())
+}
+
+/// `{% generation %}` and its end mark, for training, which part the assistant says. Here they are conditions that
+/// always hold, which keeps their effect on whitespace.
+fn without_generation_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, block) = rest.split_at(start);
+        let Some(length) = block[2..].find("%}") else {
+            break;
+        };
+        let inner = &block[2..2 + length];
+        let word = inner
+            .trim_start_matches(['-', '+'])
+            .trim_end_matches(['-', '+'])
+            .trim();
+        let replacement = match word {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        out.push_str(before);
+        match replacement {
+            Some(replacement) => out.push_str(&format!("{{%{}%}}", inner.replace(word, replacement))),
+            None => out.push_str(&block[..length + 4]),
+        }
+        rest = &block[length + 4..];
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests;

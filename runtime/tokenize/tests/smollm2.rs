@@ -1,0 +1,119 @@
+//! The tokens of a real model, against llama.cpp's and the model's own template.
+//!
+//! Needs SmolLM2-135M-Instruct as GGUF: at `SIGNALBOX_TEST_MODEL`, or where `make test` puts it. What llama.cpp answered
+//! is kept in `oracle/smollm2.json`, written by `oracle/smollm2.py`.
+#![expect(clippy::unwrap_used, reason = "what cannot be read fails the test")]
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+use serde_json::json;
+use signalbox_tokenize::{ModelArtifacts, ModelText, TokenDecoder, read_gguf_metadata};
+
+fn model() -> PathBuf {
+    let named = std::env::var_os("SIGNALBOX_TEST_MODEL").map(PathBuf::from);
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let path = named.unwrap_or_else(|| workspace.join(".local/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
+    assert!(
+        path.is_file(),
+        "no model at {}: run `make test`, which fetches it, or set SIGNALBOX_TEST_MODEL",
+        path.display()
+    );
+    path
+}
+
+static TEXT: LazyLock<ModelText> =
+    LazyLock::new(|| ModelText::load(&ModelArtifacts::from_gguf(&model()).unwrap()).unwrap());
+
+/// What llama.cpp makes of a text: `llama_tokenize(text, add_special = false, parse_special = true)`.
+#[derive(Deserialize)]
+struct Tokenized {
+    text: String,
+    ids: Vec<u32>,
+}
+
+fn oracle() -> Vec<Tokenized> {
+    serde_json::from_str(include_str!("oracle/smollm2.json")).unwrap()
+}
+
+#[test]
+fn tokens_are_llama_cpps() {
+    let oracle = oracle();
+    assert!(oracle.len() > 40);
+    for Tokenized { text, ids } in oracle {
+        assert_eq!(TEXT.encode_prompt(&text).unwrap(), ids, "{text:?}");
+    }
+}
+
+#[test]
+fn text_comes_back_token_by_token() {
+    for Tokenized { ids, .. } in oracle() {
+        let mut decoder = TokenDecoder::default();
+        let mut pieces = String::new();
+        ids.iter()
+            .for_each(|token| decoder.push(&TEXT, *token, &mut pieces));
+        decoder.finish(&TEXT, &mut pieces);
+        let visible = ids.iter().filter(|token| !TEXT.is_special(**token));
+        let bytes: Vec<u8> = visible.flat_map(|token| TEXT.token_bytes(*token)).collect();
+        assert_eq!(pieces, String::from_utf8(bytes).unwrap());
+    }
+}
+
+#[test]
+fn the_head_of_the_file_describes_the_model() {
+    let metadata = read_gguf_metadata(&model()).unwrap();
+    assert_eq!(metadata.architecture().unwrap(), "llama");
+    assert_eq!(metadata.name(), Some("Smollm2 135M 8k Lc100K Mix1 Ep2"));
+    assert_eq!(
+        (
+            metadata.context_length().unwrap(),
+            metadata.block_count().unwrap()
+        ),
+        (8192, 30)
+    );
+    assert_eq!(
+        (
+            metadata.embedding_length().unwrap(),
+            metadata.vocabulary_size().unwrap()
+        ),
+        (576, 49152)
+    );
+    assert_eq!(
+        (metadata.tensor_count(), metadata.file_bytes()),
+        (272, 98_362_432)
+    );
+}
+
+#[test]
+fn the_chat_template_is_the_models() {
+    let messages = json!([{"role": "user", "content": "Hello"}]);
+    let prompt = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+                  <|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(TEXT.render_chat(&messages).unwrap(), prompt);
+    let tokens = TEXT.encode_chat(&messages).unwrap();
+    assert_eq!(
+        tokens,
+        TEXT.encode_prompt(prompt).unwrap(),
+        "no token is put before a chat"
+    );
+    assert_eq!(tokens[0], 1);
+    assert_eq!(TEXT.eos_tokens(), [0, 2], "<|endoftext|> and <|im_end|>");
+    assert_eq!(TEXT.vocab_size(), 49152);
+}
+
+#[test]
+fn artifacts_are_the_same_each_time_and_survive_the_journey() {
+    let artifacts = ModelArtifacts::from_gguf(&model()).unwrap();
+    assert_eq!(
+        artifacts.digest(),
+        ModelArtifacts::from_gguf(&model()).unwrap().digest()
+    );
+    let arrived = ModelArtifacts::from_bytes(&artifacts.to_bytes()).unwrap();
+    assert_eq!(arrived.digest(), artifacts.digest());
+    let text = ModelText::load(&arrived).unwrap();
+    assert_eq!(
+        text.encode_prompt("Hello world").unwrap(),
+        TEXT.encode_prompt("Hello world").unwrap()
+    );
+}
