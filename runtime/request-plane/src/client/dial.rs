@@ -1,0 +1,128 @@
+//! From an address to a connection whose hello is through.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::BytesMut;
+use signalbox_protocol::{WireError, WorkerCard};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_util::codec::{Decoder, Encoder};
+
+use super::LinkConfig;
+use crate::{
+    frame::{Frame, FrameCodec, FrameError, HELLO_FRAME_BYTES},
+    hello::{Hello, VERSIONS},
+};
+
+/// A worker that answered.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) socket: TcpStream,
+    /// What arrived behind the hello.
+    pub(super) buffer: BytesMut,
+    pub(super) card: Arc<WorkerCard>,
+    /// Largest frame the worker takes.
+    pub(super) max_frame_bytes: usize,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    #[error("no connection: {0}")]
+    Connect(io::Error),
+    #[error("no connection within {0:?}")]
+    ConnectTimeout(Duration),
+    #[error("connected, but no hello within {0:?}: is this the port of a worker's request plane?")]
+    HelloTimeout(Duration),
+    #[error("connected, but lost before the hello was through: {0}")]
+    Io(io::Error),
+    #[error(
+        "the worker closed the connection without a hello: is this the port of a worker's request plane?"
+    )]
+    Closed,
+    #[error("instead of a hello the worker sent {0}")]
+    Frame(FrameError),
+    #[error("instead of a hello the worker sent a {0} frame")]
+    Unexpected(&'static str),
+    #[error("the worker refused the connection: {0}")]
+    Refused(String),
+    #[error(
+        "the worker chose version {0} of the request plane; this router speaks {lowest} to {highest}",
+        lowest = VERSIONS.start(),
+        highest = VERSIONS.end()
+    )]
+    Version(u16),
+    #[error("the worker's card is not understood: {0}")]
+    Card(serde_json::Error),
+}
+
+/// Connects and exchanges hellos.
+pub(super) async fn dial(address: String, config: &LinkConfig) -> Result<Dialled, DialError> {
+    let limit = config.connect_timeout;
+    let socket = timeout(limit, TcpStream::connect(&address))
+        .await
+        .map_err(|_| DialError::ConnectTimeout(limit))?
+        .map_err(DialError::Connect)?;
+    // A token must not wait for the acknowledgement of the one before.
+    socket.set_nodelay(true).map_err(DialError::Io)?;
+    timeout(limit, greet(socket, config))
+        .await
+        .map_err(|_| DialError::HelloTimeout(limit))?
+}
+
+async fn greet(mut socket: TcpStream, config: &LinkConfig) -> Result<Dialled, DialError> {
+    let mut codec = FrameCodec::new(HELLO_FRAME_BYTES);
+    let mut buffer = BytesMut::new();
+    let hello = Hello {
+        software: concat!("signalbox/", env!("CARGO_PKG_VERSION")).into(),
+        window_bytes: config.window_bytes,
+    };
+    let json = serde_json::to_vec(&hello)
+        .map_err(|error| DialError::Io(error.into()))?
+        .into();
+    let hello = Frame::Hello {
+        lowest: *VERSIONS.start(),
+        highest: *VERSIONS.end(),
+        json,
+    };
+    codec.encode(hello, &mut buffer).map_err(DialError::Frame)?;
+    socket.write_all(&buffer).await.map_err(DialError::Io)?;
+
+    buffer.clear();
+    let answer = loop {
+        if let Some(frame) = codec.decode(&mut buffer).map_err(DialError::Frame)? {
+            break frame;
+        }
+        if socket.read_buf(&mut buffer).await.map_err(DialError::Io)? == 0 {
+            return Err(DialError::Closed);
+        }
+    };
+    match answer {
+        Frame::HelloAck {
+            version,
+            max_frame_bytes,
+            json,
+        } => {
+            if !VERSIONS.contains(&version) {
+                return Err(DialError::Version(version));
+            }
+            let card = serde_json::from_slice(&json).map_err(DialError::Card)?;
+            Ok(Dialled {
+                socket,
+                buffer,
+                card: Arc::new(card),
+                max_frame_bytes: max_frame_bytes as usize,
+            })
+        }
+        Frame::Fail { stream: 0, json } => Err(DialError::Refused(
+            serde_json::from_slice::<WireError>(&json).map_or_else(
+                |_| "it gave no reason this router understands".into(),
+                |error| error.message,
+            ),
+        )),
+        other => Err(DialError::Unexpected(other.name())),
+    }
+}

@@ -1,0 +1,181 @@
+//! The actor of one link: dials, waits, dials again, until closed.
+
+use std::{
+    future::poll_fn,
+    time::{Duration, Instant},
+};
+
+use actix::{dev::SendError, prelude::*};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    LinkEvent, LinkState,
+    backoff::Backoff,
+    dial::{DialError, Dialled, dial},
+    pump,
+    state::SharedLink,
+};
+
+/// How soon a watcher whose mailbox was full is offered an event again. (actix's own `Recipient::send` does not wake
+/// its caller when a full mailbox gets room.)
+const OFFER_AGAIN: Duration = Duration::from_millis(20);
+
+/// The actor of one link. All that others read lives in the [`SharedLink`].
+pub(super) struct WorkerLink {
+    link: SharedLink,
+    watcher: Option<Recipient<LinkEvent>>,
+    backoff: Backoff,
+    /// The pump runs; it ends by itself when a closed link has no open stream.
+    connected: bool,
+}
+
+/// The owner has closed the link.
+#[derive(Debug)]
+pub(super) struct Close;
+
+impl Message for Close {
+    type Result = ();
+}
+
+impl WorkerLink {
+    /// Starts the actor on this arbiter, with the link's state ready to queue calls.
+    pub(super) fn start(link: SharedLink, watcher: Option<Recipient<LinkEvent>>) -> Addr<Self> {
+        let config = link.with(|link| {
+            link.dialling();
+            link.config.clone()
+        });
+        let backoff = Backoff::new(config.backoff_min, config.backoff_max);
+        Actor::start(Self {
+            link,
+            watcher,
+            backoff,
+            connected: false,
+        })
+    }
+
+    fn dial(&mut self, ctx: &mut Context<Self>) {
+        let (state, address, config) = self.link.with(|link| {
+            link.dialling();
+            (link.state, link.address.clone(), link.config.clone())
+        });
+        if state == LinkState::Closed {
+            return ctx.stop();
+        }
+        let dialling = async move { dial(address, &config).await };
+        ctx.spawn(
+            dialling
+                .into_actor(self)
+                .map(|dialled, actor, ctx| actor.on_dialled(dialled, ctx)),
+        );
+    }
+
+    fn on_dialled(&mut self, dialled: Result<Dialled, DialError>, ctx: &mut Context<Self>) {
+        let Dialled {
+            socket,
+            buffer,
+            card,
+            max_frame_bytes,
+        } = match dialled {
+            Ok(dialled) => dialled,
+            Err(error) => {
+                let reason = error.to_string();
+                self.link.with(|link| link.lost(&reason));
+                return self.wait_or_stop(&reason, ctx);
+            }
+        };
+        let address = self.link.with(|link| link.address.clone());
+        tracing::info!(worker.id = %card.id, worker.address = address, "link to worker is up");
+        let up_since = Instant::now();
+        self.link
+            .with(|link| link.connected(card, max_frame_bytes, up_since));
+        self.connected = true;
+        // A task of its own: the bytes of every token need not pass through the actor's context.
+        let pump = actix_rt::spawn(pump::run(socket, buffer, self.link.clone()));
+        let ended = AbortOnDropHandle::new(pump)
+            .into_actor(self)
+            .map(move |ended, actor, ctx| {
+                actor.connected = false;
+                actor.backoff.after_connection(up_since.elapsed());
+                let reason = ended.map_or_else(|error| error.to_string(), |ended| ended.to_string());
+                actor.wait_or_stop(&reason, ctx);
+            });
+        ctx.spawn(ended);
+    }
+
+    fn wait_or_stop(&mut self, reason: &str, ctx: &mut Context<Self>) {
+        let (closed, address) = self
+            .link
+            .with(|link| (link.state == LinkState::Closed, link.address.clone()));
+        if closed {
+            return ctx.stop();
+        }
+        let wait = self.backoff.after_failure(rand::random());
+        tracing::warn!(worker.address = address, reason, retry_in = ?wait, "no link to worker");
+        ctx.run_later(wait, Self::dial);
+    }
+
+    /// Offers the watcher every event until it takes it.
+    fn notify(&self, watcher: Recipient<LinkEvent>, ctx: &mut Context<Self>) {
+        let link = self.link.clone();
+        let notifying = async move {
+            loop {
+                let event = poll_fn(|cx| link.with(|link| link.poll_notice(cx))).await;
+                match watcher.try_send(event) {
+                    Ok(()) => {}
+                    Err(SendError::Closed(_)) => return,
+                    Err(SendError::Full(event)) => {
+                        link.with(|link| link.put_back(event));
+                        tokio::time::sleep(OFFER_AGAIN).await;
+                    }
+                }
+            }
+        };
+        ctx.spawn(notifying.into_actor(self));
+    }
+}
+
+impl Actor for WorkerLink {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        if let Some(watcher) = self.watcher.take() {
+            self.notify(watcher, ctx);
+        }
+        self.dial(ctx);
+    }
+}
+
+impl Handler<Close> for WorkerLink {
+    type Result = ();
+
+    fn handle(&mut self, _: Close, ctx: &mut Context<Self>) {
+        if !self.connected {
+            ctx.stop();
+        }
+    }
+}
+
+impl Drop for WorkerLink {
+    /// Calls queued for a dial that will never end must not wait for ever.
+    fn drop(&mut self) {
+        self.link.with(|link| link.lost("the link stopped"));
+    }
+}
+
+/// Lets a test see what a defect in the actor costs.
+#[cfg(test)]
+pub(super) struct Panic;
+
+#[cfg(test)]
+impl Message for Panic {
+    type Result = ();
+}
+
+#[cfg(test)]
+impl Handler<Panic> for WorkerLink {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
+        panic!("this panic is part of the test");
+    }
+}

@@ -1,0 +1,349 @@
+//! The streams of one link, without the socket: what arrived for each, what is to be written, how much the worker may
+//! still send. Whoever must be woken is collected and woken by the caller, once nothing is borrowed.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::VecDeque,
+    mem,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
+use signalbox_protocol::{ErrorKind, StreamSummary, WireError};
+use tokio_util::codec::Encoder;
+
+use super::{LinkError, ResponseEvent};
+use crate::{
+    CallParts,
+    frame::{self, Frame, FrameCodec, HEAD_BYTES, piece_cost},
+};
+
+/// An Open frame's two length fields.
+const OPEN_FIELDS_BYTES: usize = 8;
+
+/// Room for answers to a worker's pings beyond the calls that may wait. A worker past it sends and does not read.
+const CONTROL_BYTES: usize = 1 << 20;
+
+/// The streams of one link. Stream ids are not used again, on no connection of the link, so that late frames of a
+/// cancelled stream find nothing.
+pub(super) struct Mux {
+    window: i64,
+    max_streams: usize,
+    /// Largest Open frame, by this router's setting and, once connected, the worker's.
+    max_open: usize,
+    max_frame: usize,
+    streams: HashMap<u32, Slot>,
+    last_id: u32,
+    out: BytesMut,
+    /// Streams whose Open frame is still in `out`: if the connection goes now, they never reached the worker.
+    unwritten: Vec<u32>,
+    writer: Option<Waker>,
+    woken: Vec<Waker>,
+}
+
+/// One stream as its reader sees it.
+#[derive(Default)]
+struct Slot {
+    pieces: VecDeque<(u32, Bytes)>,
+    /// Follows the pieces. Until it is there, the stream is open at the worker.
+    end: Option<Result<StreamSummary, LinkError>>,
+    reader: Option<Waker>,
+    /// Bytes the worker may still send; one piece may take it below zero.
+    allowance: i64,
+    /// Bytes read and not yet given back as credit.
+    unreturned: u32,
+}
+
+/// Why a call was not opened.
+#[derive(Debug)]
+pub(super) enum OpenRefusal {
+    Full { limit: usize },
+    TooLarge { bytes: usize, limit: usize },
+    Congested { bytes: usize },
+    Json(serde_json::Error),
+}
+
+/// What a frame means to the link as a whole.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// It concerned a stream, or nobody.
+    Nothing,
+    /// The worker takes nothing new.
+    Drain,
+}
+
+/// A frame that ends the connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Violation {
+    #[error("the worker closed the connection: {0}")]
+    Told(String),
+    #[error("the worker sent a {0} frame, which only routers send, or only before the hello is through")]
+    Unexpected(&'static str),
+    #[error("the worker sent more than the window of stream {stream} allows")]
+    Overrun { stream: u32 },
+    #[error("the worker does not read what it is sent: {bytes} bytes wait")]
+    NotReading { bytes: usize },
+}
+
+impl Mux {
+    pub(super) fn new(window: u32, max_streams: usize, max_frame: usize) -> Self {
+        Self {
+            window: window.into(),
+            max_streams,
+            max_open: max_frame,
+            max_frame,
+            streams: HashMap::new(),
+            last_id: 0,
+            out: BytesMut::new(),
+            unwritten: Vec::new(),
+            writer: None,
+            woken: Vec::new(),
+        }
+    }
+
+    /// The worker takes frames of so many bytes. Calls queued before this was known may be larger: they fail.
+    pub(super) fn connected(&mut self, worker_max_frame: usize) {
+        self.max_open = self.max_frame.min(worker_max_frame);
+        if self.out.len() <= self.max_open {
+            return;
+        }
+        let queued = mem::take(&mut self.out);
+        let mut rest = &queued[..];
+        while let Some((length, _)) = rest.split_first_chunk::<4>() {
+            let bytes = u32::from_le_bytes(*length) as usize;
+            let (frame, others) = rest.split_at((4 + bytes).min(rest.len()));
+            if bytes <= self.max_open {
+                self.out.extend_from_slice(frame);
+            } else if let Some(stream) = frame[5..].first_chunk::<4>() {
+                self.end(u32::from_le_bytes(*stream), Err(too_large(bytes, self.max_open)));
+            }
+            rest = others;
+        }
+    }
+
+    /// Starts a stream: its Open frame is queued.
+    pub(super) fn open(&mut self, parts: &CallParts) -> Result<u32, OpenRefusal> {
+        if self.streams.len() >= self.max_streams {
+            return Err(OpenRefusal::Full {
+                limit: self.max_streams,
+            });
+        }
+        if self.out.len() >= self.max_frame {
+            return Err(OpenRefusal::Congested {
+                bytes: self.out.len(),
+            });
+        }
+        let call = serde_json::to_vec(&parts.call).map_err(OpenRefusal::Json)?;
+        let bytes = HEAD_BYTES + OPEN_FIELDS_BYTES + call.len() + parts.tokens.len() * 4 + parts.body.len();
+        if bytes > self.max_open {
+            return Err(OpenRefusal::TooLarge {
+                bytes,
+                limit: self.max_open,
+            });
+        }
+        let id = self.next_id();
+        frame::put_open(&mut self.out, id, &call, &parts.tokens, &parts.body);
+        self.streams.insert(
+            id,
+            Slot {
+                allowance: self.window,
+                ..Slot::default()
+            },
+        );
+        self.unwritten.push(id);
+        self.wake_writer();
+        Ok(id)
+    }
+
+    fn next_id(&mut self) -> u32 {
+        loop {
+            self.last_id = self.last_id.wrapping_add(1);
+            if self.last_id != 0 && !self.streams.contains_key(&self.last_id) {
+                return self.last_id;
+            }
+        }
+    }
+
+    /// Takes a frame that arrived after the hello.
+    pub(super) fn on_frame(&mut self, frame: Frame) -> Result<Heard, Violation> {
+        match frame {
+            Frame::Data {
+                stream,
+                tokens,
+                bytes,
+            } => {
+                let Some(slot) = self.streams.get_mut(&stream).filter(|slot| slot.end.is_none()) else {
+                    return Ok(Heard::Nothing);
+                };
+                if slot.allowance <= 0 {
+                    return Err(Violation::Overrun { stream });
+                }
+                slot.allowance -= i64::from(piece_cost(&bytes));
+                slot.pieces.push_back((tokens, bytes));
+                self.woken.extend(slot.reader.take());
+            }
+            Frame::End { stream, summary } => self.end(stream, Ok(summary)),
+            Frame::Fail { stream: 0, json } => return Err(Violation::Told(wire_error(&json).message)),
+            Frame::Fail { stream, json } => self.end(stream, Err(LinkError::Refused(wire_error(&json)))),
+            Frame::Drain => return Ok(Heard::Drain),
+            Frame::Ping { nonce } => {
+                self.put(Frame::Pong { nonce });
+                if self.out.len() > 2 * self.max_frame + CONTROL_BYTES {
+                    return Err(Violation::NotReading {
+                        bytes: self.out.len(),
+                    });
+                }
+            }
+            // Its arrival is its meaning.
+            Frame::Pong { .. } => {}
+            Frame::Hello { .. }
+            | Frame::HelloAck { .. }
+            | Frame::Open { .. }
+            | Frame::Cancel { .. }
+            | Frame::Credit { .. } => return Err(Violation::Unexpected(frame.name())),
+        }
+        Ok(Heard::Nothing)
+    }
+
+    fn end(&mut self, stream: u32, end: Result<StreamSummary, LinkError>) {
+        if let Some(slot) = self.streams.get_mut(&stream).filter(|slot| slot.end.is_none()) {
+            slot.end = Some(end);
+            self.woken.extend(slot.reader.take());
+        }
+    }
+
+    /// The stream's next event. After its last one, `None`. Reading gives the worker credit, half a window at a time.
+    pub(super) fn poll_next(
+        &mut self,
+        stream: u32,
+        cx: &Context<'_>,
+    ) -> Poll<Option<Result<ResponseEvent, LinkError>>> {
+        let Some(slot) = self.streams.get_mut(&stream) else {
+            return Poll::Ready(None);
+        };
+        if let Some((tokens, bytes)) = slot.pieces.pop_front() {
+            slot.unreturned += piece_cost(&bytes);
+            if slot.end.is_none() && i64::from(slot.unreturned) * 2 >= self.window {
+                let credit = mem::take(&mut slot.unreturned);
+                slot.allowance += i64::from(credit);
+                frame::put_credit(&mut self.out, stream, credit);
+                self.wake_writer();
+            }
+            return Poll::Ready(Some(Ok(ResponseEvent::Data { tokens, bytes })));
+        }
+        if let Some(end) = slot.end.take() {
+            self.streams.remove(&stream);
+            return Poll::Ready(Some(end.map(ResponseEvent::End)));
+        }
+        if !slot
+            .reader
+            .as_ref()
+            .is_some_and(|reader| reader.will_wake(cx.waker()))
+        {
+            // The one before is woken for nothing rather than dropped here, where dropping might run foreign code.
+            self.woken.extend(slot.reader.replace(cx.waker().clone()));
+        }
+        Poll::Pending
+    }
+
+    /// Nobody reads the stream any more.
+    pub(super) fn cancel(&mut self, stream: u32) {
+        if let Some(slot) = self.streams.remove(&stream) {
+            self.woken.extend(slot.reader);
+            if slot.end.is_none() {
+                self.put(Frame::Cancel { stream });
+            }
+        }
+    }
+
+    /// Queues a ping. Any bytes that arrive answer it, so its number carries nothing.
+    pub(super) fn ping(&mut self) {
+        self.put(Frame::Ping { nonce: 0 });
+    }
+
+    fn put(&mut self, frame: Frame) {
+        // Only control frames of a few bytes come here: they are under any limit.
+        let _ = FrameCodec::new(usize::MAX).encode(frame, &mut self.out);
+        self.wake_writer();
+    }
+
+    /// Nothing is to be written, and no stream is open at the worker.
+    pub(super) fn is_idle(&self) -> bool {
+        self.out.is_empty() && self.streams.values().all(|slot| slot.end.is_some())
+    }
+
+    /// Swaps all that is to be written into `into`, which is empty; false if there is nothing.
+    pub(super) fn take_output(&mut self, into: &mut BytesMut) -> bool {
+        debug_assert!(into.is_empty(), "what was taken before is written first");
+        if self.out.is_empty() {
+            return false;
+        }
+        mem::swap(&mut self.out, into);
+        self.unwritten.clear();
+        true
+    }
+
+    /// Has the writer woken when there is something to write.
+    pub(super) fn await_output(&mut self, cx: &Context<'_>) {
+        self.writer = Some(cx.waker().clone());
+    }
+
+    /// The connection is gone: every open stream fails, as `error` says for whether its call had been written.
+    pub(super) fn lost(&mut self, error: impl Fn(bool) -> LinkError) {
+        let unwritten = mem::take(&mut self.unwritten);
+        for (id, slot) in &mut self.streams {
+            if slot.end.is_none() {
+                slot.end = Some(Err(error(!unwritten.contains(id))));
+                self.woken.extend(slot.reader.take());
+            }
+        }
+        self.out = BytesMut::new();
+        self.max_open = self.max_frame;
+        self.wake_writer();
+    }
+
+    pub(super) fn wake_writer(&mut self) {
+        self.woken.extend(self.writer.take());
+    }
+
+    /// Whom to wake; give the emptied vector back with [`Self::recycle`].
+    pub(super) fn take_woken(&mut self) -> Vec<Waker> {
+        mem::take(&mut self.woken)
+    }
+
+    /// Saves an allocation a read.
+    pub(super) fn recycle(&mut self, woken: Vec<Waker>) {
+        if self.woken.capacity() == 0 {
+            self.woken = woken;
+        }
+    }
+
+    /// Adds one to wake.
+    pub(super) fn wake(&mut self, waker: Option<Waker>) {
+        self.woken.extend(waker);
+    }
+}
+
+/// The refusal of a call that fits no frame.
+pub(super) fn too_large(bytes: usize, limit: usize) -> LinkError {
+    LinkError::Refused(WireError::new(
+        ErrorKind::TooLarge,
+        format!("The request takes {bytes} bytes on its way to the worker; at most {limit} are taken."),
+    ))
+}
+
+/// An error a newer worker words in a way we do not know is still an error.
+fn wire_error(json: &[u8]) -> WireError {
+    serde_json::from_slice(json).unwrap_or_else(|_| {
+        let mut text = String::from_utf8_lossy(json).into_owned();
+        // Enough to recognise it in a log.
+        text.truncate(text.floor_char_boundary(500));
+        WireError::new(
+            ErrorKind::Internal,
+            format!("the worker failed in words this router does not know: {text}"),
+        )
+    })
+}

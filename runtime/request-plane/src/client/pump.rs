@@ -1,0 +1,139 @@
+//! Moves bytes between a link's state and its socket.
+
+use std::{future::poll_fn, io, task::Poll, time::Instant};
+
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+};
+use tokio_util::codec::Decoder;
+
+use super::{liveness::Verdict, mux::Violation, state::SharedLink};
+use crate::frame::{FrameCodec, FrameError, MAX_DATA_FRAME_BYTES};
+
+/// Room offered to each read: a step of 128 sequences at 200 bytes a token is 27 KB, and comes in one.
+const READ_BYTES: usize = 64 << 10;
+
+/// A write buffer larger than this, after a long prompt, is not kept.
+const KEEP_BYTES: usize = 256 << 10;
+
+/// Why the connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("the worker closed the connection")]
+    ByWorker,
+    #[error("the link is closed")]
+    ByClose,
+    #[error("reading failed: {0}")]
+    Read(io::Error),
+    #[error("writing failed: {0}")]
+    Write(io::Error),
+    #[error("the worker sent {0}")]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    #[error("the worker is silent: nothing came for {0:?} after a ping")]
+    Silent(std::time::Duration),
+}
+
+/// Runs one connection to its end. However it ends, even by a panic or by being dropped, its streams are told.
+pub(super) async fn run(mut socket: TcpStream, buffer: BytesMut, link: SharedLink) -> Ended {
+    let mut end = EndOfStreams {
+        link: &link,
+        reason: "the link stopped unexpectedly".into(),
+    };
+    let (read, write) = socket.split();
+    let max_frame = link.with(|link| link.config.max_frame_bytes);
+    let ended = tokio::select! {
+        // Reading comes first: bytes that wait in the socket count before a silence is judged.
+        biased;
+        ended = read_frames(read, buffer, max_frame, &link) => ended,
+        ended = write_frames(write, &link) => ended,
+        ended = watch_silence(&link) => ended,
+    };
+    end.reason = ended.to_string();
+    ended
+}
+
+struct EndOfStreams<'a> {
+    link: &'a SharedLink,
+    reason: String,
+}
+
+impl Drop for EndOfStreams<'_> {
+    fn drop(&mut self) {
+        self.link.with(|link| link.lost(&self.reason));
+    }
+}
+
+/// All frames of a read are taken before any reader of a stream runs.
+async fn read_frames(
+    mut socket: ReadHalf<'_>,
+    mut buffer: BytesMut,
+    max_frame: usize,
+    link: &SharedLink,
+) -> Ended {
+    // Pieces have a limit of their own, whatever the one for calls.
+    let mut codec = FrameCodec::new(max_frame.max(MAX_DATA_FRAME_BYTES));
+    loop {
+        let taken = link.with(|link| -> Result<(), Ended> {
+            while let Some(frame) = codec.decode(&mut buffer)? {
+                link.on_frame(frame)?;
+            }
+            Ok(())
+        });
+        if let Err(ended) = taken {
+            return ended;
+        }
+        buffer.reserve(READ_BYTES);
+        match socket.read_buf(&mut buffer).await {
+            Ok(0) => return Ended::ByWorker,
+            Ok(_) => link.with(|link| link.liveness.heard(Instant::now())),
+            Err(error) => return Ended::Read(error),
+        }
+    }
+}
+
+/// All frames queued since the last write go in the next one.
+async fn write_frames(mut socket: WriteHalf<'_>, link: &SharedLink) -> Ended {
+    let mut output = BytesMut::new();
+    loop {
+        let go_on = poll_fn(|cx| {
+            link.with(|link| {
+                if link.mux.take_output(&mut output) {
+                    Poll::Ready(true)
+                } else if link.is_finished() {
+                    Poll::Ready(false)
+                } else {
+                    link.mux.await_output(cx);
+                    Poll::Pending
+                }
+            })
+        });
+        if !go_on.await {
+            return Ended::ByClose;
+        }
+        if let Err(error) = socket.write_all(&output).await {
+            return Ended::Write(error);
+        }
+        link.with(|link| link.liveness.said(Instant::now()));
+        output.clear();
+        if output.capacity() > KEEP_BYTES {
+            output = BytesMut::new();
+        }
+    }
+}
+
+async fn watch_silence(link: &SharedLink) -> Ended {
+    loop {
+        match link.with(|link| link.liveness.verdict(Instant::now())) {
+            Verdict::WaitUntil(due) => tokio::time::sleep_until(due.into()).await,
+            Verdict::Ping => link.with(|link| link.mux.ping()),
+            Verdict::Dead => return Ended::Silent(link.with(|link| link.config.ping_timeout)),
+        }
+    }
+}

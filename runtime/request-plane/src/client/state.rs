@@ -1,0 +1,221 @@
+//! The state of one link, shared on its thread by the actor, the handle, the pump and the streams.
+
+use std::{
+    cell::RefCell,
+    fmt, mem,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use metrics::{counter, gauge};
+use signalbox_protocol::WorkerCard;
+
+use super::{
+    LinkConfig, LinkError, LinkEvent, LinkState,
+    liveness::Liveness,
+    mux::{Heard, Mux, Violation},
+    notices::Notices,
+};
+use crate::{frame::Frame, hello::WINDOW_BYTES};
+
+/// A link's state.
+pub(super) struct Link {
+    pub(super) address: String,
+    pub(super) config: Rc<LinkConfig>,
+    pub(super) state: LinkState,
+    pub(super) card: Option<Arc<WorkerCard>>,
+    pub(super) mux: Mux,
+    pub(super) liveness: Liveness,
+    /// Why the link is not up.
+    pub(super) down_reason: String,
+    watched: bool,
+    notices: Notices,
+    notifier: Option<Waker>,
+}
+
+impl Link {
+    fn new(address: String, mut config: LinkConfig, watched: bool) -> Self {
+        // Workers refuse windows out of range; a setting out of range gets the nearest one in it.
+        config.window_bytes = config
+            .window_bytes
+            .clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
+        let liveness = Liveness::new(config.ping_interval, config.ping_timeout, Instant::now());
+        let link = Self {
+            mux: Mux::new(config.window_bytes, config.max_streams, config.max_frame_bytes),
+            address,
+            config: Rc::new(config),
+            state: LinkState::Connecting,
+            card: None,
+            liveness,
+            down_reason: String::new(),
+            watched,
+            notices: Notices::default(),
+            notifier: None,
+        };
+        link.count_state(1.0);
+        link
+    }
+
+    /// A dial begins: calls are queued from now on.
+    pub(super) fn dialling(&mut self) {
+        self.enter(LinkState::Connecting);
+    }
+
+    /// The worker answered the hello.
+    pub(super) fn connected(&mut self, card: Arc<WorkerCard>, worker_max_frame: usize, now: Instant) {
+        self.mux.connected(worker_max_frame);
+        self.liveness = Liveness::new(self.config.ping_interval, self.config.ping_timeout, now);
+        self.card = Some(card.clone());
+        if self.state != LinkState::Closed {
+            self.enter(LinkState::Up);
+            self.tell(LinkEvent::Up {
+                address: self.address.clone(),
+                card,
+            });
+        }
+    }
+
+    /// A frame arrived.
+    pub(super) fn on_frame(&mut self, frame: Frame) -> Result<(), Violation> {
+        if self.mux.on_frame(frame)? == Heard::Drain && self.state == LinkState::Up {
+            self.enter(LinkState::Draining);
+            self.tell(LinkEvent::Draining {
+                address: self.address.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The connection, or the attempt at one, is gone. Open streams fail; repeating it changes nothing.
+    pub(super) fn lost(&mut self, reason: &str) {
+        let address = &self.address;
+        let was_up = matches!(self.state, LinkState::Up | LinkState::Draining);
+        // While dialling nothing is ever taken to be written, so each call still counts as unwritten.
+        self.mux.lost(|written| {
+            let (address, reason) = (address.clone(), reason.to_owned());
+            if written {
+                LinkError::Lost { address, reason }
+            } else {
+                LinkError::Unreachable { address, reason }
+            }
+        });
+        if matches!(self.state, LinkState::Backoff | LinkState::Closed) {
+            return;
+        }
+        if was_up {
+            counter!("signalbox_link_reconnects_total", "worker" => self.address.clone()).increment(1);
+        }
+        self.down_reason = reason.to_owned();
+        self.enter(LinkState::Backoff);
+        self.tell(LinkEvent::Down {
+            address: self.address.clone(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Takes nothing new; streams without a connection fail, others go on.
+    pub(super) fn close(&mut self) {
+        let connecting = self.state == LinkState::Connecting;
+        if self.state != LinkState::Closed {
+            "the link is closed".clone_into(&mut self.down_reason);
+            self.enter(LinkState::Closed);
+        }
+        if connecting {
+            self.lost("the link was closed before it was connected");
+        }
+        self.mux.wake_writer();
+    }
+
+    /// Closed, and nobody waits for anything.
+    pub(super) fn is_finished(&self) -> bool {
+        self.state == LinkState::Closed && self.mux.is_idle()
+    }
+
+    fn tell(&mut self, event: LinkEvent) {
+        if self.watched {
+            self.notices.push(event);
+            let notifier = self.notifier.take();
+            self.mux.wake(notifier);
+        }
+    }
+
+    /// What the watcher is to be told next.
+    pub(super) fn poll_notice(&mut self, cx: &Context<'_>) -> Poll<LinkEvent> {
+        if let Some(event) = self.notices.pop() {
+            return Poll::Ready(event);
+        }
+        self.notifier = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// The watcher had no room for it.
+    pub(super) fn put_back(&mut self, event: LinkEvent) {
+        self.notices.put_back(event);
+    }
+
+    fn enter(&mut self, state: LinkState) {
+        if self.state != state && self.state != LinkState::Closed {
+            self.count_state(-1.0);
+            self.state = state;
+            self.count_state(1.0);
+        }
+    }
+
+    /// Links of several threads lead to one worker, so the gauge counts links in each state.
+    fn count_state(&self, change: f64) {
+        let state = match self.state {
+            LinkState::Connecting => "connecting",
+            LinkState::Up => "up",
+            LinkState::Draining => "draining",
+            LinkState::Backoff => "backoff",
+            LinkState::Closed => return,
+        };
+        gauge!("signalbox_link_state", "worker" => self.address.clone(), "state" => state).increment(change);
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.count_state(-1.0);
+    }
+}
+
+/// A link's state behind its one way in: borrow, change, release, then wake whom the change concerns.
+#[derive(Clone)]
+pub(super) struct SharedLink(Rc<RefCell<Link>>);
+
+impl SharedLink {
+    pub(super) fn new(address: String, config: LinkConfig, watched: bool) -> Self {
+        Self(Rc::new(RefCell::new(Link::new(address, config, watched))))
+    }
+
+    /// `change` must not call out: no wakers, no handles of this link.
+    pub(super) fn with<R>(&self, change: impl FnOnce(&mut Link) -> R) -> R {
+        let mut link = self.0.borrow_mut();
+        let result = change(&mut link);
+        let mut woken = link.mux.take_woken();
+        drop(link);
+        if woken.capacity() > 0 {
+            woken.drain(..).for_each(Waker::wake);
+            // Waking may have run anything, even a stream of this link; then the vector is simply not kept.
+            if let Ok(mut link) = self.0.try_borrow_mut() {
+                link.mux.recycle(mem::take(&mut woken));
+            }
+        }
+        result
+    }
+}
+
+impl fmt::Debug for SharedLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ok(link) = self.0.try_borrow() else {
+            return f.write_str("Link(busy)");
+        };
+        f.debug_struct("Link")
+            .field("address", &link.address)
+            .field("state", &link.state)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,326 @@
+//! One router's connection: reader, writer, and the outbox between.
+
+use std::{
+    io,
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use parking_lot::Mutex;
+use signalbox_protocol::{Call, ErrorKind, WireError};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{codec::Decoder, sync::CancellationToken};
+
+use super::{
+    greeting::{FAREWELL_TIMEOUT, discard, farewell, greet},
+    outbox::{OpenError, Outbox, Output},
+    responder::Responder,
+    shared::Shared,
+};
+use crate::{
+    CallParts,
+    frame::{Frame, FrameCodec, FrameError},
+    hello::HelloError,
+};
+
+/// Room offered to each read: a typical prompt with its tokens comes in one.
+const READ_BYTES: usize = 64 << 10;
+
+/// A write buffer larger than this, after a bulk answer, is not kept.
+const KEEP_BYTES: usize = 256 << 10;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("the router closed it")]
+    ByRouter,
+    #[error("the server closes")]
+    ByServer,
+    #[error("no hello within {0:?}")]
+    NoHello(Duration),
+    #[error("the router was silent for {0:?}; routers ping more often than that")]
+    Silent(Duration),
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    #[error("the router sent {0}")]
+    Frame(#[from] FrameError),
+    #[error("the router sent a {0} frame, which only workers send, or only at the start")]
+    Unexpected(&'static str),
+    #[error("the router opened stream {0}, which is open already")]
+    StreamInUse(u32),
+    #[error("the router does not read what it is sent: {0} bytes wait")]
+    NotReading(usize),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Ended {
+    /// What the router is told before the connection closes; `None` where it need not or cannot be.
+    fn last_words(&self) -> Option<WireError> {
+        match self {
+            Self::ByRouter | Self::ByServer | Self::Io(_) | Self::Frame(FrameError::Io(_)) => None,
+            Self::Hello(error) => Some(error.to_wire()),
+            other => Some(WireError::new(ErrorKind::InvalidRequest, other.to_string())),
+        }
+    }
+}
+
+/// What a connection's reader, writer and responders share.
+#[derive(Debug)]
+pub(super) struct Connection {
+    outbox: Mutex<Outbox>,
+    /// Something was queued since the last flush.
+    dirty: AtomicBool,
+    writer: Notify,
+    /// The reader or the writer is done, so the other is too.
+    gone: CancellationToken,
+}
+
+impl Connection {
+    /// Changes the outbox; what it queues waits for a flush.
+    pub(super) fn queue<R>(&self, change: impl FnOnce(&mut Outbox) -> R) -> R {
+        let mut outbox = self.outbox.lock();
+        let result = change(&mut outbox);
+        let woken = outbox.take_woken();
+        if outbox.has_output() {
+            self.dirty.store(true, Ordering::Release);
+        }
+        drop(outbox);
+        for signal in woken {
+            signal.wake();
+        }
+        result
+    }
+
+    /// Wakes the writer if something was queued.
+    pub(super) fn flush(&self) {
+        if self.dirty.load(Ordering::Acquire) && self.dirty.swap(false, Ordering::AcqRel) {
+            self.writer.notify_one();
+        }
+    }
+
+    pub(super) fn tell_draining(&self) {
+        self.queue(|outbox| outbox.put(Frame::Drain));
+        self.flush();
+    }
+}
+
+/// Cancels every stream when the reader is done, however it came to be.
+struct CloseOnDrop<'a>(&'a Connection);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.queue(Outbox::close);
+        self.0.gone.cancel();
+        metrics::gauge!("signalbox_request_plane_connections").decrement(1.0);
+    }
+}
+
+/// Serves a router from its hello to its end.
+pub(super) async fn serve(mut socket: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    let limit = shared.timeouts.hello;
+    let greeted = tokio::select! {
+        () = shared.close.cancelled() => return,
+        greeted = timeout(limit, greet(&mut socket, &shared)) => greeted.unwrap_or(Err(Ended::NoHello(limit))),
+    };
+    let (window, buffer) = match greeted {
+        Ok(greeted) => greeted,
+        Err(ended) => {
+            tracing::warn!(%peer, reason = %ended, "refused a connection");
+            if let Some(error) = ended.last_words() {
+                farewell(socket, &error).await;
+            }
+            return;
+        }
+    };
+    let (mut read, write) = socket.into_split();
+    let config = &shared.config;
+    let connection = Arc::new(Connection {
+        outbox: Mutex::new(Outbox::new(
+            window,
+            config.stream_backlog_bytes,
+            config.max_streams_per_connection,
+        )),
+        dirty: AtomicBool::new(false),
+        writer: Notify::new(),
+        gone: CancellationToken::new(),
+    });
+    metrics::gauge!("signalbox_request_plane_connections").increment(1.0);
+    let close = CloseOnDrop(&connection);
+    let entered = shared.enter(&connection);
+    let writing = shared
+        .tasks
+        .spawn(write_frames(write, connection.clone(), shared.clone()));
+
+    let ended = tokio::select! {
+        ended = read_frames(&mut read, buffer, &connection, &shared) => ended,
+        () = connection.gone.cancelled() => Ended::ByRouter,
+        () = shared.close.cancelled() => Ended::ByServer,
+    };
+    tracing::info!(%peer, reason = %ended, "a router's connection ends");
+    let last_words = ended.last_words();
+    connection.queue(|outbox| outbox.finish_all(last_words.as_ref()));
+    connection.writer.notify_one();
+    if !matches!(ended, Ended::ByRouter | Ended::Io(_)) {
+        let polite = async {
+            let _ = writing.await;
+            discard(read).await;
+        };
+        tokio::select! {
+            () = shared.abandon.cancelled() => {}
+            _ = timeout(FAREWELL_TIMEOUT, polite) => {}
+        }
+    }
+    drop((close, entered));
+}
+
+async fn read_frames(
+    socket: &mut OwnedReadHalf,
+    mut buffer: BytesMut,
+    connection: &Arc<Connection>,
+    shared: &Shared,
+) -> Ended {
+    let mut codec = FrameCodec::new(shared.config.max_frame_bytes);
+    let silence = shared.timeouts.silence;
+    let mut heard = Instant::now();
+    let alarm = sleep(silence);
+    tokio::pin!(alarm);
+    loop {
+        loop {
+            match codec.decode(&mut buffer) {
+                Ok(Some(frame)) => {
+                    if let Err(ended) = on_frame(frame, connection, shared) {
+                        return ended;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => return error.into(),
+            }
+        }
+        if let Some(bytes) = connection.queue(|outbox| outbox.unread()) {
+            return Ended::NotReading(bytes);
+        }
+        connection.flush();
+        buffer.reserve(READ_BYTES);
+        // One timer, moved only when it fires: a read costs no timer of its own.
+        let read = loop {
+            tokio::select! {
+                biased;
+                read = socket.read_buf(&mut buffer) => break read,
+                () = &mut alarm => {
+                    if heard.elapsed() >= silence {
+                        return Ended::Silent(silence);
+                    }
+                    alarm.as_mut().reset(heard + silence);
+                }
+            }
+        };
+        match read {
+            Ok(0) => return Ended::ByRouter,
+            Ok(_) => heard = Instant::now(),
+            Err(error) => return error.into(),
+        }
+    }
+}
+
+fn on_frame(frame: Frame, connection: &Arc<Connection>, shared: &Shared) -> Result<(), Ended> {
+    match frame {
+        Frame::Open {
+            stream,
+            call,
+            tokens,
+            body,
+        } => match serde_json::from_slice(&call) {
+            Ok(call) => open(stream, CallParts { call, tokens, body }, connection, shared)?,
+            Err(error) => {
+                let message = format!("The call is not understood by this worker: {error}.");
+                let error = WireError::new(ErrorKind::InvalidRequest, message);
+                connection.queue(|outbox| outbox.refuse(stream, error));
+            }
+        },
+        Frame::Credit { stream, bytes } => connection.queue(|outbox| outbox.credit(stream, bytes)),
+        Frame::Cancel { stream } => connection.queue(|outbox| outbox.cancel(stream)),
+        Frame::Ping { nonce } => connection.queue(|outbox| outbox.put(Frame::Pong { nonce })),
+        Frame::Pong { .. } => {}
+        Frame::Hello { .. }
+        | Frame::HelloAck { .. }
+        | Frame::Data { .. }
+        | Frame::End { .. }
+        | Frame::Fail { .. }
+        | Frame::Drain => return Err(Ended::Unexpected(frame.name())),
+    }
+    Ok(())
+}
+
+fn open(stream: u32, parts: CallParts, connection: &Arc<Connection>, shared: &Shared) -> Result<(), Ended> {
+    // Counted before the look at `is_draining`, so that a drain either refuses the stream or waits for it.
+    let generating = matches!(parts.call, Call::Generate(_)).then(|| shared.generating.enter());
+    let refuse = |kind, message: String| {
+        connection.queue(|outbox| outbox.refuse(stream, WireError::new(kind, message)));
+        Ok(())
+    };
+    if shared.is_draining() {
+        return refuse(
+            ErrorKind::Unavailable,
+            "The worker is draining: it takes no new work.".into(),
+        );
+    }
+    let signal = match connection.queue(|outbox| outbox.open(stream, generating)) {
+        Ok(signal) => signal,
+        Err(OpenError::InUse) => return Err(Ended::StreamInUse(stream)),
+        Err(OpenError::Full { limit }) => {
+            let message = format!("The worker holds {limit} streams of this connection, as many as it may.");
+            return refuse(ErrorKind::Overloaded, message);
+        }
+    };
+    let responder = Responder::new(connection.clone(), stream, signal);
+    // A handler's defect costs this call: unwinding drops the responder, which fails the stream.
+    if catch_unwind(AssertUnwindSafe(|| shared.handler.call(parts, responder))).is_err() {
+        tracing::error!(stream, "the call handler panicked");
+    }
+    Ok(())
+}
+
+/// All that is queued goes in one write, then what was queued meanwhile.
+async fn write_frames(mut socket: OwnedWriteHalf, connection: Arc<Connection>, shared: Arc<Shared>) {
+    let writing = async {
+        let mut output = BytesMut::new();
+        loop {
+            match connection.queue(|outbox| outbox.take(&mut output)) {
+                Output::Write => {
+                    socket.write_all(&output).await?;
+                    output.clear();
+                    if output.capacity() > KEEP_BYTES {
+                        output = BytesMut::new();
+                    }
+                }
+                Output::Wait => connection.writer.notified().await,
+                Output::Finished => return socket.shutdown().await,
+            }
+        }
+    };
+    let written: Option<io::Result<()>> = tokio::select! {
+        written = writing => Some(written),
+        // A router that does not read must not keep this task for ever.
+        () = connection.gone.cancelled() => None,
+        () = shared.abandon.cancelled() => None,
+    };
+    if let Some(Err(error)) = written {
+        tracing::debug!(%error, "writing to a router failed");
+        connection.gone.cancel();
+    }
+}

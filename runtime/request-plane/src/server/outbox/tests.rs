@@ -1,0 +1,230 @@
+use proptest::{collection::vec, prelude::*};
+use tokio_util::codec::Decoder;
+
+use super::*;
+
+const WINDOW: u32 = 1000;
+
+fn outbox() -> Outbox {
+    Outbox::new(WINDOW, 2000, 4)
+}
+
+/// What one write carries.
+fn write(outbox: &mut Outbox) -> Vec<Frame> {
+    let mut out = BytesMut::new();
+    outbox.take(&mut out);
+    std::iter::from_fn(|| FrameCodec::new(usize::MAX).decode(&mut out).unwrap()).collect()
+}
+
+fn piece(stream: u32, tokens: u32, len: usize) -> Frame {
+    Frame::Data {
+        stream,
+        tokens,
+        bytes: vec![b'x'; len].into(),
+    }
+}
+
+fn queue(outbox: &mut Outbox, stream: u32, tokens: u32, len: usize) -> Result<(), CallerGone> {
+    outbox.queue(stream, tokens, &vec![b'x'; len])
+}
+
+#[test]
+fn a_step_of_all_streams_is_one_write() {
+    let mut outbox = outbox();
+    for stream in 1..=4 {
+        outbox.open(stream, None).unwrap();
+        queue(&mut outbox, stream, 1, 200).unwrap();
+    }
+    assert_eq!(
+        write(&mut outbox),
+        (1..=4).map(|stream| piece(stream, 1, 200)).collect::<Vec<_>>()
+    );
+    assert_eq!(outbox.take(&mut BytesMut::new()), Output::Wait);
+}
+
+#[test]
+fn past_the_window_pieces_wait_for_credit_in_order_and_the_end_follows_them() {
+    let mut outbox = outbox();
+    outbox.open(1, None).unwrap();
+    for tokens in 0..4 {
+        queue(&mut outbox, 1, tokens, 596).unwrap();
+    }
+    outbox.finish(1, Ending::End(StreamSummary::default()));
+    assert_eq!(
+        write(&mut outbox),
+        [piece(1, 0, 596), piece(1, 1, 596)],
+        "the window is passed by one piece"
+    );
+    outbox.credit(1, 200);
+    assert_eq!(write(&mut outbox), [], "still below zero");
+    outbox.credit(1, 700);
+    outbox.credit(1, 700);
+    let end = Frame::End {
+        stream: 1,
+        summary: StreamSummary::default(),
+    };
+    assert_eq!(write(&mut outbox), [piece(1, 2, 596), piece(1, 3, 596), end]);
+    assert_eq!(queue(&mut outbox, 1, 1, 1), Err(CallerGone), "the stream is over");
+}
+
+#[test]
+fn a_stream_past_its_backlog_fails_as_overloaded_and_others_go_on() {
+    let mut outbox = outbox();
+    let signal = outbox.open(1, None).unwrap();
+    outbox.open(2, None).unwrap();
+    queue(&mut outbox, 1, 1, 996).unwrap();
+    queue(&mut outbox, 1, 1, 1500).unwrap();
+    assert_eq!(queue(&mut outbox, 1, 1, 1500), Err(CallerGone));
+    assert_eq!(outbox.take_woken().len(), 1);
+    assert!(Arc::strong_count(&signal) == 1, "the stream is forgotten");
+    queue(&mut outbox, 2, 1, 10).unwrap();
+    let frames = write(&mut outbox);
+    let Frame::Fail { stream: 1, json } = &frames[1] else {
+        panic!("{frames:?}")
+    };
+    let error: WireError = serde_json::from_slice(json).unwrap();
+    assert_eq!(error.kind, ErrorKind::Overloaded);
+    assert_eq!(frames[2], piece(2, 1, 10));
+}
+
+#[test]
+fn a_blocked_socket_holds_one_full_buffer_and_then_serves_streams_in_turn() {
+    let mut outbox = Outbox::new(*WINDOW_BYTES.end(), 8 << 20, 4);
+    outbox.open(1, None).unwrap();
+    outbox.open(2, None).unwrap();
+    for _ in 0..12 {
+        queue(&mut outbox, 1, 1, 100 << 10).unwrap();
+        queue(&mut outbox, 2, 1, 100 << 10).unwrap();
+    }
+    assert!(outbox.out.len() < FULL_BYTES + (101 << 10));
+    assert_eq!(outbox.offer(1, b"later"), Offer::NoRoom);
+    let count = |frames: Vec<Frame>, id| {
+        frames
+            .iter()
+            .filter(|frame| matches!(frame, Frame::Data { stream, .. } if *stream == id))
+            .count()
+    };
+    let (mut first, mut second) = (0, 0);
+    for _ in 0..4 {
+        let frames = write(&mut outbox);
+        first += count(frames.clone(), 1);
+        second += count(frames, 2);
+    }
+    assert_eq!((first, second), (12, 12), "nothing is stuck");
+    assert_eq!(outbox.take_woken().len(), 1, "the sender learns of the room");
+    assert_eq!(outbox.offer(1, b"later"), Offer::Taken);
+}
+
+#[test]
+fn an_offer_waits_for_window_and_is_told_of_it() {
+    let mut outbox = outbox();
+    outbox.open(1, None).unwrap();
+    assert_eq!(outbox.offer(1, &[0; 996]), Offer::Taken);
+    assert_eq!(outbox.offer(1, &[0; 10]), Offer::NoRoom);
+    assert!(outbox.take_woken().is_empty());
+    outbox.credit(1, 500);
+    assert_eq!(outbox.take_woken().len(), 1);
+    assert_eq!(outbox.offer(1, &[0; 10]), Offer::Taken);
+}
+
+#[test]
+fn a_finishing_connection_writes_what_it_has_and_nothing_new() {
+    let mut outbox = outbox();
+    outbox.open(1, None).unwrap();
+    queue(&mut outbox, 1, 1, 10).unwrap();
+    outbox.finish_all(Some(&WireError::new(ErrorKind::InvalidRequest, "why")));
+    assert_eq!(queue(&mut outbox, 1, 1, 10), Err(CallerGone));
+    outbox.put(Frame::Drain);
+    let frames = write(&mut outbox);
+    assert!(
+        matches!(frames[..], [Frame::Data { .. }, Frame::Fail { stream: 0, .. }]),
+        "{frames:?}"
+    );
+    assert_eq!(outbox.take(&mut BytesMut::new()), Output::Finished);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Open(u32),
+    Queue(u32, usize),
+    Offer(u32, usize),
+    Finish(u32),
+    Credit(u32, u32),
+    Cancel(u32),
+    Write,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let id = || 1u32..6;
+    prop_oneof![
+        1 => id().prop_map(Step::Open),
+        6 => (id(), 0usize..800).prop_map(|(id, len)| Step::Queue(id, len)),
+        2 => (id(), 0usize..800).prop_map(|(id, len)| Step::Offer(id, len)),
+        1 => id().prop_map(Step::Finish),
+        4 => (id(), prop_oneof![4 => 0u32..2000, 1 => Just(u32::MAX)]).prop_map(|(id, n)| Step::Credit(id, n)),
+        1 => id().prop_map(Step::Cancel),
+        3 => Just(Step::Write),
+    ]
+}
+
+proptest! {
+    /// Whatever a router and the handlers do: what was accepted is delivered once and in order, ends come last and
+    /// once, and no stream gets more than its credit and one piece.
+    #[test]
+    fn accepted_pieces_arrive_once_in_order(steps in vec(step(), 0..300)) {
+        let mut outbox = outbox();
+        let mut expected: HashMap<u32, VecDeque<Frame>> = HashMap::new();
+        let mut allowance: HashMap<u32, i64> = HashMap::new();
+        let mut serial = 0;
+        for step in steps.into_iter().chain((1..6).map(|id| Step::Credit(id, 1 << 20))).chain([Step::Write]) {
+            serial += 1;
+            match step {
+                // A number is not used again while frames of its last stream are on their way.
+                Step::Open(id) => if expected.get(&id).is_none_or(VecDeque::is_empty) && outbox.open(id, None).is_ok() {
+                    expected.insert(id, VecDeque::new());
+                    allowance.insert(id, WINDOW.into());
+                },
+                Step::Queue(id, len) => if queue(&mut outbox, id, serial, len).is_ok() {
+                    expected.entry(id).or_default().push_back(piece(id, serial, len));
+                },
+                Step::Offer(id, len) => if outbox.offer(id, &vec![b'x'; len]) == Offer::Taken {
+                    expected.entry(id).or_default().push_back(piece(id, 0, len));
+                },
+                Step::Finish(id) => {
+                    let open = outbox.streams.get(&id).is_some_and(|slot| slot.ending.is_none());
+                    outbox.finish(id, Ending::End(StreamSummary::default()));
+                    if open {
+                        let end = Frame::End { stream: id, summary: StreamSummary::default() };
+                        expected.entry(id).or_default().push_back(end);
+                    }
+                }
+                Step::Credit(id, bytes) => if outbox.streams.contains_key(&id) {
+                    outbox.credit(id, bytes);
+                    let allowed = allowance.entry(id).or_default();
+                    *allowed += i64::from(bytes);
+                },
+                // Frames already taken for a cancelled stream may still come; so write them first.
+                Step::Cancel(id) => if !outbox.has_output() {
+                    outbox.cancel(id);
+                    expected.remove(&id);
+                },
+                Step::Write => for frame in write(&mut outbox) {
+                    let id = match &frame {
+                        Frame::Data { stream, bytes, .. } => {
+                            let allowed = allowance.entry(*stream).or_default();
+                            prop_assert!(*allowed > 0, "more than the window");
+                            *allowed -= i64::from(piece_cost(bytes));
+                            *stream
+                        }
+                        Frame::End { stream, .. } => *stream,
+                        // Failed for its backlog: what waited is dropped.
+                        Frame::Fail { stream, .. } => { expected.remove(stream); continue }
+                        other => panic!("{other:?}"),
+                    };
+                    prop_assert_eq!(expected.get_mut(&id).and_then(VecDeque::pop_front), Some(frame));
+                },
+            }
+        }
+        prop_assert!(expected.values().all(VecDeque::is_empty), "with credit everything is delivered");
+    }
+}

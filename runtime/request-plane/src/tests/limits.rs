@@ -1,0 +1,93 @@
+use signalbox_protocol::ErrorKind;
+
+use super::*;
+
+#[actix_rt::test]
+async fn streams_beyond_the_workers_limit_fail_as_overloaded() {
+    let mut worker = Worker::with(ServerConfig {
+        max_streams_per_connection: 2,
+        ..ServerConfig::default()
+    })
+    .await;
+    let link = worker.link();
+    let _first = link.open(generate());
+    let second = link.open(generate());
+    let mut third = link.open(generate());
+    let LinkError::Refused(error) = next_error(&mut third).await else {
+        panic!("not refused")
+    };
+    assert_eq!(error.kind, ErrorKind::Overloaded);
+    drop(second);
+    let (_first, second) = (worker.call().await.1, worker.call().await.1);
+    soon(second.cancelled()).await;
+    let mut fourth = link.open(generate());
+    worker.call().await.1.end(summary(1));
+    assert!(
+        matches!(next(&mut fourth).await.unwrap(), ResponseEvent::End(_)),
+        "a cancelled stream made room"
+    );
+}
+
+#[actix_rt::test]
+async fn a_link_holds_no_more_streams_than_it_may() {
+    let worker = Worker::start().await;
+    let link = Link::to(
+        worker.address,
+        LinkConfig {
+            max_streams: 2,
+            ..LinkConfig::default()
+        },
+    );
+    let first = link.open(generate());
+    let _second = link.open(generate());
+    assert!(matches!(
+        link.handle.open(generate()),
+        Err(LinkError::Full { limit: 2, .. })
+    ));
+    drop(first);
+    link.open(generate());
+}
+
+#[actix_rt::test]
+async fn a_call_larger_than_the_worker_takes_fails_alone_and_with_both_sizes() {
+    let mut worker = Worker::with(ServerConfig {
+        max_frame_bytes: 4096,
+        ..ServerConfig::default()
+    })
+    .await;
+    let mut link = worker.link();
+    let mut large = generate();
+    large.body = vec![b'x'; 10_000].into();
+    let (mut queued, mut small) = (link.open(large.clone()), link.open(generate()));
+    link.up().await;
+    let LinkError::Refused(error) = next_error(&mut queued).await else {
+        panic!("not refused")
+    };
+    assert!(
+        error.kind == ErrorKind::TooLarge && error.message.contains("4096"),
+        "{error}"
+    );
+    worker.call().await.1.end(summary(1));
+    assert!(matches!(next(&mut small).await.unwrap(), ResponseEvent::End(_)));
+    let Err(LinkError::Refused(error)) = link.handle.open(large) else {
+        panic!("not refused")
+    };
+    assert_eq!(error.kind, ErrorKind::TooLarge);
+    assert_eq!(link.handle.state(), LinkState::Up);
+}
+
+#[actix_rt::test]
+async fn connections_beyond_the_limit_are_told_why_and_later_ones_are_served() {
+    let worker = Worker::with(ServerConfig {
+        max_connections: 1,
+        ..ServerConfig::default()
+    })
+    .await;
+    let mut first = worker.link();
+    first.up().await;
+    let mut second = Link::to(worker.address, hasty());
+    let reason = second.down().await;
+    assert!(reason.contains("holds 1 connections"), "{reason}");
+    drop(first);
+    assert_eq!(second.up().await.id.as_str(), "worker-0");
+}
