@@ -1,0 +1,33 @@
+//! Calls itself without end.
+
+use misbehaving::{Trigger, harmless};
+use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+
+/// Calls itself without end.
+#[derive(Debug, Default)]
+pub struct DeepRecursion(Trigger);
+
+impl Policy for DeepRecursion {
+    fn configure(&mut self, settings: &mut Settings) -> Result<(), String> {
+        self.0.configure(settings)
+    }
+
+    fn describe(&self) -> Info {
+        Info::new("deep-recursion", "1.0.0", Columns::empty())
+    }
+
+    fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {
+        if !self.0.pulled(request) {
+            return harmless(candidates);
+        }
+        Decision::Pick(descend(candidates.worker[0]))
+    }
+}
+
+/// Not a loop in disguise: each call waits for the next one's answer.
+#[expect(unconditional_recursion, reason = "what this guest is for")]
+fn descend(depth: u32) -> u32 {
+    descend(std::hint::black_box(depth.wrapping_add(1))) ^ depth
+}
+
+export_policy!(DeepRecursion);

@@ -1,0 +1,27 @@
+//! Never finishes reading its settings.
+
+use misbehaving::harmless;
+use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+
+/// Never finishes reading its settings.
+#[derive(Debug, Default)]
+pub struct LoopInConfigure;
+
+impl Policy for LoopInConfigure {
+    fn configure(&mut self, _: &mut Settings) -> Result<(), String> {
+        let mut rounds = 0_u64;
+        loop {
+            rounds = std::hint::black_box(rounds + 1);
+        }
+    }
+
+    fn describe(&self) -> Info {
+        Info::new("loop-in-configure", "1.0.0", Columns::empty())
+    }
+
+    fn decide(&mut self, _: &Request, candidates: &Candidates) -> Decision {
+        harmless(candidates)
+    }
+}
+
+export_policy!(LoopInConfigure);

@@ -1,0 +1,27 @@
+//! Answers with costs that are no numbers.
+
+use misbehaving::{Trigger, harmless};
+use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+
+/// Answers with costs that are no numbers.
+#[derive(Debug, Default)]
+pub struct NanCosts(Trigger);
+
+impl Policy for NanCosts {
+    fn configure(&mut self, settings: &mut Settings) -> Result<(), String> {
+        self.0.configure(settings)
+    }
+
+    fn describe(&self) -> Info {
+        Info::new("nan-costs", "1.0.0", Columns::empty())
+    }
+
+    fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {
+        if !self.0.pulled(request) {
+            return harmless(candidates);
+        }
+        Decision::Costs(vec![f32::NAN; candidates.len()])
+    }
+}
+
+export_policy!(NanCosts);

@@ -1,0 +1,147 @@
+//! `replica-synced`: `kv-aware` for several routers in front of the same workers.
+//!
+//! Two things change when routers share workers. The load that counts is everybody's. And what one router knows of
+//! the others is a moment old, so routers that each send their next request to the one best worker all send it to the
+//! same: they herd. So candidates that are nearly as good as the best share the requests, by a draw that differs from
+//! decision to decision and from router to router.
+
+use signalbox_policy_sdk::{
+    Candidates, Decision, Info, KvCost, Load, Policy, Request, Settings, export_policy,
+};
+
+/// Candidates whose cost differs by less than this share of the prompt's own blocks count as nearly equal: another
+/// router's unseen request changes a worker's cost by about a whole prompt, so a tenth decides nothing by itself.
+const DEFAULT_SPREAD: f32 = 0.1;
+
+/// The cost formula on all routers' load, with near ties drawn. Settings: those of [`KvCost`], and `spread`.
+#[derive(Debug)]
+pub struct ReplicaSynced {
+    cost: KvCost,
+    /// `spread`: how far costs may lie apart, as a share of the prompt's blocks, to be drawn among; 0 for exact ties
+    /// only.
+    spread: f32,
+}
+
+impl Default for ReplicaSynced {
+    fn default() -> Self {
+        Self {
+            cost: KvCost::default(),
+            spread: DEFAULT_SPREAD,
+        }
+    }
+}
+
+impl Policy for ReplicaSynced {
+    fn configure(&mut self, settings: &mut Settings) -> Result<(), String> {
+        self.cost = KvCost::from_settings(settings)?;
+        self.spread = settings.number("spread", DEFAULT_SPREAD, 0.0..=10.0)?;
+        Ok(())
+    }
+
+    fn describe(&self) -> Info {
+        let columns = KvCost::COLUMNS.union(Load::OF_ALL_ROUTERS);
+        Info::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), columns)
+    }
+
+    fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {
+        let mut costs = self
+            .cost
+            .costs(request, candidates, Load::of_all_routers(candidates));
+        // Each candidate draws a surcharge below the spread: near ties change places, clear differences stay.
+        let spread = self.spread * request.prompt_blocks.max(1) as f32;
+        for (cost, &worker) in costs.iter_mut().zip(&candidates.worker) {
+            *cost += spread * draw(request.seed, worker);
+        }
+        Decision::Costs(costs)
+    }
+}
+
+/// A number from 0 to below 1 that looks random: the seed and the worker through MurmurHash3's 64-bit finaliser.
+fn draw(seed: u64, worker: u32) -> f32 {
+    let mut bits = seed ^ u64::from(worker).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    bits ^= bits >> 33;
+    // The 24 bits an f32 holds exactly.
+    (bits >> 40) as f32 / (1 << 24) as f32
+}
+
+export_policy!(ReplicaSynced);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The row chosen for a prompt of 40 blocks among idle workers that hold `overlap` blocks of it, `all` of whose
+    /// blocks are used by the routers together.
+    fn chosen(settings: &str, seed: u64, overlap: &[u32], all: &[u32]) -> usize {
+        let idle = vec![0; overlap.len()];
+        let candidates = Candidates {
+            worker: (1..=overlap.len() as u32).collect(),
+            overlap_device: overlap.to_vec(),
+            overlap_host: idle.clone(),
+            overlap_disk: idle.clone(),
+            prefill_tokens_all: idle.clone(),
+            decode_blocks_all: all.to_vec(),
+            requests_all: idle.clone(),
+            kv_blocks_total: vec![1_000; overlap.len()],
+            kv_blocks_used: idle,
+            ..Candidates::default()
+        };
+        let request = Request {
+            prompt_tokens: 640,
+            prompt_blocks: 40,
+            block_size: 16,
+            expected_output_tokens: 0,
+            priority: 0,
+            session: 0,
+            lora: 0,
+            seed,
+            decision_number: 0,
+        };
+        let mut policy = ReplicaSynced::default();
+        policy
+            .configure(&mut Settings::parse(settings).expect("JSON"))
+            .expect("settings");
+        match policy.decide(&request, &candidates) {
+            Decision::Costs(costs) => (0..costs.len())
+                .min_by(|&a, &b| costs[a].total_cmp(&costs[b]))
+                .expect("a candidate"),
+            Decision::Pick(row) => row as usize,
+        }
+    }
+
+    #[test]
+    fn equal_workers_share_requests_about_equally() {
+        let mut counts = [0; 4];
+        for seed in 0..4_000 {
+            counts[chosen("", seed, &[0; 4], &[0; 4])] += 1;
+        }
+        assert!(
+            counts.iter().all(|count| (850..1_150).contains(count)),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn near_ties_are_drawn_and_clear_differences_are_not() {
+        // Within 4 of 40 blocks both have requests; beyond, only the better one.
+        assert!((0..100).any(|seed| chosen("", seed, &[20, 22], &[0, 0]) == 0));
+        assert!((0..100).all(|seed| chosen("", seed, &[20, 25], &[0, 0]) == 1));
+    }
+
+    #[test]
+    fn without_spread_the_cheapest_has_it() {
+        assert!((0..100).all(|seed| chosen(r#"{"spread": 0}"#, seed, &[20, 21], &[0, 0]) == 1));
+    }
+
+    #[test]
+    fn other_routers_load_counts() {
+        assert!((0..100).all(|seed| chosen("", seed, &[20, 20], &[30, 0]) == 1));
+    }
+
+    #[test]
+    fn draws_are_below_one() {
+        assert!((0..10_000).all(|seed| (0.0..1.0).contains(&draw(seed, 3))));
+    }
+}

@@ -1,0 +1,310 @@
+//! The cost of placing a request, in KV blocks of work: what `kv-aware` and `replica-synced` share.
+//!
+//! The formula is that of NVIDIA Dynamo's KV router (its default scorer), so that results compare, with two additions:
+//! a short overlap counts as none, and a full KV cache costs something:
+//!
+//! ```text
+//! prefill  = (prefill tokens in flight + prompt tokens) / block size
+//! excess   = (prefill tokens in flight - the least of all candidates) / block size / prompt blocks
+//! credit   = overlap_credit / (1 + credit_decay * excess) * device + host_weight * host + disk_weight * disk,
+//!            or 0 where device + host + disk < min_overlap * prompt blocks
+//! fill     = KV blocks used / KV blocks there are
+//! cost     = prefill_load_scale * max(0, prefill - credit) + decode blocks + prompt blocks + request_weight * requests
+//!            + fill_weight * fill
+//! ```
+//!
+//! Without the additions, a system prompt of one block that all requests share draws every new prompt to the worker that
+//! saw it first, whose cache overflows while the others' stay empty. Settings `{"min_overlap": 0, "fill_weight": 0}`
+//! give Dynamo's formula.
+
+use crate::{Candidates, Columns, Request, Settings};
+
+/// The formula's weights. As settings they have the names of the fields.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KvCost {
+    /// Blocks of prefill saved by a block of overlap in device memory: 1 when it is really saved, more to favour
+    /// the cache over balance.
+    pub overlap_credit: f32,
+    /// How fast the credit shrinks for a worker with more prefills waiting than the least busy one; 0 for not at all.
+    pub credit_decay: f32,
+    /// As `overlap_credit`, for a block in host memory: it has to be copied back.
+    pub host_weight: f32,
+    /// As `overlap_credit`, for a block on disk.
+    pub disk_weight: f32,
+    /// What a block of prefill costs in blocks of decoding.
+    pub prefill_load_scale: f32,
+    /// What a request under way costs beside its blocks.
+    pub request_weight: f32,
+    /// An overlap shorter than this share of the prompt's blocks counts as none.
+    pub min_overlap: f32,
+    /// What a full KV cache costs, in blocks: less than a block decides among equals only.
+    pub fill_weight: f32,
+}
+
+/// Which load columns the formula is to use: this router's, or those of all routers.
+#[derive(Debug, Clone, Copy)]
+pub struct Load<'a> {
+    prefill_tokens: &'a [u32],
+    decode_blocks: &'a [u32],
+    requests: &'a [u32],
+}
+
+impl<'a> Load<'a> {
+    /// The columns of [`Load::own`].
+    pub const OWN: Columns = Columns::PREFILL_TOKENS
+        .union(Columns::DECODE_BLOCKS)
+        .union(Columns::REQUESTS);
+    /// The columns of [`Load::of_all_routers`].
+    pub const OF_ALL_ROUTERS: Columns = Columns::PREFILL_TOKENS_ALL
+        .union(Columns::DECODE_BLOCKS_ALL)
+        .union(Columns::REQUESTS_ALL);
+
+    /// What this router itself has under way.
+    #[must_use]
+    pub fn own(candidates: &'a Candidates) -> Self {
+        Self {
+            prefill_tokens: &candidates.prefill_tokens,
+            decode_blocks: &candidates.decode_blocks,
+            requests: &candidates.requests,
+        }
+    }
+
+    /// What all routers have under way.
+    #[must_use]
+    pub fn of_all_routers(candidates: &'a Candidates) -> Self {
+        Self {
+            prefill_tokens: &candidates.prefill_tokens_all,
+            decode_blocks: &candidates.decode_blocks_all,
+            requests: &candidates.requests_all,
+        }
+    }
+}
+
+impl Default for KvCost {
+    fn default() -> Self {
+        Self {
+            overlap_credit: 1.0,
+            credit_decay: 0.0,
+            host_weight: 0.75,
+            disk_weight: 0.25,
+            prefill_load_scale: 1.0,
+            request_weight: 0.0,
+            min_overlap: 0.1,
+            fill_weight: 0.5,
+        }
+    }
+}
+
+impl KvCost {
+    /// The columns the formula needs beside those of the load.
+    pub const COLUMNS: Columns = Columns::OVERLAP_DEVICE
+        .union(Columns::OVERLAP_HOST)
+        .union(Columns::OVERLAP_DISK)
+        .union(Columns::KV_BLOCKS_TOTAL)
+        .union(Columns::KV_BLOCKS_USED);
+
+    /// Reads the weights that are set.
+    ///
+    /// # Errors
+    /// A weight is no number, or outside 0 to 1,000 (0 to 1 for host, disk and the least overlap).
+    pub fn from_settings(settings: &mut Settings) -> Result<Self, String> {
+        let default = Self::default();
+        Ok(Self {
+            overlap_credit: settings.number("overlap_credit", default.overlap_credit, 0.0..=1000.0)?,
+            credit_decay: settings.number("credit_decay", default.credit_decay, 0.0..=1000.0)?,
+            host_weight: settings.number("host_weight", default.host_weight, 0.0..=1.0)?,
+            disk_weight: settings.number("disk_weight", default.disk_weight, 0.0..=1.0)?,
+            prefill_load_scale: settings.number(
+                "prefill_load_scale",
+                default.prefill_load_scale,
+                0.0..=1000.0,
+            )?,
+            request_weight: settings.number("request_weight", default.request_weight, 0.0..=1000.0)?,
+            min_overlap: settings.number("min_overlap", default.min_overlap, 0.0..=1.0)?,
+            fill_weight: settings.number("fill_weight", default.fill_weight, 0.0..=1000.0)?,
+        })
+    }
+
+    /// A cost for each candidate, in blocks.
+    #[must_use]
+    pub fn costs(&self, request: &Request, candidates: &Candidates, load: Load<'_>) -> Vec<f32> {
+        let rows = candidates.len();
+        // Slices of one known length: the loop has no bounds checks and the compiler makes SIMD of it.
+        let (device, host, disk) = (
+            &candidates.overlap_device[..rows],
+            &candidates.overlap_host[..rows],
+            &candidates.overlap_disk[..rows],
+        );
+        let (prefill, decode, requests) = (
+            &load.prefill_tokens[..rows],
+            &load.decode_blocks[..rows],
+            &load.requests[..rows],
+        );
+        let (total, used) = (
+            &candidates.kv_blocks_total[..rows],
+            &candidates.kv_blocks_used[..rows],
+        );
+
+        let per_token = 1.0 / request.block_size.max(1) as f32;
+        let prompt_blocks = request.prompt_blocks as f32;
+        let least_overlap = self.min_overlap * prompt_blocks;
+        let least_prefill = prefill.iter().copied().min().unwrap_or(0);
+        let decay = self.credit_decay * per_token / prompt_blocks.max(1.0);
+        (0..rows)
+            .map(|row| {
+                let backlog = prefill[row] as f32;
+                let excess = (prefill[row] - least_prefill) as f32;
+                let (device, host, disk) = (device[row] as f32, host[row] as f32, disk[row] as f32);
+                let credit = if device + host + disk < least_overlap {
+                    0.0
+                } else {
+                    self.overlap_credit / (1.0 + decay * excess) * device
+                        + self.host_weight * host
+                        + self.disk_weight * disk
+                };
+                let fill = used[row] as f32 / total[row].max(1) as f32;
+                let to_prefill = ((backlog + request.prompt_tokens as f32) * per_token - credit).max(0.0);
+                self.prefill_load_scale * to_prefill
+                    + decode[row] as f32
+                    + prompt_blocks
+                    + self.request_weight * requests[row] as f32
+                    + self.fill_weight * fill
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A prompt of 10 blocks of 16 tokens.
+    fn request() -> Request {
+        Request {
+            prompt_tokens: 160,
+            prompt_blocks: 10,
+            block_size: 16,
+            expected_output_tokens: 0,
+            priority: 0,
+            session: 0,
+            lora: 0,
+            seed: 0,
+            decision_number: 0,
+        }
+    }
+
+    fn candidates() -> Candidates {
+        Candidates {
+            worker: vec![1, 2, 3],
+            overlap_device: vec![2, 5, 8],
+            overlap_host: vec![0, 4, 0],
+            overlap_disk: vec![0, 0, 2],
+            prefill_tokens: vec![0, 0, 160],
+            decode_blocks: vec![0, 3, 0],
+            requests: vec![0, 1, 2],
+            kv_blocks_total: vec![100; 3],
+            kv_blocks_used: vec![0; 3],
+            ..Candidates::default()
+        }
+    }
+
+    #[test]
+    fn counts_blocks_to_prefill_and_blocks_in_use() {
+        let costs = KvCost::default().costs(&request(), &candidates(), Load::own(&candidates()));
+        // 10 - 2 + 10; 10 - 5 - 0.75 * 4 + 3 + 10; 20 - 8 - 0.25 * 2 + 10
+        assert_eq!(costs, [18.0, 15.0, 21.5]);
+    }
+
+    #[test]
+    fn weights_do_what_they_say() {
+        let costs = |cost: KvCost| cost.costs(&request(), &candidates(), Load::own(&candidates()));
+        assert_eq!(
+            costs(KvCost {
+                overlap_credit: 2.0,
+                ..KvCost::default()
+            }),
+            [16.0, 13.0 - 3.0 + 3.0 - 0.0, 13.5]
+        );
+        assert_eq!(
+            costs(KvCost {
+                prefill_load_scale: 0.0,
+                ..KvCost::default()
+            }),
+            [10.0, 13.0, 10.0]
+        );
+        assert_eq!(
+            costs(KvCost {
+                request_weight: 4.0,
+                ..KvCost::default()
+            }),
+            [18.0, 19.0, 29.5]
+        );
+        // The third worker is one whole prompt behind: its credit is halved.
+        assert_eq!(
+            costs(KvCost {
+                credit_decay: 1.0,
+                ..KvCost::default()
+            }),
+            [18.0, 15.0, 25.5]
+        );
+    }
+
+    #[test]
+    fn more_overlap_than_work_is_worth_no_more_than_the_work() {
+        let cost = KvCost {
+            overlap_credit: 100.0,
+            ..KvCost::default()
+        };
+        assert_eq!(
+            cost.costs(&request(), &candidates(), Load::own(&candidates())),
+            [10.0, 13.0, 10.0]
+        );
+    }
+
+    #[test]
+    fn an_overlap_shorter_than_a_tenth_of_the_prompt_counts_as_none() {
+        let candidates = Candidates {
+            overlap_device: vec![0, 9, 10],
+            overlap_host: vec![0; 3],
+            overlap_disk: vec![0; 3],
+            prefill_tokens: vec![0; 3],
+            decode_blocks: vec![0; 3],
+            ..candidates()
+        };
+        let request = Request {
+            prompt_tokens: 1_600,
+            prompt_blocks: 100,
+            ..request()
+        };
+        let costs = KvCost::default().costs(&request, &candidates, Load::own(&candidates));
+        assert_eq!(costs, [200.0, 200.0, 190.0]);
+    }
+
+    #[test]
+    fn among_equals_the_emptier_cache_is_filled() {
+        let candidates = Candidates {
+            overlap_device: vec![0; 3],
+            overlap_host: vec![0; 3],
+            overlap_disk: vec![0; 3],
+            prefill_tokens: vec![0; 3],
+            decode_blocks: vec![0, 0, 1],
+            kv_blocks_used: vec![100, 50, 0],
+            ..candidates()
+        };
+        let costs = KvCost::default().costs(&request(), &candidates, Load::own(&candidates));
+        assert_eq!(costs, [20.5, 20.25, 21.0]);
+    }
+
+    #[test]
+    fn settings_have_the_names_of_the_fields() {
+        let mut settings = Settings::parse(r#"{"overlap_credit": 2, "disk_weight": 0}"#).expect("valid");
+        let expected = KvCost {
+            overlap_credit: 2.0,
+            disk_weight: 0.0,
+            ..KvCost::default()
+        };
+        assert_eq!(KvCost::from_settings(&mut settings), Ok(expected));
+        let mut settings = Settings::parse(r#"{"host_weight": 2}"#).expect("valid");
+        assert!(KvCost::from_settings(&mut settings).is_err());
+    }
+}

@@ -1,0 +1,205 @@
+use super::*;
+use crate::{Candidates, PolicyLimits, RequestFeatures, builtin_policies, testing};
+
+fn refusal(wasm: &[u8], settings: &str) -> String {
+    testing::engine()
+        .admit(wasm, settings)
+        .expect_err("refused")
+        .to_string()
+}
+
+fn check_refused(guest: &str, settings: &str, reasons: &[&str]) {
+    let refusal = refusal(&testing::guest(guest), settings);
+    for reason in reasons {
+        assert!(
+            refusal.contains(reason),
+            "{guest}: {refusal:?} does not say {reason:?}"
+        );
+    }
+}
+
+#[test]
+fn the_built_in_policies_are_admitted_and_tell_who_they_are() {
+    for (name, wasm) in builtin_policies() {
+        let component = testing::engine().admit(wasm, "").expect(name);
+        assert_eq!((component.name(), component.version()), (name, "1.0.0"));
+        assert_eq!(component.size_bytes(), wasm.len());
+        assert_eq!(component.digest().len(), 64);
+        assert!(wasm.len() < 100 << 10, "{name} has {} bytes", wasm.len());
+    }
+}
+
+#[test]
+fn what_is_no_component_is_told_what_it_is() {
+    let check = |wasm: &[u8], reason: &str| {
+        let refusal = refusal(wasm, "");
+        assert!(refusal.contains(reason), "{refusal}");
+    };
+    check(b"", "empty");
+    check(b"<html>no such file</html>", "no WebAssembly");
+    check(b"(component)", "text");
+    check(&testing::guest("core-module"), "core WebAssembly module");
+    let mut cut_short = builtin_policies()[0].1.to_vec();
+    cut_short.truncate(20_000);
+    check(&cut_short, "not valid");
+    let mut broken = builtin_policies()[0].1.to_vec();
+    broken[30_000..30_100].fill(0xff);
+    check(&broken, "not valid");
+}
+
+#[test]
+fn a_component_larger_than_the_limit_is_refused_before_anything_is_read() {
+    let limits = PolicyLimits {
+        max_component_bytes: 1000,
+        ..PolicyLimits::default()
+    };
+    let error = PolicyEngine::new(limits)
+        .expect("engine")
+        .admit(&[0; 1001], "")
+        .expect_err("too large");
+    assert_eq!(
+        error,
+        AdmissionError::TooLarge {
+            bytes: 1001,
+            limit: 1000
+        }
+    );
+}
+
+#[test]
+fn foreign_imports_and_other_worlds_are_named() {
+    check_refused(
+        "foreign-import",
+        "",
+        &[
+            "wasi:clocks/monotonic-clock@0.2.0",
+            "has no WASI",
+            "wit/policy.wit",
+        ],
+    );
+    check_refused(
+        "other-world",
+        "",
+        &["example:greeter/greeter@1.0.0", "signalbox:policy/routing@0.1.0"],
+    );
+}
+
+#[test]
+fn an_interface_of_the_right_name_and_other_types_is_refused() {
+    // `decide` as an earlier draft might have had it: no arguments, another answer.
+    let wat = r#"(component
+        (core module $m
+            (memory (export "memory") 1)
+            (func (export "f") (result i32) i32.const 0))
+        (core instance $i (instantiate $m))
+        (func $f (result u32) (canon lift (core func $i "f")))
+        (instance $routing (export "configure" (func $f)) (export "describe" (func $f)) (export "decide" (func $f)))
+        (export "signalbox:policy/routing@0.1.0" (instance $routing)))"#;
+    let refusal = refusal(&wat::parse_str(wat).expect("wat"), "");
+    assert!(
+        refusal.contains("starting") && refusal.contains("type"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn what_takes_too_long_to_compile_is_refused_unread() {
+    let body = "(drop (i32.const 1000000))".repeat(40_000);
+    let wat = format!("(component (core module (func {body})))");
+    let refusal = refusal(&wat::parse_str(wat).expect("wat"), "");
+    assert!(refusal.contains("one of its functions has"), "{refusal}");
+    let functions = "(func)".repeat(10_001);
+    let wat = format!("(component (core module {functions}))");
+    let refusal = self::refusal(&wat::parse_str(wat).expect("wat"), "");
+    assert!(refusal.contains("10000 functions"), "{refusal}");
+}
+
+#[test]
+fn guests_that_misbehave_from_the_start_fail_their_trial() {
+    let always = r#"{"always": true}"#;
+    check_refused("trap", always, &["trial decision on 1 candidates", "trapped"]);
+    check_refused("loop-in-decide", always, &["ran past its budget of 2 ms"]);
+    check_refused("memory-hog", always, &["the limit is 16777216"]);
+    check_refused("deep-recursion", always, &["out of stack"]);
+    check_refused("wrong-count", always, &["2 costs for 1 candidates"]);
+    check_refused("nan-costs", always, &["is NaN"]);
+    check_refused("excludes-all", always, &["rules out all 1 candidates"]);
+    check_refused("pick-out-of-range", always, &["picked row 1 of 1"]);
+    check_refused(
+        "loop-in-configure",
+        "",
+        &["reading its settings", "budget of 20 ms"],
+    );
+    check_refused(
+        "unknown-signal",
+        "",
+        &["phase-of-the-moon", "known: kv-use, overlap-share"],
+    );
+}
+
+#[test]
+fn settings_are_refused_in_the_policys_own_words() {
+    let (_, kv_aware) = builtin_policies()[1];
+    let refusal = |settings: &str| testing::engine().admit(kv_aware, settings).expect_err("refused");
+    let check = |settings: &str, reason: &str| match refusal(settings) {
+        AdmissionError::Settings(sentence) => assert!(sentence.contains(reason), "{sentence}"),
+        other => panic!("{other}"),
+    };
+    check(
+        r#"{"overlap_credit": -1}"#,
+        "\"overlap_credit\" must be a number from 0 to 1000",
+    );
+    check(r#"{"overlap": 1}"#, "no setting \"overlap\"");
+    // Not even asked about what is no JSON object.
+    check("[]", "must be a JSON object");
+    check("{", "no JSON");
+    check(
+        &format!("{{\"x\": \"{}\"}}", "x".repeat(70_000)),
+        "65536 is the most",
+    );
+}
+
+#[test]
+fn a_component_is_reconfigured_without_its_bytes() {
+    let (_, kv_aware) = builtin_policies()[1];
+    let engine = testing::engine();
+    let component = engine.admit(kv_aware, "").expect("kv-aware");
+    let other = engine
+        .reconfigure(&component, r#"{"prefill_load_scale": 0}"#)
+        .expect("settings");
+    assert_eq!(other.digest(), component.digest());
+    let request = RequestFeatures {
+        prompt_tokens: 160,
+        prompt_blocks: 10,
+        block_size: 16,
+        ..Default::default()
+    };
+    let candidates = testing::idle(2);
+    let costs = |component: &Arc<PolicyComponent>| {
+        let mut decision = Decision::default();
+        let mut instance = component.instantiate().expect("instance");
+        instance
+            .decide(&request, &candidates, &mut decision)
+            .expect("decision");
+        decision.costs
+    };
+    assert_eq!(costs(&component), [20.0, 20.0]);
+    assert_eq!(costs(&other), [10.0, 10.0]);
+    assert!(engine.reconfigure(&component, r#"{"no": 1}"#).is_err());
+}
+
+#[test]
+fn made_up_decisions_are_the_same_every_time_and_well_formed() {
+    let some: Vec<_> = made_up_decisions(&[1, 9], 8).collect();
+    assert_eq!(some, made_up_decisions(&[1, 9], 8).collect::<Vec<_>>());
+    assert_eq!(
+        some.iter()
+            .map(|(_, candidates): &(_, Candidates)| candidates.len())
+            .sum::<usize>(),
+        80
+    );
+    assert!(
+        some.iter()
+            .all(|(_, it)| it.features().iter().all(|(_, column)| column.len() == it.len()))
+    );
+}

@@ -1,0 +1,384 @@
+//! The policies a router knows, and which of them decides for each model.
+//!
+//! Everything slow (compiling, trying, starting instances, dropping them) happens on the caller of an admin method or
+//! on the reaper thread; a decision meets only the finished thing, through one atomic load. Stored versions are on the
+//! [`shelf`](shelf::Shelf), who decides for a model is its [`Line`].
+//!
+//! Three faults within a minute (`generation.rs`) quarantine a version: it decides for no model any more, and each
+//! model it decided for goes back to what decided before it, at last to the default policy, and if that is in
+//! quarantine itself to the native fallback. A quarantined version never returns by itself: whatever made it fault is
+//! still in it. Uploading it again, which tries it again, lifts the quarantine.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use metrics::{counter, describe_counter};
+use parking_lot::Mutex;
+
+pub use generation::Generation;
+pub(crate) use generation::Line;
+pub use shelf::PolicyRecord;
+
+use crate::{
+    admission::AdmissionError,
+    builtin::builtin_policies,
+    component::PolicyComponent,
+    engine::PolicyEngine,
+    fault::PolicyFault,
+    instance::{MAX_NAME, PolicyInstance, is_policy_name},
+    seat::PolicySeat,
+};
+use reaper::{Reaper, Retired};
+use shelf::{Shelf, Stored};
+
+mod generation;
+mod reaper;
+mod shelf;
+
+/// Most instances started ahead for one swap. Seats beyond it, one a thread, start theirs in their first decision.
+const MAX_WARM: usize = 64;
+/// Models a policy can be activated for before anybody serves them: a bound on what admin calls can pile up.
+const MAX_MODELS: usize = 4096;
+
+/// The policies a router knows and which one decides for each model: uploads, versions, activation, faults,
+/// quarantine, rollback. It does no I/O. A clone is a handle; threads share it.
+#[derive(Debug, Clone)]
+pub struct PolicyDepot(Arc<Depot>);
+
+#[derive(Debug)]
+struct Depot {
+    engine: PolicyEngine,
+    default_policy: String,
+    state: Mutex<State>,
+    reaper: Reaper,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    shelf: Shelf,
+    lines: BTreeMap<String, Arc<Line>>,
+}
+
+/// Why an admin call did nothing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DepotError {
+    /// No such policy or version.
+    #[error("no policy is called {name:?}; known: {known}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// The versions there are.
+        known: String,
+    },
+    /// The component or its settings are not accepted.
+    #[error(transparent)]
+    Admission(#[from] AdmissionError),
+    /// It cannot be done as things stand.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+impl PolicyDepot {
+    /// A depot with the built-in policies admitted; `default_policy` decides for every model that was given no other.
+    ///
+    /// # Errors
+    /// `default_policy` is none of the built-in ones, or one of those is not admitted by `engine`'s limits.
+    pub fn new(engine: PolicyEngine, default_policy: &str) -> Result<Self, DepotError> {
+        let admit = |(name, wasm)| Ok((name, engine.admit(wasm, "")?));
+        let builtin = builtin_policies()
+            .into_iter()
+            .map(admit)
+            .collect::<Result<Vec<_>, AdmissionError>>()?;
+        Self::with_builtin(engine, &builtin, default_policy)
+    }
+
+    fn with_builtin(
+        engine: PolicyEngine,
+        builtin: &[(&'static str, Arc<PolicyComponent>)],
+        default_policy: &str,
+    ) -> Result<Self, DepotError> {
+        describe_counter!(
+            "signalbox_policy_faults_total",
+            "Calls in which a policy failed, by policy and kind"
+        );
+        describe_counter!(
+            "signalbox_policy_swaps_total",
+            "Times a policy became the active one of a model"
+        );
+        describe_counter!(
+            "signalbox_policy_quarantines_total",
+            "Times a policy version was put in quarantine"
+        );
+        let reaper = Reaper::start().map_err(|error| {
+            AdmissionError::Unsound(format!("no thread to drop old policies on: {error}"))
+        })?;
+        let mut state = State::default();
+        for (name, component) in builtin {
+            state.shelf.keep(name, Arc::clone(component), true)?;
+        }
+        state.shelf.find(default_policy)?;
+        let default_policy = default_policy.to_owned();
+        Ok(Self(Arc::new(Depot {
+            engine,
+            default_policy,
+            state: Mutex::new(state),
+            reaper,
+        })))
+    }
+
+    /// Admits a component and stores it as the newest version of `name`. Blocking (it compiles): run it off the
+    /// request threads. `settings` are a JSON object, or empty for the defaults. The same bytes and settings again
+    /// return the stored record, out of quarantine; the same bytes with other settings change those of the record.
+    /// A version that was declared before for other bytes is told apart by its digest: `1.2.0+0a1b2c3d`.
+    ///
+    /// # Errors
+    /// The name cannot be one, the component or its settings are not accepted, or there is no room.
+    pub fn upload(&self, name: &str, wasm: &[u8], settings: &str) -> Result<PolicyRecord, DepotError> {
+        if !is_policy_name(name) {
+            return Err(DepotError::Admission(AdmissionError::Unsound(format!(
+                "{name:?} cannot name a policy; a name has 1 to {MAX_NAME} lower-case letters, digits, `-`, `_` and `.`, a \
+                 letter or digit first"
+            ))));
+        }
+        self.store(name, self.0.engine.admit(wasm, settings)?)
+    }
+
+    fn store(&self, name: &str, component: Arc<PolicyComponent>) -> Result<PolicyRecord, DepotError> {
+        let mut state = self.0.state.lock();
+        state.make_room()?;
+        let label = state.shelf.keep(name, component, false)?;
+        tracing::info!(policy.name = &*label, "policy stored");
+        state.record(&label)
+    }
+
+    /// Every stored version, by name and then oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<PolicyRecord> {
+        let state = self.0.state.lock();
+        let mut records: Vec<_> = state.shelf.iter().map(|stored| state.record_of(stored)).collect();
+        records.sort_by(|a, b| a.name.cmp(&b.name));
+        records
+    }
+
+    /// Makes a policy (its newest version, unless `policy` is `name@version`) decide for `model` from the next decision
+    /// on, and answers with what decided before. `settings` replace those it was uploaded with, for this model.
+    /// Blocking for some milliseconds: instances for all seats are started before anything changes.
+    ///
+    /// # Errors
+    /// There is no such policy, it is in quarantine, or it does not take the settings.
+    pub fn activate(
+        &self,
+        model: &str,
+        policy: &str,
+        settings: Option<&str>,
+    ) -> Result<Arc<Generation>, DepotError> {
+        let (label, mut component, line) = {
+            let mut state = self.0.state.lock();
+            let stored = state.shelf.find(policy)?;
+            let (label, component) = (Arc::clone(&stored.label), Arc::clone(&stored.component));
+            if state.lines.len() >= MAX_MODELS && !state.lines.contains_key(model) {
+                return Err(DepotError::Conflict(format!(
+                    "policies are set for {MAX_MODELS} models, no more are kept"
+                )));
+            }
+            (label, component, self.line(&mut state, model))
+        };
+        if let Some(settings) = settings.filter(|&settings| settings != component.settings()) {
+            component = self.0.engine.reconfigure(&component, settings)?;
+        }
+        let active = line.active();
+        if active.decides() && active.label == label && active.component.settings() == component.settings() {
+            return Ok(active);
+        }
+        let warm = warm(&component, line.seats().min(MAX_WARM))?;
+        let state = self.0.state.lock();
+        // It may have been quarantined, for another model, while the instances started.
+        state.shelf.find(&label)?;
+        let before = line.publish(label, component, warm, true);
+        drop(state);
+        Ok(before)
+    }
+
+    /// Goes back to what decided for `model` before, and answers with what decides now.
+    ///
+    /// # Errors
+    /// Nothing else decided before, or only what is in quarantine.
+    pub fn rollback(&self, model: &str) -> Result<Arc<Generation>, DepotError> {
+        let state = self.0.state.lock();
+        let line = state.lines.get(model);
+        let back = line.and_then(|line| {
+            Some((
+                line,
+                line.predecessor(|label| !state.shelf.is_quarantined(label))?,
+            ))
+        });
+        let Some((line, earlier)) = back else {
+            return Err(DepotError::Conflict(format!(
+                "no policy decided for {model:?} before the present one that could do so again"
+            )));
+        };
+        line.publish(
+            Arc::clone(&earlier.label),
+            Arc::clone(&earlier.component),
+            Vec::new(),
+            false,
+        );
+        Ok(line.active())
+    }
+
+    /// What decides for `model` now; `None` when nobody asked for a seat or activated a policy for it yet.
+    #[must_use]
+    pub fn active(&self, model: &str) -> Option<Arc<Generation>> {
+        self.0.state.lock().lines.get(model).map(|line| line.active())
+    }
+
+    /// A thread's view of what decides for `model`, with an instance of its own started here.
+    #[must_use]
+    pub fn seat(&self, model: &str) -> PolicySeat {
+        let line = self.line(&mut self.0.state.lock(), model);
+        PolicySeat::new(self.clone(), model, line)
+    }
+
+    /// Notes a fault of `generation`: counted, logged, and after too many the version goes into quarantine.
+    pub(crate) fn note_fault(&self, model: &str, generation: &Generation, fault: &PolicyFault) {
+        let label = &generation.label;
+        counter!("signalbox_policy_faults_total", "policy" => label.to_string(), "kind" => fault.kind())
+            .increment(1);
+        if !fault.blamed() {
+            tracing::debug!(
+                policy.name = &**label,
+                model,
+                "policy could not be asked: {fault}"
+            );
+            return;
+        }
+        tracing::warn!(
+            policy.name = &**label,
+            model,
+            kind = fault.kind(),
+            "policy fault, fallback decides: {fault}"
+        );
+        if generation.fault_is_one_too_many(Instant::now()) {
+            self.quarantine(label, fault);
+        }
+    }
+
+    /// Drops what a thread is done with on another one.
+    pub(crate) fn retire(&self, retired: impl Into<Retired>) {
+        self.0.reaper.take(retired.into());
+    }
+
+    fn quarantine(&self, label: &str, fault: &PolicyFault) {
+        let mut state = self.0.state.lock();
+        if !state.shelf.quarantine(label, fault.to_string()) {
+            return;
+        }
+        counter!("signalbox_policy_quarantines_total", "policy" => label.to_owned()).increment(1);
+        for (model, line) in &state.lines {
+            if &*line.active().label != label {
+                continue;
+            }
+            let earlier = line
+                .predecessor(|label| !state.shelf.is_quarantined(label))
+                .map(|earlier| (Arc::clone(&earlier.label), Arc::clone(&earlier.component)));
+            let default = || {
+                state
+                    .shelf
+                    .find(&self.0.default_policy)
+                    .ok()
+                    .map(|it| (Arc::clone(&it.label), Arc::clone(&it.component)))
+            };
+            match earlier.or_else(default) {
+                Some((next, component)) => {
+                    tracing::error!(
+                        policy.name = label,
+                        model,
+                        next = &*next,
+                        "policy quarantined, another one decides"
+                    );
+                    line.publish(next, component, Vec::new(), false);
+                }
+                None => {
+                    tracing::error!(
+                        policy.name = label,
+                        model,
+                        "policy quarantined, the fallback decides"
+                    );
+                    line.suspend();
+                }
+            }
+        }
+    }
+
+    /// The line of `model`, begun with the default policy when there is none yet.
+    fn line(&self, state: &mut State, model: &str) -> Arc<Line> {
+        if let Some(line) = state.lines.get(model) {
+            return Arc::clone(line);
+        }
+        let line = Arc::new(match state.shelf.find(&self.0.default_policy) {
+            Ok(stored) => Line::new(Arc::clone(&stored.label), Arc::clone(&stored.component), true),
+            // In quarantine: the fallback decides until something is activated.
+            Err(_) => {
+                let stored = state.shelf.newest(&self.0.default_policy);
+                Line::new(Arc::clone(&stored.label), Arc::clone(&stored.component), false)
+            }
+        });
+        state.lines.insert(model.to_owned(), Arc::clone(&line));
+        line
+    }
+}
+
+impl State {
+    fn record(&self, label: &str) -> Result<PolicyRecord, DepotError> {
+        self.shelf.by_label(label).map(|stored| self.record_of(stored))
+    }
+
+    fn record_of(&self, stored: &Stored) -> PolicyRecord {
+        let decides = |line: &Line| line.active().decides() && line.active().label == stored.label;
+        let models = self
+            .lines
+            .iter()
+            .filter(|(_, line)| decides(line))
+            .map(|(model, _)| model.clone())
+            .collect();
+        stored.record(models)
+    }
+
+    /// Drops the oldest version nobody would miss when the shelf is full.
+    fn make_room(&mut self) -> Result<(), DepotError> {
+        let lines = &self.lines;
+        self.shelf
+            .make_room(|label| lines.values().any(|line| line.needs(label)))
+    }
+}
+
+/// `count` instances, or fewer when the host has no more places: seats without one start it themselves.
+fn warm(component: &Arc<PolicyComponent>, count: usize) -> Result<Vec<PolicyInstance>, DepotError> {
+    let mut instances = Vec::with_capacity(count);
+    for _ in 0..count {
+        match component.instantiate() {
+            Ok(instance) => instances.push(instance),
+            Err(fault) if !fault.blamed() => break,
+            Err(fault) => {
+                return Err(AdmissionError::Unsound(format!("it does not start: it {fault}")).into());
+            }
+        }
+    }
+    Ok(instances)
+}
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+impl PolicyDepot {
+    /// As [`PolicyDepot::new`], with components that were admitted once for all tests.
+    pub(crate) fn for_tests(default_policy: &str) -> Result<Self, DepotError> {
+        use crate::testing;
+        Self::with_builtin(testing::engine(), &testing::builtin(), default_policy)
+    }
+
+    /// As [`PolicyDepot::upload`] of one of the guests, which is admitted once for all tests.
+    pub(crate) fn stock(&self, guest: &str) -> PolicyRecord {
+        self.store(guest, crate::testing::admitted(guest)).expect(guest)
+    }
+}

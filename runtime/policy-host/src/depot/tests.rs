@@ -1,0 +1,257 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing;
+
+const MODEL: &str = "model";
+
+fn depot() -> PolicyDepot {
+    PolicyDepot::for_tests("kv-aware").expect("depot")
+}
+
+fn learner(salt: u8) -> Arc<PolicyComponent> {
+    testing::variant(&testing::admitted("learner"), salt)
+}
+
+fn active(depot: &PolicyDepot) -> String {
+    depot
+        .active(MODEL)
+        .map_or_else(String::new, |generation| generation.label.to_string())
+}
+
+#[test]
+fn a_version_declared_for_other_bytes_is_told_apart_by_its_digest() {
+    let depot = depot();
+    let first = depot.store("mine", learner(1)).expect("first");
+    let second = depot.store("mine", learner(2)).expect("second");
+    assert_eq!(first.version, "1.0.0");
+    assert_eq!(second.version, format!("1.0.0+{}", &second.digest[..8]));
+    // Under another name there is nothing to tell apart.
+    assert_eq!(
+        depot.store("yours", learner(2)).expect("other name").version,
+        "1.0.0"
+    );
+    // By name the newest, by version the one that is meant.
+    depot.activate(MODEL, "mine", None).expect("activate");
+    assert_eq!(active(&depot), format!("mine@{}", second.version));
+    depot.activate(MODEL, "mine@1.0.0", None).expect("activate");
+    assert_eq!(active(&depot), "mine@1.0.0");
+}
+
+#[test]
+fn the_same_bytes_again_are_the_same_record() {
+    let depot = depot();
+    let first = depot
+        .upload("mine", &testing::guest("learner"), "")
+        .expect("upload");
+    assert_eq!(
+        depot
+            .upload("mine", &testing::guest("learner"), "")
+            .expect("again"),
+        first
+    );
+    let other = depot
+        .upload("mine", &testing::guest("learner"), r#"{"forget": true}"#)
+        .expect("other settings");
+    assert_eq!(other.version, first.version);
+    assert_eq!(other.settings["forget"], true);
+    assert_eq!(depot.list().len(), 4);
+}
+
+#[test]
+fn settings_belong_to_the_generation() {
+    let depot = depot();
+    depot
+        .activate(MODEL, "kv-aware", Some(r#"{"overlap_credit": 2}"#))
+        .expect("activate");
+    depot.activate("other", "kv-aware", None).expect("activate");
+    let settings = |model| {
+        depot
+            .active(model)
+            .expect("active")
+            .component
+            .settings()
+            .to_owned()
+    };
+    assert_eq!(
+        (settings(MODEL).as_str(), settings("other").as_str()),
+        (r#"{"overlap_credit": 2}"#, "")
+    );
+    // What is active already is left alone.
+    assert_eq!(
+        depot
+            .activate("other", "kv-aware", None)
+            .expect("activate")
+            .number,
+        1
+    );
+    assert_eq!(depot.active("other").expect("active").number, 1);
+}
+
+#[test]
+fn refusals_change_nothing() {
+    let depot = depot();
+    depot.activate(MODEL, "round-robin", None).expect("activate");
+    let refused = |result: Result<Arc<Generation>, DepotError>| result.expect_err("refused").to_string();
+    let unknown = refused(depot.activate(MODEL, "nobody", None));
+    assert!(
+        unknown.contains("\"nobody\"") && unknown.contains("kv-aware@1.0.0"),
+        "{unknown}"
+    );
+    refused(depot.activate(MODEL, "kv-aware@9", None));
+    let settings = refused(depot.activate(MODEL, "kv-aware", Some(r#"{"x": 1}"#)));
+    assert!(settings.contains("no setting \"x\""), "{settings}");
+    let json = refused(depot.activate(MODEL, "kv-aware", Some("{")));
+    assert!(json.contains("no JSON"), "{json}");
+    assert!(refused(depot.activate(MODEL, "kv-aware", Some("3"))).contains("JSON object"));
+    for name in ["", "Mine", "-x", "a b", "a@1", &"x".repeat(65)] {
+        let refusal = depot
+            .upload(name, &testing::guest("learner"), "")
+            .expect_err(name)
+            .to_string();
+        assert!(refusal.contains("cannot name a policy"), "{refusal}");
+    }
+    assert_eq!(active(&depot), "round-robin@1.0.0");
+    assert_eq!(depot.list().len(), 3);
+    assert!(matches!(
+        PolicyDepot::for_tests("nobody"),
+        Err(DepotError::Unknown { .. })
+    ));
+}
+
+#[test]
+fn rollback_goes_back_through_what_decided_before() {
+    let depot = depot();
+    assert!(matches!(depot.rollback(MODEL), Err(DepotError::Conflict(_))));
+    depot.activate(MODEL, "round-robin", None).expect("activate");
+    let before = depot.activate(MODEL, "replica-synced", None).expect("activate");
+    assert_eq!(&*before.label, "round-robin@1.0.0");
+    let now = depot.rollback(MODEL).expect("rollback");
+    assert_eq!((&*now.label, now.number), ("round-robin@1.0.0", 4));
+    assert_eq!(&*depot.rollback(MODEL).expect("rollback").label, "kv-aware@1.0.0");
+    assert!(matches!(depot.rollback(MODEL), Err(DepotError::Conflict(_))));
+}
+
+#[test]
+fn records_say_what_decides_for_which_models() {
+    let depot = depot();
+    depot.activate("a", "round-robin", None).expect("activate");
+    depot.activate("b", "round-robin", None).expect("activate");
+    let records = depot.list();
+    let names: Vec<_> = records
+        .iter()
+        .map(|it| (it.name.as_str(), it.state.as_str()))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            ("kv-aware", "stored"),
+            ("replica-synced", "stored"),
+            ("round-robin", "active")
+        ]
+    );
+    assert_eq!(records[2].models, ["a", "b"]);
+    let json = serde_json::to_value(&records[2]).expect("JSON");
+    assert_eq!(json["settings"], serde_json::json!({}));
+    assert!(json.get("reason").is_none());
+}
+
+#[test]
+fn a_full_shelf_drops_the_oldest_nobody_needs() {
+    let depot = depot();
+    let keep = depot.store("mine", learner(0)).expect("upload");
+    let keep = format!("mine@{}", keep.version);
+    depot.activate(MODEL, &keep, None).expect("activate");
+    for salt in 1..64 {
+        depot.store("mine", learner(salt)).expect("upload");
+    }
+    let records = depot.list();
+    assert_eq!(records.len(), 64);
+    let labels: Vec<_> = records
+        .iter()
+        .map(|it| format!("{}@{}", it.name, it.version))
+        .collect();
+    assert!(labels.contains(&keep) && labels.contains(&"kv-aware@1.0.0".into()));
+    let stored = |salt| records.iter().any(|it| it.digest == learner(salt).digest());
+    assert!(
+        !stored(1) && !stored(2) && !stored(3),
+        "the oldest unneeded ones are still there"
+    );
+    assert!(stored(4) && stored(63));
+}
+
+#[test]
+fn instances_nobody_took_give_back_their_places() {
+    let depot = depot();
+    // Seats on threads that make no decision: each swap starts an instance for them that is never taken.
+    let _seats: Vec<_> = (0..40).map(|_| depot.seat(MODEL)).collect();
+    for swap in 0..60 {
+        let policy = ["round-robin", "replica-synced"][swap % 2];
+        depot.activate(MODEL, policy, None).expect("activate");
+        assert_eq!(
+            depot.active(MODEL).expect("active").warm_left(),
+            40,
+            "no places left at swap {swap}"
+        );
+    }
+}
+
+/// One step of an operator's or a policy's.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Activate(usize),
+    Rollback,
+    Faults,
+    Upload(usize),
+}
+
+const POLICIES: [&str; 3] = ["round-robin", "kv-aware", "replica-synced"];
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..3_usize).prop_map(Step::Activate),
+        2 => Just(Step::Rollback),
+        2 => Just(Step::Faults),
+        1 => (0..3_usize).prop_map(Step::Upload),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever happens, a version in quarantine does not decide, and numbers count the swaps.
+    #[test]
+    fn quarantined_versions_never_decide(steps in prop::collection::vec(step(), 1..30)) {
+        let depot = depot();
+        depot.activate(MODEL, "round-robin", None).expect("activate");
+        let mut number = 0;
+        for step in steps {
+            match step {
+                Step::Activate(policy) => drop(depot.activate(MODEL, POLICIES[policy], None)),
+                Step::Rollback => drop(depot.rollback(MODEL)),
+                Step::Faults => {
+                    let generation = depot.active(MODEL).expect("active");
+                    for _ in 0..3 {
+                        depot.note_fault(MODEL, &generation, &PolicyFault::Stack);
+                    }
+                }
+                Step::Upload(policy) => {
+                    let name = POLICIES[policy];
+                    depot.store(name, testing::admitted(name)).expect("upload");
+                }
+            }
+            let generation = depot.active(MODEL).expect("active");
+            prop_assert!(generation.number >= number);
+            number = generation.number;
+            let records = depot.list();
+            let state = |label: &str| {
+                let record = records.iter().find(|it| format!("{}@{}", it.name, it.version) == label);
+                record.map(|it| it.state.clone()).unwrap_or_default()
+            };
+            // Otherwise the fallback decides, until something is activated.
+            if generation.decides() {
+                prop_assert_eq!(state(&generation.label), "active");
+            }
+        }
+    }
+}

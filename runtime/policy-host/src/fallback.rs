@@ -1,0 +1,56 @@
+//! The built-in policy that decides when a component cannot.
+
+use crate::features::{Candidates, Decision, RequestFeatures};
+
+/// What decides when a component cannot: `kv-aware` with its default settings in native code. It never fails, so a
+/// policy's fault never becomes a request's.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fallback;
+
+/// How decisions of the fallback are labelled.
+pub(crate) const LABEL: &str = concat!("fallback@", env!("CARGO_PKG_VERSION"));
+
+/// `kv-aware`'s default credit for a block in host memory.
+const HOST_WEIGHT: f32 = 0.75;
+/// `kv-aware`'s default credit for a block on disk.
+const DISK_WEIGHT: f32 = 0.25;
+/// `kv-aware`'s default for the least share of the prompt that counts as overlap.
+const MIN_OVERLAP: f32 = 0.1;
+/// `kv-aware`'s default cost of a full KV cache, in blocks.
+const FILL_WEIGHT: f32 = 0.5;
+
+impl Fallback {
+    /// Leaves a cost per candidate in `decision`: blocks to prefill that no cache saves, plus blocks in use
+    /// (`policies/sdk/src/kv_cost.rs` has the formula and its source).
+    pub fn decide(&self, request: &RequestFeatures, candidates: &Candidates, decision: &mut Decision) {
+        let per_token = 1.0 / request.block_size.max(1) as f32;
+        let overlap = candidates
+            .overlap_device
+            .iter()
+            .zip(&candidates.overlap_host)
+            .zip(&candidates.overlap_disk);
+        let load = candidates.prefill_tokens.iter().zip(&candidates.decode_blocks);
+        let caches = candidates.kv_blocks_used.iter().zip(&candidates.kv_blocks_total);
+        let prompt_blocks = request.prompt_blocks as f32;
+        let least_overlap = MIN_OVERLAP * prompt_blocks;
+        let costs = overlap.zip(load).zip(caches).map(
+            |((((&device, &host), &disk), (&prefill, &decode)), (&used, &total))| {
+                let (device, host, disk) = (device as f32, host as f32, disk as f32);
+                let credit = if device + host + disk < least_overlap {
+                    0.0
+                } else {
+                    device + HOST_WEIGHT * host + DISK_WEIGHT * disk
+                };
+                let to_prefill =
+                    ((prefill as f32 + request.prompt_tokens as f32) * per_token - credit).max(0.0);
+                let fill = used as f32 / total.max(1) as f32;
+                to_prefill + decode as f32 + prompt_blocks + FILL_WEIGHT * fill
+            },
+        );
+        decision.pick = None;
+        decision.costs.clear();
+        decision.costs.extend(costs);
+        // Columns of different lengths are a caller's bug; the request is placed all the same.
+        decision.costs.resize(candidates.len(), f32::MAX);
+    }
+}

@@ -1,0 +1,236 @@
+use std::{sync::Arc, thread};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Fallback, builtin_policies, made_up_decisions, testing};
+
+fn admitted(guest: &str, settings: &str) -> Arc<PolicyComponent> {
+    testing::engine()
+        .admit(&testing::guest(guest), settings)
+        .expect(guest)
+}
+
+fn fault_of(guest: &str) -> PolicyFault {
+    let mut decision = Decision {
+        costs: vec![7.0],
+        pick: None,
+    };
+    let mut instance = testing::admitted(guest).instantiate().expect(guest);
+    let fault = instance
+        .decide(&testing::request(0), &testing::idle(2), &mut decision)
+        .expect_err(guest);
+    assert_eq!(
+        decision.costs,
+        [7.0],
+        "{guest} changed a decision it did not make"
+    );
+    fault
+}
+
+#[test]
+fn each_way_to_misbehave_is_a_fault_of_its_kind() {
+    assert!(matches!(fault_of("trap"), PolicyFault::Trap(_)));
+    assert_eq!(fault_of("loop-in-decide"), PolicyFault::Deadline { budget_ms: 2 });
+    assert!(matches!(
+        fault_of("memory-hog"),
+        PolicyFault::Memory {
+            limit: 16_777_216,
+            asked: 16_777_217..
+        }
+    ));
+    assert_eq!(fault_of("deep-recursion"), PolicyFault::Stack);
+    for guest in ["wrong-count", "nan-costs", "excludes-all", "pick-out-of-range"] {
+        assert!(matches!(fault_of(guest), PolicyFault::Answer(_)), "{guest}");
+    }
+}
+
+#[test]
+fn an_instance_that_trapped_answers_no_more_and_its_successor_does() {
+    let component = testing::admitted("trap");
+    let mut instance = component.instantiate().expect("instance");
+    let mut decision = Decision::default();
+    let calm = testing::request(1 << 32);
+    instance
+        .decide(&testing::request(0), &testing::idle(2), &mut decision)
+        .expect_err("trap");
+    instance
+        .decide(&calm, &testing::idle(2), &mut decision)
+        .expect_err("cannot be entered again");
+    let mut next = component.instantiate().expect("instance");
+    next.decide(&calm, &testing::idle(2), &mut decision)
+        .expect("decision");
+}
+
+#[test]
+fn a_loop_ends_though_the_clock_had_gone_to_sleep() {
+    // The clock of an engine nobody calls stops after a while; this one's is new, and has to be told each time.
+    let engine = PolicyEngine::new(crate::PolicyLimits::default()).expect("engine");
+    let component = engine
+        .admit(&testing::guest("loop-in-decide"), "")
+        .expect("admitted");
+    engine.0.ticker.doze();
+    let mut instance = component.instantiate().expect("instance");
+    let fault = instance.decide(&testing::request(0), &testing::idle(2), &mut Decision::default());
+    assert_eq!(fault, Err(PolicyFault::Deadline { budget_ms: 2 }));
+}
+
+#[test]
+fn no_policy_is_asked_about_no_candidate_or_columns_of_different_lengths() {
+    let mut instance = testing::admitted("kv-aware").instantiate().expect("instance");
+    let mut decision = Decision::default();
+    let mut ask = |candidates: &Candidates| instance.decide(&testing::request(0), candidates, &mut decision);
+    assert!(matches!(
+        ask(&Candidates::default()),
+        Err(PolicyFault::Candidates(_))
+    ));
+    let mut uneven = testing::idle(3);
+    uneven.queue_depth.pop();
+    let fault = ask(&uneven).expect_err("uneven");
+    assert_eq!(
+        fault.to_string(),
+        "not asked: the column queue_depth has 2 rows for 3 of them"
+    );
+    assert!(!fault.blamed());
+    ask(&testing::idle(3)).expect("the instance is as good as before");
+}
+
+#[test]
+fn the_fallback_decides_as_kv_aware_does() {
+    let mut instance = testing::admitted("kv-aware").instantiate().expect("instance");
+    let (mut asked, mut native) = (Decision::default(), Decision::default());
+    for (request, candidates) in made_up_decisions(&[1, 5, 64], 16) {
+        instance
+            .decide(&request, &candidates, &mut asked)
+            .expect("decision");
+        Fallback.decide(&request, &candidates, &mut native);
+        assert_eq!(asked, native);
+    }
+}
+
+#[test]
+fn a_policy_that_learns_hears_of_outcomes_and_hands_on_what_it_knows() {
+    let outcome = |worker, ttft_ms| Outcome {
+        worker,
+        ttft_ms,
+        completed: true,
+        ..Outcome::default()
+    };
+    let costs = |instance: &mut PolicyInstance| {
+        let mut decision = Decision::default();
+        instance
+            .decide(&testing::request(0), &testing::idle(2), &mut decision)
+            .expect("decision");
+        decision.costs
+    };
+    let mut first = testing::admitted("learner").instantiate().expect("instance");
+    assert!(first.observes());
+    // More than one call takes.
+    first.observe(&vec![outcome(1, 40.0); 600]).expect("observe");
+    first
+        .observe(&[outcome(2, 10.0), outcome(2, 30.0)])
+        .expect("observe");
+    assert_eq!(costs(&mut first), [40.0, 20.0]);
+    let reason = first
+        .explain(&testing::request(0), &testing::idle(2), 1)
+        .expect("explain");
+    assert_eq!(reason.as_deref(), Some("worker 2 answers in 20.0 ms"));
+
+    let snapshot = first.snapshot().expect("snapshot").expect("something");
+    let mut second = testing::admitted("learner").instantiate().expect("instance");
+    assert_eq!(second.restore(&snapshot).expect("restore"), Ok(()));
+    assert_eq!(costs(&mut second), [40.0, 20.0]);
+    let mut forgetful = admitted("learner", r#"{"forget": true}"#)
+        .instantiate()
+        .expect("instance");
+    assert_eq!(
+        forgetful.restore(&snapshot).expect("restore"),
+        Err("told to forget".into())
+    );
+    assert_eq!(costs(&mut forgetful), [0.0, 0.0]);
+}
+
+#[test]
+fn a_policy_without_the_optional_interfaces_is_not_asked_for_them() {
+    let mut instance = testing::admitted("round-robin").instantiate().expect("instance");
+    assert!(!instance.observes());
+    instance.observe(&[Outcome::default()]).expect("nothing happens");
+    assert_eq!(instance.snapshot().expect("snapshot"), None);
+    assert_eq!(
+        instance
+            .explain(&testing::request(0), &testing::idle(1), 0)
+            .expect("explain"),
+        None
+    );
+}
+
+#[test]
+fn extra_signals_come_in_the_order_asked_for() {
+    let mut candidates = testing::idle(3);
+    candidates.kv_blocks_total = vec![0, 100, 100];
+    candidates.kv_blocks_used = vec![50, 50, 200];
+    candidates.overlap_device = vec![0, 5, 10];
+    candidates.overlap_host = vec![1, 0, 10];
+    let mut decision = Decision::default();
+    let mut instance = testing::admitted("learner").instantiate().expect("instance");
+    instance
+        .decide(&testing::request(0), &candidates, &mut decision)
+        .expect("decision");
+    // Nothing is known of the first one's cache; shares end at 1.
+    assert_eq!(decision.costs, [0.0 + 0.1, 0.5 + 0.5, 1.0 + 1.0]);
+}
+
+#[test]
+fn instances_go_where_their_thread_goes() {
+    let component = testing::admitted("round-robin");
+    let mut instance = component.instantiate().expect("instance");
+    let picked = thread::spawn(move || {
+        let mut decision = Decision::default();
+        instance
+            .decide(&testing::request(4), &testing::idle(3), &mut decision)
+            .expect("decision");
+        decision.pick
+    });
+    assert_eq!(picked.join().expect("thread"), Some(1));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// P-1, whatever is asked: as many costs as candidates or a pick among them, none NaN.
+    #[test]
+    fn answers_name_only_candidates(
+        columns in prop::collection::vec(any::<[u32; 13]>(), 1..70),
+        tokens in any::<u32>(), blocks in any::<u32>(), block_size in any::<u32>(),
+        seed in any::<u64>(), decision_number in any::<u64>(),
+    ) {
+        let mut candidates = Candidates { worker: (0..columns.len() as u32).collect(), ..Candidates::default() };
+        for row in &columns {
+            for (column, value) in candidates.features_mut().into_iter().zip(row) {
+                column.push(*value);
+            }
+        }
+        let request = RequestFeatures {
+            prompt_tokens: tokens, prompt_blocks: blocks, block_size, seed, decision_number, ..Default::default()
+        };
+        for (name, _) in builtin_policies() {
+            thread_local! {
+                static INSTANCES: std::cell::RefCell<std::collections::HashMap<&'static str, PolicyInstance>> =
+                    std::cell::RefCell::default();
+            }
+            INSTANCES.with_borrow_mut(|instances| {
+                let instance = instances.entry(name).or_insert_with(|| testing::admitted(name).instantiate().expect(name));
+                let mut decision = Decision::default();
+                instance.decide(&request, &candidates, &mut decision).expect(name);
+                match decision.pick {
+                    Some(row) => prop_assert!((row as usize) < candidates.len()),
+                    None => {
+                        prop_assert_eq!(decision.costs.len(), candidates.len());
+                        prop_assert!(decision.costs.iter().all(|cost| !cost.is_nan()));
+                    }
+                }
+                Ok(())
+            })?;
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! One thread's place at a model's policy: it asks whatever version is active, and something always answers.
+
+use std::sync::Arc;
+
+use crate::{
+    depot::{Generation, Line, PolicyDepot},
+    fallback::{self, Fallback},
+    fault::PolicyFault,
+    features::{Candidates, Decision, Outcome, RequestFeatures},
+    instance::PolicyInstance,
+};
+
+/// One thread's instance of whatever generation is active for one model.
+#[derive(Debug)]
+pub struct PolicySeat {
+    depot: PolicyDepot,
+    model: Arc<str>,
+    line: Arc<Line>,
+    generation: Arc<Generation>,
+    /// Absent after a fault, until the next decision.
+    instance: Option<PolicyInstance>,
+    fallback: Arc<str>,
+}
+
+/// Who decided, and what went wrong where a policy could not.
+#[derive(Debug, Clone)]
+pub struct Decided {
+    /// `name@version` of the policy, or `fallback@…`.
+    pub by: Arc<str>,
+    /// Why the fallback decided, unless no policy was asked.
+    pub fault: Option<PolicyFault>,
+}
+
+impl PolicySeat {
+    pub(crate) fn new(depot: PolicyDepot, model: &str, line: Arc<Line>) -> Self {
+        line.seat_taken();
+        let generation = line.active();
+        let mut seat = Self {
+            depot,
+            model: model.into(),
+            line,
+            generation,
+            instance: None,
+            fallback: fallback::LABEL.into(),
+        };
+        if seat.generation.decides() {
+            seat.instance = seat.start();
+        }
+        seat
+    }
+
+    /// Leaves a decision on `candidates` in `decision` and says whose it is. Never fails: a policy that faults is
+    /// counted, perhaps quarantined, and the fallback decides.
+    pub fn decide(
+        &mut self,
+        request: &RequestFeatures,
+        candidates: &Candidates,
+        decision: &mut Decision,
+    ) -> Decided {
+        self.follow();
+        let fault = match self.ask(|instance| instance.decide(request, candidates, decision)) {
+            Some(Ok(())) => {
+                return Decided {
+                    by: Arc::clone(&self.generation.label),
+                    fault: None,
+                };
+            }
+            Some(Err(fault)) => Some(fault),
+            None => None,
+        };
+        Fallback.decide(request, candidates, decision);
+        Decided {
+            by: Arc::clone(&self.fallback),
+            fault,
+        }
+    }
+
+    /// Whether the policy in this seat wants to hear of outcomes; otherwise there is no use in gathering them.
+    #[must_use]
+    pub fn observes(&self) -> bool {
+        self.instance.as_ref().is_some_and(PolicyInstance::observes)
+    }
+
+    /// Tells the policy what became of requests it placed, oldest first. Call it in batches, after answering.
+    pub fn observe(&mut self, outcomes: &[Outcome]) {
+        self.follow();
+        self.ask(|instance| instance.observe(outcomes));
+    }
+
+    /// The policy's own words on why the candidate in row `chosen` has the request; call it right after
+    /// [`PolicySeat::decide`], with the same arguments. `None` when it does not explain itself.
+    pub fn explain(
+        &mut self,
+        request: &RequestFeatures,
+        candidates: &Candidates,
+        chosen: u32,
+    ) -> Option<String> {
+        self.ask(|instance| instance.explain(request, candidates, chosen))?
+            .ok()?
+    }
+
+    /// What decides in this seat since its last call.
+    #[must_use]
+    pub const fn generation(&self) -> &Arc<Generation> {
+        &self.generation
+    }
+
+    /// Calls the instance, started if need be; `None` when no policy is to be asked. A fault is noted and ends the
+    /// instance.
+    fn ask<R>(
+        &mut self,
+        call: impl FnOnce(&mut PolicyInstance) -> Result<R, PolicyFault>,
+    ) -> Option<Result<R, PolicyFault>> {
+        if !self.generation.decides() {
+            return None;
+        }
+        let called = match self.instance.as_mut() {
+            Some(instance) => call(instance),
+            None => self
+                .generation
+                .component
+                .instantiate()
+                .and_then(|instance| call(self.instance.insert(instance))),
+        };
+        if let Err(fault) = &called {
+            self.note(fault);
+            if let Some(instance) = self.instance.take() {
+                self.depot.retire(instance);
+            }
+        }
+        Some(called)
+    }
+
+    /// Changes over to the active generation, if it is another: takes an instance that was started for it, hands over
+    /// what the old one learnt, and leaves the old one to the reaper.
+    fn follow(&mut self) {
+        let Some(next) = self.line.newer_than(&self.generation) else {
+            return;
+        };
+        let before = std::mem::replace(&mut self.generation, next);
+        let old = std::mem::replace(&mut self.instance, self.generation.take_warm());
+        if let Some(mut old) = old {
+            if self.generation.decides() && self.generation.policy() == before.policy() {
+                self.inherit(&before, &mut old);
+            }
+            self.depot.retire(old);
+        }
+        self.depot.retire(before);
+    }
+
+    /// Hands over what `old` learnt to the present instance, if both keep state. It starts without where that fails.
+    fn inherit(&mut self, before: &Generation, old: &mut PolicyInstance) {
+        let snapshot = match old.snapshot() {
+            Ok(Some(snapshot)) => snapshot,
+            Ok(None) => return,
+            Err(fault) => {
+                self.depot.note_fault(&self.model, before, &fault);
+                return;
+            }
+        };
+        if let Some(Ok(Err(refusal))) = self.ask(|instance| instance.restore(&snapshot)) {
+            let (from, to) = (&*before.label, &*self.generation.label);
+            tracing::info!(
+                from,
+                to,
+                model = &*self.model,
+                "policy starts without what its last version knew: {refusal}"
+            );
+        }
+    }
+
+    fn start(&self) -> Option<PolicyInstance> {
+        let started = self
+            .generation
+            .take_warm()
+            .map_or_else(|| self.generation.component.instantiate(), Ok);
+        started.inspect_err(|fault| self.note(fault)).ok()
+    }
+
+    fn note(&self, fault: &PolicyFault) {
+        self.depot.note_fault(&self.model, &self.generation, fault);
+    }
+}
+
+impl Drop for PolicySeat {
+    fn drop(&mut self) {
+        self.line.seat_left();
+    }
+}
+
+#[cfg(test)]
+mod tests;
