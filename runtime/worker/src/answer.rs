@@ -1,0 +1,274 @@
+//! The bytes of OpenAI answers.
+//!
+//! Workers write what clients read; routers pass it on untouched, so that detokenising and JSON scale with the
+//! workers. Streamed answers are server-sent events, one for each piece of text, ended by `data: [DONE]`; whole
+//! answers are one JSON document at the end. Shapes are those of OpenAI's API reference for chat completions
+//! (`chat.completion`, `chat.completion.chunk`) and completions (`text_completion`).
+//!
+//! What is the same in every event of a choice is rendered once; a token costs a copy of that and the escaping of its
+//! own text, into a buffer that is used again.
+
+use signalbox_protocol::{AnswerFormat, FinishReason, GenerateRequest, StreamSummary};
+
+mod json;
+mod logprobs;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    logprobs::TokenEntry,
+    stop::{StopMatcher, StopVerdict},
+};
+
+use self::json::{push_display, push_string};
+
+/// What all pieces of one request's answer have in common.
+#[derive(Debug)]
+pub struct Answer {
+    format: AnswerFormat,
+    /// `"id":…,"object":…,"created":…,"model":…,"system_fingerprint":…,` without the opening brace.
+    head: Vec<u8>,
+}
+
+/// One choice of an answer. For streams it writes events; for whole answers it collects.
+#[derive(Debug)]
+pub struct ChoiceWriter {
+    chat: bool,
+    stream: bool,
+    index: u32,
+    /// An event up to and including the choice's `"index":…,`.
+    stem: Vec<u8>,
+    /// An event from the end of its choice on.
+    tail: &'static [u8],
+    /// Text that precedes a completion; taken by its first piece.
+    echo: Option<String>,
+    started: bool,
+    /// Where the next token begins in the text, in characters, for `text_offset`.
+    offset: usize,
+    /// Collected for a whole answer.
+    text: String,
+    entries: Vec<TokenEntry>,
+    first_offset: usize,
+    wants_logprobs: bool,
+    finish: Option<FinishReason>,
+}
+
+impl Answer {
+    /// `fingerprint` names the engine and its settings: equal fingerprints and seeds give equal answers.
+    pub fn new(request: &GenerateRequest, fingerprint: &str) -> Self {
+        let format = request.format.clone();
+        let (id, object) = match (format.chat, format.stream) {
+            (true, true) => ("chatcmpl-", "chat.completion.chunk"),
+            (true, false) => ("chatcmpl-", "chat.completion"),
+            (false, _) => ("cmpl-", "text_completion"),
+        };
+        let mut head = Vec::new();
+        head.extend_from_slice(b"\"id\":");
+        push_string(&mut head, &format!("{id}{}", request.id));
+        head.extend_from_slice(b",\"object\":");
+        push_string(&mut head, object);
+        head.extend_from_slice(b",\"created\":");
+        push_display(&mut head, format.created);
+        head.extend_from_slice(b",\"model\":");
+        push_string(&mut head, &request.model);
+        head.extend_from_slice(b",\"system_fingerprint\":");
+        push_string(&mut head, fingerprint);
+        head.push(b',');
+        Self { format, head }
+    }
+
+    /// Whether pieces are delivered as they come.
+    pub fn is_stream(&self) -> bool {
+        self.format.stream
+    }
+
+    /// The writer of choice `index`; `wants_logprobs` as the request's sampling says.
+    pub fn choice(&self, index: u32, wants_logprobs: bool) -> ChoiceWriter {
+        let mut stem = Vec::with_capacity(self.head.len() + 48);
+        stem.extend_from_slice(b"data: {");
+        stem.extend_from_slice(&self.head);
+        stem.extend_from_slice(b"\"choices\":[{\"index\":");
+        push_display(&mut stem, index);
+        stem.push(b',');
+        let echo = self
+            .format
+            .echo
+            .clone()
+            .filter(|echo| !echo.is_empty() && !self.format.chat);
+        let offset = echo.as_deref().map_or(0, |echo| echo.chars().count());
+        ChoiceWriter {
+            chat: self.format.chat,
+            stream: self.format.stream,
+            index,
+            stem,
+            tail: if self.format.include_usage {
+                b"}],\"usage\":null}\n\n"
+            } else {
+                b"}]}\n\n"
+            },
+            echo,
+            started: false,
+            offset,
+            text: String::new(),
+            entries: Vec::new(),
+            first_offset: offset,
+            wants_logprobs,
+            finish: None,
+        }
+    }
+
+    /// The last events of a stream: the usage where it was asked for, and `[DONE]`.
+    pub fn write_stream_end(&self, usage: StreamSummary, out: &mut Vec<u8>) {
+        if self.format.include_usage {
+            out.extend_from_slice(b"data: {");
+            out.extend_from_slice(&self.head);
+            out.extend_from_slice(b"\"choices\":[],");
+            push_usage(out, usage);
+            out.extend_from_slice(b"}\n\n");
+        }
+        out.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    /// The whole answer: one JSON document with every choice, in the order given.
+    pub fn write_document<'a>(
+        &self,
+        choices: impl Iterator<Item = &'a ChoiceWriter>,
+        usage: StreamSummary,
+        out: &mut Vec<u8>,
+    ) {
+        out.push(b'{');
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(b"\"choices\":[");
+        for (place, choice) in choices.enumerate() {
+            if place > 0 {
+                out.push(b',');
+            }
+            choice.write_whole(out);
+        }
+        out.extend_from_slice(b"],");
+        push_usage(out, usage);
+        out.push(b'}');
+    }
+}
+
+impl ChoiceWriter {
+    /// The choice has its first token. A chat stream says now whose turn it is; everything else says nothing yet.
+    pub fn start(&mut self, out: &mut Vec<u8>) {
+        if self.started {
+            return;
+        }
+        self.started = true;
+        if self.stream && self.chat {
+            out.extend_from_slice(&self.stem);
+            out.extend_from_slice(b"\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null");
+            out.extend_from_slice(self.tail);
+        }
+    }
+
+    /// The next piece of text, and the log probabilities of the tokens that make it up. The piece may be empty where
+    /// there are log probabilities to tell; with neither, nothing is written.
+    pub fn push(&mut self, text: &str, entries: &mut Vec<TokenEntry>, out: &mut Vec<u8>) {
+        self.start(out);
+        if text.is_empty() && entries.is_empty() {
+            return;
+        }
+        if !self.stream {
+            self.text.push_str(text);
+            self.entries.append(entries);
+            return;
+        }
+        out.extend_from_slice(&self.stem);
+        out.extend_from_slice(if self.chat {
+            b"\"delta\":{\"content\":"
+        } else {
+            b"\"text\":"
+        });
+        match self.echo.take() {
+            Some(echo) => push_string(out, &(echo + text)),
+            None => push_string(out, text),
+        }
+        out.extend_from_slice(if self.chat {
+            b"},\"logprobs\":"
+        } else {
+            b",\"logprobs\":"
+        });
+        self.offset = self.push_logprobs(entries, self.offset, out);
+        entries.clear();
+        out.extend_from_slice(b",\"finish_reason\":null");
+        out.extend_from_slice(self.tail);
+    }
+
+    /// The choice is over. Everything it said has been pushed.
+    pub fn finish(&mut self, reason: FinishReason, out: &mut Vec<u8>) {
+        self.start(out);
+        self.finish = Some(reason);
+        if !self.stream {
+            return;
+        }
+        out.extend_from_slice(&self.stem);
+        if self.chat {
+            out.extend_from_slice(b"\"delta\":{}");
+        } else {
+            out.extend_from_slice(b"\"text\":");
+            push_string(out, &self.echo.take().unwrap_or_default());
+        }
+        out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":");
+        push_string(out, reason.as_str());
+        out.extend_from_slice(self.tail);
+    }
+
+    fn write_whole(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"index\":");
+        push_display(out, self.index);
+        if self.chat {
+            out.extend_from_slice(b",\"message\":{\"role\":\"assistant\",\"content\":");
+            push_string(out, &self.text);
+            out.extend_from_slice(b",\"refusal\":null}");
+        } else {
+            out.extend_from_slice(b",\"text\":");
+            match &self.echo {
+                Some(echo) => push_string(out, &[echo, self.text.as_str()].concat()),
+                None => push_string(out, &self.text),
+            }
+        }
+        out.extend_from_slice(b",\"logprobs\":");
+        self.push_logprobs(&self.entries, self.first_offset, out);
+        out.extend_from_slice(b",\"finish_reason\":");
+        match self.finish {
+            Some(reason) => push_string(out, reason.as_str()),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.push(b'}');
+    }
+
+    /// Returns the offset of the token after `entries`.
+    fn push_logprobs(&self, entries: &[TokenEntry], offset: usize, out: &mut Vec<u8>) -> usize {
+        match (self.wants_logprobs, self.chat) {
+            (false, _) => {
+                out.extend_from_slice(b"null");
+                offset
+            }
+            (true, true) => {
+                logprobs::push_chat(entries, out);
+                offset
+            }
+            (true, false) => logprobs::push_completion(entries, offset, out),
+        }
+    }
+}
+
+fn push_usage(out: &mut Vec<u8>, usage: StreamSummary) {
+    out.extend_from_slice(b"\"usage\":{\"prompt_tokens\":");
+    push_display(out, usage.prompt_tokens);
+    out.extend_from_slice(b",\"completion_tokens\":");
+    push_display(out, usage.completion_tokens);
+    out.extend_from_slice(b",\"total_tokens\":");
+    push_display(
+        out,
+        u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
+    );
+    out.extend_from_slice(b",\"prompt_tokens_details\":{\"cached_tokens\":");
+    push_display(out, usage.cached_tokens);
+    out.extend_from_slice(b"}}");
+}

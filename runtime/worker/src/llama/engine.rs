@@ -1,0 +1,236 @@
+//! The engine: carries out on llama.cpp what the schedule says.
+
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::token::LlamaToken;
+use signalbox_protocol::{ErrorKind, KvEvent, LoadReport, WireError, WorkerCapacity};
+
+use super::cells::CellOp;
+use super::config::{LlamaConfig, LlamaError};
+use super::model::{self, ModelFacts};
+use super::sampling::TokenPicker;
+use super::schedule::{Limits, Schedule, Sequence};
+use crate::engine::{EngineInfo, NewSequence, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus};
+
+/// A model in this process, advanced by steps. See the module's documentation.
+pub struct LlamaEngine {
+    context: LlamaContext<'static>,
+    batch: LlamaBatch<'static>,
+    schedule: Schedule<TokenPicker>,
+    /// What the schedule wants done to the cells.
+    ops: Vec<CellOp>,
+    /// Places in the batch whose logits the chunks of a step want.
+    outputs: Vec<Option<i32>>,
+    info: EngineInfo,
+    facts: ModelFacts,
+}
+
+impl std::fmt::Debug for LlamaEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LlamaEngine")
+            .field("info", &self.info)
+            .field("facts", &self.facts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LlamaEngine {
+    /// Loads the model and computes a first token, so that the first request finds its weights in memory. `progress`
+    /// hears shares from 0 to 1 on this thread. Blocks until all is ready.
+    pub fn load(config: &LlamaConfig, progress: impl FnMut(f32) + 'static) -> Result<Self, LlamaError> {
+        let model::Loaded { context, facts } = model::load(config, progress)?;
+        let kv_blocks = context.n_ctx() / config.block_size;
+        let context_length = facts.trained_context.min(kv_blocks * config.block_size);
+        let capacity = WorkerCapacity {
+            kv_blocks,
+            max_sequences: config.max_sequences,
+            max_waiting: config.max_waiting,
+        };
+        let schedule = Schedule::new(Limits {
+            block_size: config.block_size,
+            context_length,
+            batch_tokens: config.step_tokens(),
+            capacity,
+            reuse: model::cells_can_be_kept(&config.model_path, &facts),
+        });
+        let mut engine = Self {
+            context,
+            batch: LlamaBatch::new(config.step_tokens() as usize, 1),
+            schedule,
+            ops: Vec::new(),
+            outputs: Vec::new(),
+            info: EngineInfo {
+                name: "llama",
+                block_size: config.block_size,
+                context_length,
+                capacity,
+            },
+            facts,
+        };
+        engine.warm_up().map_err(LlamaError::Start)?;
+        Ok(engine)
+    }
+
+    /// What the model says of itself.
+    pub fn facts(&self) -> &ModelFacts {
+        &self.facts
+    }
+
+    fn warm_up(&mut self) -> Result<(), String> {
+        self.batch.clear();
+        self.batch
+            .add(LlamaToken(0), 0, &[0], true)
+            .map_err(|error| error.to_string())?;
+        self.context
+            .decode(&mut self.batch)
+            .map_err(|error| error.to_string())?;
+        self.context.synchronize();
+        self.context.clear_kv_cache();
+        Ok(())
+    }
+
+    /// One step, as far as llama.cpp goes along.
+    fn advance(&mut self, output: &mut StepOutput) -> Result<(), String> {
+        self.schedule.plan(&mut self.ops);
+        self.apply_ops()?;
+        if self.schedule.chunks().is_empty() {
+            return Ok(());
+        }
+        self.fill_batch()?;
+        self.context
+            .decode(&mut self.batch)
+            .map_err(|error| error.to_string())?;
+        self.schedule.computed(&mut self.ops, &mut output.prefilled);
+        self.pick_tokens(output);
+        self.schedule.finish(&mut self.ops, &mut output.finished);
+        self.apply_ops()
+    }
+
+    fn apply_ops(&mut self) -> Result<(), String> {
+        for op in self.ops.drain(..) {
+            match op {
+                CellOp::Share { from, to, positions } => {
+                    self.context
+                        .kv_cache_seq_cp(from, to, Some(positions.start), Some(positions.end))
+                }
+                CellOp::Release { owner, positions } => {
+                    self.context
+                        .kv_cache_seq_rm(owner, Some(positions.start), Some(positions.end))
+                }
+                CellOp::ReleaseAll { owner } => self.context.kv_cache_seq_rm(owner, None, None),
+            }
+            .map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn fill_batch(&mut self) -> Result<(), String> {
+        self.batch.clear();
+        self.outputs.clear();
+        for chunk in self.schedule.chunks() {
+            for (&token, position) in self.schedule.tokens(chunk).iter().zip(chunk.start..) {
+                let wanted = chunk.picks && position + 1 == chunk.start + chunk.count;
+                self.batch
+                    .add(LlamaToken(token as i32), position as i32, &[chunk.owner], wanted)
+                    .map_err(|error| error.to_string())?;
+            }
+            self.outputs.push(chunk.picks.then(|| self.batch.n_tokens() - 1));
+        }
+        Ok(())
+    }
+
+    fn pick_tokens(&mut self, output: &mut StepOutput) {
+        for (place, index) in self.outputs.iter().enumerate() {
+            let Some(index) = *index else { continue };
+            let (sequence, picker) = self.schedule.picker(place);
+            let Some(picker) = picker else { continue };
+            match picker.pick(&self.context, index) {
+                Some((token, logprobs)) => {
+                    self.schedule.push(place, token);
+                    output.tokens.push(SampledToken {
+                        sequence,
+                        token,
+                        logprobs,
+                    });
+                }
+                None => output
+                    .failed
+                    .push((sequence, broken("the model's logits are not numbers"))),
+            }
+        }
+        for (sequence, _) in &output.failed {
+            self.schedule.cancel(*sequence, &mut self.ops);
+        }
+    }
+
+    /// llama.cpp did not do as told, so what its cells hold is unknown: everything starts afresh. Those that run end
+    /// with an error; those that wait do not notice.
+    fn start_afresh(&mut self, why: &str, output: &mut StepOutput) {
+        tracing::error!(why, "llama.cpp failed in a step; its KV cache starts afresh");
+        self.ops.clear();
+        self.context.clear_kv_cache();
+        output
+            .failed
+            .extend(self.schedule.reset().into_iter().map(|id| (id, broken(why))));
+        output.kv_events.push(KvEvent::Cleared);
+    }
+}
+
+impl StepEngine for LlamaEngine {
+    fn info(&self) -> EngineInfo {
+        self.info.clone()
+    }
+
+    fn submit(&mut self, sequence: NewSequence) -> Result<(), WireError> {
+        let NewSequence {
+            id,
+            tokens,
+            blocks,
+            hasher,
+            sampling,
+        } = sequence;
+        let vocab = self.facts.vocab_size;
+        if let Some(token) = tokens.iter().find(|&&token| token >= vocab) {
+            return Err(WireError::invalid_param(
+                "prompt",
+                format!(
+                    "the prompt has token {token}; this model has tokens 0 to {}",
+                    vocab.saturating_sub(1)
+                ),
+            ));
+        }
+        let picker = TokenPicker::new(&sampling, vocab, self.info.context_length)?;
+        self.schedule.submit(Sequence::new(
+            id,
+            tokens,
+            blocks,
+            hasher,
+            sampling.max_tokens,
+            picker,
+        ))
+    }
+
+    fn cancel(&mut self, id: SequenceId) {
+        self.schedule.cancel(id, &mut self.ops);
+    }
+
+    fn step(&mut self, output: &mut StepOutput) -> StepStatus {
+        match self.advance(output) {
+            Ok(()) => self.schedule.drain_events(&mut output.kv_events),
+            Err(why) => self.start_afresh(&why, output),
+        }
+        if self.schedule.is_idle() {
+            StepStatus::Idle
+        } else {
+            StepStatus::Busy
+        }
+    }
+
+    fn load(&self) -> LoadReport {
+        self.schedule.load()
+    }
+}
+
+fn broken(why: &str) -> WireError {
+    WireError::new(ErrorKind::Internal, format!("the engine could not go on: {why}"))
+}

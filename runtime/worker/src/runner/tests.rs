@@ -1,0 +1,538 @@
+use std::{
+    collections::VecDeque,
+    sync::{
+        Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use serde_json::Value;
+use signalbox_protocol::{
+    AnswerFormat, FinishReason, RequestId, SamplingParams, StreamSummary, WorkerCapacity, WorkerEpoch,
+};
+use signalbox_request_plane::CallerGone;
+use signalbox_tokenize::ModelArtifacts;
+
+use super::*;
+use crate::{
+    engine::{NewSequence, SampledToken, TokenLogprobs},
+    sim::{SimConfig, SimEngine, ordinary_tokens},
+};
+
+/// Long enough for a loaded machine; only a hang meets it.
+const HANG: Duration = Duration::from_secs(60);
+
+fn text() -> Arc<ModelText> {
+    Arc::new(ModelText::load(&ModelArtifacts::byte_level_fixture()).unwrap())
+}
+
+fn log() -> EventLog {
+    EventLog::new(WorkerEpoch(1))
+}
+
+fn request(stream: bool, sampling: SamplingParams) -> GenerateRequest {
+    GenerateRequest {
+        id: RequestId::from_client("r").unwrap(),
+        model: "m".into(),
+        deadline_ms: HANG.as_millis() as u64,
+        lora: String::new(),
+        cache_salt: String::new(),
+        sampling,
+        format: AnswerFormat {
+            chat: true,
+            stream,
+            include_usage: false,
+            echo: None,
+            created: 1,
+        },
+    }
+}
+
+fn prompt(length: u32) -> Vec<u32> {
+    (0..length).map(|place| 3 + place % 200).collect()
+}
+
+/// What a caller received.
+#[derive(Default)]
+struct Received {
+    pieces: Mutex<Pieces>,
+    ended: Condvar,
+    cancelled: AtomicBool,
+    /// Where its first piece looks whether the KV events of its step are told.
+    log: Option<EventLog>,
+}
+
+#[derive(Default)]
+struct Pieces {
+    queued: Vec<u8>,
+    tokens: u32,
+    queues: u32,
+    flushes: u32,
+    told_before_first: Option<u64>,
+    end: Option<Result<StreamSummary, WireError>>,
+}
+
+struct TestSink(Arc<Received>);
+
+impl AnswerSink for TestSink {
+    fn queue(&self, tokens: u32, bytes: &[u8]) -> Result<(), CallerGone> {
+        let mut pieces = self.0.pieces.lock().unwrap();
+        pieces.queued.extend_from_slice(bytes);
+        pieces.tokens += tokens;
+        pieces.queues += 1;
+        if pieces.told_before_first.is_none() {
+            pieces.told_before_first = self.0.log.as_ref().map(|log| log.snapshot().next_sequence);
+        }
+        Ok(())
+    }
+
+    fn flush(&self) {
+        self.0.pieces.lock().unwrap().flushes += 1;
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::Acquire)
+    }
+
+    fn end(self: Box<Self>, summary: StreamSummary) {
+        self.0.end(Ok(summary));
+    }
+
+    fn fail(self: Box<Self>, error: WireError) {
+        self.0.end(Err(error));
+    }
+}
+
+impl Received {
+    fn end(&self, end: Result<StreamSummary, WireError>) {
+        let earlier = self.pieces.lock().unwrap().end.replace(end);
+        assert!(earlier.is_none(), "a request ends once");
+        self.ended.notify_all();
+    }
+
+    fn wait(&self) -> Result<StreamSummary, WireError> {
+        let pieces = self.pieces.lock().unwrap();
+        let (pieces, timeout) = self
+            .ended
+            .wait_timeout_while(pieces, HANG, |p| p.end.is_none())
+            .unwrap();
+        assert!(!timeout.timed_out(), "the request never ended");
+        pieces.end.clone().unwrap()
+    }
+
+    /// The text of choice `index` of a chat stream, and how it finished.
+    fn said(&self, index: u64) -> (String, String) {
+        let (mut said, mut finish) = (String::new(), String::new());
+        for event in self
+            .events()
+            .iter()
+            .filter(|event| event["choices"][0]["index"] == index)
+        {
+            let choice = &event["choices"][0];
+            said += choice["delta"]["content"].as_str().unwrap_or_default();
+            finish += choice["finish_reason"].as_str().unwrap_or_default();
+        }
+        (said, finish)
+    }
+
+    fn events(&self) -> Vec<Value> {
+        let bytes = self.pieces.lock().unwrap().queued.clone();
+        let text = String::from_utf8(bytes).unwrap();
+        let events = text.strip_suffix("data: [DONE]\n\n").unwrap();
+        let json = |event: &str| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
+        events.split_terminator("\n\n").map(json).collect()
+    }
+}
+
+fn submit(runner: &RunnerHandle, request: &GenerateRequest, tokens: Vec<u32>) -> Arc<Received> {
+    let received = Arc::new(Received::default());
+    runner.submit(request, tokens, TestSink(received.clone()));
+    received
+}
+
+fn start(engine: impl StepEngine) -> RunnerHandle {
+    Runner::start(Box::new(engine), "m", text(), log()).unwrap()
+}
+
+fn sim(config: SimConfig) -> SimEngine {
+    SimEngine::new(config, ordinary_tokens(&text())).unwrap()
+}
+
+fn fast() -> SimConfig {
+    SimConfig {
+        speedup: 0.0,
+        ..SimConfig::default()
+    }
+}
+
+/// Says for every sequence what it was told to, then panics or goes on for ever.
+#[derive(Default)]
+struct Script {
+    says: Vec<u32>,
+    logprobs: bool,
+    panics: bool,
+    running: Vec<(SequenceId, VecDeque<u32>)>,
+    cancelled: Arc<Mutex<Vec<SequenceId>>>,
+}
+
+impl Script {
+    fn saying(says: &[&str]) -> Self {
+        let text = text();
+        let tokens = says.iter().flat_map(|piece| match *piece {
+            "<eos>" => vec![2],
+            piece => text.encode_prompt(piece).unwrap(),
+        });
+        Self {
+            says: tokens.collect(),
+            ..Self::default()
+        }
+    }
+}
+
+impl StepEngine for Script {
+    fn info(&self) -> EngineInfo {
+        let capacity = WorkerCapacity {
+            kv_blocks: 64,
+            max_sequences: 8,
+            max_waiting: 8,
+        };
+        EngineInfo {
+            name: "script",
+            block_size: 4,
+            context_length: 1_000,
+            capacity,
+        }
+    }
+
+    fn submit(&mut self, sequence: NewSequence) -> Result<(), WireError> {
+        self.running
+            .push((sequence.id, self.says.iter().copied().collect()));
+        Ok(())
+    }
+
+    fn cancel(&mut self, id: SequenceId) {
+        self.running.retain(|(running, _)| *running != id);
+        self.cancelled.lock().unwrap().push(id);
+    }
+
+    fn step(&mut self, output: &mut StepOutput) -> StepStatus {
+        assert!(!self.panics, "as the script says");
+        for (id, says) in &mut self.running {
+            let Some(token) = says.pop_front() else { continue };
+            let logprobs = self.logprobs.then(|| TokenLogprobs {
+                chosen: -0.5,
+                top: vec![],
+            });
+            output.tokens.push(SampledToken {
+                sequence: *id,
+                token,
+                logprobs,
+            });
+            if says.is_empty() {
+                output.finished.push((*id, FinishReason::Length));
+            }
+        }
+        self.running.retain(|(_, says)| !says.is_empty());
+        if self.running.is_empty() {
+            StepStatus::Idle
+        } else {
+            StepStatus::Busy
+        }
+    }
+
+    fn load(&self) -> LoadReport {
+        LoadReport {
+            running: self.running.len() as u32,
+            ..LoadReport::default()
+        }
+    }
+}
+
+#[test]
+fn a_streamed_answer_and_a_whole_one_say_the_same() {
+    let runner = start(sim(fast()));
+    let sampling = SamplingParams {
+        max_tokens: 40,
+        n: 3,
+        ..SamplingParams::default()
+    };
+    let stream = submit(&runner, &request(true, sampling.clone()), prompt(50));
+    let summary = stream.wait().unwrap();
+    assert_eq!(
+        summary,
+        StreamSummary {
+            prompt_tokens: 50,
+            cached_tokens: 0,
+            completion_tokens: 120
+        }
+    );
+    let whole = submit(&runner, &request(false, sampling), prompt(50));
+    assert_eq!(whole.wait().unwrap().cached_tokens, 48);
+    let pieces = whole.pieces.lock().unwrap();
+    assert_eq!(
+        (pieces.queues, pieces.tokens),
+        (1, 120),
+        "one document, at the end"
+    );
+    let document: Value = serde_json::from_slice(&pieces.queued).unwrap();
+    assert_eq!(document["usage"]["prompt_tokens_details"]["cached_tokens"], 48);
+    for index in 0..3 {
+        let choice = &document["choices"][index as usize];
+        let content = choice["message"]["content"].as_str().unwrap().to_owned();
+        assert!(!content.is_empty());
+        assert_eq!(stream.said(index), (content, "length".to_owned()));
+    }
+    assert_eq!(
+        stream.pieces.lock().unwrap().tokens,
+        120,
+        "every token is counted with a piece"
+    );
+}
+
+#[test]
+fn a_step_is_flushed_once_a_request() {
+    let runner = start(sim(fast()));
+    let sampling = SamplingParams {
+        max_tokens: 10,
+        n: 4,
+        ..SamplingParams::default()
+    };
+    let received = submit(&runner, &request(true, sampling), prompt(4));
+    received.wait().unwrap();
+    assert_eq!(
+        received.pieces.lock().unwrap().flushes,
+        9,
+        "the last step's flush is the end's"
+    );
+}
+
+#[tokio::test]
+async fn a_stop_text_ends_the_answer_and_frees_the_engine() {
+    let script = Script::saying(&["hello ", "wor", "ld\n", "\nuser: and ", "so on"]);
+    let cancelled = script.cancelled.clone();
+    let runner = start(script);
+    let sampling = SamplingParams {
+        max_tokens: 50,
+        stop: vec!["\n\nuser".into()],
+        ..SamplingParams::default()
+    };
+    let received = submit(&runner, &request(true, sampling), prompt(4));
+    received.wait().unwrap();
+    assert_eq!(received.said(0), ("hello world".to_owned(), "stop".to_owned()));
+    runner.stop().await;
+    assert_eq!(*cancelled.lock().unwrap(), [SequenceId::new(0, 0)]);
+}
+
+#[test]
+fn the_end_of_sequence_token_ends_the_answer_unless_it_is_ignored() {
+    for (ignore_eos, said, reason) in [(false, "hell", "stop"), (true, "hello", "length")] {
+        let runner = start(Script::saying(&["hell", "<eos>", "o"]));
+        let sampling = SamplingParams {
+            max_tokens: 50,
+            ignore_eos,
+            ..SamplingParams::default()
+        };
+        let received = submit(&runner, &request(true, sampling), prompt(4));
+        received.wait().unwrap();
+        assert_eq!(received.said(0), (said.to_owned(), reason.to_owned()));
+    }
+}
+
+#[test]
+fn text_held_back_for_a_stop_text_keeps_its_log_probabilities() {
+    let mut script = Script::saying(&["a", "\n", "b", "é", "\n", "\n", "c"]);
+    script.logprobs = true;
+    let runner = start(script);
+    let stop = vec!["\n\n".to_owned()];
+    let sampling = SamplingParams {
+        max_tokens: 50,
+        stop,
+        logprobs: Some(0),
+        ..SamplingParams::default()
+    };
+    let received = submit(&runner, &request(true, sampling), prompt(4));
+    received.wait().unwrap();
+    let mut bytes = Vec::new();
+    for event in received.events() {
+        let Some(content) = event["choices"][0]["logprobs"]["content"].as_array().cloned() else {
+            continue;
+        };
+        let piece: Vec<u8> = content
+            .iter()
+            .flat_map(|token| token["bytes"].as_array().unwrap())
+            .map(|byte| byte.as_u64().unwrap() as u8)
+            .collect();
+        assert_eq!(
+            piece,
+            event["choices"][0]["delta"]["content"]
+                .as_str()
+                .unwrap()
+                .as_bytes()
+        );
+        bytes.extend(piece);
+    }
+    assert_eq!(bytes, "a\nbé".as_bytes());
+}
+
+#[test]
+fn kv_events_are_told_before_the_tokens_of_their_step() {
+    let log = log();
+    let runner = Runner::start(Box::new(sim(fast())), "m", text(), log.clone()).unwrap();
+    let received = Arc::new(Received {
+        log: Some(log.clone()),
+        ..Received::default()
+    });
+    runner.submit(
+        &request(true, SamplingParams::default()),
+        prompt(64),
+        TestSink(received.clone()),
+    );
+    received.wait().unwrap();
+    assert_eq!(received.pieces.lock().unwrap().told_before_first, Some(1));
+    assert!(!log.snapshot().stored.is_empty());
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_frees_the_engine_during_a_long_step() {
+    // A prefill of minutes: only a runner that looks up while it waits frees it in time.
+    let runner = start(sim(SimConfig {
+        speedup: 1e-3,
+        ..SimConfig::default()
+    }));
+    let received = submit(&runner, &request(true, SamplingParams::default()), prompt(64));
+    received.cancelled.store(true, Ordering::Release);
+    let outcome = tokio::task::spawn_blocking({
+        let received = received.clone();
+        move || received.wait()
+    });
+    assert_eq!(outcome.await.unwrap().unwrap_err().kind, ErrorKind::Cancelled);
+    assert_eq!(received.pieces.lock().unwrap().queues, 0);
+    runner.stop().await;
+    assert_eq!(*runner.state().borrow(), RunnerState::Stopped);
+}
+
+#[test]
+fn an_answer_that_takes_too_long_fails_with_its_deadline() {
+    let runner = start(sim(SimConfig {
+        speedup: 1e-3,
+        ..SimConfig::default()
+    }));
+    let late = GenerateRequest {
+        deadline_ms: 30,
+        ..request(true, SamplingParams::default())
+    };
+    let error = submit(&runner, &late, prompt(64)).wait().unwrap_err();
+    assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+    assert!(error.message.contains("30 ms"), "{error}");
+}
+
+#[tokio::test]
+async fn an_engine_that_panics_fails_every_request_and_is_known_to_have() {
+    let runner = start(Script {
+        panics: true,
+        ..Script::default()
+    });
+    let received = submit(&runner, &request(true, SamplingParams::default()), prompt(4));
+    let outcome = tokio::task::spawn_blocking(move || received.wait())
+        .await
+        .unwrap();
+    assert_eq!(outcome.unwrap_err().kind, ErrorKind::Unavailable);
+    runner
+        .state()
+        .wait_for(|state| *state == RunnerState::Failed)
+        .await
+        .unwrap();
+    let later = submit(&runner, &request(true, SamplingParams::default()), prompt(4));
+    assert_eq!(later.wait().unwrap_err().kind, ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn stopping_fails_what_is_open() {
+    let runner = start(sim(SimConfig {
+        speedup: 1e-3,
+        ..SimConfig::default()
+    }));
+    let received = submit(&runner, &request(true, SamplingParams::default()), prompt(64));
+    runner.stop().await;
+    assert_eq!(received.wait().unwrap_err().kind, ErrorKind::Unavailable);
+}
+
+#[test]
+fn what_cannot_be_answered_is_refused_with_its_reason() {
+    let runner = start(sim(SimConfig {
+        max_sequences: 1,
+        max_waiting: 1,
+        speedup: 1e-3,
+        ..SimConfig::default()
+    }));
+    let refused = |sampling: SamplingParams, tokens: Vec<u32>| {
+        submit(&runner, &request(true, sampling), tokens)
+            .wait()
+            .unwrap_err()
+    };
+    let params = SamplingParams::default;
+    let error = refused(
+        SamplingParams {
+            max_tokens: 32_760,
+            ..params()
+        },
+        prompt(9),
+    );
+    assert_eq!(error.kind, ErrorKind::ContextLengthExceeded);
+    assert!(
+        ["32768", "32760", "32769", " 9 "]
+            .iter()
+            .all(|n| error.message.contains(n)),
+        "{error}"
+    );
+    assert_eq!(refused(params(), vec![]).kind, ErrorKind::InvalidRequest);
+    assert_eq!(refused(params(), vec![300]).param.as_deref(), Some("prompt"));
+    assert_eq!(
+        refused(SamplingParams { n: 129, ..params() }, prompt(4))
+            .param
+            .as_deref(),
+        Some("n")
+    );
+    assert_eq!(
+        refused(
+            SamplingParams {
+                max_tokens: 0,
+                ..params()
+            },
+            prompt(4)
+        )
+        .param
+        .as_deref(),
+        Some("max_tokens")
+    );
+    // Three choices are one more than may run and wait: none of them stays behind.
+    assert_eq!(
+        refused(SamplingParams { n: 3, ..params() }, prompt(4)).kind,
+        ErrorKind::Overloaded
+    );
+    assert_eq!(runner.load().borrow().running, 0);
+}
+
+/// What a streamed token costs between the engine and the network: simulated step, decoding, SSE chunk. Run with
+/// `cargo test --release -p signalbox-worker -- --ignored --nocapture the_cost_of_a_streamed_token`.
+#[test]
+#[ignore = "prints a measurement, asserts nothing"]
+fn the_cost_of_a_streamed_token() {
+    let runner = start(sim(fast()));
+    let sampling = SamplingParams {
+        max_tokens: 2_000,
+        ..SamplingParams::default()
+    };
+    let began = Instant::now();
+    let open: Vec<_> = (0..128)
+        .map(|_| submit(&runner, &request(true, sampling.clone()), prompt(50)))
+        .collect();
+    let tokens: u32 = open
+        .iter()
+        .map(|received| received.wait().unwrap().completion_tokens)
+        .sum();
+    println!(
+        "{tokens} tokens, {:.0} ns each",
+        began.elapsed().as_nanos() as f64 / f64::from(tokens)
+    );
+}

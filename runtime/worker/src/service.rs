@@ -1,0 +1,177 @@
+//! A worker's life: bind, serve, drain.
+//!
+//! [`run`] puts an engine behind a request-plane server and answers every [`Call`](signalbox_protocol::Call). It promises that a worker that
+//! runs is reachable under the address on its card, and that after [`RunningWorker::drain`] nothing of it is left.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use signalbox_event_plane::EventLog;
+use signalbox_protocol::{WorkerCard, WorkerEpoch, WorkerId, WorkerRole};
+use signalbox_request_plane::{Server, ServerConfig, ServerHandle};
+use signalbox_tokenize::{ModelArtifacts, ModelText};
+
+use crate::{
+    engine::StepEngine,
+    runner::{Runner, RunnerHandle, RunnerState},
+};
+
+use self::calls::WorkerService;
+
+mod calls;
+
+/// As many as a worker's card may carry.
+const MAX_LABELS: usize = 32;
+
+/// What a worker is called and where it listens.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// Its name, stable over restarts.
+    pub id: WorkerId,
+    /// Where its request plane listens; port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// The host routers dial. Needed where `listen` is every address of the machine; otherwise its own.
+    pub advertise_host: Option<String>,
+    /// The model's name, as clients ask for it.
+    pub model: String,
+    /// What it does in a disaggregated deployment.
+    pub role: WorkerRole,
+    /// The operator's own words about it, at most 32.
+    pub labels: BTreeMap<String, String>,
+    /// Bounds of the request plane.
+    pub server: ServerConfig,
+}
+
+/// Why a worker did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The address cannot be listened on.
+    #[error("worker cannot listen on {address}")]
+    Bind {
+        /// As configured.
+        address: SocketAddr,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// Routers could not dial it.
+    #[error("worker listens on every address ({0}): name the host that routers should dial")]
+    NoAdvertisedHost(SocketAddr),
+    /// The card would be refused.
+    #[error("worker has {0} labels; at most {MAX_LABELS} are carried")]
+    TooManyLabels(usize),
+    /// The engine needs a thread.
+    #[error("no thread for the engine")]
+    Thread(#[source] io::Error),
+}
+
+/// A worker that serves. Dropping it leaves it running: see [`Self::drain`].
+#[derive(Debug)]
+pub struct RunningWorker {
+    card: Arc<WorkerCard>,
+    log: EventLog,
+    server: ServerHandle,
+    runner: RunnerHandle,
+}
+
+/// Brings a worker up; call it inside a tokio runtime. `text` is `artifacts` loaded, and `artifacts` are what routers
+/// fetch, so that they need no files of the model.
+///
+/// # Errors
+/// See [`WorkerError`]; nothing is left running then.
+pub async fn run(
+    config: WorkerConfig,
+    engine: Box<dyn StepEngine>,
+    artifacts: &ModelArtifacts,
+    text: Arc<ModelText>,
+) -> Result<RunningWorker, WorkerError> {
+    if config.labels.len() > MAX_LABELS {
+        return Err(WorkerError::TooManyLabels(config.labels.len()));
+    }
+    if config.listen.ip().is_unspecified() && config.advertise_host.is_none() {
+        return Err(WorkerError::NoAdvertisedHost(config.listen));
+    }
+    let bound = Server::bind(config.listen, config.server).await;
+    let server = bound.map_err(|source| WorkerError::Bind {
+        address: config.listen,
+        source,
+    })?;
+    let local = server.local_addr();
+    let address = match config.advertise_host {
+        Some(host) => format!("{host}:{}", local.port()),
+        None => local.to_string(),
+    };
+    let info = engine.info();
+    let bytes: Bytes = artifacts.to_bytes();
+    let card = Arc::new(WorkerCard {
+        id: config.id,
+        epoch: epoch_now(),
+        model: config.model,
+        address,
+        engine: info.name.to_owned(),
+        block_size: info.block_size,
+        context_length: info.context_length,
+        artifacts_digest: artifacts.digest(),
+        role: config.role,
+        capacity: info.capacity,
+        kv_events: true,
+        labels: config.labels,
+    });
+    let log = EventLog::new(card.epoch);
+    let runner = Runner::start(engine, &card.model, text, log.clone()).map_err(WorkerError::Thread)?;
+    let service = WorkerService::new(runner.clone(), log.clone(), card.artifacts_digest.clone(), bytes);
+    let server = server.serve(card.clone(), Arc::new(service));
+    tracing::info!(
+        worker.id = %card.id, worker.address = %card.address, worker.engine = card.engine, model = card.model,
+        "worker serves"
+    );
+    Ok(RunningWorker {
+        card,
+        log,
+        server,
+        runner,
+    })
+}
+
+impl RunningWorker {
+    /// What it says of itself, with the port it really listens on.
+    pub fn card(&self) -> &Arc<WorkerCard> {
+        &self.card
+    }
+
+    /// What its KV cache holds, for event planes beside the request plane.
+    pub fn event_log(&self) -> &EventLog {
+        &self.log
+    }
+
+    /// Returns when the engine has panicked. The worker answers nothing any more: the process should end with exit
+    /// code 1 and be started again.
+    pub async fn failed(&self) {
+        let mut state = self.runner.state();
+        if state
+            .wait_for(|state| *state == RunnerState::Failed)
+            .await
+            .is_err()
+        {
+            // The thread ended as it was told to: there will be no failure.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Leaves politely: routers send nothing new, what is open may finish for at most `grace`, then everything ends.
+    pub async fn drain(&self, grace: Duration) {
+        self.server.drain(grace).await;
+        self.runner.stop().await;
+    }
+}
+
+/// A clock before 1970 gives epoch 0: every later life is newer then.
+fn epoch_now() -> WorkerEpoch {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WorkerEpoch(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}

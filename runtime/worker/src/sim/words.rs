@@ -1,0 +1,154 @@
+//! What the simulated model says: tokens that look random and never change.
+
+use signalbox_tokenize::ModelText;
+
+use crate::engine::{SequenceId, TokenLogprobs};
+
+/// Tokens of `text`'s vocabulary that are ordinary text by themselves: valid UTF-8 without control characters, not
+/// special, not the end of a generation. What a simulated engine may say.
+///
+/// Looks at every token of the vocabulary once: up to a second for the largest ones.
+pub fn ordinary_tokens(text: &ModelText) -> Vec<u32> {
+    (0..text.vocab_size())
+        .filter(|token| {
+            let bytes = text.token_bytes(*token);
+            let readable = std::str::from_utf8(&bytes).is_ok_and(is_readable);
+            // A special token has bytes, but leaves no text.
+            readable
+                && !text.eos_tokens().contains(token)
+                && text.decode(&[*token]).is_ok_and(|decoded| is_readable(&decoded))
+        })
+        .collect()
+}
+
+fn is_readable(text: &str) -> bool {
+    !text.is_empty()
+        && !text
+            .chars()
+            .any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER)
+}
+
+/// The tokens of one sequence: a function of the engine's seed, the request's, the prompt, the choice and the
+/// position, and of nothing else. Two 64-bit words, no state that moves.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TokenSource {
+    start: u64,
+}
+
+impl TokenSource {
+    pub(super) fn new(engine_seed: u64, request_seed: Option<u64>, prompt: &[u32], id: SequenceId) -> Self {
+        // Without a seed the prompt alone decides, so that the same request is answered the same.
+        let words = prompt.iter().map(|token| u64::from(*token)).chain([
+            prompt.len() as u64,
+            request_seed.map_or(0, |seed| scramble(seed ^ 1)),
+            u64::from(id.choice()),
+        ]);
+        Self {
+            start: words.fold(scramble(engine_seed), |state, word| scramble(state ^ word)),
+        }
+    }
+
+    /// The token at `position` of the answer, out of `vocabulary`.
+    pub(super) fn token(self, position: usize, vocabulary: &[u32]) -> u32 {
+        vocabulary[self.pick(position, vocabulary.len())]
+    }
+
+    /// Made-up log probabilities for [`Self::token`]: it is always the likeliest, all probabilities together are
+    /// below 1, and alternatives are distinct tokens.
+    pub(super) fn logprobs(self, position: usize, top: u32, vocabulary: &[u32]) -> TokenLogprobs {
+        let first = self.pick(position, vocabulary.len());
+        let fraction = (scramble(self.at(position)) >> 11) as f64 / (1u64 << 53) as f64;
+        let probability = 0.5 + 0.4 * fraction;
+        let count = (top as usize).min(vocabulary.len());
+        let top = (0..count)
+            .map(|rank| {
+                let probability = if rank == 0 {
+                    probability
+                } else {
+                    (1.0 - probability) * 0.5f64.powi(rank as i32)
+                };
+                (
+                    vocabulary[(first + rank) % vocabulary.len()],
+                    probability.ln() as f32,
+                )
+            })
+            .collect();
+        TokenLogprobs {
+            chosen: probability.ln() as f32,
+            top,
+        }
+    }
+
+    fn pick(self, position: usize, count: usize) -> usize {
+        // The high half of the product spreads 64 bits evenly over `count` places.
+        ((u128::from(self.at(position)) * count as u128) >> 64) as usize
+    }
+
+    fn at(self, position: usize) -> u64 {
+        scramble(self.start.wrapping_add((position as u64).wrapping_mul(GOLDEN)))
+    }
+}
+
+/// 2⁶⁴ divided by the golden ratio: SplitMix64's increment.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// SplitMix64's output function (Steele, Lea, Flood 2014): each bit of the input changes half of the output's.
+fn scramble(word: u64) -> u64 {
+    let word = word.wrapping_add(GOLDEN);
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(engine_seed: u64, seed: Option<u64>, prompt: &[u32], choice: u16) -> Vec<u32> {
+        let vocabulary: Vec<u32> = (100..200).collect();
+        let source = TokenSource::new(engine_seed, seed, prompt, SequenceId::new(7, choice));
+        (0..20)
+            .map(|position| source.token(position, &vocabulary))
+            .collect()
+    }
+
+    #[test]
+    fn the_answer_depends_on_seeds_prompt_and_choice_alone() {
+        let base = answer(1, None, &[1, 2], 0);
+        assert_eq!(base, answer(1, None, &[1, 2], 0));
+        let others = [
+            answer(2, None, &[1, 2], 0),
+            answer(1, Some(0), &[1, 2], 0),
+            answer(1, Some(1), &[1, 2], 0),
+            answer(1, None, &[2, 1], 0),
+            answer(1, None, &[1, 2], 1),
+        ];
+        for (i, other) in others.iter().enumerate() {
+            assert!(
+                *other != base && others[i + 1..].iter().all(|o| o != other),
+                "variant {i}"
+            );
+        }
+        assert!(base.iter().all(|token| (100..200).contains(token)));
+    }
+
+    #[test]
+    fn made_up_log_probabilities_are_probabilities() {
+        let vocabulary: Vec<u32> = (0..50).collect();
+        let source = TokenSource::new(1, None, &[1], SequenceId::new(0, 0));
+        for position in 0..100 {
+            let logprobs = source.logprobs(position, 20, &vocabulary);
+            assert_eq!(
+                logprobs.top[0],
+                (source.token(position, &vocabulary), logprobs.chosen)
+            );
+            assert!(logprobs.top.is_sorted_by(|a, b| a.1 > b.1));
+            let sum: f64 = logprobs
+                .top
+                .iter()
+                .map(|(_, logprob)| f64::from(*logprob).exp())
+                .sum();
+            assert!(sum < 1.0, "{sum}");
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! The llama engine with a real model: what it promises is seen on real KV and real logits.
+//!
+//! Needs the model that `runtime/scripts/fetch-model.sh` fetches, or another GGUF named by `SIGNALBOX_TEST_MODEL`.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "all of this file is a test, its helpers too"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use signalbox_protocol::{BlockHasher, ErrorKind, FinishReason, KvEvent, SamplingParams, SequenceHash};
+use signalbox_worker::engine::{NewSequence, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus};
+use signalbox_worker::llama::{LlamaConfig, LlamaEngine, LlamaError};
+
+const BLOCK: usize = 16;
+
+fn model() -> PathBuf {
+    let fetched = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../.local/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+    );
+    let path = std::env::var_os("SIGNALBOX_TEST_MODEL").map_or_else(|| PathBuf::from(fetched), PathBuf::from);
+    assert!(
+        path.is_file(),
+        "{} is missing: run runtime/scripts/fetch-model.sh, or set SIGNALBOX_TEST_MODEL to a GGUF file",
+        path.display()
+    );
+    path
+}
+
+/// An engine, and what it has told.
+struct Rig {
+    engine: LlamaEngine,
+    hasher: BlockHasher,
+    submitted: u64,
+    answers: BTreeMap<SequenceId, Vec<SampledToken>>,
+    cached: BTreeMap<SequenceId, u32>,
+    finished: BTreeMap<SequenceId, FinishReason>,
+    stored: BTreeSet<SequenceHash>,
+    removed: usize,
+    most_tokens_in_a_step: usize,
+}
+
+impl Rig {
+    fn new(change: impl FnOnce(&mut LlamaConfig)) -> Self {
+        // One thread each: tests run side by side, and llama.cpp's threads wait for each other by spinning.
+        let mut config = LlamaConfig {
+            kv_tokens: Some(2048),
+            threads: Some(1),
+            ..LlamaConfig::new(model())
+        };
+        change(&mut config);
+        Self {
+            engine: LlamaEngine::load(&config, |_| ()).unwrap(),
+            hasher: BlockHasher::new("m", "", "", BLOCK),
+            submitted: 0,
+            answers: BTreeMap::new(),
+            cached: BTreeMap::new(),
+            finished: BTreeMap::new(),
+            stored: BTreeSet::new(),
+            removed: 0,
+            most_tokens_in_a_step: 0,
+        }
+    }
+
+    fn submit(&mut self, tokens: Vec<u32>, sampling: SamplingParams) -> SequenceId {
+        let id = SequenceId(self.submitted);
+        self.submitted += 1;
+        let blocks = self.hasher.hash(&tokens);
+        self.engine
+            .submit(NewSequence {
+                id,
+                tokens,
+                blocks,
+                hasher: self.hasher,
+                sampling,
+            })
+            .unwrap();
+        id
+    }
+
+    fn step(&mut self) -> StepStatus {
+        let mut output = StepOutput::default();
+        let status = self.engine.step(&mut output);
+        assert_eq!(output.failed, []);
+        self.most_tokens_in_a_step = self.most_tokens_in_a_step.max(output.tokens.len());
+        self.cached.extend(output.prefilled);
+        self.finished.extend(output.finished);
+        for token in output.tokens {
+            self.answers.entry(token.sequence).or_default().push(token);
+        }
+        for event in output.kv_events {
+            match event {
+                KvEvent::Stored { parent, blocks, .. } => {
+                    assert!(parent.is_none_or(|hash| self.stored.contains(&hash)));
+                    blocks
+                        .into_iter()
+                        .for_each(|hash| assert!(self.stored.insert(hash)));
+                }
+                KvEvent::Removed { blocks, .. } => {
+                    self.removed += blocks.len();
+                    blocks.iter().for_each(|hash| assert!(self.stored.remove(hash)));
+                }
+                KvEvent::Cleared => panic!("the engine lost its cache"),
+            }
+        }
+        status
+    }
+
+    fn run(&mut self) {
+        while self.step() != StepStatus::Idle {}
+        let load = self.engine.load();
+        assert_eq!((load.running, load.waiting, load.active_kv_blocks), (0, 0, 0));
+        assert_eq!(
+            load.used_kv_blocks as usize,
+            self.stored.len(),
+            "the events say what is cached"
+        );
+    }
+
+    fn answer(&self, id: SequenceId) -> Vec<u32> {
+        self.answers[&id].iter().map(|sampled| sampled.token).collect()
+    }
+}
+
+/// Whether two distributions are of the same text, seen through llama.cpp's arithmetic, whose sums differ a little
+/// with the number of tokens computed together. Those of different texts have hardly a likely token in common.
+fn assert_near(a: &SampledToken, b: &SampledToken) {
+    let [a, b] = [a, b].map(|sampled| &sampled.logprobs.as_ref().expect("asked for").top);
+    let other: BTreeMap<_, _> = b.iter().copied().collect();
+    let common: Vec<_> = a
+        .iter()
+        .filter_map(|(token, here)| Some((here, other.get(token)?)))
+        .collect();
+    assert!(
+        common.len() >= 15,
+        "{} of the 20 likeliest tokens are the same",
+        common.len()
+    );
+    assert!(
+        common.iter().all(|(here, there)| (*here - *there).abs() < 0.5),
+        "{common:?}"
+    );
+}
+
+fn told(max_tokens: u32) -> SamplingParams {
+    SamplingParams {
+        logprobs: Some(20),
+        ..greedy(max_tokens)
+    }
+}
+
+fn greedy(max_tokens: u32) -> SamplingParams {
+    SamplingParams {
+        max_tokens,
+        temperature: 0.0,
+        ..SamplingParams::default()
+    }
+}
+
+/// Ordinary tokens in an order of the seed's own.
+fn text(seed: u32, len: u32) -> Vec<u32> {
+    (0..len)
+        .map(|place| 300 + (seed * 7_919 + place * 131) % 40_000)
+        .collect()
+}
+
+#[test]
+fn eight_sequences_run_in_one_batch_and_a_repeated_prompt_is_found() {
+    let mut rig = Rig::new(|_| ());
+    let asked: Vec<_> = (0..8)
+        .map(|seed| rig.submit(text(seed, 40 + seed), greedy(12)))
+        .collect();
+    rig.run();
+    assert_eq!(rig.most_tokens_in_a_step, 8);
+    for id in &asked {
+        assert_eq!(
+            (rig.answer(*id).len(), rig.finished[id], rig.cached[id]),
+            (12, FinishReason::Length, 0)
+        );
+    }
+
+    let long = text(50, 300);
+    let first = rig.submit(long.clone(), told(1));
+    rig.run();
+    let again = rig.submit(long.clone(), told(1));
+    rig.run();
+    assert_eq!(rig.cached[&first], 0);
+    assert!(
+        rig.cached[&again] >= 270,
+        "{} of 300 tokens were found",
+        rig.cached[&again]
+    );
+    assert_near(&rig.answers[&first][0], &rig.answers[&again][0]);
+
+    // The same text under another salt is another's.
+    rig.hasher = BlockHasher::new("m", "", "salt", BLOCK);
+    let other = rig.submit(long, greedy(1));
+    rig.run();
+    assert_eq!(rig.cached[&other], 0);
+}
+
+#[test]
+fn choices_of_one_prompt_are_prefilled_once() {
+    let mut rig = Rig::new(|_| ());
+    let prompt = text(1, 100);
+    let choices: Vec<_> = (0..4).map(|_| rig.submit(prompt.clone(), told(20))).collect();
+    rig.run();
+    assert_eq!(
+        choices.iter().map(|id| rig.cached[id]).collect::<Vec<_>>(),
+        [0, 96, 96, 96]
+    );
+    for id in &choices {
+        assert_eq!(rig.answers[id].len(), 20);
+        assert_near(&rig.answers[id][0], &rig.answers[&choices[0]][0]);
+    }
+}
+
+#[test]
+fn a_small_cache_evicts_what_was_not_used_for_longest_and_answers_stay_right() {
+    let mut rig = Rig::new(|config| config.kv_tokens = Some(256));
+    let prompts: Vec<_> = (0..6).map(|seed| text(seed, 100)).collect();
+    let mut first = Vec::new();
+    for prompt in &prompts {
+        first.push(rig.submit(prompt.clone(), told(6)));
+        rig.run();
+    }
+    assert!(rig.removed > 0, "six prompts of 100 tokens do not fit 256 cells");
+    for (prompt, before) in prompts.iter().zip(first).rev() {
+        let id = rig.submit(prompt.clone(), told(6));
+        rig.run();
+        assert_near(&rig.answers[&id][0], &rig.answers[&before][0]);
+    }
+    assert_eq!(rig.cached[&SequenceId(6)], 96, "the newest was still there");
+    assert_eq!(rig.cached[&SequenceId(11)], 0, "the oldest was not");
+}
+
+#[test]
+fn sequences_that_outgrow_the_cache_together_all_end() {
+    let mut rig = Rig::new(|config| config.kv_tokens = Some(256));
+    let asked: Vec<_> = (0..4).map(|seed| rig.submit(text(seed, 40), told(100))).collect();
+    rig.run();
+    for (id, seed) in asked.iter().zip(0..) {
+        assert_eq!(
+            (rig.answers[id].len(), rig.finished[id]),
+            (100, FinishReason::Length)
+        );
+        // What follows the answer's 90th token, in company and interrupted, is what follows it alone.
+        let mut so_far = text(seed, 40);
+        so_far.extend(&rig.answer(*id)[..90]);
+        let mut alone = Rig::new(|config| config.kv_tokens = Some(256));
+        let next = alone.submit(so_far, told(1));
+        alone.run();
+        assert_near(&alone.answers[&next][0], &rig.answers[id][90]);
+    }
+}
+
+#[test]
+fn cancelling_frees_at_once_and_keeps_what_was_computed() {
+    let mut rig = Rig::new(|_| ());
+    let prompt = text(3, 200);
+    let id = rig.submit(prompt.clone(), greedy(1000));
+    let waiting: Vec<_> = (0..9)
+        .map(|seed| rig.submit(text(10 + seed, 30), greedy(1000)))
+        .collect();
+    for _ in 0..6 {
+        rig.step();
+    }
+    assert_eq!((rig.engine.load().running, rig.engine.load().waiting), (8, 2));
+    rig.engine.cancel(id);
+    waiting.iter().for_each(|id| rig.engine.cancel(*id));
+    rig.engine.cancel(SequenceId(999));
+    let load = rig.engine.load();
+    assert_eq!((load.running, load.waiting, load.active_kv_blocks), (0, 0, 0));
+    assert_eq!(rig.step(), StepStatus::Idle);
+    let again = rig.submit(prompt, greedy(4));
+    rig.run();
+    assert_eq!(rig.cached[&again], 192);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_answer_and_another_seed_another() {
+    let sampled = |seed| SamplingParams {
+        max_tokens: 24,
+        temperature: 1.0,
+        top_p: 0.95,
+        top_k: 100,
+        seed: Some(seed),
+        presence_penalty: 0.5,
+        frequency_penalty: 0.5,
+        ..SamplingParams::default()
+    };
+    let mut rig = Rig::new(|_| ());
+    // The first finds an empty cache and the others a full one, which makes a difference in the last digits.
+    let [_, a, b, c] = [1, 1, 1, 2].map(|seed| {
+        let id = rig.submit(text(1, 50), sampled(seed));
+        rig.run();
+        rig.answer(id)
+    });
+    assert_eq!(a, b);
+    assert_ne!(a, c);
+}
+
+#[test]
+fn sampling_parameters_do_what_they_say() {
+    let mut rig = Rig::new(|_| ());
+    let prompt = text(1, 50);
+    let told = rig.submit(
+        prompt.clone(),
+        SamplingParams {
+            logprobs: Some(5),
+            ..greedy(8)
+        },
+    );
+    rig.run();
+    for sampled in &rig.answers[&told] {
+        let logprobs = sampled.logprobs.as_ref().unwrap();
+        assert_eq!(logprobs.top.len(), 5);
+        assert_eq!(
+            logprobs.top[0],
+            (sampled.token, logprobs.chosen),
+            "greedy picks the likeliest"
+        );
+        assert!(logprobs.top.is_sorted_by(|a, b| a.1 >= b.1) && logprobs.chosen <= 0.0);
+    }
+    let plain = rig.answer(told);
+
+    let only = |rig: &mut Rig, sampling| {
+        let id = rig.submit(prompt.clone(), sampling);
+        rig.run();
+        rig.answer(id)
+    };
+    let hot = SamplingParams {
+        max_tokens: 8,
+        temperature: 2.0,
+        seed: Some(3),
+        ..SamplingParams::default()
+    };
+    assert_eq!(
+        only(
+            &mut rig,
+            SamplingParams {
+                top_k: 1,
+                ..hot.clone()
+            }
+        ),
+        plain,
+        "the likeliest of one"
+    );
+    assert_eq!(
+        only(
+            &mut rig,
+            SamplingParams {
+                top_p: 1e-6,
+                ..hot.clone()
+            }
+        ),
+        plain,
+        "the nucleus is one token"
+    );
+    let banned = SamplingParams {
+        logit_bias: [(plain[0], -100.0)].into(),
+        ..greedy(8)
+    };
+    assert!(!only(&mut rig, banned).contains(&plain[0]));
+    let forced = SamplingParams {
+        logit_bias: [(777, 100.0)].into(),
+        ..greedy(8)
+    };
+    assert_eq!(only(&mut rig, forced), [777; 8]);
+    // A token wins by its bias of 10 until penalties of 2 a time have eaten it.
+    let tired = SamplingParams {
+        logit_bias: [(777, 40.0)].into(),
+        frequency_penalty: 2.0,
+        ..greedy(60)
+    };
+    let answer = only(&mut rig, tired);
+    assert_eq!(answer[0], 777);
+    assert!(
+        answer.iter().any(|token| *token != 777),
+        "frequency_penalty wears a repeated token out"
+    );
+}
+
+#[test]
+fn the_end_of_the_context_ends_the_answer() {
+    let mut rig = Rig::new(|config| config.kv_tokens = Some(256));
+    assert_eq!(rig.engine.info().context_length, 256);
+    let id = rig.submit(text(1, 250), greedy(100));
+    rig.run();
+    assert_eq!(
+        (rig.answer(id).len(), rig.finished[&id]),
+        (6, FinishReason::Length)
+    );
+}
+
+#[test]
+fn what_the_model_cannot_take_is_refused_by_name() {
+    let mut rig = Rig::new(|config| config.kv_tokens = Some(256));
+    let mut refused = |tokens: Vec<u32>, sampling| {
+        let blocks = rig.hasher.hash(&tokens);
+        let id = SequenceId(0);
+        rig.engine
+            .submit(NewSequence {
+                id,
+                tokens,
+                blocks,
+                hasher: rig.hasher,
+                sampling,
+            })
+            .unwrap_err()
+    };
+    assert_eq!(
+        refused(vec![4_000_000], greedy(1)).param.as_deref(),
+        Some("prompt")
+    );
+    assert_eq!(refused(vec![], greedy(1)).kind, ErrorKind::InvalidRequest);
+    assert_eq!(
+        refused(text(1, 256), greedy(1)).kind,
+        ErrorKind::ContextLengthExceeded
+    );
+    let biased = SamplingParams {
+        logit_bias: [(4_000_000, 1.0)].into(),
+        ..greedy(1)
+    };
+    assert_eq!(refused(text(1, 9), biased).param.as_deref(), Some("logit_bias"));
+}
+
+#[test]
+fn a_truncated_model_is_refused_by_name() {
+    let bytes = std::fs::read(model()).unwrap();
+    let path = std::env::temp_dir().join(format!("signalbox-truncated-{}.gguf", std::process::id()));
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let error = LlamaEngine::load(&LlamaConfig::new(&path), |_| ()).err();
+    std::fs::remove_file(&path).unwrap();
+    assert!(
+        matches!(&error, Some(LlamaError::Refused { path: named, .. }) if *named == path),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn a_cache_beyond_all_memory_is_refused_before_loading() {
+    let config = LlamaConfig {
+        kv_tokens: Some(1 << 31),
+        ..LlamaConfig::new(model())
+    };
+    let error = LlamaEngine::load(&config, |_| ()).err();
+    assert!(
+        matches!(error, Some(LlamaError::TooLittleMemory { .. })),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn the_model_tells_what_it_is() {
+    let rig = Rig::new(|_| ());
+    let (facts, info) = (rig.engine.facts(), rig.engine.info());
+    assert_eq!(
+        (info.name, info.block_size, info.capacity.kv_blocks),
+        ("llama", 16, 128)
+    );
+    assert!(facts.vocab_size > 0 && facts.parameters > 0 && facts.kv_bytes_per_token > 0);
+    assert_eq!(info.context_length, facts.trained_context.min(2048));
+}
