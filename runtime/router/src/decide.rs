@@ -1,0 +1,187 @@
+//! One decision: candidates, policy, verdict, reservation. Synchronous, and without allocation once its buffers
+//! have grown to the cluster's size.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use metrics::{Counter, Histogram};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use signalbox_kv_index::OverlapScores;
+use signalbox_policy_host::{Candidates, Decision, Fallback, PolicySeat, RequestFeatures};
+use signalbox_protocol::SequenceHash;
+
+use crate::{
+    candidates::{NoCandidate, assemble},
+    load::Reservation,
+    roster::{ModelEntry, WorkerEntry},
+    shared::RouterShared,
+    verdict,
+};
+
+/// Most counters kept at hand; policies come and go, and an old label costs a look-up again.
+const MAX_COUNTERS: usize = 64;
+
+/// What a decision needs of a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Demand<'a> {
+    pub(crate) prompt_tokens: u32,
+    pub(crate) blocks: &'a [SequenceHash],
+    pub(crate) expected_output_tokens: u32,
+    pub(crate) priority: i32,
+    pub(crate) session: u64,
+    pub(crate) lora: u64,
+}
+
+/// The outcome.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    pub(crate) worker: WorkerEntry,
+    /// `name@version` of who decided.
+    pub(crate) policy: Arc<str>,
+    /// Leading prompt blocks the worker holds on its device.
+    pub(crate) overlap_blocks: u32,
+    pub(crate) reservation: Reservation,
+}
+
+/// One thread's means to decide.
+#[derive(Debug)]
+pub(crate) struct Decider {
+    shared: RouterShared,
+    /// By model.
+    seats: HashMap<String, PolicySeat>,
+    random: StdRng,
+    overlaps: OverlapScores,
+    columns: Candidates,
+    rows: Vec<usize>,
+    decision: Decision,
+    counters: Vec<(Arc<str>, Counter)>,
+    seconds: Histogram,
+}
+
+impl Decider {
+    pub(crate) fn new(shared: RouterShared) -> Self {
+        Self {
+            shared,
+            seats: HashMap::new(),
+            random: StdRng::from_rng(&mut rand::rng()),
+            overlaps: OverlapScores::default(),
+            columns: Candidates::default(),
+            rows: Vec::new(),
+            decision: Decision::default(),
+            counters: Vec::new(),
+            seconds: metrics::histogram!("signalbox_decision_seconds"),
+        }
+    }
+
+    /// Picks one of `model`'s workers that `may_use` allows and reserves the load there.
+    pub(crate) fn decide(
+        &mut self,
+        model: &ModelEntry,
+        demand: Demand<'_>,
+        may_use: impl Fn(&WorkerEntry) -> bool,
+    ) -> Result<Choice, NoCandidate> {
+        let started = Instant::now();
+        self.shared
+            .index
+            .read(|index| index.overlaps(demand.blocks, &mut self.overlaps));
+        assemble(
+            model,
+            &self.shared.load,
+            &self.overlaps,
+            may_use,
+            &mut self.columns,
+            &mut self.rows,
+        )?;
+        self.count_known_blocks(model);
+
+        let request = RequestFeatures {
+            prompt_tokens: demand.prompt_tokens,
+            prompt_blocks: u32::try_from(demand.blocks.len()).unwrap_or(u32::MAX),
+            block_size: model.block_size,
+            expected_output_tokens: demand.expected_output_tokens,
+            priority: demand.priority,
+            session: demand.session,
+            lora: demand.lora,
+            seed: self.random.random(),
+            decision_number: model.decisions.fetch_add(1, Relaxed),
+        };
+        if !self.seats.contains_key(&model.name) {
+            self.seats
+                .insert(model.name.clone(), self.shared.policies().seat(&model.name));
+        }
+        let decided = match self.seats.get_mut(&model.name) {
+            Some(seat) => seat.decide(&request, &self.columns, &mut self.decision),
+            None => return Err(NoCandidate::Unavailable),
+        };
+        let row = self.row(&request);
+        debug_assert!(
+            row < self.rows.len(),
+            "P-1: a decision names a candidate of its own snapshot"
+        );
+        let overlap_blocks = self.columns.overlap_device.get(row).copied().unwrap_or(0);
+        let worker = self
+            .rows
+            .get(row)
+            .and_then(|place| model.workers.get(*place))
+            .ok_or(NoCandidate::Unavailable)?
+            .clone();
+
+        let cached = overlap_blocks.saturating_mul(model.block_size);
+        let prefill_tokens = demand.prompt_tokens.saturating_sub(cached);
+        let decode_blocks = demand.prompt_tokens.div_ceil(model.block_size.max(1));
+        let reservation = self
+            .shared
+            .load
+            .reserve(worker.slot, prefill_tokens, decode_blocks);
+        self.count(&decided.by);
+        self.seconds.record(started.elapsed());
+        Ok(Choice {
+            worker,
+            policy: decided.by,
+            overlap_blocks,
+            reservation,
+        })
+    }
+
+    /// What a worker says of its KV blocks comes a few times a second; what the index knows of them comes with its
+    /// events. A prompt placed a moment ago must count when the next one is placed.
+    fn count_known_blocks(&mut self, model: &ModelEntry) {
+        let workers = self.rows.iter().filter_map(|place| model.workers.get(*place));
+        self.shared.index.read(|index| {
+            for (used, worker) in self.columns.kv_blocks_used.iter_mut().zip(workers) {
+                *used = (*used).max(u32::try_from(index.blocks_of(worker.slot)).unwrap_or(u32::MAX));
+            }
+        });
+    }
+
+    /// The row the policy's answer names. A policy that excludes every candidate would strand the request: the
+    /// fallback names one then.
+    fn row(&mut self, request: &RequestFeatures) -> usize {
+        let candidates = self.rows.len();
+        let mut draw = |below: u32| self.random.random_range(0..below.max(1));
+        if let Some(row) = verdict::pick(&self.decision, candidates, &mut draw) {
+            return row;
+        }
+        Fallback.decide(request, &self.columns, &mut self.decision);
+        verdict::pick(&self.decision, candidates, &mut draw).unwrap_or(0)
+    }
+
+    fn count(&mut self, policy: &Arc<str>) {
+        if let Some((_, counter)) = self
+            .counters
+            .iter()
+            .find(|(label, _)| Arc::ptr_eq(label, policy) || label == policy)
+        {
+            return counter.increment(1);
+        }
+        if self.counters.len() >= MAX_COUNTERS {
+            self.counters.clear();
+        }
+        let counter = metrics::counter!("signalbox_policy_decisions_total", "policy" => policy.to_string());
+        counter.increment(1);
+        self.counters.push((policy.clone(), counter));
+    }
+}

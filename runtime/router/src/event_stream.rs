@@ -1,0 +1,183 @@
+//! Keeps the index true to one worker's KV cache.
+//!
+//! One [`EventStream`] actor follows one worker's KV events on the event plane. It starts from a snapshot fetched
+//! from the worker over the request plane and applies every later batch in order (K-2). When batches are missing,
+//! it drops all credit of the worker first and takes a new snapshot: a credit is exact or absent, never stale.
+//! It does not know which plane carries the events.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::prelude::*;
+use futures_util::stream;
+use signalbox_event_plane::{Delivery, EventPlane, StreamCursor, Verdict, decode_snapshot};
+use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
+use signalbox_protocol::{Call, KvEventBatch, KvSnapshot, WorkerCard};
+use signalbox_request_plane::LinkHandle;
+use tracing::{debug, warn};
+
+use crate::{
+    fetch::{FetchError, fetch},
+    load::{EventState, LoadTable},
+};
+
+/// Largest snapshot taken: thirty million blocks.
+const MAX_SNAPSHOT_BYTES: usize = 256 << 20;
+
+/// Wait before a snapshot is asked for again, doubled up to the longest after each failure. A worker that is
+/// leaving answers none, and it is the roster that ends this actor then.
+const SNAPSHOT_RETRY: Duration = Duration::from_millis(50);
+const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// What an event stream works on.
+#[derive(Debug)]
+pub(crate) struct EventStreamConfig {
+    pub(crate) card: Arc<WorkerCard>,
+    pub(crate) slot: WorkerSlot,
+    pub(crate) link: LinkHandle,
+    pub(crate) plane: Arc<dyn EventPlane>,
+    pub(crate) index: SharedKvIndex,
+    pub(crate) load: LoadTable,
+}
+
+/// The actor; stopped by its address's last drop or [`StopFollowing`].
+#[derive(Debug)]
+pub(crate) struct EventStream {
+    config: EventStreamConfig,
+    cursor: StreamCursor,
+    /// The subscription being read; none while a snapshot is on its way.
+    subscription: Option<SpawnHandle>,
+    retry: Duration,
+}
+
+/// The worker left: touch the index no more.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct StopFollowing;
+
+impl EventStream {
+    pub(crate) fn new(config: EventStreamConfig) -> Self {
+        Self {
+            config,
+            cursor: StreamCursor::default(),
+            subscription: None,
+            retry: SNAPSHOT_RETRY,
+        }
+    }
+
+    /// Drops all credit and starts again from a snapshot.
+    fn resync(&mut self, ctx: &mut Context<Self>, reason: &str) {
+        debug!(worker.id = %self.config.card.id, reason, "KV index of the worker is rebuilt from a snapshot");
+        if let Some(subscription) = self.subscription.take() {
+            ctx.cancel_future(subscription);
+        }
+        self.config
+            .load
+            .set_event_state(self.config.slot, EventState::Resyncing);
+        self.config
+            .index
+            .write(|index| index.remove_worker(self.config.slot));
+        metrics::counter!("signalbox_kv_resyncs_total").increment(1);
+        self.fetch_snapshot(ctx);
+    }
+
+    fn fetch_snapshot(&self, ctx: &mut Context<Self>) {
+        let link = self.config.link.clone();
+        let snapshot = async move { fetch(&link, Call::FetchKvSnapshot, MAX_SNAPSHOT_BYTES).await };
+        ctx.spawn(
+            snapshot
+                .into_actor(self)
+                .map(|answer, actor, ctx| actor.snapshot_fetched(ctx, answer)),
+        );
+    }
+
+    fn snapshot_fetched(&mut self, ctx: &mut Context<Self>, answer: Result<Vec<u8>, FetchError>) {
+        let decoded = answer
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| decode_snapshot(&bytes).map_err(|error| error.to_string()));
+        match decoded {
+            Ok(snapshot) if snapshot.epoch == self.config.card.epoch => {
+                self.retry = SNAPSHOT_RETRY;
+                self.follow(ctx, &snapshot);
+            }
+            Ok(snapshot) => self.retry_snapshot(ctx, &format!("epoch {} answered", snapshot.epoch)),
+            Err(reason) => self.retry_snapshot(ctx, &reason),
+        }
+    }
+
+    fn retry_snapshot(&mut self, ctx: &mut Context<Self>, reason: &str) {
+        debug!(worker.id = %self.config.card.id, reason, "KV snapshot could not be had; asking again");
+        ctx.run_later(self.retry, |actor, ctx| actor.fetch_snapshot(ctx));
+        self.retry = (self.retry * 2).min(SNAPSHOT_RETRY_MAX);
+    }
+
+    /// Credits the snapshot and reads on from its end.
+    fn follow(&mut self, ctx: &mut Context<Self>, snapshot: &KvSnapshot) {
+        let slot = self.config.slot;
+        // One lock a chain, not one for all: decisions go on in between.
+        for event in &snapshot.stored {
+            self.config.index.write(|index| index.apply(slot, event));
+        }
+        self.cursor.resume(snapshot.epoch, snapshot.next_sequence);
+        self.config.load.set_event_state(slot, EventState::Following);
+        let subscription = self
+            .config
+            .plane
+            .subscribe(&self.config.card.id, self.cursor.position());
+        let deliveries = stream::unfold(subscription, async |mut subscription| {
+            match subscription.next().await {
+                Delivery::Closed => None,
+                delivery => Some((delivery, subscription)),
+            }
+        });
+        self.subscription = Some(ctx.add_stream(deliveries));
+    }
+
+    fn receive(&mut self, ctx: &mut Context<Self>, batch: &KvEventBatch) {
+        match self.cursor.judge(batch.epoch, batch.sequence) {
+            Verdict::Apply => {
+                let slot = self.config.slot;
+                self.config.index.write(|index| {
+                    for event in &batch.events {
+                        index.apply(slot, event);
+                    }
+                });
+            }
+            Verdict::Duplicate | Verdict::OldEpoch => {}
+            Verdict::Gap { expected } => {
+                let reason = format!("batch {expected} is missing: {} came", batch.sequence);
+                self.resync(ctx, &reason);
+            }
+            // The next life of the worker gets a stream of its own as soon as discovery tells of it.
+            Verdict::NewEpoch => warn!(worker.id = %self.config.card.id, "a later life of the worker speaks"),
+        }
+    }
+}
+
+impl Actor for EventStream {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.resync(ctx, "first look");
+    }
+}
+
+impl StreamHandler<Delivery> for EventStream {
+    fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
+        match delivery {
+            Delivery::Batch(batch) => self.receive(ctx, &batch),
+            Delivery::Skipped => self.resync(ctx, "the plane no longer keeps what is missing"),
+            Delivery::Closed => {}
+        }
+    }
+
+    /// The subscription ended; the actor goes on until the roster stops it.
+    fn finished(&mut self, _: &mut Self::Context) {}
+}
+
+impl Handler<StopFollowing> for EventStream {
+    type Result = ();
+
+    fn handle(&mut self, _: StopFollowing, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}

@@ -1,0 +1,38 @@
+//! The decision and the life of a request.
+//!
+//! ```text
+//! discovery ──▶ WorkerRoster ──▶ Session: control link, load watch, EventStream ──▶ KV index
+//!                    │ publishes                                                        │ read
+//!                    ▼                                                                  ▼
+//! http ──route──▶ RouterReplica: candidates ─▶ policy ─▶ verdict ─▶ reservation ─▶ worker link ──▶ AnswerStream
+//! ```
+//!
+//! [`RouterShared`] is what all threads share: the roster's view, the KV index, the load table, the policies. Each
+//! HTTP thread has a replica of its own ([`ReplicaHandle`]) with its links and policy instances, so that a request is
+//! decided and streamed on the thread that accepted it, and no token crosses threads.
+//!
+//! Promised here: R-1 (load is counted exactly from reservation to end), R-2 (no token twice: a request moves to
+//! another worker only before its first bytes), P-1 (a decision names a candidate of its own snapshot), K-1 and K-2
+//! (the index holds what present workers hold, in order).
+
+mod answer;
+mod candidates;
+mod decide;
+mod event_stream;
+mod fetch;
+mod load;
+mod replica;
+mod roster;
+mod session;
+mod shared;
+mod verdict;
+mod worker_roster;
+
+#[cfg(test)]
+mod tests;
+
+pub use answer::{AnswerStream, RoutedAnswer};
+pub use replica::{ReplicaHandle, RouteRequest};
+pub use shared::{InstanceView, ModelView, RouterConfig, RouterShared};
+/// The policies' lifecycle, for the admin API.
+pub use signalbox_policy_host as policies;

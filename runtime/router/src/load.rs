@@ -1,0 +1,203 @@
+//! How busy each worker is: what this router has in flight there, and what the worker says itself.
+//!
+//! One table for the process, indexed by [`WorkerSlot`]. Decisions on every HTTP thread read it without a lock; a
+//! [`Reservation`] changes it exactly twice or thrice: when made, at the first token, and at its end. The end is
+//! its `Drop`, so a request that fails, is cancelled or panics is released like one that finished.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
+};
+
+use signalbox_kv_index::WorkerSlot;
+use signalbox_protocol::LoadReport;
+
+/// Most workers one router knows: the table is allocated whole, 64 bytes each.
+pub(crate) const MAX_WORKERS: u32 = 4_096;
+
+/// The counts of all workers. Clone = handle.
+#[derive(Debug, Clone)]
+pub(crate) struct LoadTable {
+    slots: Arc<[SlotLoad]>,
+}
+
+/// One worker's counts, on a cache line of their own: threads that reserve on different workers do not disturb each
+/// other.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct SlotLoad {
+    prefill_tokens: AtomicU32,
+    decode_blocks: AtomicU32,
+    requests: AtomicU32,
+    reported_waiting: AtomicU32,
+    reported_used_blocks: AtomicU32,
+    event_state: AtomicU8,
+}
+
+/// How far a worker's KV event stream can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum EventState {
+    /// The worker publishes none.
+    None = 0,
+    /// Batches are missing; nothing is credited until a snapshot is here.
+    Resyncing = 1,
+    /// The index equals the worker's cache, but for batches under way.
+    Following = 2,
+}
+
+impl EventState {
+    /// As the admin API says it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Resyncing => "resyncing",
+            Self::Following => "following",
+        }
+    }
+}
+
+/// A worker's counts at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct WorkerLoad {
+    pub(crate) prefill_tokens: u32,
+    pub(crate) decode_blocks: u32,
+    pub(crate) requests: u32,
+    pub(crate) reported_waiting: u32,
+    pub(crate) reported_used_blocks: u32,
+}
+
+impl Default for LoadTable {
+    fn default() -> Self {
+        Self {
+            slots: (0..MAX_WORKERS).map(|_| SlotLoad::default()).collect(),
+        }
+    }
+}
+
+impl LoadTable {
+    /// A worker's counts now; zero for a slot past the table's end.
+    pub(crate) fn get(&self, worker: WorkerSlot) -> WorkerLoad {
+        self.slot(worker)
+            .map_or_else(WorkerLoad::default, |slot| WorkerLoad {
+                prefill_tokens: slot.prefill_tokens.load(Relaxed),
+                decode_blocks: slot.decode_blocks.load(Relaxed),
+                requests: slot.requests.load(Relaxed),
+                reported_waiting: slot.reported_waiting.load(Relaxed),
+                reported_used_blocks: slot.reported_used_blocks.load(Relaxed),
+            })
+    }
+
+    /// Counts a request on `worker` until the reservation is dropped.
+    pub(crate) fn reserve(&self, worker: WorkerSlot, prefill_tokens: u32, decode_blocks: u32) -> Reservation {
+        if let Some(slot) = self.slot(worker) {
+            slot.prefill_tokens.fetch_add(prefill_tokens, Relaxed);
+            slot.decode_blocks.fetch_add(decode_blocks, Relaxed);
+            slot.requests.fetch_add(1, Relaxed);
+        }
+        Reservation {
+            table: self.clone(),
+            worker,
+            prefill_tokens,
+            decode_blocks,
+        }
+    }
+
+    /// Takes over what a worker said of itself.
+    pub(crate) fn report(&self, worker: WorkerSlot, report: &LoadReport) {
+        if let Some(slot) = self.slot(worker) {
+            slot.reported_waiting.store(report.waiting, Relaxed);
+            slot.reported_used_blocks.store(report.used_kv_blocks, Relaxed);
+        }
+    }
+
+    pub(crate) fn event_state(&self, worker: WorkerSlot) -> EventState {
+        match self.slot(worker).map_or(0, |slot| slot.event_state.load(Relaxed)) {
+            1 => EventState::Resyncing,
+            2 => EventState::Following,
+            _ => EventState::None,
+        }
+    }
+
+    pub(crate) fn set_event_state(&self, worker: WorkerSlot, state: EventState) {
+        if let Some(slot) = self.slot(worker) {
+            slot.event_state.store(state as u8, Relaxed);
+        }
+    }
+
+    /// Forgets what a worker that left had said. Reservations still held release themselves.
+    pub(crate) fn forget_reports(&self, worker: WorkerSlot) {
+        self.report(worker, &LoadReport::default());
+        self.set_event_state(worker, EventState::None);
+    }
+
+    fn slot(&self, worker: WorkerSlot) -> Option<&SlotLoad> {
+        self.slots.get(worker.0 as usize)
+    }
+}
+
+/// One request's share of a worker's load, from the decision until the request's end.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    table: LoadTable,
+    worker: WorkerSlot,
+    prefill_tokens: u32,
+    decode_blocks: u32,
+}
+
+impl Reservation {
+    /// The prompt is computed: its prefill tokens are load no more. Later calls change nothing.
+    pub(crate) fn first_token(&mut self) {
+        let tokens = std::mem::take(&mut self.prefill_tokens);
+        if let Some(slot) = self.table.slot(self.worker) {
+            let before = slot.prefill_tokens.fetch_sub(tokens, Relaxed);
+            debug_assert!(before >= tokens, "R-1: prefill tokens released twice");
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.first_token();
+        if let Some(slot) = self.table.slot(self.worker) {
+            slot.decode_blocks.fetch_sub(self.decode_blocks, Relaxed);
+            let before = slot.requests.fetch_sub(1, Relaxed);
+            debug_assert!(before > 0, "R-1: a request released twice");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORKER: WorkerSlot = WorkerSlot(3);
+
+    #[test]
+    fn a_reservation_counts_until_it_is_dropped() {
+        let table = LoadTable::default();
+        let mut first = table.reserve(WORKER, 100, 7);
+        let second = table.reserve(WORKER, 50, 4);
+        first.first_token();
+        first.first_token();
+        assert_eq!(
+            table.get(WORKER),
+            WorkerLoad {
+                prefill_tokens: 50,
+                decode_blocks: 11,
+                requests: 2,
+                ..WorkerLoad::default()
+            }
+        );
+        drop(first);
+        drop(second);
+        assert_eq!(table.get(WORKER), WorkerLoad::default());
+    }
+
+    #[test]
+    fn a_slot_past_the_table_is_no_load_and_no_panic() {
+        let table = LoadTable::default();
+        drop(table.reserve(WorkerSlot(MAX_WORKERS), 1, 1));
+        assert_eq!(table.get(WorkerSlot(MAX_WORKERS)), WorkerLoad::default());
+    }
+}

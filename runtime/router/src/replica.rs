@@ -1,0 +1,326 @@
+//! The router replica of one HTTP thread.
+//!
+//! [`RouterReplica`] is an actor on the thread's arbiter: the roster tells it of changes, and it keeps one link to
+//! every worker. Requests do not queue in its mailbox: [`ReplicaHandle::route`] works on the replica's state
+//! directly, on the same thread, so that deciding costs no hop.
+
+use std::{
+    cell::RefCell,
+    collections::HashSet,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use actix::prelude::*;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use signalbox_kv_index::WorkerSlot;
+use signalbox_protocol::{Call, ErrorKind, GenerateRequest, SequenceHash, WireError, WorkerEpoch};
+use signalbox_request_plane::{CallParts, LinkError, LinkHandle, LinkState, ResponseEvent, ResponseStream};
+use tracing::debug;
+
+use crate::{
+    answer::{AnswerStream, RoutedAnswer, lost},
+    candidates::NoCandidate,
+    decide::{Choice, Decider, Demand},
+    load::Reservation,
+    roster::{ModelEntry, RosterView, WorkerEntry},
+    shared::RouterShared,
+    worker_roster::{RegisterReplica, RosterChanged},
+};
+
+/// Most workers one request is tried on. More would turn a request that kills workers into an outage.
+const MAX_ATTEMPTS: usize = 4;
+
+/// One request to route.
+#[derive(Debug)]
+pub struct RouteRequest {
+    /// What to generate; `deadline_ms` counts from now.
+    pub generate: GenerateRequest,
+    /// The prompt.
+    pub tokens: Vec<u32>,
+    /// The client's body, for engines that read it themselves.
+    pub body: Bytes,
+    /// Greater is more urgent; 0 is usual.
+    pub priority: i32,
+    /// Hash of the client's session or user; 0 for none.
+    pub session: u64,
+}
+
+/// Handle of this thread's replica; not `Send`.
+#[derive(Debug, Clone)]
+pub struct ReplicaHandle {
+    state: Rc<ReplicaState>,
+    _actor: Addr<RouterReplica>,
+}
+
+#[derive(Debug)]
+struct ReplicaState {
+    shared: RouterShared,
+    decider: RefCell<Decider>,
+    links: RefCell<Links>,
+}
+
+/// This thread's links, by worker slot.
+#[derive(Debug, Default)]
+struct Links {
+    by_slot: Vec<Option<(WorkerEpoch, LinkHandle)>>,
+}
+
+#[derive(Debug)]
+struct RouterReplica {
+    state: Rc<ReplicaState>,
+}
+
+impl Actor for RouterReplica {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let changes = ctx.address().recipient();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a control message, once in the thread's life"
+        )]
+        self.state.shared.roster.do_send(RegisterReplica(changes));
+        self.state.update_links();
+    }
+}
+
+impl Handler<RosterChanged> for RouterReplica {
+    type Result = ();
+
+    fn handle(&mut self, _: RosterChanged, _: &mut Self::Context) {
+        self.state.update_links();
+    }
+}
+
+impl ReplicaHandle {
+    /// Starts this thread's replica. Call it on an arbiter.
+    pub fn start(shared: RouterShared) -> Self {
+        let decider = RefCell::new(Decider::new(shared.clone()));
+        let state = Rc::new(ReplicaState {
+            shared,
+            decider,
+            links: RefCell::default(),
+        });
+        Self {
+            _actor: RouterReplica { state: state.clone() }.start(),
+            state,
+        }
+    }
+
+    /// Decides, sends, and answers when the worker's first bytes are here. Until then a worker that fails or refuses
+    /// for want of room is replaced by another one.
+    pub async fn route(&self, request: RouteRequest) -> Result<RoutedAnswer, WireError> {
+        let deadline = Instant::now() + Duration::from_millis(request.generate.deadline_ms);
+        match tokio::time::timeout_at(deadline.into(), self.try_workers(request, deadline)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(WireError::new(
+                ErrorKind::DeadlineExceeded,
+                "no worker answered within the request's deadline",
+            )),
+        }
+    }
+
+    async fn try_workers(
+        &self,
+        mut request: RouteRequest,
+        deadline: Instant,
+    ) -> Result<RoutedAnswer, WireError> {
+        let view = self.state.shared.view.load_full();
+        let model = view
+            .models
+            .get(&request.generate.model)
+            .ok_or_else(|| no_model(&request.generate.model))?;
+        let blocks = model
+            .hasher(&request.generate.lora, &request.generate.cache_salt)
+            .hash(&request.tokens);
+        let mut failed: Vec<WorkerSlot> = Vec::new();
+        let mut last_error = None;
+        for _ in 0..MAX_ATTEMPTS {
+            // Workers may have come or gone since the last attempt.
+            let view = self.state.shared.view.load_full();
+            let Some(model) = view.models.get(&model.name) else {
+                break;
+            };
+            let choice = match self.state.decide(model, &request, &blocks, &failed) {
+                Ok(choice) => choice,
+                Err(reason) => return Err(last_error.unwrap_or_else(|| no_candidate(reason, &model.name))),
+            };
+            request.generate.deadline_ms =
+                u64::try_from(deadline.saturating_duration_since(Instant::now()).as_millis())
+                    .unwrap_or(u64::MAX);
+            let worker = choice.worker.clone();
+            match self.state.attempt(choice, &request, deadline).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if may_move(&error) => {
+                    debug!(request.id = %request.generate.id, worker.id = %worker.card.id, %error, "trying another worker");
+                    metrics::counter!("signalbox_requests_moved_total").increment(1);
+                    failed.push(worker.slot);
+                    last_error = Some(lost(error));
+                }
+                Err(error) => return Err(lost(error)),
+            }
+        }
+        Err(last_error.unwrap_or_else(|| no_candidate(NoCandidate::Unavailable, &model.name)))
+    }
+}
+
+impl ReplicaState {
+    /// Opens links to newcomers and closes those to workers that left.
+    fn update_links(&self) {
+        self.links
+            .borrow_mut()
+            .follow(&self.shared.view.load(), &self.shared);
+    }
+
+    fn decide(
+        &self,
+        model: &ModelEntry,
+        request: &RouteRequest,
+        blocks: &[SequenceHash],
+        failed: &[WorkerSlot],
+    ) -> Result<Choice, NoCandidate> {
+        let sampling = &request.generate.sampling;
+        let demand = Demand {
+            prompt_tokens: u32::try_from(request.tokens.len()).unwrap_or(u32::MAX),
+            blocks,
+            expected_output_tokens: sampling.max_tokens.saturating_mul(sampling.n),
+            priority: request.priority,
+            session: request.session,
+            lora: lora_id(&request.generate.lora),
+        };
+        let links = self.links.borrow();
+        let may_use = |worker: &WorkerEntry| !failed.contains(&worker.slot) && links.is_usable(worker);
+        self.decider.borrow_mut().decide(model, demand, may_use)
+    }
+
+    /// Sends the request to the chosen worker and waits for its first bytes.
+    async fn attempt(
+        &self,
+        choice: Choice,
+        request: &RouteRequest,
+        deadline: Instant,
+    ) -> Result<RoutedAnswer, LinkError> {
+        let link = self.links.borrow_mut().get(&choice.worker, &self.shared);
+        let parts = CallParts {
+            call: Call::Generate(request.generate.clone()),
+            tokens: request.tokens.clone(),
+            body: request.body.clone(),
+        };
+        let mut response = link.open(parts)?;
+        let mut reservation = choice.reservation;
+        let stream = match first_bytes(&mut response, &mut reservation).await? {
+            ResponseEvent::Data { bytes, .. } => AnswerStream::new(bytes, response, reservation, deadline),
+            ResponseEvent::End(summary) => AnswerStream::ended(summary),
+        };
+        Ok(RoutedAnswer {
+            worker: choice.worker.card.id.clone(),
+            policy: choice.policy,
+            overlap_blocks: choice.overlap_blocks,
+            stream,
+        })
+    }
+}
+
+async fn first_bytes(
+    response: &mut ResponseStream,
+    reservation: &mut Reservation,
+) -> Result<ResponseEvent, LinkError> {
+    let event = response
+        .next()
+        .await
+        .unwrap_or(Ok(ResponseEvent::End(Default::default())));
+    reservation.first_token();
+    event
+}
+
+impl Links {
+    fn follow(&mut self, view: &RosterView, shared: &RouterShared) {
+        let present: HashSet<_> = view
+            .workers
+            .iter()
+            .map(|worker| (worker.slot.0 as usize, worker.card.epoch))
+            .collect();
+        for (slot, entry) in self.by_slot.iter_mut().enumerate() {
+            let gone = entry
+                .as_ref()
+                .is_some_and(|(epoch, _)| !present.contains(&(slot, *epoch)));
+            if gone && let Some((_, link)) = entry.take() {
+                link.close();
+            }
+        }
+        for worker in &view.workers {
+            let _ = self.get(worker, shared);
+        }
+    }
+
+    /// The worker's link, opened now where there is none.
+    fn get(&mut self, worker: &WorkerEntry, shared: &RouterShared) -> LinkHandle {
+        let place = worker.slot.0 as usize;
+        if self.by_slot.len() <= place {
+            self.by_slot.resize_with(place + 1, || None);
+        }
+        match &self.by_slot[place] {
+            Some((epoch, link)) if *epoch == worker.card.epoch => link.clone(),
+            stale => {
+                if let Some((_, link)) = stale {
+                    link.close();
+                }
+                let link = LinkHandle::start(worker.card.address.clone(), shared.links.clone(), None);
+                self.by_slot[place] = Some((worker.card.epoch, link.clone()));
+                link
+            }
+        }
+    }
+
+    /// Whether a request may be given to the worker: not while its link waits to dial again. A link not opened yet
+    /// is worth a try.
+    fn is_usable(&self, worker: &WorkerEntry) -> bool {
+        match self.by_slot.get(worker.slot.0 as usize) {
+            Some(Some((epoch, link))) if *epoch == worker.card.epoch => {
+                matches!(link.state(), LinkState::Up | LinkState::Connecting)
+            }
+            _ => true,
+        }
+    }
+}
+
+/// Whether another worker may do better.
+fn may_move(error: &LinkError) -> bool {
+    match error {
+        LinkError::Refused(error) => matches!(error.kind, ErrorKind::Overloaded | ErrorKind::Unavailable),
+        _ => true,
+    }
+}
+
+fn no_model(name: &str) -> WireError {
+    WireError {
+        kind: ErrorKind::NotFound,
+        message: format!("no worker serves the model {name:?}; GET /v1/models lists those that are served"),
+        param: Some("model".into()),
+    }
+}
+
+fn no_candidate(reason: NoCandidate, model: &str) -> WireError {
+    match reason {
+        NoCandidate::Unavailable => WireError::new(
+            ErrorKind::Unavailable,
+            format!("no worker for the model {model:?} can be reached right now"),
+        ),
+        NoCandidate::Busy => WireError::new(
+            ErrorKind::Overloaded,
+            format!("every worker for the model {model:?} has as many requests as it takes; try again"),
+        ),
+    }
+}
+
+/// A number for a LoRA adapter's name; 0 for none.
+fn lora_id(lora: &str) -> u64 {
+    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+    if lora.is_empty() {
+        0
+    } else {
+        BuildHasherDefault::<DefaultHasher>::default().hash_one(lora)
+    }
+}

@@ -1,0 +1,194 @@
+//! What every router replica of a process shares, and how it is started.
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+use arc_swap::ArcSwap;
+use signalbox_discovery::Discovery;
+use signalbox_event_plane::EventPlane;
+use signalbox_kv_index::SharedKvIndex;
+use signalbox_policy_host::PolicyDepot;
+use signalbox_protocol::WorkerCard;
+use signalbox_request_plane::LinkConfig;
+use signalbox_tokenize::ModelText;
+
+use crate::{
+    load::LoadTable,
+    roster::{ModelEntry, RosterView},
+    session::SessionShared,
+    worker_roster::WorkerRoster,
+};
+
+/// How a router is put together.
+#[derive(Debug)]
+pub struct RouterConfig {
+    /// Tells who is present.
+    pub discovery: Arc<dyn Discovery>,
+    /// Carries KV events here.
+    pub events: Arc<dyn EventPlane>,
+    /// Copy events from the workers' request plane into `events`: where nothing else carries them there.
+    pub feeds_events: bool,
+    /// Decides.
+    pub policies: PolicyDepot,
+    /// Bounds of every worker link.
+    pub links: LinkConfig,
+    /// Most bytes of the KV index (K-3).
+    pub index_bytes: usize,
+}
+
+/// What every router replica of a process shares: roster, index, load, policies. Clone = handle.
+#[derive(Debug, Clone)]
+pub struct RouterShared {
+    pub(crate) view: Arc<ArcSwap<RosterView>>,
+    pub(crate) index: SharedKvIndex,
+    pub(crate) load: LoadTable,
+    pub(crate) links: LinkConfig,
+    pub(crate) roster: Addr<WorkerRoster>,
+    policies: PolicyDepot,
+    arbiter: ArbiterHandle,
+}
+
+/// A model that is or was served here.
+#[derive(Debug, Clone)]
+pub struct ModelView {
+    /// As clients ask for it.
+    pub name: String,
+    /// Seconds since the Unix epoch when it was first served.
+    pub created: u64,
+    /// Most tokens of prompt and answer together.
+    pub context_length: u32,
+    /// Tokens per KV block.
+    pub block_size: u32,
+    /// Its tokenizer and chat template.
+    pub text: Arc<ModelText>,
+}
+
+/// A worker as `/health` and `/admin/v1/workers` show it.
+#[derive(Debug, Clone)]
+pub struct InstanceView {
+    /// What it says of itself.
+    pub card: Arc<WorkerCard>,
+    /// `preparing`, `ready`, `draining` or `refused`.
+    pub state: &'static str,
+    /// Requests from here that it works on.
+    pub requests: u32,
+    /// Prompt tokens from here that it has yet to compute.
+    pub prefill_tokens: u32,
+    /// KV blocks of requests from here.
+    pub decode_blocks: u32,
+    /// KV blocks the index credits it with.
+    pub index_blocks: usize,
+    /// Its KV event stream: `following`, `resyncing` or `none`.
+    pub events: &'static str,
+}
+
+impl RouterShared {
+    /// Starts the roster on an arbiter of its own. Needs an actix system.
+    pub fn start(config: RouterConfig) -> Self {
+        let view = Arc::new(ArcSwap::from_pointee(RosterView::default()));
+        let index = SharedKvIndex::new(config.index_bytes);
+        let load = LoadTable::default();
+        let session = SessionShared {
+            plane: config.events,
+            feeds_plane: config.feeds_events,
+            index: index.clone(),
+            load: load.clone(),
+            links: config.links.clone(),
+        };
+        let arbiter = Arbiter::new().handle();
+        let (discovery, roster_view) = (config.discovery, view.clone());
+        let roster =
+            WorkerRoster::start_in_arbiter(&arbiter, |_| WorkerRoster::new(session, discovery, roster_view));
+        Self {
+            view,
+            index,
+            load,
+            links: config.links,
+            roster,
+            policies: config.policies,
+            arbiter,
+        }
+    }
+
+    /// Ends the roster, its links and its event streams. Requests under way are the replicas' own.
+    pub fn stop(&self) {
+        self.arbiter.stop();
+    }
+
+    /// The models with at least one ready worker, by name.
+    pub fn models(&self) -> Vec<ModelView> {
+        let view = self.view.load();
+        let mut models: Vec<_> = view
+            .models
+            .values()
+            .filter(|model| !model.workers.is_empty())
+            .map(|model| model_view(model))
+            .collect();
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        models
+    }
+
+    /// A model by name, also while none of its workers is ready.
+    pub fn model(&self, name: &str) -> Option<ModelView> {
+        self.view.load().models.get(name).map(|model| model_view(model))
+    }
+
+    /// Every present worker, by name.
+    pub fn instances(&self) -> Vec<InstanceView> {
+        let view = self.view.load();
+        let instance = |worker: &crate::roster::WorkerEntry| {
+            let load = self.load.get(worker.slot);
+            InstanceView {
+                card: worker.card.clone(),
+                state: worker.phase.as_str(),
+                requests: load.requests,
+                prefill_tokens: load.prefill_tokens,
+                decode_blocks: load.decode_blocks,
+                index_blocks: self.index.read(|index| index.blocks_of(worker.slot)),
+                events: self.load.event_state(worker.slot).as_str(),
+            }
+        };
+        view.workers.iter().map(instance).collect()
+    }
+
+    /// The policies and which of them decides.
+    pub fn policies(&self) -> &PolicyDepot {
+        &self.policies
+    }
+
+    /// The KV index in figures: totals, and blocks and digest of each worker.
+    pub fn index_json(&self) -> serde_json::Value {
+        let view = self.view.load();
+        let worker = |worker: &crate::roster::WorkerEntry| {
+            let (blocks, digest) = self
+                .index
+                .read(|index| (index.blocks_of(worker.slot), index.digest(worker.slot)));
+            let figures = serde_json::json!({
+                "epoch": worker.card.epoch,
+                "blocks": blocks,
+                "digest": format!("{digest:016x}"),
+                "events": self.load.event_state(worker.slot).as_str(),
+            });
+            (worker.card.id.to_string(), figures)
+        };
+        let workers: serde_json::Map<_, _> = view.workers.iter().map(worker).collect();
+        let stats = self.index.read(|index| index.stats());
+        serde_json::json!({
+            "memberships": stats.memberships,
+            "blocks": stats.blocks,
+            "bytes": stats.bytes,
+            "refused_stores": stats.refused_stores,
+            "workers": workers,
+        })
+    }
+}
+
+fn model_view(model: &ModelEntry) -> ModelView {
+    ModelView {
+        name: model.name.clone(),
+        created: model.created,
+        context_length: model.context_length,
+        block_size: model.block_size,
+        text: model.text.clone(),
+    }
+}

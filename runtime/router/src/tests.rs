@@ -1,0 +1,127 @@
+//! The roster's rules, without actors.
+
+use std::sync::Arc;
+
+use signalbox_kv_index::{OverlapScores, WorkerSlot};
+use signalbox_policy_host::Candidates;
+use signalbox_protocol::{WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole};
+use signalbox_tokenize::{ModelArtifacts, ModelText};
+
+use crate::{
+    candidates::{NoCandidate, assemble},
+    load::LoadTable,
+    roster::{Roster, RosterError, WorkerPhase},
+};
+
+fn card(name: &str, epoch: u64) -> Arc<WorkerCard> {
+    Arc::new(WorkerCard {
+        id: name.parse().unwrap(),
+        epoch: WorkerEpoch(epoch),
+        model: "m".into(),
+        address: "127.0.0.1:1".into(),
+        engine: "sim".into(),
+        block_size: 16,
+        context_length: 1_024,
+        artifacts_digest: "d".into(),
+        role: WorkerRole::Aggregated,
+        capacity: WorkerCapacity {
+            kv_blocks: 64,
+            max_sequences: 1,
+            max_waiting: 1,
+        },
+        kv_events: true,
+        labels: Default::default(),
+    })
+}
+
+fn text() -> Arc<ModelText> {
+    Arc::new(ModelText::load(&ModelArtifacts::byte_level_fixture()).unwrap())
+}
+
+fn join(roster: &mut Roster, card: &Arc<WorkerCard>) -> WorkerSlot {
+    let slot = roster.join(card.clone(), |_| true).unwrap();
+    roster.ready(card, text(), 1);
+    slot
+}
+
+#[test]
+fn a_later_epoch_replaces_and_an_earlier_one_is_refused() {
+    let mut roster = Roster::default();
+    join(&mut roster, &card("a", 2));
+    assert_eq!(
+        roster.join(card("a", 1), |_| true),
+        Err(RosterError::Known("a".parse().unwrap()))
+    );
+    join(&mut roster, &card("a", 3));
+    assert_eq!(
+        roster.leave(&"a".parse().unwrap(), WorkerEpoch(2)),
+        None,
+        "the earlier life is gone already"
+    );
+    assert_eq!(roster.view().models["m"].workers.len(), 1);
+}
+
+#[test]
+fn a_slot_is_given_again_only_when_its_requests_are_over() {
+    let mut roster = Roster::default();
+    let first = join(&mut roster, &card("a", 1));
+    roster.leave(&"a".parse().unwrap(), WorkerEpoch(1));
+    let second = roster.join(card("b", 1), |_| false).unwrap();
+    assert_ne!(first, second);
+    assert_eq!(roster.join(card("c", 1), |_| true).unwrap(), first);
+}
+
+#[test]
+fn a_worker_that_contradicts_its_model_is_refused() {
+    let mut roster = Roster::default();
+    join(&mut roster, &card("a", 1));
+    let other = Arc::new(WorkerCard {
+        block_size: 32,
+        ..(*card("b", 1)).clone()
+    });
+    roster.join(other.clone(), |_| true).unwrap();
+    assert_eq!(roster.ready(&other, text(), 1), Some(WorkerPhase::Refused));
+    assert_eq!(roster.view().models["m"].workers.len(), 1);
+    // Once the other left, the model is what this worker says.
+    roster.leave(&"a".parse().unwrap(), WorkerEpoch(1));
+    assert_eq!(roster.ready(&other, text(), 1), Some(WorkerPhase::Ready));
+    assert_eq!(roster.view().models["m"].block_size, 32);
+}
+
+#[test]
+fn a_draining_worker_is_no_candidate_and_its_model_stays_known() {
+    let mut roster = Roster::default();
+    join(&mut roster, &card("a", 1));
+    assert!(roster.drain(&"a".parse().unwrap(), WorkerEpoch(1)));
+    assert!(!roster.drain(&"a".parse().unwrap(), WorkerEpoch(1)));
+    let view = roster.view();
+    assert!(view.models["m"].workers.is_empty());
+    assert_eq!(view.workers[0].phase, WorkerPhase::Draining);
+}
+
+#[test]
+fn a_full_worker_is_busy_and_an_excluded_one_unavailable() {
+    let mut roster = Roster::default();
+    let slot = join(&mut roster, &card("a", 1));
+    let model = roster.view().models["m"].clone();
+    let load = LoadTable::default();
+    let (mut columns, mut rows) = (Candidates::default(), Vec::new());
+    let mut check = |load: &LoadTable, usable| {
+        assemble(
+            &model,
+            load,
+            &OverlapScores::default(),
+            |_| usable,
+            &mut columns,
+            &mut rows,
+        )
+    };
+    assert_eq!(check(&load, true), Ok(()));
+    assert_eq!(check(&load, false), Err(NoCandidate::Unavailable));
+    let _held = [load.reserve(slot, 1, 1), load.reserve(slot, 1, 1)];
+    assert_eq!(
+        check(&load, true),
+        Err(NoCandidate::Busy),
+        "one running and one waiting is all it takes"
+    );
+}

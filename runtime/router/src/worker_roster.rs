@@ -1,0 +1,238 @@
+//! Takes workers in and lets them go: the actor around [`Roster`].
+//!
+//! It reads discovery, prepares each newcomer (a control link, its tokenizer, its KV events), and publishes the new
+//! view; replicas are told, so that they open links ahead of the first request. One a process, on an arbiter of its
+//! own, away from the HTTP threads.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use actix::prelude::*;
+use arc_swap::ArcSwap;
+use futures_util::stream;
+use signalbox_discovery::{Discovery, WorkerChange};
+use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerId};
+use signalbox_request_plane::{LinkEvent, LinkHandle, LinkState};
+use signalbox_tokenize::{ModelArtifacts, ModelText};
+use tracing::{info, warn};
+
+use crate::{
+    fetch::fetch,
+    roster::{Roster, RosterView, WorkerPhase},
+    session::{Session, SessionShared},
+};
+
+/// Largest tokenizer and template taken from a worker.
+const MAX_ARTIFACT_BYTES: usize = 128 << 20;
+
+/// Wait before a tokenizer is asked for again, doubled up to the longest after each failure.
+const ARTIFACT_RETRY: Duration = Duration::from_millis(100);
+const ARTIFACT_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// How often the actors of sessions are looked after.
+const SUPERVISION_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Messages that may wait: link events come from as many links as there are workers.
+const MAILBOX: usize = 4_096;
+
+/// The actor.
+#[derive(Debug)]
+pub(crate) struct WorkerRoster {
+    roster: Roster,
+    sessions: HashMap<WorkerId, Session>,
+    shared: SessionShared,
+    discovery: Arc<dyn Discovery>,
+    view: Arc<ArcSwap<RosterView>>,
+    replicas: Vec<Recipient<RosterChanged>>,
+}
+
+/// Tells a replica that the view changed. A hint: the view itself is read at every decision.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct RosterChanged;
+
+/// A replica wants to be told of changes.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct RegisterReplica(pub(crate) Recipient<RosterChanged>);
+
+impl WorkerRoster {
+    pub(crate) fn new(
+        shared: SessionShared,
+        discovery: Arc<dyn Discovery>,
+        view: Arc<ArcSwap<RosterView>>,
+    ) -> Self {
+        Self {
+            roster: Roster::default(),
+            sessions: HashMap::new(),
+            shared,
+            discovery,
+            view,
+            replicas: Vec::new(),
+        }
+    }
+
+    fn joined(&mut self, ctx: &mut Context<Self>, card: Arc<WorkerCard>) {
+        let load = self.shared.load.clone();
+        let slot = match self
+            .roster
+            .join(card.clone(), |slot| load.get(slot).requests == 0)
+        {
+            Ok(slot) => slot,
+            Err(error) => return warn!(%error, "worker not taken in"),
+        };
+        // An earlier life's session ends before the new one begins, and its blocks with it.
+        self.sessions.remove(&card.id);
+        let session = Session::start(card.clone(), slot, self.shared.clone(), ctx.address().recipient());
+        let link = session.link.clone();
+        self.sessions.insert(card.id.clone(), session);
+        info!(worker.id = %card.id, model = %card.model, address = %card.address, engine = %card.engine, "worker joined");
+        match self.roster.known_text(&card) {
+            Some(text) => self.prepared(&card, text),
+            None => {
+                let text = load_text(link, card.clone()).into_actor(self);
+                ctx.spawn(text.map(move |text, actor, _| {
+                    if let Some(text) = text {
+                        actor.prepared(&card, text);
+                    }
+                }));
+            }
+        }
+        self.publish();
+    }
+
+    /// The newcomer's tokenizer is here.
+    fn prepared(&mut self, card: &WorkerCard, text: Arc<ModelText>) {
+        let now_unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        // Workers that came together each fetched it; one copy is enough.
+        let text = self.roster.known_text(card).unwrap_or(text);
+        match self.roster.ready(card, text, now_unix) {
+            Some(WorkerPhase::Refused) => warn!(
+                worker.id = %card.id, model = %card.model,
+                "worker refused: its block size or tokenizer differs from that of the model's other workers",
+            ),
+            Some(_) => info!(worker.id = %card.id, model = %card.model, "worker ready"),
+            None => return,
+        }
+        self.publish();
+    }
+
+    fn left(&mut self, id: &WorkerId, epoch: WorkerEpoch) {
+        if self.roster.leave(id, epoch).is_some() {
+            self.sessions.remove(id);
+            info!(worker.id = %id, "worker left");
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        let view = self.roster.view();
+        metrics::gauge!("signalbox_workers").set(view.workers.len() as f64);
+        self.view.store(Arc::new(view));
+        // A full mailbox needs no second hint; a closed one belongs to a thread that ended.
+        self.replicas.retain(|replica| replica.connected());
+        for replica in &self.replicas {
+            let _ = replica.try_send(RosterChanged);
+        }
+    }
+}
+
+impl Actor for WorkerRoster {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        let changes = stream::unfold(self.discovery.watch(), async |mut watch| {
+            let change = watch.next().await;
+            Some((change, watch))
+        });
+        ctx.add_stream(changes);
+        ctx.run_interval(SUPERVISION_INTERVAL, |actor, _| {
+            actor.sessions.values_mut().for_each(Session::follow_events);
+        });
+    }
+}
+
+impl StreamHandler<WorkerChange> for WorkerRoster {
+    fn handle(&mut self, change: WorkerChange, ctx: &mut Self::Context) {
+        match change {
+            WorkerChange::Joined(card) => self.joined(ctx, card),
+            WorkerChange::Left { id, epoch } => self.left(&id, epoch),
+        }
+    }
+}
+
+impl Handler<LinkEvent> for WorkerRoster {
+    type Result = ();
+
+    fn handle(&mut self, event: LinkEvent, _: &mut Self::Context) {
+        let LinkEvent::Draining { address } = event else {
+            return;
+        };
+        let card = self
+            .sessions
+            .values()
+            .find(|session| session.card.address == address)
+            .map(|s| s.card.clone());
+        if let Some(card) = card
+            && self.roster.drain(&card.id, card.epoch)
+        {
+            info!(worker.id = %card.id, "worker drains");
+            self.publish();
+        }
+    }
+}
+
+impl Handler<RegisterReplica> for WorkerRoster {
+    type Result = ();
+
+    fn handle(&mut self, replica: RegisterReplica, _: &mut Self::Context) {
+        self.replicas.push(replica.0);
+    }
+}
+
+/// Fetches and loads the worker's tokenizer and template, however often it takes; `None` once the link is closed,
+/// since the worker left then.
+async fn load_text(link: LinkHandle, card: Arc<WorkerCard>) -> Option<Arc<ModelText>> {
+    let mut retry = ARTIFACT_RETRY;
+    loop {
+        match try_load_text(&link, &card).await {
+            Ok(text) => return Some(Arc::new(text)),
+            Err(reason) => {
+                warn!(worker.id = %card.id, reason, "the worker's tokenizer could not be loaded; trying again")
+            }
+        }
+        if link.state() == LinkState::Closed {
+            return None;
+        }
+        tokio::time::sleep(retry).await;
+        retry = (retry * 2).min(ARTIFACT_RETRY_MAX);
+    }
+}
+
+async fn try_load_text(link: &LinkHandle, card: &WorkerCard) -> Result<ModelText, String> {
+    let call = Call::FetchArtifacts {
+        digest: card.artifacts_digest.clone(),
+    };
+    let bytes = fetch(link, call, MAX_ARTIFACT_BYTES)
+        .await
+        .map_err(|error| error.to_string())?;
+    let expected = card.artifacts_digest.clone();
+    // Parsing a large vocabulary takes a second: not on an arbiter.
+    let loaded = tokio::task::spawn_blocking(move || {
+        let artifacts = ModelArtifacts::from_bytes(&bytes).map_err(|error| error.to_string())?;
+        if artifacts.digest() != expected {
+            return Err(format!(
+                "its digest is {}, the card says {expected}",
+                artifacts.digest()
+            ));
+        }
+        ModelText::load(&artifacts).map_err(|error| error.to_string())
+    });
+    loaded.await.map_err(|error| error.to_string())?
+}
