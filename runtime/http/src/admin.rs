@@ -1,0 +1,83 @@
+//! The operator's side: policies, workers, the KV index, metrics. Its own listener, on loopback unless a token
+//! guards it.
+
+pub(crate) mod fleet;
+mod guard;
+pub(crate) mod policies;
+
+use actix_web::{
+    Error, ResponseError,
+    body::MessageBody,
+    dev::{ServiceRequest, ServiceResponse},
+    http::header::HeaderValue,
+    middleware::Next,
+    web::Data,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use signalbox_router::RouterShared;
+use tokio::sync::Semaphore;
+
+use crate::{
+    HttpConfig,
+    body::BodyLimits,
+    error::{self, ApiError, REQUEST_ID},
+};
+pub(crate) use guard::is_exposed;
+
+/// Largest JSON body of an admin call: a policy's settings.
+const MAX_JSON_BYTES: usize = 1024 * 1024;
+
+/// Components read and compiled at once: one compiles on a core for up to seconds, which serving needs too.
+const MAX_UPLOADS: usize = 2;
+
+/// What the admin listener's one thread holds.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    shared: RouterShared,
+    metrics: PrometheusHandle,
+    token: Option<String>,
+    body_limits: BodyLimits,
+    policy_limits: BodyLimits,
+    uploads: Semaphore,
+}
+
+impl Admin {
+    pub(crate) fn new(config: &HttpConfig, shared: RouterShared, metrics: PrometheusHandle) -> Self {
+        Self {
+            shared,
+            metrics,
+            token: config.admin_token.clone(),
+            body_limits: BodyLimits {
+                bytes: MAX_JSON_BYTES,
+                time: config.body_timeout,
+            },
+            policy_limits: BodyLimits {
+                bytes: config.max_policy_bytes,
+                time: config.body_timeout,
+            },
+            uploads: Semaphore::new(MAX_UPLOADS),
+        }
+    }
+}
+
+/// Lets in whom [`guard::check`] lets in, and names each answer.
+pub(crate) async fn guarded(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let id = error::request_id(request.request());
+    let token = request
+        .app_data::<Data<Admin>>()
+        .and_then(|admin| admin.token.clone());
+    let mut response = match guard::check(token.as_deref(), request.headers()) {
+        Ok(()) => match next.call(request).await {
+            Ok(response) => response.map_into_boxed_body(),
+            Err(error) => return Err(error),
+        },
+        Err(error) => request.into_response(ApiError(error).error_response()),
+    };
+    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    Ok(response)
+}

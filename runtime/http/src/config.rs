@@ -1,0 +1,63 @@
+//! Settings of both listeners.
+
+use std::{net::SocketAddr, time::Duration};
+
+use signalbox_router::policies::PolicyLimits;
+
+/// Where to listen and what a client may cost.
+#[derive(Clone)]
+pub struct HttpConfig {
+    /// OpenAI's API.
+    pub public: SocketAddr,
+    /// The admin API and `/metrics`. Off loopback it needs a token.
+    pub admin: SocketAddr,
+    /// Threads that serve OpenAI's API, each with a router replica of its own; 0 counts as 1.
+    pub threads: usize,
+    /// Largest body of a request, in bytes.
+    pub max_body_bytes: usize,
+    /// Largest policy component that can be uploaded, in bytes.
+    pub max_policy_bytes: usize,
+    /// Most time a body may take to arrive.
+    pub body_timeout: Duration,
+    /// Most time from a request's head to its answer's end.
+    pub request_timeout: Duration,
+    /// What `Authorization: Bearer` on the admin listener must say.
+    pub admin_token: Option<String>,
+    /// Names this deployment in `/health`.
+    pub namespace: String,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            public: SocketAddr::from(([127, 0, 0, 1], 8000)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            // A prompt of a million tokens is about 5 MB of text.
+            max_body_bytes: 16 * 1024 * 1024,
+            // What the depot itself accepts: more would be read in vain.
+            max_policy_bytes: PolicyLimits::default().max_component_bytes,
+            body_timeout: Duration::from_secs(30),
+            // What OpenAI's own client waits.
+            request_timeout: Duration::from_secs(600),
+            admin_token: None,
+            namespace: "signalbox".into(),
+        }
+    }
+}
+
+impl std::fmt::Debug for HttpConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HttpConfig")
+            .field("public", &self.public)
+            .field("admin", &self.admin)
+            .field("threads", &self.threads)
+            .field("max_body_bytes", &self.max_body_bytes)
+            .field("max_policy_bytes", &self.max_policy_bytes)
+            .field("body_timeout", &self.body_timeout)
+            .field("request_timeout", &self.request_timeout)
+            .field("admin_token", &self.admin_token.as_ref().map(|_| "(set)"))
+            .field("namespace", &self.namespace)
+            .finish()
+    }
+}

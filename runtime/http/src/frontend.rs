@@ -1,0 +1,67 @@
+//! What one HTTP thread holds.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use signalbox_protocol::{ErrorKind, WireError};
+use signalbox_router::{ModelView, ReplicaHandle, RouterShared};
+
+use crate::{HttpConfig, body::BodyLimits, metrics::RequestMetrics, traffic::Traffic};
+
+/// One HTTP thread's view of the system: its own router replica and metric handles, and what all threads share.
+#[derive(Debug)]
+pub(crate) struct Frontend {
+    pub(crate) shared: RouterShared,
+    pub(crate) replica: ReplicaHandle,
+    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) metrics: Rc<RequestMetrics>,
+    pub(crate) body_limits: BodyLimits,
+    pub(crate) request_timeout: Duration,
+    pub(crate) namespace: String,
+}
+
+impl Frontend {
+    /// Starts this thread's router replica; called on an arbiter.
+    pub(crate) fn start(config: &HttpConfig, shared: RouterShared, traffic: Arc<Traffic>) -> Self {
+        Self {
+            replica: ReplicaHandle::start(shared.clone()),
+            shared,
+            traffic,
+            metrics: Rc::default(),
+            body_limits: BodyLimits {
+                bytes: config.max_body_bytes,
+                time: config.body_timeout,
+            },
+            request_timeout: config.request_timeout,
+            namespace: config.namespace.clone(),
+        }
+    }
+
+    /// A served model. Before any is served the answer is "not yet" rather than "no".
+    pub(crate) fn model(&self, name: &str) -> Result<ModelView, WireError> {
+        served_model(&self.shared, name)
+    }
+}
+
+/// As [`Frontend::model`], for the admin API.
+pub(crate) fn served_model(shared: &RouterShared, name: &str) -> Result<ModelView, WireError> {
+    /// Longest part of an unknown name that is repeated, and most names told.
+    const SHOWN_CHARS: usize = 100;
+    const SHOWN_MODELS: usize = 8;
+    if let Some(model) = shared.model(name) {
+        return Ok(model);
+    }
+    let mut models: Vec<String> = shared.models().into_iter().map(|model| model.name).collect();
+    if models.is_empty() {
+        return Err(WireError::new(
+            ErrorKind::Unavailable,
+            "no worker serves a model yet; try again shortly",
+        ));
+    }
+    models.truncate(SHOWN_MODELS);
+    let name: String = name.chars().take(SHOWN_CHARS).collect();
+    Err(WireError {
+        kind: ErrorKind::NotFound,
+        message: format!("no model is called {name:?}; served here: {}", models.join(", ")),
+        param: Some("model".into()),
+    })
+}

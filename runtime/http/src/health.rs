@@ -1,0 +1,147 @@
+//! `/live`, `/ready` and `/health`: is the process there, may it get traffic, and who stands behind it.
+
+use std::collections::BTreeSet;
+
+use actix_web::{HttpResponse, web::Data};
+use serde_json::{Value, json};
+use signalbox_protocol::WorkerRole;
+use signalbox_router::InstanceView;
+
+use crate::frontend::Frontend;
+
+/// What every worker answers to.
+const ENDPOINT: &str = "generate";
+
+/// 200 as long as the process answers, while it drains too.
+pub(crate) async fn live() -> HttpResponse {
+    HttpResponse::Ok().json(json!({"status": "live"}))
+}
+
+/// 200 once a model is served and until the process drains.
+pub(crate) async fn ready(frontend: Data<Frontend>) -> HttpResponse {
+    let models: Vec<String> = frontend
+        .shared
+        .models()
+        .into_iter()
+        .map(|model| model.name)
+        .collect();
+    if frontend.traffic.is_draining() {
+        not_ready("shutting down")
+    } else if models.is_empty() {
+        not_ready("no worker serves a model yet")
+    } else {
+        HttpResponse::Ok().json(json!({"status": "ready", "models": models}))
+    }
+}
+
+fn not_ready(message: &str) -> HttpResponse {
+    HttpResponse::ServiceUnavailable().json(json!({"status": "not_ready", "message": message}))
+}
+
+/// The workers, as Dynamo's `/health` tells them. 200 while at least one can take requests.
+pub(crate) async fn health(frontend: Data<Frontend>) -> HttpResponse {
+    let instances = frontend.shared.instances();
+    let (healthy, report) = report(&frontend.namespace, &instances, frontend.traffic.is_draining());
+    if healthy {
+        HttpResponse::Ok().json(report)
+    } else {
+        HttpResponse::ServiceUnavailable().json(report)
+    }
+}
+
+fn report(namespace: &str, instances: &[InstanceView], draining: bool) -> (bool, Value) {
+    let healthy = !draining && instances.iter().any(|instance| instance.state == "ready");
+    let endpoints: BTreeSet<String> = instances
+        .iter()
+        .map(|instance| format!("{namespace}.{}.{ENDPOINT}", component(instance.card.role)))
+        .collect();
+    let report = json!({
+        "status": if healthy { "healthy" } else { "unhealthy" },
+        "endpoints": endpoints,
+        "instances": instances.iter().map(|instance| describe(namespace, instance)).collect::<Vec<_>>(),
+    });
+    (healthy, report)
+}
+
+fn describe(namespace: &str, instance: &InstanceView) -> Value {
+    let card = &instance.card;
+    json!({
+        "namespace": namespace,
+        "component": component(card.role),
+        "endpoint": ENDPOINT,
+        "instance_id": card.id,
+        "transport": {"tcp": card.address},
+        "model": card.model,
+        "engine": card.engine,
+        "state": instance.state,
+    })
+}
+
+fn component(role: WorkerRole) -> &'static str {
+    match role {
+        WorkerRole::Aggregated => "worker",
+        WorkerRole::Prefill => "prefill",
+        WorkerRole::Decode => "decode",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use signalbox_protocol::{WorkerCapacity, WorkerCard, WorkerEpoch};
+
+    use super::*;
+
+    fn instance(state: &'static str) -> InstanceView {
+        let card = WorkerCard {
+            id: "worker-0".parse().unwrap(),
+            epoch: WorkerEpoch(1),
+            model: "m".into(),
+            address: "127.0.0.1:7000".into(),
+            engine: "sim".into(),
+            block_size: 16,
+            context_length: 2_048,
+            artifacts_digest: String::new(),
+            role: WorkerRole::Aggregated,
+            capacity: WorkerCapacity::default(),
+            kv_events: true,
+            labels: Default::default(),
+        };
+        let card = Arc::new(card);
+        InstanceView {
+            card,
+            state,
+            requests: 0,
+            prefill_tokens: 0,
+            decode_blocks: 0,
+            index_blocks: 0,
+            events: "none",
+        }
+    }
+
+    #[test]
+    fn health_needs_one_ready_worker_and_names_all() {
+        let (healthy, report) = report("ns", &[instance("broken"), instance("ready")], false);
+        assert!(healthy);
+        assert_eq!(report["status"], "healthy");
+        assert_eq!(report["endpoints"], json!(["ns.worker.generate"]));
+        let first = &report["instances"][0];
+        assert_eq!(
+            (&first["instance_id"], &first["state"]),
+            (&json!("worker-0"), &json!("broken"))
+        );
+        assert_eq!(first["transport"]["tcp"], "127.0.0.1:7000");
+        assert_eq!(
+            (&first["component"], &first["endpoint"]),
+            (&json!("worker"), &json!("generate"))
+        );
+    }
+
+    #[test]
+    fn without_ready_workers_or_while_draining_it_is_unhealthy() {
+        assert!(!report("ns", &[], false).0);
+        assert!(!report("ns", &[instance("draining")], false).0);
+        assert_eq!(report("ns", &[instance("ready")], true).1["status"], "unhealthy");
+    }
+}

@@ -1,0 +1,290 @@
+//! What is counted and measured of requests.
+//!
+//! Labels come from served models only: a client that invents model names must not fill the metric store. Each HTTP
+//! thread keeps its handles, so that a request costs a few atomic additions and no look-up by name; nothing is
+//! recorded per token.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram, histogram};
+use signalbox_protocol::{RequestId, StreamSummary, WorkerId};
+
+use crate::traffic::InFlight;
+
+const REQUESTS: &str = "signalbox_requests_total";
+const REQUEST_SECONDS: &str = "signalbox_request_seconds";
+const TTFT_SECONDS: &str = "signalbox_ttft_seconds";
+const ITL_SECONDS: &str = "signalbox_itl_seconds";
+const PROMPT_TOKENS: &str = "signalbox_prompt_tokens_total";
+const CACHED_TOKENS: &str = "signalbox_cached_tokens_total";
+const COMPLETION_TOKENS: &str = "signalbox_completion_tokens_total";
+
+/// The model label of requests for no served model.
+const NO_MODEL: &str = "none";
+
+/// Models whose handles a thread keeps; past that it forgets them all and starts again.
+const MAX_KEPT_MODELS: usize = 1_024;
+
+/// Bucket bounds, in seconds, for every histogram here: the exporter renders summaries where it is given none.
+pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 3] = [
+    (
+        REQUEST_SECONDS,
+        &[
+            0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0, 600.0,
+        ],
+    ),
+    (
+        TTFT_SECONDS,
+        &[
+            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+        ],
+    ),
+    (
+        ITL_SECONDS,
+        &[
+            0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0,
+        ],
+    ),
+];
+
+/// Tells the installed recorder what each metric means.
+pub(crate) fn describe() {
+    describe_counter!(
+        REQUESTS,
+        "Requests ended, by model, endpoint and HTTP status (499: the client went away)"
+    );
+    describe_histogram!(
+        REQUEST_SECONDS,
+        "Seconds from a request's head to its answer's end"
+    );
+    describe_histogram!(
+        TTFT_SECONDS,
+        "Seconds from a streamed request's head to its first token"
+    );
+    describe_histogram!(
+        ITL_SECONDS,
+        "Mean seconds between the tokens of one streamed answer"
+    );
+    describe_counter!(PROMPT_TOKENS, "Prompt tokens of finished answers");
+    describe_counter!(
+        CACHED_TOKENS,
+        "Prompt tokens of finished answers that were found in a KV cache"
+    );
+    describe_counter!(COMPLETION_TOKENS, "Tokens generated in finished answers");
+}
+
+/// Where a request came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+}
+
+impl Endpoint {
+    /// Its metric label.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat_completions",
+            Self::Completions => "completions",
+        }
+    }
+}
+
+/// One thread's metric handles.
+#[derive(Debug, Default)]
+pub(crate) struct RequestMetrics {
+    kept: RefCell<[HashMap<String, Rc<ModelMetrics>>; 2]>,
+}
+
+impl RequestMetrics {
+    fn of(&self, model: &str, endpoint: Endpoint) -> Rc<ModelMetrics> {
+        let mut kept = self.kept.borrow_mut();
+        let models = &mut kept[endpoint as usize];
+        if let Some(metrics) = models.get(model) {
+            return Rc::clone(metrics);
+        }
+        if models.len() >= MAX_KEPT_MODELS {
+            models.clear();
+        }
+        let metrics = Rc::new(ModelMetrics::new(model, endpoint));
+        models.insert(model.to_owned(), Rc::clone(&metrics));
+        metrics
+    }
+}
+
+/// The handles of one model at one endpoint.
+struct ModelMetrics {
+    model: String,
+    endpoint: Endpoint,
+    /// A handful of statuses ever occur.
+    by_status: RefCell<Vec<(u16, Counter)>>,
+    request_seconds: Histogram,
+    ttft_seconds: Histogram,
+    itl_seconds: Histogram,
+    prompt_tokens: Counter,
+    cached_tokens: Counter,
+    completion_tokens: Counter,
+}
+
+impl std::fmt::Debug for ModelMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelMetrics")
+            .field("model", &self.model)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ModelMetrics {
+    fn new(model: &str, endpoint: Endpoint) -> Self {
+        let labels = || {
+            [
+                ("model", model.to_owned()),
+                ("endpoint", endpoint.as_str().to_owned()),
+            ]
+        };
+        Self {
+            model: model.to_owned(),
+            endpoint,
+            by_status: RefCell::default(),
+            request_seconds: histogram!(REQUEST_SECONDS, &labels()),
+            ttft_seconds: histogram!(TTFT_SECONDS, &labels()),
+            itl_seconds: histogram!(ITL_SECONDS, &labels()),
+            prompt_tokens: counter!(PROMPT_TOKENS, &labels()),
+            cached_tokens: counter!(CACHED_TOKENS, &labels()),
+            completion_tokens: counter!(COMPLETION_TOKENS, &labels()),
+        }
+    }
+
+    fn count(&self, status: u16) {
+        let mut by_status = self.by_status.borrow_mut();
+        if let Some((_, requests)) = by_status.iter().find(|(known, _)| *known == status) {
+            requests.increment(1);
+            return;
+        }
+        let labels = [
+            ("model", self.model.clone()),
+            ("endpoint", self.endpoint.as_str().to_owned()),
+            ("status", status.to_string()),
+        ];
+        let requests = counter!(REQUESTS, &labels);
+        requests.increment(1);
+        by_status.push((status, requests));
+    }
+}
+
+/// One request's story, told to the metrics and the log when it is dropped: whatever path a request takes to its
+/// end, it is counted once.
+#[derive(Debug)]
+pub(crate) struct RequestRecord {
+    metrics: Rc<RequestMetrics>,
+    endpoint: Endpoint,
+    /// Named once the model is known to be served.
+    model: Option<String>,
+    id: RequestId,
+    worker: Option<WorkerId>,
+    began: Instant,
+    /// When the first bytes of a stream were there, and how many sequences share its tokens.
+    first_token: Option<(Instant, u32)>,
+    /// 499 unless it ends otherwise: dropped early, the client went away.
+    status: u16,
+    summary: Option<StreamSummary>,
+    _in_flight: InFlight,
+}
+
+impl RequestRecord {
+    pub(crate) fn begin(
+        metrics: &Rc<RequestMetrics>,
+        endpoint: Endpoint,
+        id: RequestId,
+        in_flight: InFlight,
+    ) -> Self {
+        Self {
+            metrics: Rc::clone(metrics),
+            endpoint,
+            model: None,
+            id,
+            worker: None,
+            began: Instant::now(),
+            first_token: None,
+            status: signalbox_protocol::ErrorKind::Cancelled.status(),
+            summary: None,
+            _in_flight: in_flight,
+        }
+    }
+
+    /// Time since the request's head was read.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    pub(crate) fn id(&self) -> &RequestId {
+        &self.id
+    }
+
+    /// The model is served: its name may become a label.
+    pub(crate) fn served_by_model(&mut self, model: &str) {
+        self.model = Some(model.to_owned());
+    }
+
+    /// The first bytes of a stream of `choices` sequences are there.
+    pub(crate) fn first_token(&mut self, choices: u32) {
+        self.first_token = Some((Instant::now(), choices));
+    }
+
+    pub(crate) fn routed_to(&mut self, worker: &WorkerId) {
+        self.worker = Some(worker.clone());
+    }
+
+    /// The end, known.
+    pub(crate) fn finish(&mut self, status: u16, summary: Option<StreamSummary>) {
+        self.status = status;
+        self.summary = summary;
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        let metrics = self
+            .metrics
+            .of(self.model.as_deref().unwrap_or(NO_MODEL), self.endpoint);
+        metrics.count(self.status);
+        metrics.request_seconds.record(took);
+        if let Some((first, _)) = self.first_token {
+            metrics.ttft_seconds.record(first - self.began);
+        }
+        if let Some(summary) = self.summary {
+            metrics.prompt_tokens.increment(summary.prompt_tokens.into());
+            metrics.cached_tokens.increment(summary.cached_tokens.into());
+            metrics
+                .completion_tokens
+                .increment(summary.completion_tokens.into());
+            if let Some((first, choices)) = self.first_token {
+                // Choices are generated side by side: the gaps of one sequence are what a reader feels.
+                let gaps = (summary.completion_tokens / choices.max(1)).saturating_sub(1);
+                if gaps > 0 {
+                    metrics.itl_seconds.record(first.elapsed() / gaps);
+                }
+            }
+        }
+        tracing::debug!(
+            request.id = %self.id,
+            worker.id = self.worker.as_ref().map(WorkerId::as_str),
+            model = self.model,
+            endpoint = self.endpoint.as_str(),
+            status = self.status,
+            seconds = took.as_secs_f64(),
+            prompt_tokens = self.summary.map(|summary| summary.prompt_tokens),
+            cached_tokens = self.summary.map(|summary| summary.cached_tokens),
+            completion_tokens = self.summary.map(|summary| summary.completion_tokens),
+            "request ended"
+        );
+    }
+}

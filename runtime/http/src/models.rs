@@ -1,0 +1,35 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    web::{Data, Path},
+};
+use serde_json::{Value, json};
+use signalbox_router::ModelView;
+
+use crate::{error, frontend::Frontend};
+
+/// All served models, in OpenAI's list.
+pub(crate) async fn list(frontend: Data<Frontend>) -> HttpResponse {
+    let models: Vec<Value> = frontend.shared.models().iter().map(describe).collect();
+    HttpResponse::Ok().json(json!({"object": "list", "data": models}))
+}
+
+/// One served model; its name may contain slashes.
+pub(crate) async fn one(request: HttpRequest, id: Path<String>, frontend: Data<Frontend>) -> HttpResponse {
+    match frontend.model(&id) {
+        Ok(model) => HttpResponse::Ok().json(describe(&model)),
+        Err(error) => error::response(error, &error::request_id(&request)),
+    }
+}
+
+/// OpenAI's model object, and the context length under the name that vLLM gave it.
+fn describe(model: &ModelView) -> Value {
+    json!({
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "signalbox",
+        "max_model_len": model.context_length,
+    })
+}

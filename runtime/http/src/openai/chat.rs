@@ -1,0 +1,148 @@
+//! `POST /v1/chat/completions`.
+
+use serde_json::Value;
+use signalbox_protocol::WireError;
+
+use super::{
+    fields::{Fields, wrong},
+    refused,
+    sampling::{self, Generation, max_tokens, top_logprobs},
+};
+
+/// Most messages of one conversation: templates run once a message, and their cost is not linear in all models.
+const MAX_MESSAGES: usize = 4_096;
+
+/// Most likeliest tokens told beside each token, as at OpenAI.
+const MAX_TOP_LOGPROBS: i64 = 20;
+
+/// The parameters of chats alone.
+const NAMES: [&str; 4] = ["messages", "max_completion_tokens", "top_logprobs", "echo"];
+
+/// A chat to be continued.
+#[derive(Debug)]
+pub(crate) struct ChatRequest {
+    /// What is to be generated.
+    pub(crate) generation: Generation,
+    /// OpenAI's array: each an object with a `role` and, where the role needs one, a text `content`.
+    pub(crate) messages: Value,
+}
+
+impl ChatRequest {
+    /// Reads and checks a request body.
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, WireError> {
+        let mut fields = Fields::parse(body, &[&sampling::NAMES, &NAMES, &refused::NAMES])?;
+        let mut generation = Generation::take(&mut fields)?;
+        // `max_tokens` is the older name of the same limit.
+        let newer = max_tokens(&mut fields, "max_completion_tokens")?;
+        generation.max_tokens = newer.or(generation.max_tokens);
+        generation.sampling.logprobs = logprobs(&mut fields)?;
+        if fields.flag("echo")?.unwrap_or(false) {
+            let message = "echo asks for the prompt, which chats do not repeat; leave it out";
+            return Err(WireError::invalid_param("echo", message));
+        }
+        Ok(Self {
+            generation,
+            messages: messages(&mut fields)?,
+        })
+    }
+}
+
+fn logprobs(fields: &mut Fields) -> Result<Option<u32>, WireError> {
+    let wanted = fields.flag("logprobs")?.unwrap_or(false);
+    match top_logprobs(fields, "top_logprobs", MAX_TOP_LOGPROBS)? {
+        Some(top) if top > 0 && !wanted => {
+            let message =
+                "top_logprobs is only for answers with logprobs; set logprobs to true or leave it out";
+            Err(WireError::invalid_param("top_logprobs", message))
+        }
+        top => Ok(wanted.then(|| top.unwrap_or(0))),
+    }
+}
+
+fn messages(fields: &mut Fields) -> Result<Value, WireError> {
+    let mut messages = match fields.take("messages")? {
+        None => {
+            return Err(WireError::invalid_param(
+                "messages",
+                "messages is missing; give an array of messages",
+            ));
+        }
+        Some(Value::Array(messages)) => messages,
+        Some(other) => return Err(wrong("messages", &other, "an array of messages")),
+    };
+    if !(1..=MAX_MESSAGES).contains(&messages.len()) {
+        let message = format!(
+            "messages has {} messages; give 1 to {MAX_MESSAGES}",
+            messages.len()
+        );
+        return Err(WireError::invalid_param("messages", message));
+    }
+    for (i, message) in messages.iter_mut().enumerate() {
+        check_message(i, message)?;
+    }
+    Ok(Value::Array(messages))
+}
+
+fn check_message(i: usize, message: &mut Value) -> Result<(), WireError> {
+    let Value::Object(members) = message else {
+        return Err(wrong(
+            &format!("messages[{i}]"),
+            message,
+            "an object with role and content",
+        ));
+    };
+    let role = match members.get("role") {
+        Some(Value::String(role)) if !role.is_empty() => role.as_str(),
+        other => {
+            let param = format!("messages[{i}].role");
+            return Err(wrong(
+                &param,
+                other.unwrap_or(&Value::Null),
+                "system, user or assistant",
+            ));
+        }
+    };
+    // An assistant's turn may hold nothing but calls or a refusal.
+    let may_lack = role == "assistant";
+    match members.get("content") {
+        Some(Value::String(_)) => Ok(()),
+        Some(Value::Array(parts)) => parts
+            .iter()
+            .enumerate()
+            .try_for_each(|(j, part)| check_part(&format!("messages[{i}].content[{j}]"), part)),
+        None | Some(Value::Null) if may_lack => {
+            members.insert("content".into(), Value::String(String::new()));
+            Ok(())
+        }
+        other => {
+            let right = "a string or an array of text parts";
+            Err(wrong(
+                &format!("messages[{i}].content"),
+                other.unwrap_or(&Value::Null),
+                right,
+            ))
+        }
+    }
+}
+
+fn check_part(param: &str, part: &Value) -> Result<(), WireError> {
+    match part.get("type").and_then(Value::as_str) {
+        Some("text") => match part.get("text") {
+            Some(Value::String(_)) => Ok(()),
+            other => Err(wrong(
+                &format!("{param}.text"),
+                other.unwrap_or(&Value::Null),
+                "a string",
+            )),
+        },
+        Some(kind @ ("image_url" | "input_audio" | "file" | "video_url" | "audio_url" | "refusal")) => {
+            let message = format!("{param}.type is {kind}, which the models here do not take; give text");
+            Err(WireError::invalid_param(format!("{param}.type"), message))
+        }
+        _ => Err(wrong(
+            &format!("{param}.type"),
+            part.get("type").unwrap_or(&Value::Null),
+            "text",
+        )),
+    }
+}

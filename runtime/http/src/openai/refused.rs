@@ -1,0 +1,201 @@
+//! Parameters that are understood here and that no engine behind this router honours.
+//!
+//! Passing them over in silence would answer another question than the one that was asked. A value that asks for
+//! nothing (an empty tool list, a penalty of 1) is let through, since client libraries send those unasked.
+
+use serde_json::Value;
+use signalbox_protocol::WireError;
+
+use super::fields::Fields;
+
+/// The values of a parameter that ask for nothing.
+#[derive(Debug, Clone, Copy)]
+enum Neutral {
+    /// None but `null`.
+    Never,
+    /// An empty array, object or string.
+    Empty,
+    /// This truth value.
+    Is(bool),
+    /// This number.
+    Number(f64),
+    /// This string.
+    Word(&'static str),
+    /// This string, or an object of this `type`.
+    Type(&'static str),
+    /// An array that names nothing but this.
+    Only(&'static str),
+}
+
+/// Refused parameters of both endpoints: name, values that ask for nothing, and what they would ask for.
+const REFUSED: [(&str, Neutral, &str); 38] = [
+    // Tools and shapes of the answer
+    ("tools", Neutral::Empty, "tool calls"),
+    ("tool_choice", Neutral::Word("none"), "tool calls"),
+    ("functions", Neutral::Empty, "function calls"),
+    ("function_call", Neutral::Word("none"), "function calls"),
+    ("response_format", Neutral::Type("text"), "structured output"),
+    ("structured_outputs", Neutral::Empty, "structured output"),
+    ("guided_json", Neutral::Never, "guided decoding"),
+    ("guided_regex", Neutral::Never, "guided decoding"),
+    ("guided_choice", Neutral::Empty, "guided decoding"),
+    ("guided_grammar", Neutral::Never, "guided decoding"),
+    ("guided_decoding_backend", Neutral::Never, "guided decoding"),
+    ("prediction", Neutral::Never, "predicted output"),
+    // Other media and the outside world
+    ("audio", Neutral::Never, "audio"),
+    ("modalities", Neutral::Only("text"), "output other than text"),
+    ("web_search_options", Neutral::Never, "web search"),
+    // Sampling that the engines have no code for
+    ("min_p", Neutral::Number(0.0), "a minimum probability"),
+    ("typical_p", Neutral::Number(1.0), "locally typical sampling"),
+    ("repetition_penalty", Neutral::Number(1.0), "a repetition penalty"),
+    ("length_penalty", Neutral::Number(1.0), "a length penalty"),
+    ("use_beam_search", Neutral::Is(false), "beam search"),
+    ("min_tokens", Neutral::Number(0.0), "a shortest answer"),
+    ("stop_token_ids", Neutral::Empty, "stop tokens"),
+    ("bad_words", Neutral::Empty, "forbidden words"),
+    ("allowed_token_ids", Neutral::Empty, "allowed tokens"),
+    ("logits_processors", Neutral::Empty, "logits processors"),
+    (
+        "prompt_logprobs",
+        Neutral::Never,
+        "log probabilities of the prompt",
+    ),
+    ("truncate_prompt_tokens", Neutral::Never, "prompt truncation"),
+    (
+        "skip_special_tokens",
+        Neutral::Is(true),
+        "special tokens in the text",
+    ),
+    (
+        "spaces_between_special_tokens",
+        Neutral::Is(true),
+        "special tokens in the text",
+    ),
+    (
+        "include_stop_str_in_output",
+        Neutral::Is(false),
+        "stop texts in the answer",
+    ),
+    // The prompt's making: a template from a client would be code from a client
+    (
+        "chat_template",
+        Neutral::Never,
+        "a chat template of the client's own",
+    ),
+    ("chat_template_kwargs", Neutral::Empty, "chat template arguments"),
+    (
+        "add_generation_prompt",
+        Neutral::Is(true),
+        "a chat without the assistant's turn",
+    ),
+    (
+        "continue_final_message",
+        Neutral::Is(false),
+        "continuing the last message",
+    ),
+    ("documents", Neutral::Empty, "documents"),
+    ("prompt_embeds", Neutral::Empty, "prompt embeddings"),
+    ("mm_processor_kwargs", Neutral::Empty, "other media"),
+    ("lora_request", Neutral::Empty, "a LoRA adapter"),
+];
+
+/// The names of the refused parameters, to be read with the others.
+pub(super) const NAMES: [&str; REFUSED.len()] = {
+    let mut names = [""; REFUSED.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = REFUSED[i].0;
+        i += 1;
+    }
+    names
+};
+
+/// Refuses the request where one of these parameters asks for something.
+pub(super) fn check(fields: &mut Fields) -> Result<(), WireError> {
+    for (name, neutral, asked) in REFUSED {
+        let refused = match fields.take(name) {
+            Ok(None) => false,
+            Ok(Some(value)) => !neutral.matches(&value),
+            // Too large to be kept: it asks for something.
+            Err(_) => true,
+        };
+        if refused {
+            let message = format!("{name} asks for {asked}, which the engines here do not do; leave it out");
+            return Err(WireError::invalid_param(name, message));
+        }
+    }
+    Ok(())
+}
+
+impl Neutral {
+    fn matches(self, value: &Value) -> bool {
+        match (self, value) {
+            (Self::Empty, Value::Array(items)) => items.is_empty(),
+            (Self::Empty, Value::Object(members)) => members.is_empty(),
+            (Self::Empty, Value::String(text)) => text.is_empty(),
+            (Self::Is(neutral), Value::Bool(flag)) => neutral == *flag,
+            (Self::Number(neutral), Value::Number(number)) => number.as_f64() == Some(neutral),
+            (Self::Word(word) | Self::Type(word), Value::String(text)) => text == word,
+            (Self::Type(word), Value::Object(members)) => {
+                members.get("type").is_some_and(|kind| kind == word)
+            }
+            (Self::Only(word), Value::Array(items)) => items.iter().all(|item| item == word),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use signalbox_protocol::ErrorKind;
+
+    use super::*;
+
+    fn verdict(body: &str) -> Result<(), WireError> {
+        check(&mut Fields::parse(body.as_bytes(), &[&NAMES]).unwrap())
+    }
+
+    #[test]
+    fn values_that_ask_for_nothing_pass() {
+        for body in [
+            "{}",
+            r#"{"tools":null,"tool_choice":"none","functions":[]}"#,
+            r#"{"tools":[],"response_format":{"type":"text"},"modalities":["text"]}"#,
+            r#"{"min_p":0,"repetition_penalty":1.0,"use_beam_search":false,"min_tokens":0}"#,
+            r#"{"chat_template_kwargs":{},"add_generation_prompt":true,"skip_special_tokens":true}"#,
+        ] {
+            assert_eq!(verdict(body), Ok(()), "{body}");
+        }
+    }
+
+    #[test]
+    fn values_that_ask_for_something_are_refused_by_name() {
+        for (body, param) in [
+            (r#"{"tools":[{"type":"function"}]}"#, "tools"),
+            (r#"{"tool_choice":"auto"}"#, "tool_choice"),
+            (r#"{"response_format":{"type":"json_object"}}"#, "response_format"),
+            (r#"{"modalities":["text","audio"]}"#, "modalities"),
+            (r#"{"audio":{}}"#, "audio"),
+            (r#"{"guided_json":{}}"#, "guided_json"),
+            (r#"{"min_p":0.1}"#, "min_p"),
+            (r#"{"repetition_penalty":1.2}"#, "repetition_penalty"),
+            (r#"{"repetition_penalty":"1"}"#, "repetition_penalty"),
+            (r#"{"chat_template":"{{ 1 }}"}"#, "chat_template"),
+        ] {
+            let error = verdict(body).unwrap_err();
+            assert_eq!(
+                (error.param.as_deref(), error.kind),
+                (Some(param), ErrorKind::InvalidRequest),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_tool_list_too_large_to_keep_is_refused_as_tools() {
+        let body = format!(r#"{{"tools":[{}0]}}"#, "0,".repeat(10_000));
+        assert_eq!(verdict(&body).unwrap_err().param.as_deref(), Some("tools"));
+    }
+}

@@ -1,0 +1,261 @@
+//! The parameters that chat and plain completions share.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use signalbox_protocol::{SamplingParams, WireError};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{
+    fields::{Fields, integer, wrong},
+    refused,
+};
+
+/// Most choices of one request: each is a sequence of its own at the engine. (A request with a huge `n` brought
+/// vLLM down: CVE-2026-34756.)
+const MAX_CHOICES: i64 = 16;
+
+/// Most stop texts, as at OpenAI: each is searched for at every token.
+const MAX_STOPS: usize = 4;
+
+/// Longest stop text in bytes: that much of the answer is held back while it may begin a stop text.
+const MAX_STOP_BYTES: usize = 1_024;
+
+/// Most tokens with a bias: each is applied at every token.
+const MAX_BIASED_TOKENS: usize = 1_024;
+
+/// Longest model name, tenant salt or user name in bytes: they travel with every request and are hashed.
+const MAX_NAME_BYTES: usize = 512;
+
+/// The parameters read here.
+pub(super) const NAMES: [&str; 19] = [
+    "model",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+    "n",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "ignore_eos",
+    "max_tokens",
+    "stream",
+    "stream_options",
+    "user",
+    "prompt_cache_key",
+    "cache_salt",
+    "priority",
+    "logprobs",
+];
+
+/// What is to be generated, whatever it starts from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Generation {
+    /// The model's name as the client wrote it.
+    pub(crate) model: String,
+    /// All but `max_tokens`, which depends on the model's context.
+    pub(crate) sampling: SamplingParams,
+    /// The client's own limit, if it set one; at least 1.
+    pub(crate) max_tokens: Option<u32>,
+    /// Server-sent events rather than one JSON document.
+    pub(crate) stream: bool,
+    /// A last event with the token counts.
+    pub(crate) include_usage: bool,
+    /// Tenant whose KV cache this is; empty for none.
+    pub(crate) cache_salt: String,
+    /// Hash of what names the conversation or user; 0 for none.
+    pub(crate) session: u64,
+    /// Greater is more urgent; 0 where the client says nothing.
+    pub(crate) priority: i32,
+}
+
+impl Generation {
+    /// Takes the shared parameters, `logprobs` aside, and refuses what no engine honours.
+    pub(super) fn take(fields: &mut Fields) -> Result<Self, WireError> {
+        refused::check(fields)?;
+        let default = SamplingParams::default();
+        let unit = "a number from 0 to 2";
+        let penalty = |number: f64| (-2.0..=2.0).contains(&number);
+        let top_p = |number: f64| number > 0.0 && number <= 1.0;
+        let sampling = SamplingParams {
+            temperature: fields
+                .number("temperature", |number| (0.0..=2.0).contains(&number), unit)?
+                .unwrap_or(default.temperature),
+            top_p: fields
+                .number("top_p", top_p, "a number greater than 0 and at most 1")?
+                .unwrap_or(default.top_p),
+            top_k: top_k(fields)?,
+            // Negative seeds are as good as others: what counts is that equal ones stay equal.
+            seed: fields
+                .integer("seed", i64::MIN..=i64::MAX)?
+                .map(i64::cast_unsigned),
+            stop: stop(fields)?,
+            n: fields.integer("n", 1..=MAX_CHOICES)?.map_or(default.n, small),
+            presence_penalty: fields
+                .number("presence_penalty", penalty, "a number from -2 to 2")?
+                .unwrap_or(default.presence_penalty),
+            frequency_penalty: fields
+                .number("frequency_penalty", penalty, "a number from -2 to 2")?
+                .unwrap_or(default.frequency_penalty),
+            logit_bias: logit_bias(fields)?,
+            ignore_eos: fields.flag("ignore_eos")?.unwrap_or(default.ignore_eos),
+            max_tokens: default.max_tokens,
+            logprobs: None,
+        };
+        let stream = fields.flag("stream")?.unwrap_or(false);
+        Ok(Self {
+            model: model(fields)?,
+            sampling,
+            max_tokens: max_tokens(fields, "max_tokens")?,
+            stream,
+            include_usage: include_usage(fields, stream)?,
+            cache_salt: name(fields, "cache_salt")?.unwrap_or_default(),
+            session: session(fields)?,
+            priority: fields
+                .integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?
+                .map_or(0, |priority| i32::try_from(priority).unwrap_or_default()),
+        })
+    }
+}
+
+/// A limit on the answer's tokens.
+pub(super) fn max_tokens(fields: &mut Fields, name: &str) -> Result<Option<u32>, WireError> {
+    Ok(fields.integer(name, 1..=i64::from(u32::MAX))?.map(small))
+}
+
+/// An integer whose range was checked to lie within 32 bits.
+pub(super) fn small(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// The model's name, which every request has.
+fn model(fields: &mut Fields) -> Result<String, WireError> {
+    const MISSING: &str = "model is missing; give the name of a served model, see GET /v1/models";
+    name(fields, "model")?.ok_or_else(|| WireError::invalid_param("model", MISSING))
+}
+
+/// The model that a body of whatever kind asks for.
+pub(crate) fn model_of(body: &[u8]) -> Result<String, WireError> {
+    model(&mut Fields::parse(body, &[&["model"]])?)
+}
+
+/// A string that names something: neither empty nor long.
+fn name(fields: &mut Fields, param: &str) -> Result<Option<String>, WireError> {
+    let Some(text) = fields.text(param)? else {
+        return Ok(None);
+    };
+    if (1..=MAX_NAME_BYTES).contains(&text.len()) {
+        return Ok(Some(text));
+    }
+    let message = format!(
+        "{param} is a string of {} bytes; give 1 to {MAX_NAME_BYTES}",
+        text.len()
+    );
+    Err(WireError::invalid_param(param, message))
+}
+
+/// `-1` and `0` both mean all tokens, in different engines.
+fn top_k(fields: &mut Fields) -> Result<u32, WireError> {
+    let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0);
+    Ok(small(top_k.max(0)))
+}
+
+fn stop(fields: &mut Fields) -> Result<Vec<String>, WireError> {
+    let texts = match fields.take("stop")? {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(texts)) if texts.len() > MAX_STOPS => {
+            let message = format!("stop has {} texts; give at most {MAX_STOPS}", texts.len());
+            return Err(WireError::invalid_param("stop", message));
+        }
+        Some(Value::Array(texts)) => texts
+            .into_iter()
+            .enumerate()
+            .map(|(i, text)| (format!("stop[{i}]"), text))
+            .collect(),
+        Some(text @ Value::String(_)) => vec![("stop".to_owned(), text)],
+        Some(other) => return Err(wrong("stop", &other, "a string or an array of strings")),
+    };
+    let texts = texts.into_iter().map(|(param, text)| match text {
+        Value::String(text) if (1..=MAX_STOP_BYTES).contains(&text.len()) => Ok(text),
+        other => Err(wrong(
+            &param,
+            &other,
+            &format!("a string of 1 to {MAX_STOP_BYTES} bytes"),
+        )),
+    });
+    texts.collect()
+}
+
+/// Token ids as JSON strings, as at OpenAI, each with a number from −100 to 100.
+fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, WireError> {
+    let members = match fields.take("logit_bias")? {
+        None => return Ok(BTreeMap::new()),
+        Some(Value::Object(members)) => members,
+        Some(other) => return Err(wrong("logit_bias", &other, "an object of token ids and numbers")),
+    };
+    if members.len() > MAX_BIASED_TOKENS {
+        let message = format!(
+            "logit_bias has {} tokens; give at most {MAX_BIASED_TOKENS}",
+            members.len()
+        );
+        return Err(WireError::invalid_param("logit_bias", message));
+    }
+    let biases = members.into_iter().map(|(token, bias)| {
+        let id = token.parse::<u32>().map_err(|_| {
+            // The key is the client's own text: named only as far as it can be a number.
+            let shown: String = token.chars().take(20).collect();
+            let message = format!("logit_bias has the key {shown:?}; keys are token ids");
+            WireError::invalid_param("logit_bias", message)
+        })?;
+        match bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias)) {
+            #[expect(clippy::cast_possible_truncation, reason = "sampling has 32-bit precision")]
+            Some(bias) => Ok((id, bias as f32)),
+            None => Err(wrong(
+                &format!("logit_bias.{id}"),
+                &bias,
+                "a number from -100 to 100",
+            )),
+        }
+    });
+    biases.collect()
+}
+
+fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, WireError> {
+    let options = match fields.take("stream_options")? {
+        None => return Ok(false),
+        Some(Value::Object(options)) => options,
+        Some(other) => return Err(wrong("stream_options", &other, "an object")),
+    };
+    if !stream {
+        let message = "stream_options is only for streams; set stream to true or leave it out";
+        return Err(WireError::invalid_param("stream_options", message));
+    }
+    match options.get("include_usage") {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(include)) => Ok(*include),
+        Some(other) => Err(wrong("stream_options.include_usage", other, "true or false")),
+    }
+}
+
+/// `prompt_cache_key` names a conversation more exactly than `user`, and is the newer of the two.
+fn session(fields: &mut Fields) -> Result<u64, WireError> {
+    let user = fields.text("user")?;
+    let name = fields
+        .text("prompt_cache_key")?
+        .or(user)
+        .filter(|name| !name.is_empty());
+    // 0 says that there is none.
+    Ok(name.map_or(0, |name| xxh3_64(name.as_bytes()).max(1)))
+}
+
+/// A number of likeliest tokens to tell beside each token.
+pub(super) fn top_logprobs(fields: &mut Fields, name: &str, most: i64) -> Result<Option<u32>, WireError> {
+    Ok(fields.integer(name, 0..=most)?.map(small))
+}
+
+/// As [`super::fields::integer`], for array elements that are token ids.
+pub(super) fn token_id(value: &Value) -> Option<u32> {
+    integer(value).and_then(|number| u32::try_from(number).ok())
+}

@@ -1,0 +1,309 @@
+//! What of a request body is taken, with which defaults, and how each wrong value is refused.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use signalbox_protocol::{ErrorKind, SamplingParams, WireError};
+
+use super::{ChatRequest, CompletionRequest, Prompt};
+
+fn chat(more: Value) -> Result<ChatRequest, WireError> {
+    ChatRequest::parse(
+        with(
+            json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]}),
+            more,
+        )
+        .as_bytes(),
+    )
+}
+
+fn completion(more: Value) -> Result<CompletionRequest, WireError> {
+    CompletionRequest::parse(with(json!({"model": "m", "prompt": "hi"}), more).as_bytes())
+}
+
+/// `body` with the members of `more` put over its own.
+fn with(mut body: Value, more: Value) -> String {
+    let Value::Object(more) = more else {
+        panic!("an object")
+    };
+    body.as_object_mut().unwrap().extend(more);
+    body.to_string()
+}
+
+#[track_caller]
+fn check_refused(result: Result<impl std::fmt::Debug, WireError>, param: &str, part: &str) {
+    let error = result.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidRequest);
+    assert_eq!(error.param.as_deref(), Some(param), "{error}");
+    assert!(error.message.contains(part), "{error} should say {part:?}");
+}
+
+#[test]
+fn a_bare_request_gets_openais_defaults() {
+    let request = chat(json!({})).unwrap();
+    assert_eq!(request.generation.sampling, SamplingParams::default());
+    assert_eq!(request.generation.max_tokens, None);
+    assert_eq!(
+        (request.generation.stream, request.generation.session),
+        (false, 0)
+    );
+    let request = completion(json!({})).unwrap();
+    assert_eq!((request.prompt, request.echo), (Prompt::Text("hi".into()), false));
+}
+
+#[test]
+fn every_parameter_of_generation_is_taken() {
+    let generation = chat(json!({
+        "temperature": 0, "top_p": 0.5, "top_k": -1, "seed": -1, "stop": ["a", "b"], "n": 2,
+        "presence_penalty": -2, "frequency_penalty": 2, "logit_bias": {"5": -100, "7": 1.5}, "logprobs": true,
+        "top_logprobs": 3, "ignore_eos": true, "max_tokens": 7, "max_completion_tokens": 9, "stream": true,
+        "stream_options": {"include_usage": true}, "user": "u", "cache_salt": "tenant", "priority": -3,
+        "x_unknown": {"kept": "in the body"}, "store": false,
+    }))
+    .unwrap()
+    .generation;
+    let sampling = generation.sampling;
+    assert_eq!(
+        (sampling.temperature, sampling.top_p, sampling.top_k),
+        (0.0, 0.5, 0)
+    );
+    assert_eq!(
+        (sampling.seed, sampling.n, sampling.logprobs),
+        (Some(u64::MAX), 2, Some(3))
+    );
+    assert_eq!(sampling.stop, ["a", "b"]);
+    assert_eq!(
+        (sampling.presence_penalty, sampling.frequency_penalty),
+        (-2.0, 2.0)
+    );
+    assert_eq!(
+        sampling.logit_bias.into_iter().collect::<Vec<_>>(),
+        [(5, -100.0), (7, 1.5)]
+    );
+    assert!(sampling.ignore_eos && generation.stream && generation.include_usage);
+    assert_eq!(generation.max_tokens, Some(9), "the newer name of the limit wins");
+    assert_eq!(
+        (generation.cache_salt.as_str(), generation.priority),
+        ("tenant", -3)
+    );
+    assert_ne!(generation.session, 0);
+}
+
+#[test]
+fn null_is_absent_for_every_parameter() {
+    let nulls: serde_json::Map<_, _> = super::sampling::NAMES
+        .iter()
+        .chain(&super::refused::NAMES)
+        .chain(&[
+            "max_completion_tokens",
+            "top_logprobs",
+            "echo",
+            "suffix",
+            "best_of",
+        ])
+        .filter(|name| **name != "model")
+        .map(|name| ((*name).to_owned(), Value::Null))
+        .collect();
+    assert_eq!(
+        chat(Value::Object(nulls.clone())).unwrap().generation,
+        chat(json!({})).unwrap().generation
+    );
+    assert_eq!(
+        completion(Value::Object(nulls)).unwrap(),
+        completion(json!({})).unwrap()
+    );
+}
+
+#[test]
+fn wrong_values_of_shared_parameters_are_refused_by_name() {
+    let long = "x".repeat(1_025);
+    let many: Value = (0..1_025)
+        .map(|id| (id.to_string(), json!(1)))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    for (more, param, part) in [
+        (json!({"model": null}), "model", "missing"),
+        (json!({"model": 3}), "model", "a string"),
+        (json!({"model": ""}), "model", "0 bytes"),
+        (
+            json!({"max_tokens": -1}),
+            "max_tokens",
+            "max_tokens is -1; give an integer of at least 1",
+        ),
+        (json!({"max_tokens": 0}), "max_tokens", "at least 1"),
+        (json!({"max_tokens": 1u64 << 32}), "max_tokens", "integer"),
+        (json!({"max_tokens": "9"}), "max_tokens", "is a string"),
+        (json!({"temperature": 2.1}), "temperature", "from 0 to 2"),
+        (json!({"temperature": -0.1}), "temperature", "from 0 to 2"),
+        (json!({"top_p": 0}), "top_p", "greater than 0"),
+        (json!({"top_p": 1.01}), "top_p", "at most 1"),
+        (json!({"top_k": -2}), "top_k", "at least -1"),
+        (json!({"seed": 1.5}), "seed", "integer of 64 bits"),
+        (json!({"n": 0}), "n", "from 1 to 16"),
+        (json!({"n": 1_000_000}), "n", "from 1 to 16"),
+        (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop", "at most 4"),
+        (json!({"stop": ["a", ""]}), "stop[1]", "an empty string"),
+        (json!({"stop": ""}), "stop", "an empty string"),
+        (json!({"stop": long}), "stop", "1024 bytes"),
+        (json!({"stop": 1}), "stop", "array of strings"),
+        (json!({"presence_penalty": 3}), "presence_penalty", "-2 to 2"),
+        (json!({"frequency_penalty": -3}), "frequency_penalty", "-2 to 2"),
+        (json!({"logit_bias": {"x": 1}}), "logit_bias", "token ids"),
+        (json!({"logit_bias": {"-1": 1}}), "logit_bias", "token ids"),
+        (json!({"logit_bias": {"1": 101}}), "logit_bias.1", "-100 to 100"),
+        (json!({"logit_bias": many}), "logit_bias", "at most 1024"),
+        (json!({"stream": 1}), "stream", "true or false"),
+        (
+            json!({"stream_options": {}}),
+            "stream_options",
+            "only for streams",
+        ),
+        (
+            json!({"stream": true, "stream_options": {"include_usage": 1}}),
+            "stream_options.include_usage",
+            "is 1",
+        ),
+        (json!({"ignore_eos": "yes"}), "ignore_eos", "true or false"),
+        (json!({"user": 1}), "user", "a string"),
+        (json!({"cache_salt": ""}), "cache_salt", "0 bytes"),
+        (json!({"priority": 1u64 << 40}), "priority", "integer"),
+        (json!({"tools": [{}]}), "tools", "leave it out"),
+    ] {
+        check_refused(chat(more.clone()), param, part);
+        check_refused(completion(more), param, part);
+    }
+}
+
+#[test]
+fn wrong_values_of_chats_are_refused_by_name() {
+    let part = |part: Value| json!({"messages": [{"role": "user", "content": [part]}]});
+    for (more, param, message) in [
+        (json!({"messages": null}), "messages", "missing"),
+        (json!({"messages": "hi"}), "messages", "a string"),
+        (json!({"messages": []}), "messages", "1 to 4096"),
+        (
+            json!({"messages": vec![json!({"role": "user", "content": ""}); 4_097]}),
+            "messages",
+            "4097",
+        ),
+        (json!({"messages": ["hi"]}), "messages[0]", "an object"),
+        (
+            json!({"messages": [{"content": "hi"}]}),
+            "messages[0].role",
+            "null",
+        ),
+        (
+            json!({"messages": [{"role": "user"}]}),
+            "messages[0].content",
+            "null",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": 1}]}),
+            "messages[0].content",
+            "is 1",
+        ),
+        (part(json!("hi")), "messages[0].content[0].type", "text"),
+        (
+            part(json!({"type": "text"})),
+            "messages[0].content[0].text",
+            "a string",
+        ),
+        (
+            part(json!({"type": "image_url", "image_url": {}})),
+            "messages[0].content[0].type",
+            "image_url",
+        ),
+        (json!({"logprobs": 2}), "logprobs", "true or false"),
+        (json!({"top_logprobs": 2}), "top_logprobs", "set logprobs"),
+        (
+            json!({"logprobs": true, "top_logprobs": 21}),
+            "top_logprobs",
+            "from 0 to 20",
+        ),
+        (
+            json!({"max_completion_tokens": 0}),
+            "max_completion_tokens",
+            "at least 1",
+        ),
+        (json!({"echo": true}), "echo", "leave it out"),
+    ] {
+        check_refused(chat(more), param, message);
+    }
+}
+
+#[test]
+fn an_assistants_turn_may_lack_content() {
+    let turn = json!({"role": "assistant", "content": null});
+    let request =
+        chat(json!({"messages": [turn, {"role": "user", "content": [{"type": "text", "text": "x"}]}]}));
+    assert_eq!(request.unwrap().messages[0]["content"], "");
+}
+
+#[test]
+fn a_prompt_is_text_or_token_ids_and_one() {
+    for (prompt, right) in [
+        (json!("a"), Prompt::Text("a".into())),
+        (json!(["a"]), Prompt::Text("a".into())),
+        (json!([1, 2]), Prompt::Tokens(vec![1, 2])),
+        (json!([[1, 2]]), Prompt::Tokens(vec![1, 2])),
+    ] {
+        assert_eq!(completion(json!({"prompt": prompt})).unwrap().prompt, right);
+    }
+    for (more, param, message) in [
+        (json!({"prompt": null}), "prompt", "missing"),
+        (json!({"prompt": []}), "prompt", "an empty array"),
+        (json!({"prompt": [[]]}), "prompt[0]", "an empty array"),
+        (json!({"prompt": ["a", "b"]}), "prompt", "2 prompts"),
+        (json!({"prompt": [[1], [2]]}), "prompt", "2 prompts"),
+        (json!({"prompt": [1, -2]}), "prompt[1]", "is -2"),
+        (json!({"prompt": [1, "a"]}), "prompt[1]", "a string"),
+        (json!({"prompt": [[1, 1u64 << 32]]}), "prompt[0][1]", "4294967296"),
+        (json!({"prompt": {}}), "prompt", "an object"),
+        (json!({"logprobs": 6}), "logprobs", "from 0 to 5"),
+        (json!({"logprobs": true}), "logprobs", "is true"),
+        (json!({"echo": true, "logprobs": 1}), "echo", "log probabilities"),
+        (json!({"suffix": "x"}), "suffix", "leave it out"),
+        (json!({"best_of": 2}), "best_of", "n is 1"),
+    ] {
+        check_refused(completion(more), param, message);
+    }
+    assert!(completion(json!({"best_of": 2, "n": 2})).is_ok());
+}
+
+proptest! {
+    /// Whatever arrives, the answer is a request or an error: no panic.
+    #[test]
+    fn no_body_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = ChatRequest::parse(&bytes);
+        let _ = CompletionRequest::parse(&bytes);
+    }
+
+    #[test]
+    fn no_value_of_any_parameter_panics(value in any_json(), at in 0usize..40) {
+        let names: Vec<_> = super::sampling::NAMES.iter()
+            .chain(&["messages", "prompt", "echo", "suffix", "best_of", "top_logprobs", "max_completion_tokens"])
+            .chain(&super::refused::NAMES)
+            .collect();
+        let name = names[at % names.len()];
+        let more = json!({ *name: value });
+        for error in [chat(more.clone()).err(), completion(more).err()].into_iter().flatten() {
+            prop_assert!(error.param.is_some_and(|param| param.starts_with(*name)), "{}", error.message);
+        }
+    }
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        ".{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map("[a-z0-9]{0,4}|role|content|type|text|[0-9]{1,3}", inner, 0..4)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}

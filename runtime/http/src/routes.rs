@@ -1,0 +1,106 @@
+//! The route table of both listeners.
+
+use actix_web::{
+    HttpRequest, Resource, Route,
+    middleware::from_fn,
+    web::{self, Data, PathConfig, ServiceConfig},
+};
+
+use crate::{
+    admin::{self, Admin},
+    error,
+    frontend::Frontend,
+    generate, health, models,
+};
+
+/// OpenAI's API, and what load balancers ask.
+pub(crate) fn public(config: &mut ServiceConfig, frontend: Frontend) {
+    config
+        .app_data(Data::new(frontend))
+        .app_data(path_config())
+        .service(resource(
+            "/v1/chat/completions",
+            "POST",
+            [web::post().to(generate::chat_completions)],
+        ))
+        .service(resource(
+            "/v1/completions",
+            "POST",
+            [web::post().to(generate::completions)],
+        ))
+        .service(resource(
+            "/v1/embeddings",
+            "POST",
+            [web::post().to(generate::embeddings)],
+        ))
+        .service(resource("/v1/models", "GET", [web::get().to(models::list)]))
+        .service(resource(
+            "/v1/models/{id:.+}",
+            "GET",
+            [web::get().to(models::one)],
+        ))
+        .service(resource(
+            "/health",
+            "GET, HEAD",
+            [web::get().to(health::health), web::head().to(health::health)],
+        ))
+        .service(resource(
+            "/live",
+            "GET, HEAD",
+            [web::get().to(health::live), web::head().to(health::live)],
+        ))
+        .service(resource(
+            "/ready",
+            "GET, HEAD",
+            [web::get().to(health::ready), web::head().to(health::ready)],
+        ))
+        .default_service(web::to(error::not_found));
+}
+
+/// The admin API and the metrics, behind their guard.
+pub(crate) fn admin(config: &mut ServiceConfig, state: Admin) {
+    use admin::{fleet, policies};
+    let guarded = web::scope("")
+        .wrap(from_fn(admin::guarded))
+        .service(resource(
+            "/admin/v1/policies",
+            "GET, POST",
+            [web::get().to(policies::list), web::post().to(policies::upload)],
+        ))
+        .service(resource(
+            "/admin/v1/models/{model:.+}/policy/rollback",
+            "POST",
+            [web::post().to(policies::rollback)],
+        ))
+        .service(resource(
+            "/admin/v1/models/{model:.+}/policy",
+            "GET, PUT",
+            [web::get().to(policies::active), web::put().to(policies::activate)],
+        ))
+        .service(resource(
+            "/admin/v1/workers",
+            "GET",
+            [web::get().to(fleet::workers)],
+        ))
+        .service(resource("/admin/v1/index", "GET", [web::get().to(fleet::index)]))
+        .service(resource("/metrics", "GET", [web::get().to(fleet::metrics)]))
+        .default_service(web::to(error::not_found));
+    config
+        .app_data(Data::new(state))
+        .app_data(path_config())
+        .service(guarded);
+}
+
+/// A path with its methods; any other method gets 405 and `allowed`.
+fn resource<const N: usize>(path: &str, allowed: &'static str, routes: [Route; N]) -> Resource {
+    let other = move |request: HttpRequest| async move { error::method_not_allowed(&request, allowed) };
+    routes
+        .into_iter()
+        .fold(web::resource(path), Resource::route)
+        .default_service(web::to(other))
+}
+
+/// A path whose percent-encoding is broken leads nowhere.
+fn path_config() -> PathConfig {
+    PathConfig::default().error_handler(|error, _| error::bad_path(&error).into())
+}

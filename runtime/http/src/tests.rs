@@ -1,0 +1,273 @@
+//! Both listeners over real sockets, before a real router and a worker whose engine is the test.
+
+mod admin;
+mod answers;
+mod clients;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use serde_json::Value;
+use signalbox_discovery::{Discovery, MemoryDiscovery, Registration};
+use signalbox_event_plane::MemoryPlane;
+use signalbox_protocol::{Call, GenerateRequest, StreamSummary, WorkerCard};
+use signalbox_request_plane::{CallHandler, CallParts, LinkConfig, Responder, Server, ServerConfig};
+use signalbox_router::{
+    RouterConfig, RouterShared,
+    policies::{PolicyDepot, PolicyEngine, PolicyLimits},
+};
+use signalbox_tokenize::ModelArtifacts;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+    time::timeout,
+};
+
+use crate::{HttpConfig, HttpServer, RunningHttp};
+
+/// Far longer than anything here takes, and short enough to see a test that hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Both listeners before a router. The test plays the engine of its one worker, if it has one.
+struct Rig {
+    http: RunningHttp,
+    shared: RouterShared,
+    calls: mpsc::Receiver<(CallParts, Responder)>,
+    _registration: Option<Registration>,
+}
+
+impl Rig {
+    /// With one ready worker of `model`.
+    async fn serving(model: &str) -> Self {
+        Self::start(Some(model), |_| ()).await
+    }
+
+    async fn start(model: Option<&str>, configure: impl FnOnce(&mut HttpConfig)) -> Self {
+        let discovery = Arc::new(MemoryDiscovery::default());
+        let engine = PolicyEngine::new(PolicyLimits::default()).unwrap();
+        let shared = RouterShared::start(RouterConfig {
+            discovery: discovery.clone(),
+            events: MemoryPlane::new(),
+            feeds_events: false,
+            policies: PolicyDepot::new(engine, "round-robin").unwrap(),
+            links: LinkConfig::default(),
+            index_bytes: 1 << 20,
+        });
+        let mut config = HttpConfig {
+            public: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            threads: 1,
+            ..HttpConfig::default()
+        };
+        configure(&mut config);
+        let http = HttpServer::bind(config, shared.clone(), recorder())
+            .unwrap()
+            .run()
+            .unwrap();
+        let (sender, calls) = mpsc::channel(8);
+        let registration = match model {
+            Some(model) => Some(join(&discovery, model, sender).await),
+            None => None,
+        };
+        while model.is_some() && shared.models().is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Self {
+            http,
+            shared,
+            calls,
+            _registration: registration,
+        }
+    }
+
+    /// The next generation asked of the worker.
+    async fn call(&mut self) -> (GenerateRequest, CallParts, Responder) {
+        let (parts, responder) = timeout(PATIENCE, self.calls.recv())
+            .await
+            .expect("a call")
+            .unwrap();
+        let Call::Generate(request) = parts.call.clone() else {
+            panic!("{:?}", parts.call)
+        };
+        (request, parts, responder)
+    }
+
+    /// Sends to OpenAI's API.
+    async fn public(&self, request: &str) -> Reply {
+        exchange(self.http.public_address(), request.as_bytes()).await
+    }
+
+    /// Sends to the admin API.
+    async fn admin(&self, request: &[u8]) -> Reply {
+        exchange(self.http.admin_address(), request).await
+    }
+}
+
+/// All tests share the process's one recorder.
+fn recorder() -> PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    RECORDER
+        .get_or_init(|| PrometheusBuilder::new().install_recorder().unwrap())
+        .clone()
+}
+
+/// Starts a worker of `model` that hands generations to the test, and announces it.
+async fn join(
+    discovery: &MemoryDiscovery,
+    model: &str,
+    sender: mpsc::Sender<(CallParts, Responder)>,
+) -> Registration {
+    let artifacts = ModelArtifacts::byte_level_fixture();
+    let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0)), ServerConfig::default())
+        .await
+        .unwrap();
+    let card = serde_json::json!({
+        "id": "worker-0", "epoch": 1, "model": model, "address": server.local_addr().to_string(), "engine": "sim",
+        "block_size": 16, "context_length": 512, "artifacts_digest": artifacts.digest(), "role": "aggregated",
+        "kv_events": false, "capacity": {"kv_blocks": 64, "max_sequences": 8, "max_waiting": 8},
+    });
+    let card: Arc<WorkerCard> = Arc::new(serde_json::from_value(card).unwrap());
+    let engine = TestEngine {
+        artifacts: artifacts.to_bytes(),
+        generations: sender,
+        watches: Mutex::default(),
+    };
+    server.serve(card.clone(), Arc::new(engine));
+    discovery.register(card).unwrap()
+}
+
+struct TestEngine {
+    artifacts: Bytes,
+    generations: mpsc::Sender<(CallParts, Responder)>,
+    /// Calls that never end.
+    watches: Mutex<Vec<Responder>>,
+}
+
+impl CallHandler for TestEngine {
+    fn call(&self, parts: CallParts, responder: Responder) {
+        match parts.call {
+            Call::Generate(_) => self.generations.try_send((parts, responder)).unwrap(),
+            Call::FetchArtifacts { .. } => {
+                let artifacts = self.artifacts.clone();
+                tokio::spawn(async move {
+                    responder.send(&artifacts).await.unwrap();
+                    responder.end(StreamSummary::default());
+                });
+            }
+            _ => self.watches.lock().unwrap().push(responder),
+        }
+    }
+}
+
+/// One HTTP answer.
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    /// From all bytes of a connection that was closed after one answer.
+    fn parse(bytes: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(bytes);
+        let end = bytes
+            .windows(4)
+            .position(|four| four == b"\r\n\r\n")
+            .unwrap_or_else(|| panic!("a head: {text:?}"));
+        let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+        let body = &bytes[end + 4..];
+        let body = if head.contains("transfer-encoding: chunked") {
+            dechunk(body)
+        } else {
+            body.to_vec()
+        };
+        Self {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            head,
+            body,
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// An error in OpenAI's shape; its message.
+    #[track_caller]
+    fn check_error(&self, status: u16, param: Option<&str>) -> String {
+        let body = self.json();
+        assert_eq!(self.status, status, "{body}");
+        let error = body["error"].as_object().unwrap();
+        assert_eq!(error["param"].as_str(), param, "{body}");
+        assert!(error.contains_key("code") && error["type"].is_string(), "{body}");
+        assert!(self.header("x-request-id").is_some(), "{}", self.head);
+        error["message"].as_str().unwrap().to_owned()
+    }
+}
+
+/// The content of whole chunks; what follows the last whole one is left out.
+fn dechunk(mut bytes: &[u8]) -> Vec<u8> {
+    let mut content = Vec::new();
+    while let Some(end) = bytes.windows(2).position(|two| two == b"\r\n") {
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[..end]).unwrap(), 16).unwrap();
+        let Some(chunk) = bytes.get(end + 2..end + 2 + size) else {
+            break;
+        };
+        content.extend_from_slice(chunk);
+        bytes = &bytes[(end + 4 + size).min(bytes.len())..];
+    }
+    content
+}
+
+/// Sends `request`, which asks for the connection to be closed, and reads to the end.
+async fn exchange(address: SocketAddr, request: &[u8]) -> Reply {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(request).await.unwrap();
+    let mut bytes = Vec::new();
+    timeout(PATIENCE, socket.read_to_end(&mut bytes))
+        .await
+        .expect("an answer")
+        .unwrap();
+    Reply::parse(&bytes)
+}
+
+/// A request with a JSON or binary body.
+fn post(path: &str, body: &str) -> String {
+    request("POST", path, body)
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+}
+
+fn request(method: &str, path: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// A chat of one message, `more` being further members.
+fn chat(model: &str, more: &str) -> String {
+    post(
+        "/v1/chat/completions",
+        &format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"hello"}}]{more}}}"#),
+    )
+}

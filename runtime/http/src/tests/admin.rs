@@ -1,0 +1,158 @@
+//! The operator's side, over its own listener.
+
+use super::*;
+use crate::HttpError;
+
+#[actix_rt::test]
+async fn a_policy_is_chosen_and_rolled_back_and_the_next_answer_names_it() {
+    let mut rig = Rig::serving("org/swapped").await;
+    let path = "/admin/v1/models/org/swapped/policy";
+    let active = rig.admin(get(path).as_bytes()).await.json();
+    assert!(
+        active["active"]["policy"]
+            .as_str()
+            .unwrap()
+            .starts_with("round-robin@"),
+        "{active}"
+    );
+    let swapped = rig
+        .admin(request("PUT", path, r#"{"policy":"kv-aware"}"#).as_bytes())
+        .await
+        .json();
+    assert!(
+        swapped["active"]["policy"]
+            .as_str()
+            .unwrap()
+            .starts_with("kv-aware@"),
+        "{swapped}"
+    );
+    assert!(
+        swapped["before"]["policy"]
+            .as_str()
+            .unwrap()
+            .starts_with("round-robin@"),
+        "{swapped}"
+    );
+    let address = rig.http.public_address();
+    let client = actix_rt::spawn(async move { exchange(address, chat("org/swapped", "").as_bytes()).await });
+    let (_, _, responder) = rig.call().await;
+    responder.queue(1, b"{}").unwrap();
+    responder.end(StreamSummary::default());
+    let reply = client.await.unwrap();
+    assert_eq!(
+        reply.header("x-signalbox-policy"),
+        swapped["active"]["policy"].as_str()
+    );
+    let back = rig
+        .admin(post(&format!("{path}/rollback"), "").as_bytes())
+        .await
+        .json();
+    assert_eq!(back["active"]["policy"], active["active"]["policy"]);
+    rig.admin(request("PUT", path, r#"{"policy":"none"}"#).as_bytes())
+        .await
+        .check_error(404, None);
+    rig.admin(request("PUT", path, r#"{"polcy":"none"}"#).as_bytes())
+        .await
+        .check_error(400, None);
+    let other = path.replace("swapped", "other");
+    rig.admin(request("PUT", &other, r#"{"policy":"kv-aware"}"#).as_bytes())
+        .await
+        .check_error(404, Some("model"));
+}
+
+#[actix_rt::test]
+async fn an_upload_is_stored_once_and_an_unsound_one_told_why_not() {
+    let rig = Rig::start(None, |_| ()).await;
+    let (_, component) = signalbox_router::policies::builtin_policies()[0];
+    let upload = |name: &str, component: &[u8]| {
+        let mut request = request("POST", &format!("/admin/v1/policies?name={name}"), "").into_bytes();
+        let length = format!("Content-Length: {}", component.len());
+        request = String::from_utf8(request)
+            .unwrap()
+            .replace("Content-Length: 0", &length)
+            .into_bytes();
+        request.extend_from_slice(component);
+        request
+    };
+    let stored = rig.admin(&upload("mine", component)).await;
+    assert_eq!((stored.status, &stored.json()["name"]), (201, &"mine".into()));
+    assert_eq!(stored.json()["digest"].as_str().unwrap().len(), 64);
+    assert_eq!(rig.admin(&upload("mine", component)).await.status, 200);
+    let list = rig.admin(get("/admin/v1/policies").as_bytes()).await.json();
+    assert!(
+        list["policies"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|policy| policy["name"] == "mine")
+    );
+    let message = rig
+        .admin(&upload("broken", b"not a component"))
+        .await
+        .check_error(422, None);
+    assert!(message.len() > 20, "{message}");
+    rig.admin(&upload("Bad%20Name", component))
+        .await
+        .check_error(422, None);
+    let limit = HttpConfig::default().max_policy_bytes;
+    rig.admin(&upload("large", &vec![0; limit + 1]))
+        .await
+        .check_error(413, None);
+    rig.admin(post("/admin/v1/policies", "x").as_bytes())
+        .await
+        .check_error(400, Some("name"));
+}
+
+#[actix_rt::test]
+async fn workers_and_index_are_shown() {
+    let rig = Rig::serving("shown").await;
+    let workers = rig.admin(get("/admin/v1/workers").as_bytes()).await.json();
+    assert_eq!(
+        (
+            &workers["workers"][0]["card"]["id"],
+            &workers["workers"][0]["state"]
+        ),
+        (&"worker-0".into(), &"ready".into())
+    );
+    assert!(rig.admin(get("/admin/v1/index").as_bytes()).await.json()["blocks"].is_number());
+    rig.admin(get("/admin/v1/none").as_bytes())
+        .await
+        .check_error(404, None);
+    rig.admin(post("/metrics", "").as_bytes())
+        .await
+        .check_error(405, None);
+}
+
+#[actix_rt::test]
+async fn a_token_guards_every_admin_path() {
+    let rig = Rig::start(None, |config| config.admin_token = Some("secret".into())).await;
+    for path in ["/metrics", "/admin/v1/policies", "/admin/v1/none"] {
+        let reply = rig.admin(get(path).as_bytes()).await;
+        reply.check_error(401, None);
+        assert_eq!(reply.header("www-authenticate"), Some("bearer"));
+    }
+    let with = get("/metrics").replace("Host:", "Authorization: Bearer secret\r\nHost:");
+    assert_eq!(rig.admin(with.as_bytes()).await.status, 200);
+}
+
+#[actix_rt::test]
+async fn a_listener_that_cannot_or_must_not_be_is_told_at_once() {
+    let rig = Rig::start(None, |_| ()).await;
+    let bind = |public, admin| {
+        let config = HttpConfig {
+            public,
+            admin,
+            ..HttpConfig::default()
+        };
+        HttpServer::bind(config, rig.shared.clone(), recorder()).unwrap_err()
+    };
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    let taken = bind(rig.http.public_address(), free);
+    assert!(matches!(taken, HttpError::Bind { address, .. } if address == rig.http.public_address()));
+    assert!(
+        taken.to_string().contains(&rig.http.public_address().to_string()),
+        "{taken}"
+    );
+    let exposed = bind(free, SocketAddr::from(([0, 0, 0, 0], 0)));
+    assert!(matches!(exposed, HttpError::AdminExposed { .. }), "{exposed}");
+}
