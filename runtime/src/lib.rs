@@ -1,0 +1,52 @@
+//! Composes the crates of `runtime/` into one process.
+//!
+//! A process is a *router* (`serve`), a *worker* (`worker`), or a router that also starts workers as children of
+//! itself (`up`). Everything here is wiring: what is decided, spoken or computed lives in the crates below, and
+//! `runtime/README.md` is the map.
+
+mod child_worker;
+mod cli;
+pub mod console;
+mod model;
+mod router_process;
+mod shutdown;
+mod static_workers;
+pub mod telemetry;
+mod up;
+mod worker_process;
+
+use anyhow::Context;
+pub use cli::Cli;
+use cli::Command;
+
+/// Runs the command until it ends or is told to stop.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    let system = actix_rt::System::new();
+    let log = cli.log.clone();
+    system.block_on(async {
+        match cli.command {
+            Command::Up(options) => up::run(*options, &log).await,
+            Command::Serve(options) => router_process::run(*options).await,
+            Command::Worker(options) => worker_process::run(*options).await,
+            Command::Policy(command) => check_policy(&command),
+        }
+    })
+}
+
+/// `runtime policy check`: what an upload would be told, without a router.
+fn check_policy(command: &cli::PolicyCommand) -> anyhow::Result<()> {
+    let cli::PolicyCommand::Check { file, settings } = command;
+    let wasm = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let engine = signalbox_policy_host::PolicyEngine::new(Default::default())?;
+    let policy = engine
+        .admit(&wasm, settings)
+        .with_context(|| format!("{} is not acceptable", file.display()))?;
+    console::line(format_args!(
+        "{} {}: {} bytes, sha256 {}: would be accepted",
+        policy.name(),
+        policy.version(),
+        policy.size_bytes(),
+        policy.digest(),
+    ));
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! Logs and metrics of a process.
+
+use std::io;
+
+use anyhow::Context;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::{EnvFilter, fmt};
+
+/// Bucket bounds of the router's own histogram: a decision takes microseconds.
+const DECISION_BUCKETS: &[f64] = &[
+    1e-6, 2e-6, 3e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 5e-2,
+];
+
+/// Writes logs to standard error from now on. `filter` is a level (`info`) or `tracing` directives
+/// (`warn,signalbox_router=debug`); one that cannot be read counts as `info` and is told of.
+pub fn start_logging(filter: &str, json: bool) {
+    let (parsed, trouble) = match EnvFilter::try_new(filter) {
+        Ok(parsed) => (parsed, None),
+        Err(error) => (EnvFilter::new("info"), Some(error)),
+    };
+    let logs = fmt()
+        .with_env_filter(parsed)
+        .with_writer(io::stderr)
+        .with_target(false);
+    // A second call in one process (tests) changes nothing.
+    let _ = if json {
+        logs.json().try_init()
+    } else {
+        logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+            .try_init()
+    };
+    if let Some(error) = trouble {
+        tracing::warn!(filter, %error, "the log filter cannot be read; logging at info");
+    }
+}
+
+/// Collects metrics from now on; the handle renders them for `/metrics`.
+pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
+    let mut builder = PrometheusBuilder::new();
+    let histograms = signalbox_http::HISTOGRAM_BUCKETS
+        .into_iter()
+        .chain([("signalbox_decision_seconds", DECISION_BUCKETS)]);
+    for (name, buckets) in histograms {
+        builder = builder.set_buckets_for_metric(Matcher::Full(name.into()), buckets)?;
+    }
+    builder
+        .install_recorder()
+        .context("cannot start collecting metrics")
+}

@@ -1,0 +1,182 @@
+//! A worker process: one engine behind the request plane.
+
+use std::{io, sync::Arc, time::Duration};
+
+use crate::{
+    cli::{EngineKind, EngineOptions, WorkerOptions},
+    console,
+    model::ServedModel,
+    shutdown,
+};
+use serde::{Deserialize, Serialize};
+use signalbox_request_plane::ServerConfig;
+use signalbox_tokenize::ModelText;
+use signalbox_worker::{
+    engine::StepEngine,
+    service::{self, WorkerConfig},
+    sim::{SimConfig, SimEngine, ordinary_tokens},
+};
+
+/// What a child tells its parent, a JSON document a line on standard output.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum ChildNotice {
+    /// The model is being loaded.
+    Loading {
+        /// How far.
+        percent: u8,
+    },
+    /// Requests are taken.
+    Ready {
+        /// `host:port` of the request plane.
+        address: String,
+    },
+    /// It cannot work; the process ends.
+    Failed {
+        /// Why, in a sentence.
+        reason: String,
+    },
+}
+
+impl ChildNotice {
+    fn send(&self) {
+        if let Ok(line) = serde_json::to_string(self) {
+            console::line(format_args!("{line}"));
+        }
+    }
+}
+
+/// `runtime worker`.
+pub(crate) async fn run(options: WorkerOptions) -> anyhow::Result<()> {
+    let child = options.child;
+    match serve(options).await {
+        // The parent tells the person; saying it here too would say it twice.
+        Err(error) if child => {
+            ChildNotice::Failed {
+                reason: format!("{error:#}"),
+            }
+            .send();
+            std::process::exit(1)
+        }
+        outcome => outcome,
+    }
+}
+
+async fn serve(options: WorkerOptions) -> anyhow::Result<()> {
+    let grace = Duration::from_secs(options.grace_s.into());
+    let model = ServedModel::resolve(&options.engine)?;
+    let text = Arc::new(ModelText::load(&model.artifacts)?);
+    let engine = load_engine(&options, &model, &text)?;
+    let config = WorkerConfig {
+        id: options.id,
+        listen: options.listen,
+        advertise_host: options.advertise_host,
+        model: model.name,
+        role: options.role,
+        labels: options.labels.into_iter().collect(),
+        server: ServerConfig::default(),
+    };
+    let worker = service::run(config, engine, &model.artifacts, text).await?;
+    let told = shutdown::requested()?;
+    let card = worker.card();
+    if options.child {
+        ChildNotice::Ready {
+            address: card.address.clone(),
+        }
+        .send();
+    } else {
+        console::line(format_args!(
+            "worker {} serves {} ({}) to routers at {}",
+            card.id, card.model, card.engine, card.address
+        ));
+    }
+    tokio::select! {
+        () = told => {}
+        () = parent_gone(), if options.child => {}
+        () = worker.failed() => anyhow::bail!("the engine failed; its last words are in the log"),
+    }
+    worker.drain(grace).await;
+    Ok(())
+}
+
+fn load_engine(
+    options: &WorkerOptions,
+    model: &ServedModel,
+    text: &ModelText,
+) -> anyhow::Result<Box<dyn StepEngine>> {
+    match model.engine {
+        EngineKind::Sim => Ok(Box::new(sim(&options.engine, model, text)?)),
+        EngineKind::Llama => llama(&options.engine, model, options.child),
+    }
+}
+
+fn sim(options: &EngineOptions, model: &ServedModel, text: &ModelText) -> anyhow::Result<SimEngine> {
+    let mut config = SimConfig {
+        block_size: options.block_size,
+        speedup: options.speedup,
+        seed: options.seed,
+        ..SimConfig::default()
+    };
+    if let Some(tokens) = options.kv_tokens {
+        config.kv_blocks = tokens / options.block_size;
+    }
+    if let Some(sequences) = options.max_sequences {
+        config.max_sequences = sequences;
+    }
+    if let Some(tokens) = model.context_length {
+        config.context_length = tokens;
+    }
+    Ok(SimEngine::new(config, ordinary_tokens(text))?)
+}
+
+#[cfg(feature = "llama")]
+fn llama(
+    options: &EngineOptions,
+    model: &ServedModel,
+    is_child: bool,
+) -> anyhow::Result<Box<dyn StepEngine>> {
+    use signalbox_worker::llama::{LlamaConfig, LlamaEngine};
+
+    let path = model
+        .path
+        .as_deref()
+        .ok_or_else(|| anyhow::anyhow!("the llama engine needs a model file"))?;
+    let mut config = LlamaConfig::new(path);
+    config.block_size = options.block_size;
+    config.kv_tokens = options.kv_tokens;
+    config.threads = options.threads;
+    if let Some(sequences) = options.max_sequences {
+        config.max_sequences = sequences;
+    }
+    let mut told = None;
+    let progress = move |done: f32| {
+        let percent = (done.clamp(0.0, 1.0) * 100.0) as u8;
+        if is_child && told.replace(percent) != Some(percent) {
+            ChildNotice::Loading { percent }.send();
+        }
+    };
+    Ok(Box::new(LlamaEngine::load(&config, progress)?))
+}
+
+#[cfg(not(feature = "llama"))]
+fn llama(_: &EngineOptions, _: &ServedModel, _: bool) -> anyhow::Result<Box<dyn StepEngine>> {
+    // `ServedModel::resolve` said so before.
+    anyhow::bail!("this binary was built without the llama engine")
+}
+
+/// Standard input ends when the parent does, however it ends. Read on a thread that nobody waits for: a read of
+/// standard input cannot be cancelled.
+async fn parent_gone() {
+    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    let reader = std::thread::Builder::new()
+        .name("parent-watch".into())
+        .spawn(move || {
+            let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            drop(ended);
+        });
+    if reader.is_err() {
+        return std::future::pending().await;
+    }
+    // The sender is never used but to be dropped.
+    let _ = end.await;
+}
