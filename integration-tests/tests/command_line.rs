@@ -1,0 +1,246 @@
+//! The command line as a person meets it: one clear sentence, the right exit code, and nothing left running.
+
+use std::{
+    fs,
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use serde_json::json;
+use signalbox_integration_tests::{Cluster, Worker, eventually, process::Process, workload::Workload};
+use tempfile::TempDir;
+
+const FREE: [&str; 2] = ["--http=127.0.0.1:0", "--admin=127.0.0.1:0"];
+
+/// The bound that is promised for an idle process.
+const STOPS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Runs a command that is to fail with exit code 1 and one sentence, which is the answer.
+#[expect(clippy::print_stdout, reason = "a figure for whoever runs the test to see it")]
+async fn sentence(arguments: &[&str]) -> anyhow::Result<String> {
+    let mut process = Process::start(arguments)?;
+    let ended = process.ended().await?;
+    let command = arguments.join(" ");
+    ensure!(
+        ended.status.code() == Some(1),
+        "`runtime {command}`: {}\n{}",
+        ended.status,
+        process.said()
+    );
+    ensure!(
+        process.children().is_empty(),
+        "`runtime {command}` leaves {:?}",
+        process.children()
+    );
+    let line = ended.stderr.trim_end();
+    ensure!(
+        line.starts_with("error: ") && line.lines().count() == 1,
+        "`runtime {command}` says\n{line}"
+    );
+    println!("runtime {command}\n    {line}");
+    Ok(line.to_owned())
+}
+
+/// Fails unless the sentence has all these words.
+fn names(sentence: &str, words: &[&str]) -> anyhow::Result<()> {
+    let missing: Vec<_> = words.iter().filter(|word| !sentence.contains(**word)).collect();
+    ensure!(missing.is_empty(), "{missing:?} not in {sentence:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken() -> anyhow::Result<()> {
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    for (taken, free) in [("--http", "--admin"), ("--admin", "--http")] {
+        let (taken, free) = (format!("{taken}={address}"), format!("{free}=127.0.0.1:0"));
+        names(
+            &sentence(&["up", "--engine=sim", &taken, &free]).await?,
+            &[&address],
+        )?;
+        names(
+            &sentence(&["serve", "--discovery=static://127.0.0.1:1", &taken, &free]).await?,
+            &[&address],
+        )?;
+    }
+    names(
+        &sentence(&["worker", "--engine=sim", "--listen", &address]).await?,
+        &[&address],
+    )
+}
+
+#[tokio::test]
+async fn a_model_that_is_missing_or_broken() -> anyhow::Result<()> {
+    let directory = TempDir::new()?;
+    let missing = directory.path().join("missing.gguf").display().to_string();
+    let broken = directory.path().join("broken.gguf").display().to_string();
+    let cut = directory.path().join("cut.gguf").display().to_string();
+    fs::write(&broken, "this is no model")?;
+    // A header that promises a million entries, and nothing behind it.
+    let mut header = b"GGUF\x03\0\0\0".to_vec();
+    header.extend(1_000_000_u64.to_le_bytes());
+    header.extend(1_000_000_u64.to_le_bytes());
+    fs::write(&cut, header)?;
+    for path in [&missing, &broken, &cut] {
+        for command in ["up", "worker"] {
+            let free: &[&str] = if command == "up" {
+                &FREE
+            } else {
+                &["--listen=127.0.0.1:0"]
+            };
+            let arguments = [&[command, "--engine=sim", "--model", path], free].concat();
+            names(&sentence(&arguments).await?, &[path])?;
+        }
+    }
+    let folder = directory.path().display().to_string();
+    let arguments = [&["up", "--engine=sim", "--tokenizer", &folder], &FREE[..]].concat();
+    names(&sentence(&arguments).await?, &[&folder])
+}
+
+#[tokio::test]
+async fn a_policy_nobody_knows() -> anyhow::Result<()> {
+    let up = [&["up", "--engine=sim", "--policy=kv-unaware"], &FREE[..]].concat();
+    names(&sentence(&up).await?, &["kv-unaware", "kv-aware", "round-robin"])?;
+    names(
+        &sentence(&["policy", "check", "nowhere.wasm"]).await?,
+        &["nowhere.wasm"],
+    )
+}
+
+#[tokio::test]
+async fn an_admin_api_open_to_everybody() -> anyhow::Result<()> {
+    names(
+        &sentence(&["up", "--engine=sim", "--http=127.0.0.1:0", "--admin=0.0.0.0:0"]).await?,
+        &["token"],
+    )
+}
+
+#[tokio::test]
+async fn discovery_that_cannot_be() -> anyhow::Result<()> {
+    for url in ["etcd://127.0.0.1:2379", "static://", "static://somewhere"] {
+        let arguments = [&["serve", "--discovery", url], &FREE[..]].concat();
+        names(&sentence(&arguments).await?, &["--discovery", "host:port"])?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_flag_there_is_not() -> anyhow::Result<()> {
+    for arguments in [
+        &["up", "--wrokers=2"][..],
+        &["up", "--workers=0"],
+        &["up", "--http=here"],
+        &["down"],
+        &[],
+        &["serve"],
+    ] {
+        let mut process = Process::start(arguments)?;
+        let ended = process.ended().await?;
+        assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {}", process.said());
+        assert!(
+            ended.stdout.is_empty() && !ended.stderr.is_empty(),
+            "{}",
+            process.said()
+        );
+    }
+    let mut process = Process::start(&["up", "--help"])?;
+    let ended = process.ended().await?;
+    assert!(ended.status.success());
+    for flag in [
+        "--engine",
+        "--model",
+        "--workers",
+        "--http",
+        "--admin",
+        "--policy",
+    ] {
+        assert!(ended.stdout.contains(flag), "{flag} is not in the help");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn ctrl_c_stops_an_idle_process_at_once() -> anyhow::Result<()> {
+    let mut cluster = Cluster::sim(&["--workers=2", "--speedup=0"]).await?;
+    let body = json!({"model": cluster.model, "messages": Workload::new(1).chat(10), "max_tokens": 2});
+    assert_eq!(cluster.api.post("/v1/chat/completions", &body).await?.status, 200);
+    assert_eq!(cluster.process.children().len(), 2);
+    let told = Instant::now();
+    cluster.process.interrupt()?;
+    let ended = cluster.process.ended().await?;
+    let took = told.elapsed();
+    println!("stopped in {took:?}");
+    assert!(
+        ended.status.success(),
+        "{}\n{}",
+        ended.status,
+        cluster.process.said()
+    );
+    assert!(
+        cluster.process.children().is_empty(),
+        "{:?}",
+        cluster.process.children()
+    );
+    assert_eq!(ended.stderr, "", "a stop that was asked for is no trouble");
+    assert!(took < STOPS_WITHIN, "{took:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn ctrl_c_lets_an_answer_under_way_end() -> anyhow::Result<()> {
+    let mut cluster = Cluster::sim(&["--workers=2", "--speedup=1"]).await?;
+    let body = json!({"model": cluster.model, "messages": Workload::new(1).chat(10), "max_tokens": 100, "stream": true});
+    let mut stream = cluster.api.stream("/v1/chat/completions", &body).await?;
+    stream.next().await?.unwrap();
+    cluster.process.interrupt()?;
+    let rest = stream.rest().await?;
+    assert!(rest.is_whole(), "{:?}", rest.events.last());
+    assert_eq!(rest.finish_reason(0)?.as_deref(), Some("length"));
+    assert!(cluster.process.ended().await?.status.success());
+    assert!(cluster.process.children().is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_second_ctrl_c_waits_for_nothing() -> anyhow::Result<()> {
+    let mut cluster = Cluster::sim(&["--workers=1", "--speedup=1"]).await?;
+    let body = json!({"model": cluster.model, "messages": Workload::new(1).chat(10), "max_tokens": 30_000, "stream": true});
+    let mut stream = cluster.api.stream("/v1/chat/completions", &body).await?;
+    stream.next().await?.unwrap();
+    cluster.process.interrupt()?;
+    eventually("it is stopping", || async {
+        // A listener that is closed says so too.
+        Ok(cluster
+            .api
+            .get("/ready")
+            .await
+            .map_or(true, |reply| reply.status == 503)
+            .then_some(()))
+    })
+    .await?;
+    cluster.process.interrupt()?;
+    assert!(
+        !cluster.process.ended().await?.status.success(),
+        "what was under way was given up"
+    );
+    cluster.process.childless().await
+}
+
+#[tokio::test]
+async fn workers_end_when_their_parent_is_killed() -> anyhow::Result<()> {
+    let mut cluster = Cluster::sim(&["--workers=2", "--speedup=0"]).await?;
+    assert_eq!(cluster.process.children().len(), 2);
+    cluster.process.kill()?;
+    cluster.process.ended().await?;
+    cluster.process.childless().await
+}
+
+#[tokio::test]
+async fn a_worker_of_its_own_stops_when_told() -> anyhow::Result<()> {
+    let mut worker = Worker::sim("alone", &[]).await?;
+    worker.process.interrupt()?;
+    let ended = worker.process.ended().await?;
+    assert!(ended.status.success(), "{}", worker.process.said());
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! What is uploaded is looked at before it may decide anything.
+
+use std::path::Path;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use signalbox_integration_tests::{Cluster, Reply, workspace_root};
+
+const UPLOAD: &str = "/admin/v1/policies";
+
+async fn cluster() -> anyhow::Result<Cluster> {
+    Cluster::sim(&["--workers=1", "--speedup=0"]).await
+}
+
+/// `curl --data-binary @… '…?name=…'`, with the content type curl gives it.
+async fn upload(cluster: &Cluster, query: &str, component: Vec<u8>) -> anyhow::Result<Reply> {
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    cluster
+        .admin
+        .send(Method::POST, &format!("{UPLOAD}?{query}"), &form, component)
+        .await
+}
+
+fn round_robin() -> anyhow::Result<Vec<u8>> {
+    Ok(std::fs::read(
+        workspace_root().join("policies/built/round-robin.wasm"),
+    )?)
+}
+
+fn guest(name: &str) -> anyhow::Result<Vec<u8>> {
+    Ok(std::fs::read(
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("guests")
+            .join(format!("{name}.wasm")),
+    )?)
+}
+
+#[tokio::test]
+async fn an_uploaded_policy_has_a_digest_and_a_version_and_decides_when_told() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    let reply = upload(&cluster, "name=mine", round_robin()?).await?;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    let record = reply.json()?;
+    assert_eq!(record["name"], "mine");
+    assert_eq!(
+        record["digest"]
+            .as_str()
+            .unwrap()
+            .trim_start_matches("sha256:")
+            .len(),
+        64,
+        "{record}"
+    );
+    let version = record["version"].as_str().unwrap().to_owned();
+    assert!(!version.is_empty());
+
+    let again = upload(&cluster, "name=mine", round_robin()?).await?;
+    assert_eq!(
+        again.status,
+        200,
+        "the same bytes are the same version: {}",
+        again.text()
+    );
+    assert_eq!(
+        (&again.json()?["digest"], &again.json()?["version"]),
+        (&record["digest"], &record["version"])
+    );
+    let listed = cluster.admin.get(UPLOAD).await?.json()?;
+    let mine: Vec<&Value> = listed["policies"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|policy| policy["name"] == "mine")
+        .collect();
+    assert_eq!(mine.len(), 1, "{listed}");
+
+    let body =
+        json!({"model": cluster.model, "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 1});
+    let before = cluster.api.post("/v1/chat/completions", &body).await?;
+    assert!(
+        before.header("x-signalbox-policy").starts_with("kv-aware@"),
+        "an upload alone changes nothing"
+    );
+    let label = cluster.activate("mine").await?;
+    assert_eq!(label, format!("mine@{version}"));
+    let after = cluster.api.post("/v1/chat/completions", &body).await?;
+    assert_eq!(after.header("x-signalbox-policy"), label);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_no_policy_is_refused_with_the_trouble_named() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    let mut cut = round_robin()?;
+    cut.truncate(cut.len() / 2);
+    let cases: [(&str, Vec<u8>, &[&str]); 9] = [
+        ("nothing", Vec::new(), &["empty", "WebAssembly", "component"]),
+        (
+            "text",
+            b"function decide() {}".to_vec(),
+            &["WebAssembly", "component"],
+        ),
+        (
+            "half a component",
+            cut,
+            &["not valid", "end", "cut", "unexpected"],
+        ),
+        ("a core module", guest("core-module")?, &["module"]),
+        ("another world", guest("other-world")?, &["example:greeter"]),
+        ("an import of its own", guest("foreign-import")?, &["wasi:clocks"]),
+        (
+            "a signal no host has",
+            guest("unknown-signal")?,
+            &["phase-of-the-moon"],
+        ),
+        (
+            "a loop in configure",
+            guest("loop-in-configure")?,
+            &["budget", "time", "ms"],
+        ),
+        ("settings it does not know", round_robin()?, &["weight"]),
+    ];
+    for (what, component, words) in cases {
+        let query = if what.starts_with("settings") {
+            "name=bad&settings=%7B%22weight%22%3A1%7D"
+        } else {
+            "name=bad"
+        };
+        let reply = upload(&cluster, query, component).await?;
+        assert_eq!(reply.status, 422, "{what}: {}", reply.text());
+        let message = reply.error()?["message"].as_str().unwrap().to_owned();
+        assert!(
+            words.iter().any(|word| message.contains(word)),
+            "{what}: {message}"
+        );
+        println!("{what}: {message}");
+    }
+    let listed = cluster.admin.get(UPLOAD).await?.json()?;
+    let names: Vec<&str> = listed["policies"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|policy| policy["name"].as_str().unwrap())
+        .collect();
+    assert!(!names.contains(&"bad"), "{names:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_component_that_is_too_large_is_refused_with_the_limit() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    for bytes in [3 << 20, 20 << 20] {
+        let reply = upload(&cluster, "name=large", vec![0; bytes]).await?;
+        assert_eq!(reply.status, 413, "{}", reply.text());
+        let error = reply.error()?;
+        assert!(
+            error["message"]
+                .as_str()
+                .unwrap()
+                .chars()
+                .any(|character| character.is_ascii_digit()),
+            "{error}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_and_activations_that_cannot_be_are_refused() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    for query in ["", "name=", "name=a%20b", "name=%0d%0ax-evil:1", "name=a@1"] {
+        let reply = upload(&cluster, query, round_robin()?).await?;
+        assert!([400, 422].contains(&reply.status), "{query}: {}", reply.text());
+        assert!(
+            reply.error()?["message"].as_str().unwrap().contains("name"),
+            "{query}: {}",
+            reply.text()
+        );
+    }
+    let path = format!("/admin/v1/models/{}/policy", cluster.model);
+    let unknown = cluster.admin.put(&path, &json!({"policy": "nobody"})).await?;
+    assert_eq!(unknown.status, 404);
+    let message = unknown.error()?["message"].as_str().unwrap().to_owned();
+    assert!(
+        message.contains("nobody") && message.contains("kv-aware"),
+        "names those there are: {message}"
+    );
+    let version = cluster
+        .admin
+        .put(&path, &json!({"policy": "kv-aware@99.0.0"}))
+        .await?;
+    assert_eq!(version.status, 404, "{}", version.text());
+    let model = cluster
+        .admin
+        .put("/admin/v1/models/nobody/policy", &json!({"policy": "kv-aware"}))
+        .await?;
+    assert_eq!(model.status, 404, "{}", model.text());
+    for body in ["", "{", "{\"policy\":7}", "{\"polcy\":\"kv-aware\"}"] {
+        let reply = cluster.admin.send(Method::PUT, &path, &[], body).await?;
+        assert_eq!(reply.status, 400, "{body}: {}", reply.text());
+    }
+    let body =
+        json!({"model": cluster.model, "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 1});
+    let reply = cluster.api.post("/v1/chat/completions", &body).await?;
+    assert!(
+        reply.header("x-signalbox-policy").starts_with("kv-aware@"),
+        "nothing of that changed who decides"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_admin_api_is_closed_to_those_without_its_token() -> anyhow::Result<()> {
+    let cluster = Cluster::sim(&["--workers=1", "--speedup=0"]).await?;
+    let page = [("origin", "https://evil.example")];
+    let reply = cluster
+        .admin
+        .send(
+            Method::POST,
+            &format!("{UPLOAD}?name=evil"),
+            &page,
+            round_robin()?,
+        )
+        .await?;
+    assert_eq!(reply.status, 401, "a page of another origin: {}", reply.text());
+    let reply = cluster
+        .admin
+        .send(Method::GET, UPLOAD, &[("host", "evil.example")], "")
+        .await?;
+    assert_eq!(reply.status, 401, "a name that leads here");
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! The demonstration the project exists for, with a real language model: a repeated prompt is really faster.
+//!
+//! Needs a binary built with `--features llama` and the model that `make` fetches.
+
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use serde_json::json;
+use signalbox_integration_tests::{Cluster, Streamed, eventually, workload::Workload, workspace_root};
+
+const CHAT: &str = "/v1/chat/completions";
+
+async fn cluster() -> anyhow::Result<Cluster> {
+    let model: PathBuf = workspace_root().join(".local/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    ensure!(
+        model.is_file(),
+        "{} is not there; `make model` fetches it",
+        model.display()
+    );
+    Cluster::up(&[
+        "--engine=llama",
+        "--workers=2",
+        "--model",
+        &model.display().to_string(),
+    ])
+    .await
+}
+
+async fn chat(cluster: &Cluster, messages: &serde_json::Value, max_tokens: u32) -> anyhow::Result<Streamed> {
+    let body = json!({
+        "model": cluster.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0, "stream": true,
+        "stream_options": {"include_usage": true},
+    });
+    let streamed = cluster.api.stream(CHAT, &body).await?.rest().await?;
+    ensure!(
+        streamed.status == 200 && streamed.is_whole(),
+        "{} {:?}",
+        streamed.status,
+        streamed.events.last()
+    );
+    Ok(streamed)
+}
+
+#[tokio::test]
+async fn a_repeated_prompt_returns_to_its_worker_and_starts_three_times_sooner() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    let mut workload = Workload::new(1);
+    let messages = workload.chat(600);
+    let first = chat(&cluster, &messages, 8).await?;
+    let worker = first.header("x-signalbox-worker").to_owned();
+    eventually("the router knows where the prompt is", || async {
+        Ok((cluster.index().await?["workers"][&worker]["blocks"].as_u64() > Some(30)).then_some(()))
+    })
+    .await?;
+    cluster.idle().await?;
+    let again = chat(&cluster, &messages, 8).await?;
+    let usage = again.usage()?;
+    println!(
+        "{worker}: first token after {:?}, then after {:?}; {usage}",
+        first.ttft()?,
+        again.ttft()?
+    );
+    assert_eq!(again.header("x-signalbox-worker"), worker);
+    assert_eq!(first.usage()?["prompt_tokens_details"]["cached_tokens"], 0);
+    let prompt = usage["prompt_tokens"].as_f64().unwrap();
+    assert!(prompt >= 600.0);
+    assert!(
+        usage["prompt_tokens_details"]["cached_tokens"].as_f64().unwrap() >= 0.9 * prompt,
+        "{usage}"
+    );
+    assert!(again.ttft()? * 3 <= first.ttft()?, "the bound that is promised");
+    assert_eq!(
+        again.text(0)?,
+        first.text(0)?,
+        "greedy, so a cached prompt says what a computed one says"
+    );
+
+    cluster.idle().await?;
+    let other = chat(&cluster, &workload.chat(600), 8).await?;
+    assert_ne!(
+        other.header("x-signalbox-worker"),
+        worker,
+        "a different long prompt goes to the other"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn greedy_answers_do_not_depend_on_the_worker_or_on_company() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    cluster.activate("round-robin").await?;
+    let messages =
+        json!([{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]);
+    let alone = chat(&cluster, &messages, 24).await?;
+    let on_the_other = chat(&cluster, &messages, 24).await?;
+    assert_ne!(
+        alone.header("x-signalbox-worker"),
+        on_the_other.header("x-signalbox-worker")
+    );
+    println!("{}", alone.text(0)?);
+    assert!(alone.text(0)?.contains("Paris"), "{}", alone.text(0)?);
+    assert_eq!(alone.text(0)?, on_the_other.text(0)?);
+    let mut workload = Workload::new(2);
+    let company: Vec<_> = (0..6).map(|_| workload.chat(30)).collect();
+    let company = company.iter().map(|messages| chat(&cluster, messages, 24));
+    let (in_company, others) = tokio::join!(
+        chat(&cluster, &messages, 24),
+        futures_util::future::join_all(company)
+    );
+    for other in others {
+        assert!(other?.is_whole());
+    }
+    // Sums in another order may tip a near tie between two tokens, so only what was said first is compared.
+    let prefix = |text: &str| text.chars().take(20).collect::<String>();
+    assert_eq!(prefix(&in_company?.text(0)?), prefix(&alone.text(0)?));
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! A worker dies. What it had not begun to answer is answered elsewhere; what it had begun ends with a word.
+
+use serde_json::json;
+use signalbox_integration_tests::{Cluster, Worker, eventually, workload::Workload};
+use tokio::task::JoinSet;
+
+const CHAT: &str = "/v1/chat/completions";
+const TOKENS: u64 = 100;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_among_twenty_streams() -> anyhow::Result<()> {
+    // Four at a time on each worker: most of the twenty wait for their first token when it happens.
+    let mut cluster = Cluster::sim(&["--workers=2", "--max-sequences=4", "--speedup=1"]).await?;
+    let mut workload = Workload::new(1);
+    let mut streams = JoinSet::new();
+    let (started, mut begun) = tokio::sync::watch::channel(0_usize);
+    let started = std::sync::Arc::new(started);
+    for _ in 0..20 {
+        let body = json!({"model": cluster.model, "messages": workload.chat(50), "max_tokens": TOKENS, "stream": true});
+        let (api, started) = (cluster.api.clone(), std::sync::Arc::clone(&started));
+        streams.spawn(async move {
+            let mut stream = api.stream(CHAT, &body).await?;
+            if stream.header("x-signalbox-worker") == "worker-0" {
+                started.send_modify(|count| *count += 1);
+            }
+            let first = stream.next().await?;
+            let mut rest = stream.rest().await?;
+            rest.events.splice(0..0, first);
+            anyhow::Ok(rest)
+        });
+    }
+    begun.wait_for(|count| *count >= 2).await?;
+    cluster.worker_process("worker-0")?.kill()?;
+
+    let (mut whole, mut broken) = (0, 0);
+    while let Some(stream) = streams.join_next().await {
+        let stream = stream??;
+        assert_eq!(stream.status, 200);
+        if stream.is_whole() {
+            whole += 1;
+            assert_eq!(
+                stream.finish_reason(0)?.as_deref(),
+                Some("length"),
+                "nothing is missing"
+            );
+        } else {
+            broken += 1;
+            assert_eq!(
+                stream.header("x-signalbox-worker"),
+                "worker-0",
+                "only what was begun there may break off"
+            );
+            let error = stream
+                .error()
+                .unwrap_or_else(|| panic!("no error event: {:?}", stream.events.last()));
+            assert_eq!(error["type"], "service_unavailable_error", "{error}");
+        }
+    }
+    let moved = cluster
+        .metrics()
+        .await?
+        .sum("signalbox_requests_moved_total", &[]);
+    println!("{whole} whole, {broken} ended by an error event, {moved} moved before their first token");
+    assert!(
+        whole >= 20 - 4 - 1,
+        "at most those running there break off, and what was on its way"
+    );
+    assert!(moved >= 1.0);
+    cluster.process.ensure_running()?;
+    cluster.idle().await?;
+
+    eventually("the worker is started again and takes requests", || async {
+        let workers = cluster.workers().await?;
+        Ok(workers
+            .iter()
+            .any(|worker| worker["card"]["id"] == "worker-0" && worker["state"] == "ready")
+            .then_some(()))
+    })
+    .await?;
+    cluster.activate("round-robin").await?;
+    for _ in 0..4 {
+        let body = json!({"model": cluster.model, "messages": workload.chat(5), "max_tokens": 1});
+        assert_eq!(cluster.api.post(CHAT, &body).await?.status, 200);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn its_blocks_leave_the_index_with_it() -> anyhow::Result<()> {
+    let cluster = Cluster::sim(&["--workers=2", "--speedup=0"]).await?;
+    let body = json!({"model": cluster.model, "messages": Workload::new(2).chat(600), "max_tokens": 1});
+    let first = cluster.api.post(CHAT, &body).await?;
+    let worker = first.header("x-signalbox-worker").to_owned();
+    let epoch = eventually("its blocks are in the index", || async {
+        let it = cluster.index().await?["workers"][&worker].clone();
+        Ok((it["blocks"].as_u64() > Some(30)).then(|| it["epoch"].clone()))
+    })
+    .await?;
+    cluster.worker_process(&worker)?.kill()?;
+    eventually("the dead worker's blocks are gone", || async {
+        let index = cluster.index().await?;
+        let it = &index["workers"][&worker];
+        // Nobody sent a request since: what comes back in its place comes back with nothing.
+        let gone = it.is_null() || it["epoch"] != epoch;
+        assert!(!gone || it.is_null() || it["blocks"] == 0, "{index}");
+        Ok((gone && index["memberships"] == 0).then_some(()))
+    })
+    .await?;
+    let again = cluster.api.post(CHAT, &body).await?;
+    assert_eq!(again.status, 200, "{}", again.text());
+    assert_eq!(again.header("x-signalbox-overlap-blocks"), "0");
+    assert_eq!(
+        again.json()?["usage"]["prompt_tokens_details"]["cached_tokens"],
+        0
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn with_none_left_requests_are_told_so_and_the_router_recovers() -> anyhow::Result<()> {
+    let worker = Worker::sim("only", &["--speedup=0"]).await?;
+    let address = worker.address.clone();
+    let cluster = Cluster::serve(&[&worker], &[]).await?;
+    let body = json!({"model": cluster.model, "messages": Workload::new(3).chat(5), "max_tokens": 1});
+    assert_eq!(cluster.api.post(CHAT, &body).await?.status, 200);
+    drop(worker);
+    let refused = eventually("the worker is missed", || async {
+        let reply = cluster.api.post(CHAT, &body).await?;
+        Ok((reply.status != 200).then_some(reply))
+    })
+    .await?;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(!refused.header("retry-after").is_empty());
+    refused.error()?;
+    eventually("health says so", || async {
+        Ok((cluster.api.get("/health").await?.status == 503
+            && cluster.api.get("/ready").await?.status == 503)
+            .then_some(()))
+    })
+    .await?;
+    assert_eq!(cluster.api.get("/live").await?.status, 200);
+    let _back = Worker::sim_at(&address, "only", &["--speedup=0"]).await?;
+    eventually("the worker is found again", || async {
+        Ok((cluster.api.post(CHAT, &body).await?.status == 200).then_some(()))
+    })
+    .await
+}
