@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a build needs beside Rust and Python, and only what is missing: cmake, a C++ compiler and libclang (they
-# compile llama.cpp and its bindings), protoc (the etcd client's messages), pip and venv (the model, the test clients).
+# compile llama.cpp and its bindings), protoc (the etcd client's messages), nats-server and etcd (tests
+# and examples start their own), pip and venv (the model, the test clients).
 #
 # Meant for Debian and its relatives. Needs root, or sudo that does not ask for a password or a terminal to ask on; when
 # nothing is missing it needs neither and takes no time. `install-deps.sh --check` only says what is missing (exit code
@@ -13,6 +14,8 @@ have_libclang() {
     compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null && compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h' >/dev/null
 }
 
+# Debian puts servers where only root's search path leads.
+PATH="$PATH:/usr/sbin"
 have() { command -v "$1" >/dev/null 2>&1; }
 
 missing=()
@@ -21,6 +24,8 @@ have cmake || missing+=(cmake)
 have make || missing+=(make)
 have_libclang || missing+=(libclang-dev)
 have protoc || missing+=(protobuf-compiler)
+have nats-server || missing+=(nats-server)
+have etcd || missing+=(etcd-server)
 if have python3; then
     python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
     python3 -c 'import ensurepip' >/dev/null 2>&1 || missing+=(python3-venv)

@@ -11,6 +11,8 @@
 //! - [`WorkerCard`]: what a worker says of itself.
 //! - [`KvEvent`], [`KvEventBatch`]: what its KV cache holds now.
 //! - [`LoadReport`]: how busy it is.
+//! - [`RouterCard`]: what a router says of itself.
+//! - [`PlaneStatus`]: how NATS and etcd are doing.
 
 mod block;
 mod call;
@@ -19,6 +21,8 @@ mod generate;
 mod ids;
 mod kv_event;
 mod load;
+mod plane_status;
+mod router_card;
 mod worker_card;
 
 pub use block::{BlockHasher, SequenceHash};
@@ -28,4 +32,6 @@ pub use generate::{AnswerFormat, FinishReason, GenerateRequest, SamplingParams, 
 pub use ids::{InvalidWorkerId, RequestId, WorkerEpoch, WorkerId};
 pub use kv_event::{CacheTier, KvEvent, KvEventBatch, KvSnapshot};
 pub use load::LoadReport;
+pub use plane_status::{PlaneState, PlaneStatus};
+pub use router_card::{RouterCard, RouterId};
 pub use worker_card::{WorkerCapacity, WorkerCard, WorkerRole};

@@ -1,0 +1,284 @@
+//! Real NATS and etcd servers for tests: started on free ports with folders of their own, killed, suspended and
+//! started again at will, and surely ended.
+//!
+//! The programs are `nats-server` and `etcd` from the search path, or whatever `SIGNALBOX_NATS_SERVER` and
+//! `SIGNALBOX_ETCD` name; `make deps` installs Debian's. Everything here blocks for moments and panics with a reason
+//! when a server does not do as told: a test has nothing better to do then.
+#![allow(
+    clippy::panic,
+    clippy::expect_used,
+    reason = "test support: a failure is the test's"
+)]
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// Longest wait for a server to answer after its start.
+const START: Duration = Duration::from_secs(30);
+
+/// A NATS server with JetStream.
+#[derive(Debug)]
+pub struct NatsServer(Server);
+
+/// An etcd server.
+#[derive(Debug)]
+pub struct EtcdServer(Server);
+
+#[derive(Debug)]
+struct Server {
+    program: &'static str,
+    arguments: Vec<String>,
+    address: SocketAddr,
+    child: Option<Child>,
+    /// Its data, kept over restarts.
+    folder: TempDir,
+}
+
+impl NatsServer {
+    /// Picks a port and a folder, and starts nothing yet.
+    pub fn prepare() -> Self {
+        let address = free_address();
+        let folder = folder();
+        let arguments = vec![
+            "--addr=127.0.0.1".into(),
+            format!("--port={}", address.port()),
+            "--jetstream".into(),
+            format!("--store_dir={}", folder.path().display()),
+        ];
+        Self(Server::new(
+            program("SIGNALBOX_NATS_SERVER", "nats-server"),
+            arguments,
+            address,
+            folder,
+        ))
+    }
+
+    /// A running server.
+    pub fn started() -> Self {
+        let mut server = Self::prepare();
+        server.start();
+        server
+    }
+
+    /// `nats://127.0.0.1:port`
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.0.address)
+    }
+
+    /// Starts it, also again, with the data it had; returns when it takes connections.
+    pub fn start(&mut self) {
+        self.0.start();
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.0.kill();
+    }
+
+    /// SIGSTOP: it holds its connections and answers nothing.
+    pub fn suspend(&self) {
+        self.0.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.0.signal("CONT");
+    }
+
+    /// Kills it and forgets its data.
+    pub fn wipe(&mut self) {
+        self.0.wipe();
+    }
+}
+
+impl EtcdServer {
+    /// Picks ports and a folder, and starts nothing yet.
+    pub fn prepare() -> Self {
+        let (address, peer) = (free_address(), free_address());
+        let folder = folder();
+        let arguments = vec![
+            format!("--data-dir={}", folder.path().display()),
+            format!("--listen-client-urls=http://{address}"),
+            format!("--advertise-client-urls=http://{address}"),
+            format!("--listen-peer-urls=http://{peer}"),
+            format!("--initial-advertise-peer-urls=http://{peer}"),
+            format!("--initial-cluster=default=http://{peer}"),
+            "--unsafe-no-fsync".into(),
+        ];
+        Self(Server::new(
+            program("SIGNALBOX_ETCD", "etcd"),
+            arguments,
+            address,
+            folder,
+        ))
+    }
+
+    /// A running server.
+    pub fn started() -> Self {
+        let mut server = Self::prepare();
+        server.start();
+        server
+    }
+
+    /// `127.0.0.1:port`
+    pub fn address(&self) -> String {
+        self.0.address.to_string()
+    }
+
+    /// `etcd://127.0.0.1:port`
+    pub fn url(&self) -> String {
+        format!("etcd://{}", self.0.address)
+    }
+
+    /// Starts it, also again, with the data it had; returns when it takes connections.
+    pub fn start(&mut self) {
+        self.0.start();
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.0.kill();
+    }
+
+    /// SIGSTOP: it holds its connections and answers nothing.
+    pub fn suspend(&self) {
+        self.0.signal("STOP");
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.0.signal("CONT");
+    }
+
+    /// Kills it and forgets its data.
+    pub fn wipe(&mut self) {
+        self.0.wipe();
+    }
+}
+
+impl Server {
+    fn new(program: String, arguments: Vec<String>, address: SocketAddr, folder: TempDir) -> Self {
+        Self {
+            program: program.leak(),
+            arguments,
+            address,
+            child: None,
+            folder,
+        }
+    }
+
+    fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.program);
+        let child = Command::new(self.program)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let child = child.unwrap_or_else(|error| {
+            panic!("cannot start {}: {error}; `make deps` installs it", self.program)
+        });
+        self.child = Some(child);
+        let began = Instant::now();
+        while TcpStream::connect(self.address).is_err() {
+            let ended = self
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten());
+            assert!(
+                ended.is_none(),
+                "{} {:?} ended at once: {ended:?}",
+                self.program,
+                self.arguments
+            );
+            assert!(began.elapsed() < START, "{} takes no connections", self.program);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It fails only for a process that has ended, which is what is wanted.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn wipe(&mut self) {
+        self.kill();
+        empty(self.folder.path());
+    }
+
+    fn signal(&self, name: &str) {
+        let child = self
+            .child
+            .as_ref()
+            .unwrap_or_else(|| panic!("{} does not run", self.program));
+        let status = Command::new("kill")
+            .args([format!("-{name}"), child.id().to_string()])
+            .status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "cannot send {name} to {}",
+            self.program
+        );
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn program(variable: &str, name: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| name.into())
+}
+
+fn folder() -> TempDir {
+    TempDir::new().expect("a temporary folder")
+}
+
+fn empty(folder: &Path) {
+    for entry in folder.read_dir().expect("a readable folder").flatten() {
+        let path = entry.path();
+        let removed = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        removed.expect("a removable entry");
+    }
+}
+
+/// A port nobody has right now. Another process may take it before the server does: then its start fails with a
+/// reason, which is rarer than it is worth guarding against.
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_start_die_and_start_again() {
+        let mut nats = NatsServer::started();
+        let mut etcd = EtcdServer::started();
+        nats.suspend();
+        nats.resume();
+        nats.kill();
+        etcd.wipe();
+        nats.start();
+        etcd.start();
+        assert!(TcpStream::connect(nats.0.address).is_ok());
+        assert!(TcpStream::connect(etcd.0.address).is_ok());
+    }
+}

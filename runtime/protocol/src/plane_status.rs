@@ -1,0 +1,99 @@
+//! How a plane's server is doing, as `/health` and `/ready` tell it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The state of what carries a plane: a connection to NATS or etcd, or nothing that could break.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaneStatus {
+    /// What carries the plane: `nats`, `etcd`, `memory`, `static`.
+    pub kind: String,
+    /// Whether it works.
+    pub state: PlaneState,
+    /// Why it does not, in one sentence; empty while it does.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
+/// Whether a plane works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlaneState {
+    /// It never worked so far, and is tried again and again.
+    Connecting,
+    /// It works.
+    Up,
+    /// It worked before, and is tried again and again.
+    Down,
+}
+
+impl PlaneStatus {
+    /// A plane that lives within the process and cannot break.
+    pub fn in_process(kind: &str) -> Self {
+        Self {
+            kind: kind.into(),
+            state: PlaneState::Up,
+            detail: String::new(),
+        }
+    }
+
+    /// A plane whose server was not reached yet.
+    pub fn connecting(kind: &str) -> Self {
+        Self {
+            kind: kind.into(),
+            state: PlaneState::Connecting,
+            detail: "not reached yet".into(),
+        }
+    }
+
+    /// It works from now on.
+    pub fn up(&mut self) {
+        self.state = PlaneState::Up;
+        self.detail.clear();
+    }
+
+    /// It does not work, for this reason.
+    pub fn down(&mut self, reason: impl Into<String>) {
+        if self.state == PlaneState::Up {
+            self.state = PlaneState::Down;
+        }
+        self.detail = reason.into();
+    }
+}
+
+impl fmt::Display for PlaneState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connecting => "connecting",
+            Self::Up => "up",
+            Self::Down => "down",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plane_that_never_worked_is_not_down_but_connecting() {
+        let mut status = PlaneStatus::connecting("nats");
+        status.down("refused");
+        assert_eq!(
+            (status.state, status.detail.as_str()),
+            (PlaneState::Connecting, "refused")
+        );
+        status.up();
+        status.down("reset");
+        assert_eq!(
+            serde_json::to_value(&status).unwrap(),
+            serde_json::json!({"kind": "nats", "state": "down", "detail": "reset"})
+        );
+        status.up();
+        assert_eq!(
+            serde_json::to_value(&status).unwrap(),
+            serde_json::json!({"kind": "nats", "state": "up"})
+        );
+    }
+}
