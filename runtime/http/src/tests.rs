@@ -128,7 +128,7 @@ async fn join(
         .await
         .unwrap();
     let card = serde_json::json!({
-        "id": "worker-0", "epoch": 1, "model": model, "address": server.local_addr().to_string(), "engine": "sim",
+        "id": "worker-0", "epoch": 1, "model": model, "address": server.address(), "engine": "sim",
         "block_size": 16, "context_length": 512, "artifacts_digest": artifacts.digest(), "role": "aggregated",
         "kv_events": false, "capacity": {"kv_blocks": 64, "max_sequences": 8, "max_waiting": 8},
     });

@@ -12,7 +12,6 @@
 )]
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -62,7 +61,7 @@ fn run(streams: usize, pace: Option<Duration>) {
     let address = start_worker(streams, rounds, pace, report);
     let started = Instant::now();
     let router = actix_rt::System::new().block_on(async move {
-        let link = LinkHandle::start(address.to_string(), LinkConfig::default(), None);
+        let link = LinkHandle::start(address, LinkConfig::default(), None);
         read_streams(&link, streams, 1).await;
         let before = thread_cpu_ns();
         read_streams(&link, streams, rounds).await;
@@ -120,7 +119,7 @@ fn start_worker(
     rounds: usize,
     pace: Option<Duration>,
     report: mpsc::SyncSender<u64>,
-) -> SocketAddr {
+) -> String {
     let (calls, arriving) = mpsc::sync_channel(streams);
     let (told, address) = mpsc::sync_channel(1);
     thread::spawn(move || {
@@ -136,7 +135,7 @@ fn start_worker(
             let server = Server::bind("127.0.0.1:0".parse().unwrap(), config)
                 .await
                 .unwrap();
-            told.send(server.local_addr()).unwrap();
+            told.send(server.address()).unwrap();
             let handle = server.serve(Arc::new(card()), Arc::new(ToEngine(calls)));
             let engine = tokio::task::spawn_blocking(move || {
                 run_engine(&arriving, streams, 1, pace);

@@ -20,7 +20,7 @@ use std::{cell::RefCell, fmt, rc::Rc, sync::Arc, time::Duration};
 use actix::prelude::*;
 use signalbox_protocol::{ErrorKind, WireError, WorkerCard};
 
-use crate::CallParts;
+use crate::{CallParts, nats::NatsTransport};
 use link::WorkerLink;
 use mux::OpenRefusal;
 use state::SharedLink;
@@ -31,7 +31,8 @@ pub use response::{ResponseEvent, ResponseStream};
 /// How a link behaves. The defaults suit a data centre.
 #[derive(Debug, Clone)]
 pub struct LinkConfig {
-    /// For TCP to connect, and again for the worker to answer the hello. 1 s: three SYNs' worth in one site.
+    /// For TCP to connect, or for the worker to answer over NATS, and again for its hello. 1 s: three SYNs' worth in
+    /// one site.
     pub connect_timeout: Duration,
     /// Wait before the first reconnect, doubled for each failure after it; half of each wait is random.
     pub backoff_min: Duration,
@@ -48,6 +49,8 @@ pub struct LinkConfig {
     /// Largest frame in either direction. Prompts travel in one, so this bounds the request. The worker's own limit,
     /// told in its hello, counts too. As many bytes of calls may wait to be written.
     pub max_frame_bytes: usize,
+    /// For workers whose address is `nats:<worker>`; without it they cannot be reached.
+    pub nats: Option<NatsTransport>,
 }
 
 impl Default for LinkConfig {
@@ -62,6 +65,7 @@ impl Default for LinkConfig {
             window_bytes: 128 << 10,
             max_streams: 1024,
             max_frame_bytes: crate::server::DEFAULT_MAX_FRAME_BYTES,
+            nats: None,
         }
     }
 }
@@ -122,7 +126,7 @@ pub struct LinkHandle {
 
 impl LinkHandle {
     /// Starts the link actor on the current arbiter; it dials at once and reconnects with jittered backoff until
-    /// closed. `address` is `host:port`.
+    /// closed. `address` is `host:port`, or `nats:<worker>` where the config has a transport for it.
     pub fn start(address: String, config: LinkConfig, watcher: Option<Recipient<LinkEvent>>) -> Self {
         let link = SharedLink::new(address, config, watcher.is_some());
         let actor = WorkerLink::start(link.clone(), watcher.clone());

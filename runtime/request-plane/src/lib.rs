@@ -1,4 +1,4 @@
-//! Requests and token streams between routers and workers, over TCP.
+//! Requests and token streams between routers and workers, over TCP, or over NATS where workers cannot be dialled.
 //!
 //! This is the hot path: every token of every answer crosses it. So one connection carries all streams between a
 //! router thread and a worker, and what is ready together travels together: the tokens of one engine step leave the
@@ -9,6 +9,8 @@
 //!   pings, reconnects and drains by itself. Nothing crosses threads per token.
 //! - Worker side, on any tokio runtime: [`Server`] hands each call to a [`CallHandler`], which answers through a
 //!   [`Responder`] from any thread.
+//! - Both sides may be given a [`NatsTransport`]: then the same protocol runs over NATS messages. That costs more a
+//!   token, and needs no port of the worker.
 //!
 //! It promises: events of a stream arrive in order and end with exactly one `End` or error; a dropped stream is
 //! cancelled at the worker at once; a reader that stops reading costs a bounded amount of memory and delays nobody
@@ -18,7 +20,9 @@
 mod client;
 mod frame;
 mod hello;
+mod nats;
 mod server;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +31,7 @@ use signalbox_protocol::Call;
 
 pub use client::{LinkConfig, LinkError, LinkEvent, LinkHandle, LinkState, ResponseEvent, ResponseStream};
 pub use frame::MAX_PIECE_BYTES;
+pub use nats::{InvalidNamespace, NatsTransport};
 pub use server::{CallHandler, CallerGone, Responder, Server, ServerConfig, ServerHandle};
 
 /// A call with its bulk parts, which travel as bytes beside the call's JSON.

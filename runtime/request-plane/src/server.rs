@@ -13,16 +13,23 @@ mod shared;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use signalbox_protocol::WorkerCard;
-use tokio::net::TcpListener;
+use signalbox_protocol::{WorkerCard, WorkerId};
+use tokio::{net::TcpListener, time::timeout};
 
-use crate::CallParts;
+use crate::{
+    CallParts,
+    nats::{ADDRESS_PREFIX, NatsListener, NatsTransport},
+};
+use accept::Listener;
 use shared::{Shared, Timeouts};
 
 pub use responder::{CallerGone, Responder};
 
 /// Both sides' default for the largest frame: 32 MiB holds a prompt of a million tokens with its text.
 pub(crate) const DEFAULT_MAX_FRAME_BYTES: usize = 32 << 20;
+
+/// For the last words to leave for NATS, which takes milliseconds unless NATS is away.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a worker's server allows its routers.
 #[derive(Debug, Clone)]
@@ -59,8 +66,7 @@ pub trait CallHandler: Send + Sync + 'static {
 /// A bound listener that does not accept yet.
 #[derive(Debug)]
 pub struct Server {
-    listener: TcpListener,
-    address: SocketAddr,
+    listener: Listener,
     config: ServerConfig,
     timeouts: Timeouts,
 }
@@ -72,25 +78,60 @@ impl Server {
     /// The address is taken, or not this machine's.
     pub async fn bind(address: SocketAddr, config: ServerConfig) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self {
-            address: listener.local_addr()?,
+        let address = listener.local_addr()?;
+        Ok(Self::new(Listener::Tcp { listener, address }, config))
+    }
+
+    /// Listens on NATS for routers of the transport's namespace: for a worker that they cannot dial. A NATS server
+    /// that is away delays only the routers; limits, drain and all else are as over TCP. No other process may
+    /// listen for the same worker.
+    ///
+    /// # Errors
+    /// The client of NATS has stopped.
+    pub async fn on_nats(
+        transport: NatsTransport,
+        worker: WorkerId,
+        config: ServerConfig,
+    ) -> io::Result<Self> {
+        let listener = NatsListener::bind(transport, worker).await?;
+        Ok(Self::new(Listener::Nats(listener), config))
+    }
+
+    fn new(listener: Listener, config: ServerConfig) -> Self {
+        Self {
             listener,
             config,
             timeouts: Timeouts::default(),
-        })
+        }
     }
 
-    /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.address
+    /// Where it listens for TCP, with the port it was given; `None` on NATS.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &self.listener {
+            Listener::Tcp { address, .. } => Some(*address),
+            Listener::Nats(_) => None,
+        }
+    }
+
+    /// What routers dial: `host:port` as bound, or `nats:<worker>`. Over TCP the card may name another host, under
+    /// which routers know this machine.
+    pub fn address(&self) -> String {
+        match &self.listener {
+            Listener::Tcp { address, .. } => address.to_string(),
+            Listener::Nats(listener) => format!("{ADDRESS_PREFIX}{}", listener.worker()),
+        }
     }
 
     /// Accepts routers from now on, until [`ServerHandle::drain`]; dropping the handle does not stop it. Call it
     /// inside a tokio runtime. `card` goes into every hello.
     pub fn serve(self, card: Arc<WorkerCard>, handler: Arc<dyn CallHandler>) -> ServerHandle {
+        let nats = match &self.listener {
+            Listener::Tcp { .. } => None,
+            Listener::Nats(listener) => Some(listener.transport().clone()),
+        };
         let shared = Arc::new(Shared::new(self.config, self.timeouts, card, handler));
         shared.tasks.spawn(accept::accept(self.listener, shared.clone()));
-        ServerHandle { shared }
+        ServerHandle { shared, nats }
     }
 
     #[cfg(test)]
@@ -104,6 +145,7 @@ impl Server {
 #[derive(Clone)]
 pub struct ServerHandle {
     shared: Arc<Shared>,
+    nats: Option<NatsTransport>,
 }
 
 impl ServerHandle {
@@ -111,6 +153,10 @@ impl ServerHandle {
     /// open, at most `grace`, then writes what is queued and closes all connections. What is still open then is lost.
     pub async fn drain(&self, grace: Duration) {
         self.shared.drain(grace).await;
+        if let Some(nats) = &self.nats {
+            // What was written is in the client's queue, and the process may end now.
+            let _ = timeout(FLUSH_TIMEOUT, nats.flush()).await;
+        }
     }
 }
 

@@ -1,14 +1,15 @@
-//! Both sides over real sockets. Handlers pass each call to the test, which then plays the engine step by step.
+//! Both sides over real sockets and a real NATS server. Handlers pass each call to the test, which then plays the engine step by step.
 
 mod cancel;
 mod drain;
 mod flow;
 mod limits;
 mod loss;
+mod network;
 mod round_trip;
 mod wire;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use bytes::{Buf, BytesMut};
@@ -20,6 +21,7 @@ use tokio::{
     sync::mpsc,
 };
 
+use self::network::{Network, Over, over_tcp_and_nats};
 use crate::*;
 
 /// Far longer than anything here takes, and short enough to see a test that hangs.
@@ -86,29 +88,34 @@ impl CallHandler for Forward {
 
 /// A worker's server whose engine is the test.
 struct Worker {
-    address: SocketAddr,
+    address: String,
+    network: Network,
     handle: ServerHandle,
     calls: mpsc::Receiver<(CallParts, Responder)>,
 }
 
 impl Worker {
-    async fn start() -> Self {
-        Self::with(ServerConfig::default()).await
+    async fn start(over: Over) -> Self {
+        Self::with(over, ServerConfig::default()).await
     }
 
-    async fn with(config: ServerConfig) -> Self {
-        Self::on("127.0.0.1:0".parse().unwrap(), config).await
+    async fn with(over: Over, config: ServerConfig) -> Self {
+        let network = Network::of(over).await;
+        let server = network.listen(config).await;
+        Self::serve(network, server)
     }
 
-    async fn on(address: SocketAddr, config: ServerConfig) -> Self {
-        Self::serve(Server::bind(address, config).await.unwrap())
+    /// Another life of this worker, under the same address.
+    async fn restarted(self) -> Self {
+        let server = self.network.listen_again(&self.address).await;
+        Self::serve(self.network, server)
     }
 
-    fn serve(server: Server) -> Self {
+    fn serve(network: Network, server: Server) -> Self {
         let (forward, calls) = mpsc::channel(1000);
-        let address = server.local_addr();
         Self {
-            address,
+            address: server.address(),
+            network,
             handle: server.serve(card("worker-0"), Arc::new(Forward(forward))),
             calls,
         }
@@ -120,7 +127,11 @@ impl Worker {
     }
 
     fn link(&self) -> Link {
-        Link::to(self.address, LinkConfig::default())
+        self.link_with(LinkConfig::default())
+    }
+
+    fn link_with(&self, config: LinkConfig) -> Link {
+        self.network.link(&self.address, config)
     }
 }
 
@@ -145,7 +156,7 @@ impl Handler<LinkEvent> for Watcher {
 }
 
 impl Link {
-    fn to(address: SocketAddr, config: LinkConfig) -> Self {
+    fn to(address: impl ToString, config: LinkConfig) -> Self {
         let (sender, events) = mpsc::channel(1000);
         let watcher = Watcher(sender).start().recipient();
         Self {
@@ -221,7 +232,7 @@ struct Raw {
 }
 
 impl Raw {
-    async fn to(address: SocketAddr) -> Self {
+    async fn to(address: &str) -> Self {
         Self {
             socket: TcpStream::connect(address).await.unwrap(),
             buffer: BytesMut::new(),

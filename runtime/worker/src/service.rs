@@ -101,10 +101,9 @@ pub async fn run(
         address: config.listen,
         source,
     })?;
-    let local = server.local_addr();
-    let address = match config.advertise_host {
-        Some(host) => format!("{host}:{}", local.port()),
-        None => local.to_string(),
+    let address = match (config.advertise_host, server.local_addr()) {
+        (Some(host), Some(local)) => format!("{host}:{}", local.port()),
+        _ => server.address(),
     };
     let info = engine.info();
     let bytes: Bytes = artifacts.to_bytes();

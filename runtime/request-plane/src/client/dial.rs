@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use signalbox_protocol::{WireError, WorkerCard};
+use signalbox_protocol::{InvalidWorkerId, WireError, WorkerCard};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -15,12 +15,14 @@ use super::LinkConfig;
 use crate::{
     frame::{Frame, FrameCodec, FrameError, HELLO_FRAME_BYTES},
     hello::{Hello, VERSIONS},
+    nats::{ADDRESS_PREFIX, ConnectError},
+    stream::Stream,
 };
 
 /// A worker that answered.
 #[derive(Debug)]
 pub(super) struct Dialled {
-    pub(super) socket: TcpStream,
+    pub(super) socket: Stream,
     /// What arrived behind the hello.
     pub(super) buffer: BytesMut,
     pub(super) card: Arc<WorkerCard>,
@@ -35,6 +37,14 @@ pub(super) enum DialError {
     Connect(io::Error),
     #[error("no connection within {0:?}")]
     ConnectTimeout(Duration),
+    #[error(
+        "the worker is reached over NATS; start this router with --events nats://host:port of the server the worker uses"
+    )]
+    NoNats,
+    #[error("the address is no worker's: {0}; over NATS it is {ADDRESS_PREFIX}<worker>")]
+    Name(#[from] InvalidWorkerId),
+    #[error(transparent)]
+    Nats(#[from] ConnectError),
     #[error("connected, but no hello within {0:?}: is this the port of a worker's request plane?")]
     HelloTimeout(Duration),
     #[error("connected, but lost before the hello was through: {0}")]
@@ -61,19 +71,31 @@ pub(super) enum DialError {
 
 /// Connects and exchanges hellos.
 pub(super) async fn dial(address: String, config: &LinkConfig) -> Result<Dialled, DialError> {
+    let socket = match address.strip_prefix(ADDRESS_PREFIX) {
+        None => connect_tcp(&address, config).await?,
+        Some(worker) => {
+            let nats = config.nats.as_ref().ok_or(DialError::NoNats)?;
+            Stream::Nats(nats.connect(&worker.parse()?, config.connect_timeout).await?)
+        }
+    };
     let limit = config.connect_timeout;
-    let socket = timeout(limit, TcpStream::connect(&address))
-        .await
-        .map_err(|_| DialError::ConnectTimeout(limit))?
-        .map_err(DialError::Connect)?;
-    // A token must not wait for the acknowledgement of the one before.
-    socket.set_nodelay(true).map_err(DialError::Io)?;
     timeout(limit, greet(socket, config))
         .await
         .map_err(|_| DialError::HelloTimeout(limit))?
 }
 
-async fn greet(mut socket: TcpStream, config: &LinkConfig) -> Result<Dialled, DialError> {
+async fn connect_tcp(address: &str, config: &LinkConfig) -> Result<Stream, DialError> {
+    let limit = config.connect_timeout;
+    let socket = timeout(limit, TcpStream::connect(address))
+        .await
+        .map_err(|_| DialError::ConnectTimeout(limit))?
+        .map_err(DialError::Connect)?;
+    // A token must not wait for the acknowledgement of the one before.
+    socket.set_nodelay(true).map_err(DialError::Io)?;
+    Ok(Stream::Tcp(socket))
+}
+
+async fn greet(mut socket: Stream, config: &LinkConfig) -> Result<Dialled, DialError> {
     let mut codec = FrameCodec::new(HELLO_FRAME_BYTES);
     let mut buffer = BytesMut::new();
     let hello = Hello {

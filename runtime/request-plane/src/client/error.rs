@@ -8,7 +8,7 @@ pub enum LinkError {
     /// The call never reached the worker: safe to send elsewhere.
     #[error("worker at {address} cannot be reached: {reason}")]
     Unreachable {
-        /// The worker's `host:port`.
+        /// The worker's `host:port`, or `nats:<worker>`.
         address: String,
         /// Why not.
         reason: String,
@@ -17,7 +17,7 @@ pub enum LinkError {
     /// pieces that had arrived.
     #[error("connection to the worker at {address} was lost: {reason}")]
     Lost {
-        /// The worker's `host:port`.
+        /// The worker's `host:port`, or `nats:<worker>`.
         address: String,
         /// How it was lost.
         reason: String,
@@ -25,13 +25,13 @@ pub enum LinkError {
     /// The worker takes nothing new: safe to send elsewhere.
     #[error("worker at {address} is draining")]
     Draining {
-        /// The worker's `host:port`.
+        /// The worker's `host:port`, or `nats:<worker>`.
         address: String,
     },
     /// This link holds as many streams as [`LinkConfig::max_streams`](super::LinkConfig::max_streams) allows.
     #[error("link to {address} holds as many streams as it may ({limit})")]
     Full {
-        /// The worker's `host:port`.
+        /// The worker's `host:port`, or `nats:<worker>`.
         address: String,
         /// How many that is.
         limit: usize,

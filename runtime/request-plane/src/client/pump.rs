@@ -3,17 +3,14 @@
 use std::{future::poll_fn, io, task::Poll, time::Instant};
 
 use bytes::BytesMut;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpStream,
-        tcp::{ReadHalf, WriteHalf},
-    },
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::codec::Decoder;
 
 use super::{liveness::Verdict, mux::Violation, state::SharedLink};
-use crate::frame::{FrameCodec, FrameError, MAX_DATA_FRAME_BYTES};
+use crate::{
+    frame::{FrameCodec, FrameError, MAX_DATA_FRAME_BYTES},
+    stream::{ReadHalf, Stream, WriteHalf},
+};
 
 /// Room offered to each read: a step of 128 sequences at 200 bytes a token is 27 KB, and comes in one.
 const READ_BYTES: usize = 64 << 10;
@@ -41,12 +38,12 @@ pub(super) enum Ended {
 }
 
 /// Runs one connection to its end. However it ends, even by a panic or by being dropped, its streams are told.
-pub(super) async fn run(mut socket: TcpStream, buffer: BytesMut, link: SharedLink) -> Ended {
+pub(super) async fn run(socket: Stream, buffer: BytesMut, link: SharedLink) -> Ended {
     let mut end = EndOfStreams {
         link: &link,
         reason: "the link stopped unexpectedly".into(),
     };
-    let (read, write) = socket.split();
+    let (read, write) = socket.into_split();
     let max_frame = link.with(|link| link.config.max_frame_bytes);
     let ended = tokio::select! {
         // Reading comes first: bytes that wait in the socket count before a silence is judged.
@@ -72,7 +69,7 @@ impl Drop for EndOfStreams<'_> {
 
 /// All frames of a read are taken before any reader of a stream runs.
 async fn read_frames(
-    mut socket: ReadHalf<'_>,
+    mut socket: ReadHalf,
     mut buffer: BytesMut,
     max_frame: usize,
     link: &SharedLink,
@@ -99,7 +96,7 @@ async fn read_frames(
 }
 
 /// All frames queued since the last write go in the next one.
-async fn write_frames(mut socket: WriteHalf<'_>, link: &SharedLink) -> Ended {
+async fn write_frames(mut socket: WriteHalf, link: &SharedLink) -> Ended {
     let mut output = BytesMut::new();
     loop {
         let go_on = poll_fn(|cx| {

@@ -3,29 +3,60 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use signalbox_protocol::{ErrorKind, WireError};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use super::{connection, greeting::farewell, shared::Shared};
+use crate::{nats::NatsListener, stream::Stream};
 
 /// Pause after a failed accept, which mostly means that file descriptors ran out: trying at once would spin.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
-/// Accepts until the server drains, then frees the port.
-pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+/// Where routers come from.
+#[derive(Debug)]
+pub(super) enum Listener {
+    Tcp {
+        listener: TcpListener,
+        address: SocketAddr,
+    },
+    Nats(NatsListener),
+}
+
+impl Listener {
+    /// The next router, and what to call it in logs.
+    async fn accept(&mut self) -> io::Result<(Stream, String)> {
+        match self {
+            Self::Tcp { listener, .. } => {
+                let (socket, peer) = listener.accept().await?;
+                socket.set_nodelay(true)?;
+                Ok((Stream::Tcp(socket), peer.to_string()))
+            }
+            Self::Nats(listener) => {
+                let stream = listener.accept().await?;
+                let peer = stream.peer().to_owned();
+                Ok((Stream::Nats(stream), peer))
+            }
+        }
+    }
+}
+
+/// Accepts until the server drains, then stops listening.
+pub(super) async fn accept(mut listener: Listener, shared: Arc<Shared>) {
     loop {
         let accepted = tokio::select! {
             () = shared.stop_accepting.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        if let Err(error) = accepted.and_then(|(socket, peer)| admit(socket, peer, &shared)) {
-            tracing::warn!(%error, "a router's connection was not accepted");
-            tokio::time::sleep(AFTER_FAILURE).await;
+        match accepted {
+            Ok((socket, peer)) => admit(socket, peer, &shared),
+            Err(error) => {
+                tracing::warn!(%error, "a router's connection was not accepted");
+                tokio::time::sleep(AFTER_FAILURE).await;
+            }
         }
     }
 }
 
-fn admit(socket: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> io::Result<()> {
-    socket.set_nodelay(true)?;
+fn admit(socket: Stream, peer: String, shared: &Arc<Shared>) {
     let limit = shared.config.max_connections;
     if let Ok(room) = shared.room.clone().try_acquire_owned() {
         let shared_too = shared.clone();
@@ -41,5 +72,4 @@ fn admit(socket: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) -> io::Resul
             drop(refusal);
         });
     }
-    Ok(())
 }

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -16,10 +15,6 @@ use parking_lot::Mutex;
 use signalbox_protocol::{Call, ErrorKind, WireError};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
     sync::Notify,
     time::{Instant, sleep, timeout},
 };
@@ -35,6 +30,7 @@ use crate::{
     CallParts,
     frame::{Frame, FrameCodec, FrameError},
     hello::HelloError,
+    stream::{ReadHalf, Stream, WriteHalf},
 };
 
 /// Room offered to each read: a typical prompt with its tokens comes in one.
@@ -131,7 +127,7 @@ impl Drop for CloseOnDrop<'_> {
 }
 
 /// Serves a router from its hello to its end.
-pub(super) async fn serve(mut socket: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+pub(super) async fn serve(mut socket: Stream, peer: String, shared: Arc<Shared>) {
     let limit = shared.timeouts.hello;
     let greeted = tokio::select! {
         () = shared.close.cancelled() => return,
@@ -176,10 +172,8 @@ pub(super) async fn serve(mut socket: TcpStream, peer: SocketAddr, shared: Arc<S
     connection.queue(|outbox| outbox.finish_all(last_words.as_ref()));
     connection.writer.notify_one();
     if !matches!(ended, Ended::ByRouter | Ended::Io(_)) {
-        let polite = async {
-            let _ = writing.await;
-            discard(read).await;
-        };
+        // At the same time: over NATS the reader takes the credit that the writer waits for.
+        let polite = async { tokio::join!(writing, discard(read)) };
         tokio::select! {
             () = shared.abandon.cancelled() => {}
             _ = timeout(FAREWELL_TIMEOUT, polite) => {}
@@ -189,7 +183,7 @@ pub(super) async fn serve(mut socket: TcpStream, peer: SocketAddr, shared: Arc<S
 }
 
 async fn read_frames(
-    socket: &mut OwnedReadHalf,
+    socket: &mut ReadHalf,
     mut buffer: BytesMut,
     connection: &Arc<Connection>,
     shared: &Shared,
@@ -296,7 +290,7 @@ fn open(stream: u32, parts: CallParts, connection: &Arc<Connection>, shared: &Sh
 }
 
 /// All that is queued goes in one write, then what was queued meanwhile.
-async fn write_frames(mut socket: OwnedWriteHalf, connection: Arc<Connection>, shared: Arc<Shared>) {
+async fn write_frames(mut socket: WriteHalf, connection: Arc<Connection>, shared: Arc<Shared>) {
     let writing = async {
         let mut output = BytesMut::new();
         loop {

@@ -6,7 +6,6 @@ use bytes::BytesMut;
 use signalbox_protocol::WireError;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     time::timeout,
 };
 use tokio_util::codec::{Decoder, Encoder};
@@ -15,13 +14,14 @@ use super::{connection::Ended, outbox::error_json, shared::Shared};
 use crate::{
     frame::{Frame, FrameCodec, HELLO_FRAME_BYTES},
     hello,
+    stream::Stream,
 };
 
 /// After our last word: how long the router may take to read it and to close.
 pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reads the router's hello and answers it: the window it gives to streams, and what came behind the hello.
-pub(super) async fn greet(socket: &mut TcpStream, shared: &Shared) -> Result<(u32, BytesMut), Ended> {
+pub(super) async fn greet(socket: &mut Stream, shared: &Shared) -> Result<(u32, BytesMut), Ended> {
     let mut codec = FrameCodec::new(HELLO_FRAME_BYTES);
     let mut buffer = BytesMut::new();
     let first = loop {
@@ -54,7 +54,7 @@ pub(super) async fn greet(socket: &mut TcpStream, shared: &Shared) -> Result<(u3
 }
 
 /// Tells a router why it is not served, and lets it read that before the connection is gone.
-pub(super) async fn farewell(mut socket: TcpStream, error: &WireError) {
+pub(super) async fn farewell(mut socket: Stream, error: &WireError) {
     let words = async {
         let mut out = BytesMut::new();
         FrameCodec::new(HELLO_FRAME_BYTES)

@@ -1,8 +1,12 @@
 use super::*;
 
-#[actix_rt::test]
-async fn a_dropped_stream_is_cancelled_at_the_worker_and_others_go_on() {
-    let mut worker = Worker::start().await;
+over_tcp_and_nats!(
+    a_dropped_stream_is_cancelled_at_the_worker_and_others_go_on,
+    a_closed_link_lets_open_streams_finish,
+);
+
+async fn a_dropped_stream_is_cancelled_at_the_worker_and_others_go_on(over: Over) {
+    let mut worker = Worker::start(over).await;
     let link = worker.link();
     let (dropped, mut kept) = (link.open(generate()), link.open(generate()));
     let (_, first) = worker.call().await;
@@ -54,8 +58,8 @@ async fn a_finished_stream_sends_no_cancel() {
 
 #[actix_rt::test]
 async fn a_router_that_goes_away_cancels_all_its_streams() {
-    let mut worker = Worker::start().await;
-    let mut raw = Raw::to(worker.address).await;
+    let mut worker = Worker::start(Over::Tcp).await;
+    let mut raw = Raw::to(&worker.address).await;
     raw.hello(1, 1).await;
     raw.receive().await;
     for stream in 1..=3 {
@@ -72,9 +76,8 @@ async fn a_router_that_goes_away_cancels_all_its_streams() {
     }
 }
 
-#[actix_rt::test]
-async fn a_closed_link_lets_open_streams_finish() {
-    let mut worker = Worker::start().await;
+async fn a_closed_link_lets_open_streams_finish(over: Over) {
+    let mut worker = Worker::start(over).await;
     let mut link = worker.link();
     let mut stream = link.open(generate());
     link.up().await;

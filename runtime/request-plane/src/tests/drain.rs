@@ -2,9 +2,13 @@ use signalbox_protocol::ErrorKind;
 
 use super::*;
 
-#[actix_rt::test]
-async fn a_drain_waits_for_generations_but_not_for_watches() {
-    let mut worker = Worker::start().await;
+over_tcp_and_nats!(
+    a_drain_waits_for_generations_but_not_for_watches,
+    a_drain_ends_with_its_grace,
+);
+
+async fn a_drain_waits_for_generations_but_not_for_watches(over: Over) {
+    let mut worker = Worker::start(over).await;
     let mut link = worker.link();
     let (mut answer, mut watched) = (link.open(generate()), link.open(watch()));
     link.up().await;
@@ -18,9 +22,10 @@ async fn a_drain_waits_for_generations_but_not_for_watches() {
         link.handle.open(generate()),
         Err(LinkError::Draining { .. })
     ));
+    let reason = worker.link().down().await;
     assert!(
-        TcpStream::connect(worker.address).await.is_err(),
-        "the port is free"
+        reason.contains("refused") || reason.contains("no worker worker-0 listens"),
+        "nobody listens any more: {reason}"
     );
 
     assert!(!drained.is_finished());
@@ -37,9 +42,8 @@ async fn a_drain_waits_for_generations_but_not_for_watches() {
     link.down().await;
 }
 
-#[actix_rt::test]
-async fn a_drain_ends_with_its_grace() {
-    let mut worker = Worker::start().await;
+async fn a_drain_ends_with_its_grace(over: Over) {
+    let mut worker = Worker::start(over).await;
     let link = worker.link();
     let mut stream = link.open(generate());
     let (_, responder) = worker.call().await;
@@ -52,8 +56,8 @@ async fn a_drain_ends_with_its_grace() {
 
 #[actix_rt::test]
 async fn a_call_that_crosses_the_drain_is_refused_as_unavailable() {
-    let mut worker = Worker::start().await;
-    let mut raw = Raw::to(worker.address).await;
+    let mut worker = Worker::start(Over::Tcp).await;
+    let mut raw = Raw::to(&worker.address).await;
     raw.hello(1, 1).await;
     raw.receive().await;
     raw.send(3, 1, &round_trip::open_payload(&generate())).await;

@@ -4,6 +4,12 @@ use signalbox_protocol::ErrorKind;
 
 use super::*;
 
+over_tcp_and_nats!(
+    a_sender_stops_at_the_window_and_resumes_as_the_reader_reads,
+    queued_pieces_beyond_the_window_wait_at_the_worker_and_follow,
+    a_reader_too_slow_for_the_backlog_is_told_and_the_engine_learns,
+);
+
 fn narrow() -> LinkConfig {
     LinkConfig {
         window_bytes: 4096,
@@ -11,11 +17,10 @@ fn narrow() -> LinkConfig {
     }
 }
 
-#[actix_rt::test]
-async fn a_sender_stops_at_the_window_and_resumes_as_the_reader_reads() {
+async fn a_sender_stops_at_the_window_and_resumes_as_the_reader_reads(over: Over) {
     const PIECES: u32 = 100;
-    let mut worker = Worker::start().await;
-    let link = Link::to(worker.address, narrow());
+    let mut worker = Worker::start(over).await;
+    let link = worker.link_with(narrow());
     let mut stream = link.open(watch());
     let mut other = link.open(watch());
     let (_, sender) = worker.call().await;
@@ -50,10 +55,9 @@ async fn a_sender_stops_at_the_window_and_resumes_as_the_reader_reads() {
     assert_eq!(sent.get(), PIECES);
 }
 
-#[actix_rt::test]
-async fn queued_pieces_beyond_the_window_wait_at_the_worker_and_follow() {
-    let mut worker = Worker::start().await;
-    let link = Link::to(worker.address, narrow());
+async fn queued_pieces_beyond_the_window_wait_at_the_worker_and_follow(over: Over) {
+    let mut worker = Worker::start(over).await;
+    let link = worker.link_with(narrow());
     let mut stream = link.open(generate());
     let (_, responder) = worker.call().await;
     for number in 0..100u32 {
@@ -66,14 +70,16 @@ async fn queued_pieces_beyond_the_window_wait_at_the_worker_and_follow() {
     assert!(matches!(next(&mut stream).await.unwrap(), ResponseEvent::End(_)));
 }
 
-#[actix_rt::test]
-async fn a_reader_too_slow_for_the_backlog_is_told_and_the_engine_learns() {
-    let mut worker = Worker::with(ServerConfig {
-        stream_backlog_bytes: 10_000,
-        ..ServerConfig::default()
-    })
+async fn a_reader_too_slow_for_the_backlog_is_told_and_the_engine_learns(over: Over) {
+    let mut worker = Worker::with(
+        over,
+        ServerConfig {
+            stream_backlog_bytes: 10_000,
+            ..ServerConfig::default()
+        },
+    )
     .await;
-    let link = Link::to(worker.address, narrow());
+    let link = worker.link_with(narrow());
     let mut stream = link.open(generate());
     let (_, responder) = worker.call().await;
     let accepted = (0..100)

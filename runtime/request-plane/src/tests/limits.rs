@@ -2,12 +2,21 @@ use signalbox_protocol::ErrorKind;
 
 use super::*;
 
-#[actix_rt::test]
-async fn streams_beyond_the_workers_limit_fail_as_overloaded() {
-    let mut worker = Worker::with(ServerConfig {
-        max_streams_per_connection: 2,
-        ..ServerConfig::default()
-    })
+over_tcp_and_nats!(
+    streams_beyond_the_workers_limit_fail_as_overloaded,
+    a_link_holds_no_more_streams_than_it_may,
+    a_call_larger_than_the_worker_takes_fails_alone_and_with_both_sizes,
+    connections_beyond_the_limit_are_told_why_and_later_ones_are_served,
+);
+
+async fn streams_beyond_the_workers_limit_fail_as_overloaded(over: Over) {
+    let mut worker = Worker::with(
+        over,
+        ServerConfig {
+            max_streams_per_connection: 2,
+            ..ServerConfig::default()
+        },
+    )
     .await;
     let link = worker.link();
     let _first = link.open(generate());
@@ -28,16 +37,12 @@ async fn streams_beyond_the_workers_limit_fail_as_overloaded() {
     );
 }
 
-#[actix_rt::test]
-async fn a_link_holds_no_more_streams_than_it_may() {
-    let worker = Worker::start().await;
-    let link = Link::to(
-        worker.address,
-        LinkConfig {
-            max_streams: 2,
-            ..LinkConfig::default()
-        },
-    );
+async fn a_link_holds_no_more_streams_than_it_may(over: Over) {
+    let worker = Worker::start(over).await;
+    let link = worker.link_with(LinkConfig {
+        max_streams: 2,
+        ..LinkConfig::default()
+    });
     let first = link.open(generate());
     let _second = link.open(generate());
     assert!(matches!(
@@ -48,12 +53,14 @@ async fn a_link_holds_no_more_streams_than_it_may() {
     link.open(generate());
 }
 
-#[actix_rt::test]
-async fn a_call_larger_than_the_worker_takes_fails_alone_and_with_both_sizes() {
-    let mut worker = Worker::with(ServerConfig {
-        max_frame_bytes: 4096,
-        ..ServerConfig::default()
-    })
+async fn a_call_larger_than_the_worker_takes_fails_alone_and_with_both_sizes(over: Over) {
+    let mut worker = Worker::with(
+        over,
+        ServerConfig {
+            max_frame_bytes: 4096,
+            ..ServerConfig::default()
+        },
+    )
     .await;
     let mut link = worker.link();
     let mut large = generate();
@@ -76,16 +83,18 @@ async fn a_call_larger_than_the_worker_takes_fails_alone_and_with_both_sizes() {
     assert_eq!(link.handle.state(), LinkState::Up);
 }
 
-#[actix_rt::test]
-async fn connections_beyond_the_limit_are_told_why_and_later_ones_are_served() {
-    let worker = Worker::with(ServerConfig {
-        max_connections: 1,
-        ..ServerConfig::default()
-    })
+async fn connections_beyond_the_limit_are_told_why_and_later_ones_are_served(over: Over) {
+    let worker = Worker::with(
+        over,
+        ServerConfig {
+            max_connections: 1,
+            ..ServerConfig::default()
+        },
+    )
     .await;
     let mut first = worker.link();
     first.up().await;
-    let mut second = Link::to(worker.address, hasty());
+    let mut second = worker.link_with(hasty());
     let reason = second.down().await;
     assert!(reason.contains("holds 1 connections"), "{reason}");
     drop(first);

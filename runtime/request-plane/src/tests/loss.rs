@@ -1,5 +1,10 @@
 use super::*;
 
+over_tcp_and_nats!(
+    the_link_comes_back_with_a_restarted_worker_and_its_new_card,
+    a_panic_of_the_links_actor_costs_the_calls_it_held_and_the_next_use_starts_it_again,
+);
+
 /// A worker played by hand, up to the hello.
 async fn raw_worker(config: LinkConfig) -> (TcpListener, Link, Raw) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -45,10 +50,9 @@ async fn calls_queued_for_a_dial_that_fails_never_reached_the_worker() {
     assert!(reason.contains("no connection"), "{reason}");
 }
 
-#[actix_rt::test]
-async fn the_link_comes_back_with_a_restarted_worker_and_its_new_card() {
-    let mut worker = Worker::start().await;
-    let mut link = Link::to(worker.address, hasty());
+async fn the_link_comes_back_with_a_restarted_worker_and_its_new_card(over: Over) {
+    let mut worker = Worker::start(over).await;
+    let mut link = worker.link_with(hasty());
     link.up().await;
     let mut cut = link.open(generate());
     worker.call().await;
@@ -58,7 +62,7 @@ async fn the_link_comes_back_with_a_restarted_worker_and_its_new_card() {
     // The call had been answered by the dropped responder before the connection closed.
     next_error(&mut cut).await;
 
-    let mut worker = Worker::on(worker.address, ServerConfig::default()).await;
+    let mut worker = worker.restarted().await;
     link.up().await;
     let mut stream = link.open(generate());
     worker.call().await.1.end(summary(9));
@@ -111,10 +115,9 @@ async fn a_worker_that_answers_pings_stays() {
     assert_eq!(link.handle.state(), LinkState::Up);
 }
 
-#[actix_rt::test]
-async fn a_panic_of_the_links_actor_costs_the_calls_it_held_and_the_next_use_starts_it_again() {
-    let mut worker = Worker::start().await;
-    let mut link = Link::to(worker.address, hasty());
+async fn a_panic_of_the_links_actor_costs_the_calls_it_held_and_the_next_use_starts_it_again(over: Over) {
+    let mut worker = Worker::start(over).await;
+    let mut link = worker.link_with(hasty());
     let mut stream = link.open(generate());
     link.up().await;
     let (_, responder) = worker.call().await;

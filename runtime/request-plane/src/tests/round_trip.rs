@@ -2,9 +2,16 @@ use signalbox_protocol::{ErrorKind, WireError};
 
 use super::*;
 
-#[actix_rt::test]
-async fn a_call_arrives_whole_and_its_answer_comes_back_in_order() {
-    let mut worker = Worker::start().await;
+over_tcp_and_nats!(
+    a_call_arrives_whole_and_its_answer_comes_back_in_order,
+    many_streams_from_several_threads_interleave_and_stay_apart,
+    a_workers_error_comes_after_what_it_queued_and_keeps_its_words,
+    a_call_given_up_or_panicked_over_fails_as_internal_and_others_go_on,
+    large_calls_and_bulk_answers_pass,
+);
+
+async fn a_call_arrives_whole_and_its_answer_comes_back_in_order(over: Over) {
+    let mut worker = Worker::start(over).await;
     let mut link = worker.link();
     let sent = generate();
     let mut stream = link.open(sent.clone());
@@ -33,11 +40,10 @@ async fn a_call_arrives_whole_and_its_answer_comes_back_in_order() {
     assert_eq!(link.handle.state(), LinkState::Up);
 }
 
-#[actix_rt::test]
-async fn many_streams_from_several_threads_interleave_and_stay_apart() {
+async fn many_streams_from_several_threads_interleave_and_stay_apart(over: Over) {
     const STREAMS: u32 = 200;
     const PIECES: u32 = 50;
-    let mut worker = Worker::start().await;
+    let mut worker = Worker::start(over).await;
     let link = worker.link();
     let streams: Vec<_> = (0..STREAMS)
         .map(|number| {
@@ -81,9 +87,8 @@ async fn many_streams_from_several_threads_interleave_and_stay_apart() {
     }
 }
 
-#[actix_rt::test]
-async fn a_workers_error_comes_after_what_it_queued_and_keeps_its_words() {
-    let mut worker = Worker::start().await;
+async fn a_workers_error_comes_after_what_it_queued_and_keeps_its_words(over: Over) {
+    let mut worker = Worker::start(over).await;
     let link = worker.link();
     let mut stream = link.open(generate());
     let (_, responder) = worker.call().await;
@@ -98,8 +103,7 @@ async fn a_workers_error_comes_after_what_it_queued_and_keeps_its_words() {
     assert!(stream.next().await.is_none());
 }
 
-#[actix_rt::test]
-async fn a_call_given_up_or_panicked_over_fails_as_internal_and_others_go_on() {
+async fn a_call_given_up_or_panicked_over_fails_as_internal_and_others_go_on(over: Over) {
     struct Panics;
     impl CallHandler for Panics {
         fn call(&self, parts: CallParts, responder: Responder) {
@@ -107,12 +111,10 @@ async fn a_call_given_up_or_panicked_over_fails_as_internal_and_others_go_on() {
             responder.end(summary(1));
         }
     }
-    let server = Server::bind("127.0.0.1:0".parse().unwrap(), ServerConfig::default())
-        .await
-        .unwrap();
-    let address = server.local_addr();
+    let network = Network::of(over).await;
+    let server = network.listen(ServerConfig::default()).await;
+    let link = network.link(&server.address(), LinkConfig::default());
     server.serve(card("panics"), Arc::new(Panics));
-    let link = Link::to(address, LinkConfig::default());
     let (mut bad, mut good) = (link.open(generate()), link.open(watch()));
     let LinkError::Refused(error) = next_error(&mut bad).await else {
         panic!("not refused")
@@ -120,7 +122,7 @@ async fn a_call_given_up_or_panicked_over_fails_as_internal_and_others_go_on() {
     assert_eq!(error.kind, ErrorKind::Internal);
     assert_eq!(next(&mut good).await.unwrap(), ResponseEvent::End(summary(1)));
 
-    let mut worker = Worker::start().await;
+    let mut worker = Worker::start(over).await;
     let link = worker.link();
     let mut stream = link.open(generate());
     drop(worker.call().await);
@@ -130,9 +132,8 @@ async fn a_call_given_up_or_panicked_over_fails_as_internal_and_others_go_on() {
     assert_eq!(error.kind, ErrorKind::Internal);
 }
 
-#[actix_rt::test]
-async fn large_calls_and_bulk_answers_pass() {
-    let mut worker = Worker::start().await;
+async fn large_calls_and_bulk_answers_pass(over: Over) {
+    let mut worker = Worker::start(over).await;
     let link = worker.link();
     let mut sent = generate();
     sent.tokens = (0..1_000_000).collect();
@@ -157,8 +158,8 @@ async fn large_calls_and_bulk_answers_pass() {
 
 #[actix_rt::test]
 async fn a_step_comes_in_one_write_and_so_in_one_read() {
-    let mut worker = Worker::start().await;
-    let mut raw = Raw::to(worker.address).await;
+    let mut worker = Worker::start(Over::Tcp).await;
+    let mut raw = Raw::to(&worker.address).await;
     raw.hello(1, 1).await;
     assert_eq!(raw.receive().await.0, 2);
     let mut responders = Vec::new();

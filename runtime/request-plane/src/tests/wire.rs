@@ -4,8 +4,8 @@ use super::*;
 
 #[actix_rt::test]
 async fn the_bytes_of_a_whole_exchange() {
-    let mut worker = Worker::start().await;
-    let mut socket = TcpStream::connect(worker.address).await.unwrap();
+    let mut worker = Worker::start(Over::Tcp).await;
+    let mut socket = TcpStream::connect(&worker.address).await.unwrap();
     let hello = b"\x31\0\0\0\x01\0\0\0\0SGBX\x01\0\x01\0{\"software\":\"x\",\"window_bytes\":1024}".to_vec();
     assert_eq!(usize::from(hello[0]), hello.len() - 4);
     socket.write_all(&hello).await.unwrap();
@@ -43,8 +43,8 @@ async fn the_bytes_of_a_whole_exchange() {
 
 #[actix_rt::test]
 async fn a_router_of_other_versions_is_told_which_are_spoken() {
-    let worker = Worker::start().await;
-    let mut raw = Raw::to(worker.address).await;
+    let worker = Worker::start(Over::Tcp).await;
+    let mut raw = Raw::to(&worker.address).await;
     raw.hello(2, 3).await;
     let message = raw.failure(0).await;
     assert!(
@@ -82,18 +82,18 @@ async fn a_worker_of_other_versions_is_named_in_the_links_reason() {
 
 #[actix_rt::test]
 async fn strangers_are_told_apart_and_turned_away() {
-    let worker = Worker::start().await;
-    let mut raw = Raw::to(worker.address).await;
+    let worker = Worker::start(Over::Tcp).await;
+    let mut raw = Raw::to(&worker.address).await;
     raw.socket.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let message = raw.failure(0).await;
     assert!(message.contains("at most 65536"), "{message}");
     raw.closed().await;
 
-    let mut raw = Raw::to(worker.address).await;
+    let mut raw = Raw::to(&worker.address).await;
     raw.send(1, 0, b"NOPE\x01\0\x01\0{}").await;
     assert!(raw.failure(0).await.contains("magic"));
 
-    let mut raw = Raw::to(worker.address).await;
+    let mut raw = Raw::to(&worker.address).await;
     raw.send(9, 0, &[0; 8]).await;
     assert!(raw.failure(0).await.contains("Ping"), "a hello comes first");
 
@@ -114,10 +114,13 @@ async fn a_link_to_something_else_says_what_it_met() {
 
 #[actix_rt::test]
 async fn oversize_frames_and_garbage_close_the_connection_with_a_reason() {
-    let mut worker = Worker::with(ServerConfig {
-        max_frame_bytes: 1000,
-        ..ServerConfig::default()
-    })
+    let mut worker = Worker::with(
+        Over::Tcp,
+        ServerConfig {
+            max_frame_bytes: 1000,
+            ..ServerConfig::default()
+        },
+    )
     .await;
     for (garbage, reason) in [
         (
@@ -128,7 +131,7 @@ async fn oversize_frames_and_garbage_close_the_connection_with_a_reason() {
         (&b"\x09\0\0\0\x03\x01\0\0\0\xff\xff\xff\xff"[..], "Open"),
         (&b"\x05\0\0\0\x0b\0\0\0\0"[..], "Drain"),
     ] {
-        let mut raw = Raw::to(worker.address).await;
+        let mut raw = Raw::to(&worker.address).await;
         raw.hello(1, 1).await;
         raw.receive().await;
         raw.send(3, 1, &round_trip::open_payload(&watch())).await;
@@ -159,8 +162,8 @@ async fn garbage_from_a_worker_loses_the_connection_with_a_reason() {
 
 #[actix_rt::test]
 async fn what_a_newer_router_says_costs_at_most_its_own_stream() {
-    let mut worker = Worker::start().await;
-    let mut raw = Raw::to(worker.address).await;
+    let mut worker = Worker::start(Over::Tcp).await;
+    let mut raw = Raw::to(&worker.address).await;
     raw.hello(1, 9).await;
     raw.receive().await;
     raw.send(99, 1, b"a frame of a later version").await;
@@ -174,8 +177,8 @@ async fn what_a_newer_router_says_costs_at_most_its_own_stream() {
 
 #[actix_rt::test]
 async fn a_stream_opened_twice_is_a_broken_router() {
-    let mut worker = Worker::start().await;
-    let mut raw = Raw::to(worker.address).await;
+    let mut worker = Worker::start(Over::Tcp).await;
+    let mut raw = Raw::to(&worker.address).await;
     raw.hello(1, 1).await;
     raw.receive().await;
     for _ in 0..2 {
@@ -191,15 +194,15 @@ async fn silent_routers_are_dropped_before_and_after_their_hello() {
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), ServerConfig::default())
             .await
             .unwrap();
-        Worker::serve(server.with_timeouts(hello, silence))
+        Worker::serve(Network::of(Over::Tcp).await, server.with_timeouts(hello, silence))
     }
     let mute = worker(Duration::from_millis(50), PATIENCE).await;
-    let mut raw = Raw::to(mute.address).await;
+    let mut raw = Raw::to(&mute.address).await;
     assert!(raw.failure(0).await.contains("no hello within"));
     raw.closed().await;
 
     let mut worker = worker(PATIENCE, Duration::from_millis(500)).await;
-    let mut raw = Raw::to(worker.address).await;
+    let mut raw = Raw::to(&worker.address).await;
     raw.hello(1, 1).await;
     raw.receive().await;
     raw.send(3, 1, &round_trip::open_payload(&watch())).await;

@@ -1,0 +1,100 @@
+//! The worker's side of a connection's beginning.
+
+use std::io;
+
+use futures_util::StreamExt;
+use signalbox_nats::async_nats::{Message, Subject, Subscriber};
+use signalbox_protocol::WorkerId;
+
+use super::{
+    NatsTransport,
+    flow::WINDOW_BYTES,
+    message::{self, Content, NotUnderstood},
+    stream::{Ends, NatsStream},
+};
+
+/// Takes the routers that connect to one worker.
+#[derive(Debug)]
+pub(crate) struct NatsListener {
+    transport: NatsTransport,
+    worker: WorkerId,
+    incoming: Subscriber,
+}
+
+impl NatsListener {
+    /// Listens from now on; while NATS is away, from when it is back.
+    pub(crate) async fn bind(transport: NatsTransport, worker: WorkerId) -> io::Result<Self> {
+        let subject = transport.subject(&worker);
+        let client = transport.nats.client();
+        let incoming = client.subscribe(subject).await.map_err(io::Error::other)?;
+        Ok(Self {
+            transport,
+            worker,
+            incoming,
+        })
+    }
+
+    pub(crate) fn worker(&self) -> &WorkerId {
+        &self.worker
+    }
+
+    pub(crate) fn transport(&self) -> &NatsTransport {
+        &self.transport
+    }
+
+    /// The next router's connection. Dropping the future loses at most a router that is connecting right now, as it
+    /// will notice.
+    pub(crate) async fn accept(&mut self) -> io::Result<NatsStream> {
+        loop {
+            let Some(message) = self.incoming.next().await else {
+                tracing::error!(worker.id = %self.worker, "the client of NATS has stopped: no router is heard any more");
+                return std::future::pending().await;
+            };
+            let Message {
+                payload,
+                reply: Some(peer),
+                ..
+            } = message
+            else {
+                continue;
+            };
+            match message::decode(payload).map(|message| message.content) {
+                Ok(Content::Connect { window }) => return self.agree(peer, window).await,
+                Ok(_) => tracing::debug!(%peer, "a message that is no Connect was skipped"),
+                Err(reason) => {
+                    tracing::warn!(%peer, %reason, "refused a router over NATS");
+                    self.refuse(peer, &reason).await?;
+                }
+            }
+        }
+    }
+
+    async fn agree(&self, peer: Subject, window: u32) -> io::Result<NatsStream> {
+        let client = self.transport.nats.client();
+        let ends = Ends {
+            connection: rand::random(),
+            own: client.new_inbox().into(),
+            peer,
+        };
+        let incoming = client
+            .subscribe(ends.own.clone())
+            .await
+            .map_err(io::Error::other)?;
+        let accept = Content::<&[u8]>::Accept { window: WINDOW_BYTES };
+        let accept = message::encode(ends.connection, 0, &accept);
+        client
+            .publish_with_reply(ends.peer.clone(), ends.own.clone(), accept)
+            .await
+            .map_err(io::Error::other)?;
+        Ok(NatsStream::new(&self.transport.nats, ends, incoming, window))
+    }
+
+    async fn refuse(&self, peer: Subject, reason: &NotUnderstood) -> io::Result<()> {
+        let reset = Content::<&[u8]>::Reset(format!("its Connect is not understood: {reason}"));
+        let client = self.transport.nats.client();
+        client
+            .publish(peer, message::encode(0, 0, &reset))
+            .await
+            .map_err(io::Error::other)
+    }
+}

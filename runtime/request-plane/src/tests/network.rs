@@ -1,0 +1,138 @@
+//! What a test runs over: TCP on loopback, or a NATS server of its own kind.
+
+use std::sync::{
+    Weak,
+    atomic::{AtomicU64, Ordering},
+};
+
+use parking_lot::Mutex;
+use signalbox_nats::{NatsConfig, NatsConnection};
+use signalbox_test_servers::NatsServer;
+
+use super::*;
+
+/// Which transport.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Over {
+    Tcp,
+    Nats,
+}
+
+/// Runs each of these behaviours, which take an [`Over`], once over TCP and once over NATS.
+macro_rules! over_tcp_and_nats {
+    ($($behaviour:ident),+ $(,)?) => {
+        mod tcp {
+            $(#[actix_rt::test]
+            async fn $behaviour() {
+                super::$behaviour(crate::tests::Over::Tcp).await;
+            })+
+        }
+        mod nats {
+            $(#[actix_rt::test]
+            async fn $behaviour() {
+                super::$behaviour(crate::tests::Over::Nats).await;
+            })+
+        }
+    };
+}
+pub(super) use over_tcp_and_nats;
+
+/// A network with one worker and any routers.
+pub(super) enum Network {
+    Tcp,
+    Nats {
+        /// Connections of their own, as in processes of their own.
+        worker: NatsTransport,
+        router: NatsTransport,
+        _server: Arc<NatsServer>,
+    },
+}
+
+impl Network {
+    pub(super) async fn of(over: Over) -> Self {
+        match over {
+            Over::Tcp => Self::Tcp,
+            Over::Nats => {
+                let server = shared_server();
+                let namespace = fresh_namespace();
+                Self::Nats {
+                    worker: transport(&server, &namespace).await,
+                    router: transport(&server, &namespace).await,
+                    _server: server,
+                }
+            }
+        }
+    }
+
+    /// A server of `worker-0`, which can be dialled from now on.
+    pub(super) async fn listen(&self, config: ServerConfig) -> Server {
+        match self {
+            Self::Tcp => Server::bind("127.0.0.1:0".parse().unwrap(), config)
+                .await
+                .unwrap(),
+            Self::Nats { worker, .. } => listen_on_nats(worker, config).await,
+        }
+    }
+
+    /// The same again, after the one before has left.
+    pub(super) async fn listen_again(&self, address: &str) -> Server {
+        let config = ServerConfig::default();
+        match self {
+            Self::Tcp => Server::bind(address.parse().unwrap(), config).await.unwrap(),
+            Self::Nats { worker, .. } => listen_on_nats(worker, config).await,
+        }
+    }
+
+    pub(super) fn link(&self, address: &str, mut config: LinkConfig) -> Link {
+        if let Self::Nats { router, .. } = self {
+            config.nats = Some(router.clone());
+        }
+        Link::to(address, config)
+    }
+}
+
+/// One server for all tests that run now; it ends with the last of them.
+fn shared_server() -> Arc<NatsServer> {
+    static SHARED: Mutex<Weak<NatsServer>> = Mutex::new(Weak::new());
+    let mut shared = SHARED.lock();
+    shared.upgrade().unwrap_or_else(|| {
+        let server = Arc::new(NatsServer::started());
+        *shared = Arc::downgrade(&server);
+        server
+    })
+}
+
+/// Tests that share a server do not see each other.
+pub(super) fn fresh_namespace() -> String {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    format!("test-{}", LAST.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(super) async fn transport(server: &NatsServer, namespace: &str) -> NatsTransport {
+    NatsTransport::new(connection(server).await, namespace).unwrap()
+}
+
+pub(super) async fn connection(server: &NatsServer) -> NatsConnection {
+    let config = NatsConfig {
+        url: server.url(),
+        ..NatsConfig::default()
+    };
+    NatsConnection::start(&config, "test").await.unwrap()
+}
+
+pub(super) async fn listen_on_nats(transport: &NatsTransport, config: ServerConfig) -> Server {
+    let server = Server::on_nats(transport.clone(), "worker-0".parse().unwrap(), config)
+        .await
+        .unwrap();
+    subscribed(transport.connection()).await;
+    server
+}
+
+/// Returns when the server knows every subscription made on this connection before.
+pub(super) async fn subscribed(connection: &NatsConnection) {
+    let client = connection.client();
+    let inbox = client.new_inbox();
+    let mut echo = client.subscribe(inbox.clone()).await.unwrap();
+    client.publish(inbox, Bytes::new()).await.unwrap();
+    soon(echo.next()).await.unwrap();
+}
