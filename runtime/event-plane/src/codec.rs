@@ -48,6 +48,26 @@ pub fn decode_batch(bytes: &[u8]) -> Result<KvEventBatch, CodecError> {
     })
 }
 
+/// Reads a message: one or more batches as [`encode_batch`] wrote them, one after the other. Allocates no more than
+/// about eight times the bytes given, whatever they are.
+///
+/// One damaged batch refuses the whole message: what comes after it cannot be told from garbage.
+pub fn decode_batches(bytes: &[u8]) -> Result<Vec<KvEventBatch>, CodecError> {
+    let mut input = Input { bytes, at: 0 };
+    let mut batches = Vec::new();
+    loop {
+        let (epoch, sequence, events) = input.numbered_events(BATCH)?;
+        batches.push(KvEventBatch {
+            epoch,
+            sequence,
+            events,
+        });
+        if input.at == bytes.len() {
+            return Ok(batches);
+        }
+    }
+}
+
 /// The bytes of a snapshot, laid out as a batch.
 pub fn encode_snapshot(snapshot: &KvSnapshot) -> Bytes {
     encode(SNAPSHOT, snapshot.epoch, snapshot.next_sequence, &snapshot.stored)
@@ -108,28 +128,11 @@ fn put_count(bytes: &mut BytesMut, count: usize) {
 
 fn decode(kind: u8, bytes: &[u8]) -> Result<(WorkerEpoch, u64, Vec<KvEvent>), CodecError> {
     let mut input = Input { bytes, at: 0 };
-    match input.u8()? {
-        VERSION => {}
-        other => return Err(CodecError::Version(other)),
-    }
-    if input.u8()? != kind {
-        return Err(input.damaged(1));
-    }
-    let epoch = WorkerEpoch(input.u64()?);
-    let sequence = input.u64()?;
-    let count = input.count(EVENT_LEN)?;
-    let mut events = Vec::with_capacity(count);
-    for _ in 0..count {
-        let event = input.event()?;
-        if kind == SNAPSHOT && !matches!(event, KvEvent::Stored { .. }) {
-            return Err(input.damaged(0));
-        }
-        events.push(event);
-    }
+    let decoded = input.numbered_events(kind)?;
     if input.at != bytes.len() {
         return Err(input.damaged(0));
     }
-    Ok((epoch, sequence, events))
+    Ok(decoded)
 }
 
 /// The bytes, read from the front.
@@ -139,6 +142,29 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
+    /// A whole batch or snapshot.
+    fn numbered_events(&mut self, kind: u8) -> Result<(WorkerEpoch, u64, Vec<KvEvent>), CodecError> {
+        match self.u8()? {
+            VERSION => {}
+            other => return Err(CodecError::Version(other)),
+        }
+        if self.u8()? != kind {
+            return Err(self.damaged(1));
+        }
+        let epoch = WorkerEpoch(self.u64()?);
+        let sequence = self.u64()?;
+        let count = self.count(EVENT_LEN)?;
+        let mut events = Vec::with_capacity(count);
+        for _ in 0..count {
+            let event = self.event()?;
+            if kind == SNAPSHOT && !matches!(event, KvEvent::Stored { .. }) {
+                return Err(self.damaged(0));
+            }
+            events.push(event);
+        }
+        Ok((epoch, sequence, events))
+    }
+
     fn event(&mut self) -> Result<KvEvent, CodecError> {
         let kind = self.u8()?;
         let tier = self.u8()?;

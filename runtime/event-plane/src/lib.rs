@@ -24,7 +24,7 @@ mod memory;
 mod plane;
 mod retained;
 
-pub use codec::{CodecError, decode_batch, decode_snapshot, encode_batch, encode_snapshot};
+pub use codec::{CodecError, decode_batch, decode_batches, decode_snapshot, encode_batch, encode_snapshot};
 pub use cursor::{StreamCursor, Verdict};
 pub use log::{EventLog, LogReader, NotRetained};
 pub use memory::MemoryPlane;

@@ -1,205 +1,152 @@
 //! The event plane within a process.
 //!
 //! The twin of NATS JetStream: one bounded log for each worker; a subscription is a position in it, so a slow one
-//! holds nobody up and costs no memory. It skips what the log dropped, and says so.
+//! holds nobody up and costs no memory. It skips what the log dropped, and says so. The plane over NATS keeps what
+//! it received in one of these: its subscriptions are the same.
 
-use std::{collections::HashMap, pin::Pin, sync::Arc};
-
-use parking_lot::Mutex;
-use signalbox_protocol::{KvEventBatch, WorkerEpoch, WorkerId};
-use tokio::sync::watch;
-
-use crate::{
-    Delivery, DeliverySource, EventPlane, Retention, Subscription,
-    codec::{HEADER_LEN, event_len},
-    retained::{At, RetainedLog},
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
+use signalbox_protocol::{KvEventBatch, PlaneStatus, WorkerEpoch, WorkerId};
+use tokio::sync::watch;
+
+use crate::{EventPlane, Retention, Subscription};
+
+mod log;
+#[cfg(test)]
+mod tests;
+
+use log::WorkerLog;
+
+/// A subscriber starts from a snapshot that is at most this old. So for this long after a loss, a worker met for the
+/// first time is one whose snapshot may be from before the loss.
+const OLDEST_SNAPSHOT: Duration = Duration::from_secs(60);
+
 /// The in-process twin of NATS JetStream: one bounded log a worker. Cloning makes another handle.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Clone)]
 pub struct MemoryPlane {
-    retention: Retention,
-    workers: Arc<Mutex<HashMap<WorkerId, Arc<WorkerLog>>>>,
+    shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct WorkerLog {
-    batches: Mutex<RetainedLog<Arc<KvEventBatch>>>,
-    /// Whether the worker was forgotten; sent again for each batch, to wake the subscriptions.
-    forgotten: watch::Sender<bool>,
+struct Shared {
+    retention: Retention,
+    max_workers: usize,
+    workers: Mutex<Workers>,
+    status: watch::Sender<PlaneStatus>,
+}
+
+#[derive(Debug, Default)]
+struct Workers {
+    logs: HashMap<WorkerId, Arc<WorkerLog>>,
+    /// Counts the batches of all, to tell who has been silent longest.
+    published: u64,
+    /// When something was last lost that a worker without a log may have said.
+    lost: Option<Instant>,
 }
 
 impl MemoryPlane {
     /// An empty plane.
     pub fn new() -> Arc<Self> {
-        Arc::default()
+        Self::with_retention(Retention::default())
     }
 
     /// An empty plane that keeps more or less of each worker than by default.
     pub fn with_retention(retention: Retention) -> Arc<Self> {
-        Arc::new(Self {
-            retention,
-            workers: Arc::default(),
-        })
+        Arc::new(Self::bounded(retention, usize::MAX))
     }
 
-    fn log(&self, worker: &WorkerId) -> Arc<WorkerLog> {
-        let new = || {
-            let batches = Mutex::new(RetainedLog::new(self.retention));
-            Arc::new(WorkerLog {
-                batches,
-                forgotten: watch::Sender::new(false),
-            })
-        };
-        self.workers
-            .lock()
-            .entry(worker.clone())
-            .or_insert_with(new)
-            .clone()
+    /// An empty plane for workers that need not exist: past `max_workers`, those are forgotten that nobody follows
+    /// and that have been silent longest.
+    pub(crate) fn bounded(retention: Retention, max_workers: usize) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                retention,
+                max_workers,
+                workers: Mutex::default(),
+                status: watch::Sender::new(PlaneStatus::in_process("memory")),
+            }),
+        }
+    }
+
+    /// Something that any worker said may be lost: every subscription is told, or the next one where a worker has
+    /// none.
+    pub(crate) fn skip_all(&self) {
+        let mut workers = self.shared.workers.lock();
+        workers.lost = Some(Instant::now());
+        workers.logs.values().for_each(|log| log.skip());
+    }
+
+    /// Something that this worker said is lost.
+    pub(crate) fn skip(&self, worker: &WorkerId) {
+        if let Some(log) = self.shared.workers.lock().logs.get(worker) {
+            log.skip();
+        }
     }
 }
 
 impl EventPlane for MemoryPlane {
     fn publish(&self, worker: &WorkerId, batch: &KvEventBatch) {
-        let log = self.log(worker);
-        let bytes = HEADER_LEN + batch.events.iter().map(event_len).sum::<usize>();
-        log.batches.lock().push(Arc::new(batch.clone()), bytes);
-        log.forgotten.send_modify(|_unchanged| {});
+        let mut workers = self.shared.workers.lock();
+        workers.published += 1;
+        let now = workers.published;
+        if !workers.logs.contains_key(worker) && !workers.make_room(self.shared.max_workers) {
+            return;
+        }
+        let log = workers.log(worker, self.shared.retention);
+        drop(workers);
+        log.push(batch, now);
     }
 
     fn subscribe(&self, worker: &WorkerId, after: Option<(WorkerEpoch, u64)>) -> Subscription {
-        let log = self.log(worker);
-        let position = {
-            let batches = log.batches.lock();
-            match after {
-                Some(wanted) => batches.first(|batch| (batch.epoch, batch.sequence) >= wanted),
-                None => batches.next(),
-            }
-        };
-        let forgotten = log.forgotten.subscribe();
-        Subscription::new(Follower {
-            log,
-            position,
-            expected: after,
-            held_back: None,
-            forgotten,
-        })
+        // Under the lock, so that nobody takes the log for one that is not followed.
+        let mut workers = self.shared.workers.lock();
+        workers.log(worker, self.shared.retention).follow(after)
     }
 
     fn forget(&self, worker: &WorkerId) {
-        if let Some(log) = self.workers.lock().remove(worker) {
-            log.forgotten.send_replace(true);
-        }
-    }
-}
-
-/// A position in a worker's log.
-#[derive(Debug)]
-struct Follower {
-    log: Arc<WorkerLog>,
-    position: u64,
-    /// The first batch that nothing was missed before, where that is known.
-    expected: Option<(WorkerEpoch, u64)>,
-    /// Comes next: a `Skipped` went before it.
-    held_back: Option<Arc<KvEventBatch>>,
-    forgotten: watch::Receiver<bool>,
-}
-
-impl DeliverySource for Follower {
-    fn next(&mut self) -> Pin<Box<dyn Future<Output = Delivery> + Send + '_>> {
-        Box::pin(async {
-            loop {
-                // Marked as seen before looking, so that what comes in between wakes us.
-                if *self.forgotten.borrow_and_update() {
-                    return Delivery::Closed;
-                }
-                if let Some(delivery) = self.look() {
-                    return delivery;
-                }
-                // The sender lives as long as we hold the log, so this only ever waits.
-                _ = self.forgotten.changed().await;
-            }
-        })
-    }
-}
-
-impl Follower {
-    fn look(&mut self) -> Option<Delivery> {
-        if let Some(batch) = self.held_back.take() {
-            return Some(self.deliver(&batch));
-        }
-        let found = self.log.batches.lock().at(self.position);
-        match found {
-            At::Ahead => None,
-            At::Gone { oldest } => {
-                self.position = oldest;
-                self.expected = None;
-                Some(Delivery::Skipped)
-            }
-            At::Entry(batch) => {
-                self.position += 1;
-                if self.follows(&batch) {
-                    return Some(self.deliver(&batch));
-                }
-                self.held_back = Some(batch);
-                Some(Delivery::Skipped)
-            }
+        let log = self.shared.workers.lock().logs.remove(worker);
+        if let Some(log) = log {
+            log.close();
         }
     }
 
-    /// Whether nothing is missing before `batch`. A new epoch makes what is missing of the old one irrelevant.
-    fn follows(&self, batch: &KvEventBatch) -> bool {
-        self.expected.is_none_or(|(epoch, sequence)| {
-            batch.sequence == 0 || (batch.epoch, batch.sequence) <= (epoch, sequence)
-        })
-    }
-
-    fn deliver(&mut self, batch: &KvEventBatch) -> Delivery {
-        // An old batch published again takes nothing back.
-        self.expected = self.expected.max(Some((batch.epoch, batch.sequence + 1)));
-        Delivery::Batch(batch.clone())
+    fn status(&self) -> watch::Receiver<PlaneStatus> {
+        self.shared.status.subscribe()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plane::behaviour;
-
-    #[tokio::test]
-    async fn it_behaves_as_an_event_plane() {
-        let retained = 8;
-        behaviour::of(retained, || {
-            MemoryPlane::with_retention(Retention {
-                batches: retained,
-                bytes: 1 << 20,
-            })
-        })
-        .await;
+impl Workers {
+    fn log(&mut self, worker: &WorkerId, retention: Retention) -> Arc<WorkerLog> {
+        let after_loss = self.lost.is_some_and(|lost| lost.elapsed() < OLDEST_SNAPSHOT);
+        self.logs
+            .entry(worker.clone())
+            .or_insert_with(|| Arc::new(WorkerLog::new(retention, after_loss)))
+            .clone()
     }
 
-    #[tokio::test]
-    async fn what_takes_too_many_bytes_is_skipped_too() {
-        let plane = MemoryPlane::with_retention(Retention {
-            batches: 100,
-            bytes: 3 * HEADER_LEN,
-        });
-        let worker = behaviour::worker("a");
-        for sequence in 0..10 {
-            plane.publish(
-                &worker,
-                &KvEventBatch {
-                    epoch: WorkerEpoch(1),
-                    sequence,
-                    events: vec![],
-                },
-            );
+    /// Makes room for one more; whether there is. A quarter goes at once, so that a flood of made-up workers costs
+    /// little for each.
+    fn make_room(&mut self, max_workers: usize) -> bool {
+        if self.logs.len() < max_workers {
+            return true;
         }
-        let mut subscription = plane.subscribe(&worker, Some((WorkerEpoch(1), 0)));
-        assert_eq!(subscription.next().await, Delivery::Skipped);
-        let Delivery::Batch(batch) = subscription.next().await else {
-            panic!("three are kept")
-        };
-        assert_eq!(batch.sequence, 7);
+        let mut silent: Vec<(u64, WorkerId)> = self
+            .logs
+            .iter()
+            .filter(|(_, log)| !log.is_followed())
+            .map(|(worker, log)| (log.spoke(), worker.clone()))
+            .collect();
+        silent.sort_unstable();
+        silent.truncate((max_workers / 4).max(1));
+        for (_, worker) in silent {
+            self.logs.remove(&worker);
+            self.lost = Some(Instant::now());
+        }
+        self.logs.len() < max_workers
     }
 }

@@ -2,7 +2,8 @@
 
 use std::{fmt::Debug, pin::Pin};
 
-use signalbox_protocol::{KvEventBatch, WorkerEpoch, WorkerId};
+use signalbox_protocol::{KvEventBatch, PlaneStatus, WorkerEpoch, WorkerId};
+use tokio::sync::watch;
 
 #[cfg(test)]
 pub(crate) mod behaviour;
@@ -23,6 +24,9 @@ pub trait EventPlane: Send + Sync + Debug + 'static {
     /// The worker left for good: what it said is dropped and its subscriptions are closed. Should it publish again,
     /// it is a new one.
     fn forget(&self, worker: &WorkerId);
+
+    /// How whatever carries the events is doing, and every change of that.
+    fn status(&self) -> watch::Receiver<PlaneStatus>;
 }
 
 /// One worker's batches as they arrive.

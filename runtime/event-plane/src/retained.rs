@@ -70,6 +70,20 @@ impl<T: Clone> RetainedLog<T> {
         }
     }
 
+    /// Drops the entries before `position`: they are needed no more.
+    pub(crate) fn release(&mut self, position: u64) {
+        while self.oldest < position
+            && let Some((_, bytes)) = self.entries.pop_front()
+        {
+            self.bytes -= bytes;
+            self.oldest += 1;
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     pub(crate) fn at(&self, position: u64) -> At<T> {
         let Some(index) = position.checked_sub(self.oldest) else {
             return At::Gone { oldest: self.oldest };
@@ -123,5 +137,24 @@ mod tests {
         log.push(5, 1000);
         assert_eq!((log.oldest(), log.at(5)), (5, At::Entry(5)), "the newest stays");
         assert_eq!((log.first(|entry| *entry == 5), log.first(|_| false)), (5, 6));
+    }
+
+    #[test]
+    fn what_is_released_makes_room() {
+        let mut log = RetainedLog::new(Retention {
+            batches: 10,
+            bytes: 100,
+        });
+        for entry in 0..4 {
+            log.push(entry, 30);
+        }
+        assert_eq!((log.oldest(), log.len()), (1, 3), "three of 30 bytes fit");
+        log.release(3);
+        log.release(0);
+        assert_eq!((log.oldest(), log.len()), (3, 1));
+        log.push(4, 70);
+        assert_eq!((log.oldest(), log.len()), (3, 2), "30 and 70 bytes fit");
+        log.release(100);
+        assert_eq!((log.oldest(), log.next(), log.len()), (5, 5, 0));
     }
 }

@@ -124,6 +124,26 @@ proptest! {
         prop_assert_eq!(decode_snapshot(&encode_snapshot(&snapshot)).unwrap(), snapshot);
     }
 
+    #[test]
+    fn a_message_holds_one_or_more_batches(
+        batches in prop::collection::vec(prop::collection::vec(event(), 0..5), 1..5), cut: prop::sample::Index,
+    ) {
+        let batches: Vec<_> = batches
+            .into_iter()
+            .enumerate()
+            .map(|(sequence, events)| KvEventBatch { epoch: WorkerEpoch(1), sequence: sequence as u64, events })
+            .collect();
+        let encoded: Vec<_> = batches.iter().map(encode_batch).collect();
+        let message = encoded.concat();
+        prop_assert_eq!(decode_batches(&message).unwrap(), batches.clone());
+        let ends: Vec<_> = encoded.iter().scan(0, |end, batch| { *end += batch.len(); Some(*end) }).collect();
+        let cut = cut.index(message.len());
+        match ends.iter().position(|end| *end == cut) {
+            Some(whole) => prop_assert_eq!(decode_batches(&message[..cut]).unwrap(), &batches[..=whole]),
+            None => prop_assert!(decode_batches(&message[..cut]).is_err()),
+        }
+    }
+
     /// Whatever a stranger sends is an error, not a panic or a large allocation; what is cut short is told as such.
     #[test]
     fn damaged_bytes_are_survived(events in prop::collection::vec(event(), 0..5), at: prop::sample::Index, byte: u8) {

@@ -11,19 +11,20 @@ const SECOND: WorkerEpoch = WorkerEpoch(2000);
 /// Only ends a test that would hang.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Checks planes that `plane` makes and that keep `retained` batches of a worker, at least 8.
-pub(crate) async fn of<P: EventPlane>(retained: usize, plane: impl Fn() -> Arc<P>) {
+/// Checks planes that `plane` makes and that keep `retained` batches of a worker, at least 8. Each is empty, and
+/// what is published on it is received from then on.
+pub(crate) async fn of<P: EventPlane>(retained: usize, plane: impl AsyncFn() -> Arc<P>) {
     let retained = retained as u64;
-    batches_arrive_in_order_before_and_after(&*plane()).await;
-    a_subscription_may_come_before_the_first_batch(&*plane()).await;
-    from_now_on_leaves_out_what_was(&*plane()).await;
-    a_new_epoch_follows_the_old_one(&*plane()).await;
-    workers_are_apart(&*plane()).await;
-    a_position_no_longer_kept_is_skipped(&*plane(), retained).await;
-    one_who_falls_behind_is_told(&*plane(), retained).await;
-    a_hole_in_what_was_published_is_told(&*plane()).await;
-    what_is_published_twice_does_not_look_like_a_hole(&*plane()).await;
-    forgetting_closes_and_starts_over(&*plane()).await;
+    batches_arrive_in_order_before_and_after(&*plane().await).await;
+    a_subscription_may_come_before_the_first_batch(&*plane().await).await;
+    from_now_on_leaves_out_what_was(&*plane().await).await;
+    a_new_epoch_follows_the_old_one(&*plane().await).await;
+    workers_are_apart(&*plane().await).await;
+    a_position_no_longer_kept_is_skipped(&*plane().await, retained).await;
+    one_who_falls_behind_is_told(&*plane().await, retained).await;
+    a_hole_in_what_was_published_is_told(&*plane().await).await;
+    what_is_published_twice_does_not_look_like_a_hole(&*plane().await).await;
+    forgetting_closes_and_starts_over(&*plane().await).await;
 }
 
 pub(crate) fn worker(name: &str) -> WorkerId {
@@ -31,7 +32,7 @@ pub(crate) fn worker(name: &str) -> WorkerId {
 }
 
 async fn batches_arrive_in_order_before_and_after(plane: &impl EventPlane) {
-    publish(plane, "a", FIRST, 0..3);
+    publish_and_settle(plane, "a", FIRST, 0..3).await;
     let mut all = plane.subscribe(&worker("a"), Some((FIRST, 0)));
     let mut rest = plane.subscribe(&worker("a"), Some((FIRST, 2)));
     expect(&mut all, FIRST, 0..3).await;
@@ -49,14 +50,14 @@ async fn a_subscription_may_come_before_the_first_batch(plane: &impl EventPlane)
 }
 
 async fn from_now_on_leaves_out_what_was(plane: &impl EventPlane) {
-    publish(plane, "a", FIRST, 0..3);
+    publish_and_settle(plane, "a", FIRST, 0..3).await;
     let mut subscription = plane.subscribe(&worker("a"), None);
     publish(plane, "a", FIRST, 3..5);
     expect(&mut subscription, FIRST, 3..5).await;
 }
 
 async fn a_new_epoch_follows_the_old_one(plane: &impl EventPlane) {
-    publish(plane, "a", FIRST, 0..3);
+    publish_and_settle(plane, "a", FIRST, 0..3).await;
     let mut subscription = plane.subscribe(&worker("a"), Some((FIRST, 1)));
     publish(plane, "a", SECOND, 0..2);
     expect(&mut subscription, FIRST, 1..3).await;
@@ -72,7 +73,7 @@ async fn workers_are_apart(plane: &impl EventPlane) {
 
 async fn a_position_no_longer_kept_is_skipped(plane: &impl EventPlane, retained: u64) {
     let published = 2 * retained;
-    publish(plane, "a", FIRST, 0..published);
+    publish_and_settle(plane, "a", FIRST, 0..published).await;
     let mut subscription = plane.subscribe(&worker("a"), Some((FIRST, 1)));
     assert_eq!(next(&mut subscription).await, Delivery::Skipped);
     let first = expect_batch(&mut subscription).await;
@@ -88,7 +89,7 @@ async fn one_who_falls_behind_is_told(plane: &impl EventPlane, retained: u64) {
     publish(plane, "a", FIRST, 0..1);
     expect(&mut subscription, FIRST, 0..1).await;
     let published = 100 * retained;
-    publish(plane, "a", FIRST, 1..published);
+    publish_and_settle(plane, "a", FIRST, 1..published).await;
     // A plane may have some under way already; whatever is missing is told right before what comes after.
     let (mut expected, mut told) = (1, 0);
     while expected < published {
@@ -141,7 +142,7 @@ async fn what_is_published_twice_does_not_look_like_a_hole(plane: &impl EventPla
 }
 
 async fn forgetting_closes_and_starts_over(plane: &impl EventPlane) {
-    publish(plane, "a", FIRST, 0..2);
+    publish_and_settle(plane, "a", FIRST, 0..2).await;
     let mut subscription = plane.subscribe(&worker("a"), Some((FIRST, 2)));
     plane.forget(&worker("a"));
     plane.forget(&worker("never-seen"));
@@ -156,6 +157,15 @@ fn publish(plane: &impl EventPlane, name: &str, epoch: WorkerEpoch, sequences: R
     for sequence in sequences {
         plane.publish(&worker(name), &batch(epoch, sequence));
     }
+}
+
+/// Publishes, and returns when the last one is where those who come late find it.
+async fn publish_and_settle(plane: &impl EventPlane, name: &str, epoch: WorkerEpoch, sequences: Range<u64>) {
+    let mut witness = plane.subscribe(&worker(name), None);
+    let last = sequences.end - 1;
+    publish(plane, name, epoch, sequences);
+    // It may skip some.
+    while next(&mut witness).await != Delivery::Batch(batch(epoch, last)) {}
 }
 
 /// Tells its epoch and sequence in its content too.

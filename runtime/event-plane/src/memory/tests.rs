@@ -1,0 +1,122 @@
+use signalbox_protocol::PlaneState;
+
+use super::*;
+use crate::{Delivery, codec::HEADER_LEN, plane::behaviour};
+
+const EPOCH: WorkerEpoch = WorkerEpoch(1);
+
+fn publish(plane: &MemoryPlane, worker: &str, sequence: u64) {
+    plane.publish(
+        &behaviour::worker(worker),
+        &KvEventBatch {
+            epoch: EPOCH,
+            sequence,
+            events: vec![],
+        },
+    );
+}
+
+fn follow(plane: &MemoryPlane, worker: &str, wanted: u64) -> Subscription {
+    plane.subscribe(&behaviour::worker(worker), Some((EPOCH, wanted)))
+}
+
+async fn expect_batch(subscription: &mut Subscription, sequence: u64) {
+    match subscription.next().await {
+        Delivery::Batch(batch) => assert_eq!(batch.sequence, sequence),
+        other => panic!("{other:?} instead of batch {sequence}"),
+    }
+}
+
+#[tokio::test]
+async fn it_behaves_as_an_event_plane() {
+    let retained = 8;
+    behaviour::of(retained, async || {
+        MemoryPlane::with_retention(Retention {
+            batches: retained,
+            bytes: 1 << 20,
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn it_is_always_up() {
+    let status = MemoryPlane::new().status();
+    assert_eq!(
+        (status.borrow().kind.as_str(), status.borrow().state),
+        ("memory", PlaneState::Up)
+    );
+}
+
+#[tokio::test]
+async fn what_takes_too_many_bytes_is_skipped_too() {
+    let plane = MemoryPlane::with_retention(Retention {
+        batches: 100,
+        bytes: 3 * HEADER_LEN,
+    });
+    (0..10).for_each(|sequence| publish(&plane, "a", sequence));
+    let mut subscription = follow(&plane, "a", 0);
+    assert_eq!(subscription.next().await, Delivery::Skipped);
+    expect_batch(&mut subscription, 7).await;
+}
+
+#[tokio::test]
+async fn a_loss_is_told_to_all_even_where_nobody_speaks() {
+    let plane = MemoryPlane::new();
+    let (mut a, mut silent) = (follow(&plane, "a", 0), follow(&plane, "silent", 0));
+    publish(&plane, "a", 0);
+    expect_batch(&mut a, 0).await;
+    plane.skip_all();
+    assert_eq!(a.next().await, Delivery::Skipped);
+    assert_eq!(silent.next().await, Delivery::Skipped);
+    publish(&plane, "a", 5);
+    expect_batch(&mut a, 5).await;
+
+    plane.skip(&behaviour::worker("a"));
+    plane.skip(&behaviour::worker("unknown"));
+    publish(&plane, "silent", 0);
+    assert_eq!(a.next().await, Delivery::Skipped);
+    expect_batch(&mut silent, 0).await;
+}
+
+#[tokio::test]
+async fn a_loss_that_nobody_was_told_of_is_told_to_the_next_one() {
+    let plane = MemoryPlane::new();
+    publish(&plane, "a", 0);
+    plane.skip_all();
+    for worker in ["a", "not seen before"] {
+        let worker = worker.replace(' ', "-");
+        let mut first = follow(&plane, &worker, 1);
+        assert_eq!(first.next().await, Delivery::Skipped, "{worker}");
+        let mut second = follow(&plane, &worker, 1);
+        publish(&plane, &worker, 1);
+        expect_batch(&mut second, 1).await;
+    }
+    // Followed at the time of the loss, and given up before it was told.
+    let unread = follow(&plane, "a", 2);
+    plane.skip_all();
+    drop(unread);
+    assert_eq!(follow(&plane, "a", 2).next().await, Delivery::Skipped);
+}
+
+#[tokio::test]
+async fn there_is_a_bound_on_workers_and_those_followed_stay() {
+    let plane = MemoryPlane::bounded(Retention::default(), 8);
+    let mut followed = follow(&plane, "followed", 0);
+    for number in 0..100 {
+        publish(&plane, &format!("made-up-{number}"), 0);
+        assert!(plane.shared.workers.lock().logs.len() <= 8);
+    }
+    publish(&plane, "followed", 0);
+    expect_batch(&mut followed, 0).await;
+    // The newest stays; one that went may have said something that is lost.
+    let mut newest = follow(&plane, "made-up-99", 0);
+    assert_eq!(newest.next().await, Delivery::Skipped, "it is new since the first was forgotten");
+    expect_batch(&mut newest, 0).await;
+    assert_eq!(follow(&plane, "made-up-0", 1).next().await, Delivery::Skipped);
+    // Where all are followed, one more is not kept.
+    let all: Vec<_> = (0..8).map(|number| follow(&plane, &format!("w{number}"), 0)).collect();
+    publish(&plane, "one-more", 0);
+    assert!(!plane.shared.workers.lock().logs.contains_key(&behaviour::worker("one-more")));
+    drop(all);
+}
