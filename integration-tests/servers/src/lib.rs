@@ -22,7 +22,7 @@ use tempfile::TempDir;
 /// Longest wait for a server to answer after its start.
 const START: Duration = Duration::from_secs(30);
 
-/// A NATS server with JetStream.
+/// A NATS server, with JetStream unless told otherwise.
 #[derive(Debug)]
 pub struct NatsServer(Server);
 
@@ -64,6 +64,12 @@ impl NatsServer {
         let mut server = Self::prepare();
         server.start();
         server
+    }
+
+    /// Without JetStream from its next start on.
+    pub fn without_jetstream(mut self) -> Self {
+        self.0.arguments.retain(|argument| argument != "--jetstream");
+        self
     }
 
     /// `nats://127.0.0.1:port`

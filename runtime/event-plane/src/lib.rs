@@ -7,11 +7,11 @@
 //!                                                                 apply, ignore, or resync
 //! ```
 //!
-//! - [`encode_batch`], [`decode_batch`]: the bytes, the same on every transport; `README.md` beside this crate's
+//! - [`encode_batch`], [`decode_batches`]: the bytes, the same on every transport; `README.md` beside this crate's
 //!   manifest describes them.
 //! - [`EventLog`]: the worker side. Batches of one worker life are numbered from 0 without holes.
 //! - [`EventPlane`]: delivers at least once and in order, and says [`Delivery::Skipped`] rather than hide a hole.
-//!   [`MemoryPlane`] does so within a process.
+//!   [`MemoryPlane`] does so within a process, [`NatsPlane`] over NATS JetStream.
 //! - [`StreamCursor`]: the router side. Judges each batch, so that a worker's changes apply in order, once, or not
 //!   at all.
 //!
@@ -21,12 +21,15 @@ mod codec;
 mod cursor;
 mod log;
 mod memory;
+mod nats;
 mod plane;
 mod retained;
+mod subject;
 
 pub use codec::{CodecError, decode_batch, decode_batches, decode_snapshot, encode_batch, encode_snapshot};
 pub use cursor::{StreamCursor, Verdict};
 pub use log::{EventLog, LogReader, NotRetained};
 pub use memory::MemoryPlane;
+pub use nats::{NatsPlane, NatsPlaneConfig};
 pub use plane::{Delivery, DeliverySource, EventPlane, Subscription};
 pub use retained::Retention;

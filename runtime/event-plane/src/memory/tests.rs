@@ -111,12 +111,25 @@ async fn there_is_a_bound_on_workers_and_those_followed_stay() {
     expect_batch(&mut followed, 0).await;
     // The newest stays; one that went may have said something that is lost.
     let mut newest = follow(&plane, "made-up-99", 0);
-    assert_eq!(newest.next().await, Delivery::Skipped, "it is new since the first was forgotten");
+    assert_eq!(
+        newest.next().await,
+        Delivery::Skipped,
+        "it is new since the first was forgotten"
+    );
     expect_batch(&mut newest, 0).await;
     assert_eq!(follow(&plane, "made-up-0", 1).next().await, Delivery::Skipped);
     // Where all are followed, one more is not kept.
-    let all: Vec<_> = (0..8).map(|number| follow(&plane, &format!("w{number}"), 0)).collect();
+    let all: Vec<_> = (0..8)
+        .map(|number| follow(&plane, &format!("w{number}"), 0))
+        .collect();
     publish(&plane, "one-more", 0);
-    assert!(!plane.shared.workers.lock().logs.contains_key(&behaviour::worker("one-more")));
+    assert!(
+        !plane
+            .shared
+            .workers
+            .lock()
+            .logs
+            .contains_key(&behaviour::worker("one-more"))
+    );
     drop(all);
 }

@@ -1,0 +1,150 @@
+//! What a look at the stream finds, step by step.
+
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    Delivery,
+    nats::tests::support::{self, batch, next, worker},
+};
+
+/// A reader with a consumer, and what it needs. Nothing runs by itself here but the keeper of the stream.
+struct Fixture {
+    raw: support::Raw,
+    reader: Reader,
+    session: Session,
+    silent: crate::Subscription,
+    _keeper: tokio_util::task::AbortOnDropHandle<()>,
+    _server: signalbox_test_servers::NatsServer,
+}
+
+async fn fixture() -> Fixture {
+    let server = signalbox_test_servers::NatsServer::started();
+    let (store, keeper) = EventStore::start(support::connect(&server).await, 1);
+    store.usable().await;
+    let received = MemoryPlane::clone(&MemoryPlane::new());
+    let filter = "signalbox.own.kv_events.*".into();
+    let mut reader = Reader::new(store, filter, received.clone(), watch::Sender::new(false));
+    let session = reader.start(datetime::now()).await.unwrap();
+    let silent = received.subscribe(&worker("silent"), Some((support::EPOCH, 0)));
+    Fixture {
+        raw: support::Raw::connect(&server).await,
+        reader,
+        session,
+        silent,
+        _keeper: keeper,
+        _server: server,
+    }
+}
+
+impl Fixture {
+    /// Whether a look at the stream finds a loss.
+    async fn check_tells_loss(&mut self) -> bool {
+        self.reader.check(&self.session).await.unwrap();
+        let told = tokio::time::timeout(Duration::ZERO, self.silent.next()).await;
+        assert!(matches!(told, Err(_) | Ok(Delivery::Skipped)));
+        told.is_ok()
+    }
+
+    async fn receive(&mut self, count: usize) {
+        let mut messages = self
+            .session
+            .consumer
+            .fetch()
+            .max_messages(count)
+            .messages()
+            .await
+            .unwrap();
+        while let Some(message) = messages.next().await {
+            self.reader.receive(&mut self.session, &message.unwrap()).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_read_may_go() {
+    let mut at = fixture().await;
+    at.raw.publish("own", "a", 0..3).await;
+    at.receive(3).await;
+    assert!(!at.check_tells_loss().await);
+    at.raw.purge().await;
+    assert!(!at.check_tells_loss().await);
+}
+
+#[tokio::test]
+async fn what_was_not_read_is_missed_even_where_nobody_speaks() {
+    let mut at = fixture().await;
+    at.raw.publish("own", "a", 0..3).await;
+    at.receive(2).await;
+    assert!(!at.check_tells_loss().await);
+    at.raw.purge().await;
+    assert!(at.check_tells_loss().await);
+    assert!(!at.check_tells_loss().await, "once");
+}
+
+#[tokio::test]
+async fn what_others_said_may_go() {
+    let mut at = fixture().await;
+    at.raw.publish("own", "a", 0..1).await;
+    at.raw.publish("other", "a", 0..5).await;
+    at.receive(1).await;
+    assert!(!at.check_tells_loss().await);
+    at.raw.purge().await;
+    assert!(!at.check_tells_loss().await);
+    // It goes on from there.
+    at.raw.publish("other", "a", 5..6).await;
+    at.raw.publish("own", "a", 1..2).await;
+    at.receive(1).await;
+    assert!(!at.check_tells_loss().await);
+    let mut late = at
+        .reader
+        .received
+        .subscribe(&worker("a"), Some((support::EPOCH, 0)));
+    for sequence in 0..2 {
+        assert_eq!(next(&mut late).await, Delivery::Batch(batch(sequence)));
+    }
+}
+
+#[tokio::test]
+async fn a_hole_in_what_the_consumer_delivers_ends_it() {
+    let mut at = fixture().await;
+    at.raw.publish("own", "a", 0..3).await;
+    let mut messages = at
+        .session
+        .consumer
+        .fetch()
+        .max_messages(2)
+        .messages()
+        .await
+        .unwrap();
+    let (_lost, second) = (messages.next().await.unwrap(), messages.next().await.unwrap());
+    at.reader.receive(&mut at.session, &second.unwrap()).unwrap_err();
+    // The next consumer delivers all again.
+    at.session = at.reader.start(datetime::now()).await.unwrap();
+    at.receive(3).await;
+    assert!(!at.check_tells_loss().await);
+}
+
+#[tokio::test]
+async fn a_stream_made_anew_ends_the_consumer_and_the_next_one_tells() {
+    let mut at = fixture().await;
+    at.raw.publish("own", "a", 0..3).await;
+    at.receive(3).await;
+    at.raw.delete_stream().await;
+    at.reader.check(&at.session).await.unwrap_err();
+    at.reader.store.doubt();
+    let session = async {
+        loop {
+            // The keeper makes the stream in its own time.
+            match at.reader.start(datetime::now()).await {
+                Ok(session) => return session,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    at.session = tokio::time::timeout(support::PATIENCE, session).await.unwrap();
+    assert_eq!(next(&mut at.silent).await, Delivery::Skipped);
+    at.raw.publish("own", "a", 3..4).await;
+    at.receive(1).await;
+    assert!(!at.check_tells_loss().await);
+}
