@@ -14,9 +14,11 @@
 //!   [`MemoryPlane`] does so within a process, [`NatsPlane`] over NATS JetStream.
 //! - [`StreamCursor`]: the router side. Judges each batch, so that a worker's changes apply in order, once, or not
 //!   at all.
+//! - [`Broadcast`]: short messages among routers, which may be lost: [`MemoryBroadcast`], [`NatsBroadcast`].
 //!
 //! It knows neither the index nor the engines, and decides nothing about routing.
 
+mod broadcast;
 mod codec;
 mod cursor;
 mod log;
@@ -26,6 +28,7 @@ mod plane;
 mod retained;
 mod subject;
 
+pub use broadcast::{Broadcast, Listener, MemoryBroadcast, NatsBroadcast};
 pub use codec::{CodecError, decode_batch, decode_batches, decode_snapshot, encode_batch, encode_snapshot};
 pub use cursor::{StreamCursor, Verdict};
 pub use log::{EventLog, LogReader, NotRetained};
