@@ -1,0 +1,303 @@
+//! The store in a folder, for a router without NATS.
+//!
+//! ```text
+//! entries.json      all entries with their revisions, replaced whole at every change
+//! objects/<digest>  the objects
+//! lock              held by the process that uses the folder
+//! ```
+//!
+//! What is written is synced before it takes the place of what was there, so that a crash leaves the one or the other.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Revision, SharedStore, StoreEntry, StoreError, StoreFuture, StoreWatch,
+    bounds::{
+        MAX_OBJECT_BYTES, MAX_OBJECTS_BYTES, check_digest, check_key, check_object, check_value, digest_of,
+        verified,
+    },
+    entries::{Entries, Table},
+};
+
+const ENTRIES: &str = "entries.json";
+const OBJECTS: &str = "objects";
+const LOCK: &str = "lock";
+/// The layout this release writes, and the only one it reads.
+const FORMAT: u32 = 1;
+
+/// Objects and entries in a folder that this process has to itself.
+#[derive(Debug)]
+pub struct DirectoryStore(Arc<Folder>);
+
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    entries: Arc<Entries>,
+    /// Held while an object is written: two writers of the same bytes would write to one file.
+    writing: Mutex<()>,
+    /// Unlocked by being closed, also when the process ends in any way.
+    _lock: File,
+}
+
+/// `entries.json`.
+#[derive(Serialize, Deserialize)]
+struct EntriesFile {
+    format: u32,
+    revision: Revision,
+    entries: BTreeMap<String, FileEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileEntry {
+    revision: Revision,
+    value: String,
+}
+
+impl DirectoryStore {
+    /// Opens a folder, made where it is missing. Blocking, for as long as reading the entries takes.
+    ///
+    /// # Errors
+    /// [`StoreError::Folder`]: it cannot be made, read or written, another process uses it, or its entries are
+    /// damaged. Nothing is changed then.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Arc<Self>, StoreError> {
+        let path = path.into();
+        let objects = path.join(OBJECTS);
+        fs::create_dir_all(&objects).map_err(|error| unusable(&objects, &error))?;
+        let lock = lock(&path.join(LOCK))?;
+        let entries = Entries::new(read_entries(&path.join(ENTRIES))?);
+        Ok(Arc::new(Self(Arc::new(Folder {
+            path,
+            entries,
+            writing: Mutex::default(),
+            _lock: lock,
+        }))))
+    }
+
+    /// Runs what reads and writes files where it may block.
+    fn blocking<'a, T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> Result<T, StoreError> + Send + 'static,
+    ) -> StoreFuture<'a, T> {
+        let folder = Arc::clone(&self.0);
+        Box::pin(async move {
+            tokio::task::spawn_blocking(move || work(&folder))
+                .await
+                .unwrap_or_else(|error| Err(StoreError::Unavailable(format!("it broke off: {error}"))))
+        })
+    }
+}
+
+impl SharedStore for DirectoryStore {
+    fn put_object(&self, bytes: Bytes) -> StoreFuture<'_, String> {
+        self.blocking(move |folder| folder.put(&bytes))
+    }
+
+    fn get_object<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, Bytes> {
+        let digest = digest.to_owned();
+        self.blocking(move |folder| folder.object(&digest))
+    }
+
+    fn remove_object<'a>(&'a self, digest: &'a str) -> StoreFuture<'a, ()> {
+        let digest = digest.to_owned();
+        self.blocking(move |folder| {
+            check_digest(&digest)?;
+            let path = folder.object_path(&digest);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unusable(&path, &error)),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn get<'a>(&'a self, key: &'a str) -> StoreFuture<'a, Option<StoreEntry>> {
+        Box::pin(async move { self.0.entries.get(key) })
+    }
+
+    fn set<'a>(&'a self, key: &'a str, value: Bytes, expected: Revision) -> StoreFuture<'a, Revision> {
+        let key = key.to_owned();
+        self.blocking(move |folder| {
+            folder
+                .entries
+                .set(&key, value, expected, |table| folder.keep(table))
+        })
+    }
+
+    fn remove<'a>(&'a self, key: &'a str, expected: Revision) -> StoreFuture<'a, ()> {
+        let key = key.to_owned();
+        self.blocking(move |folder| folder.entries.remove(&key, expected, |table| folder.keep(table)))
+    }
+
+    fn watch(&self) -> StoreWatch {
+        self.0.entries.watch()
+    }
+}
+
+impl Folder {
+    fn object_path(&self, digest: &str) -> PathBuf {
+        self.path.join(OBJECTS).join(digest)
+    }
+
+    fn put(&self, bytes: &[u8]) -> Result<String, StoreError> {
+        check_object(bytes)?;
+        let digest = digest_of(bytes);
+        let _one_at_a_time = self.writing.lock();
+        // Bytes that were damaged are replaced, which is how a damaged object is mended.
+        if self.object(&digest).is_ok() {
+            return Ok(digest);
+        }
+        let stored = self.stored_bytes()?;
+        if stored + bytes.len() as u64 > MAX_OBJECTS_BYTES as u64 {
+            return Err(StoreError::Refused(format!(
+                "its objects have {stored} bytes together; {MAX_OBJECTS_BYTES} is the most"
+            )));
+        }
+        replace(&self.object_path(&digest), bytes)?;
+        Ok(digest)
+    }
+
+    fn object(&self, digest: &str) -> Result<Bytes, StoreError> {
+        check_digest(digest)?;
+        let path = self.object_path(digest);
+        let bytes = match fs::metadata(&path) {
+            Ok(file) if file.len() > MAX_OBJECT_BYTES as u64 => {
+                return Err(StoreError::Damaged {
+                    digest: digest.to_owned(),
+                    reason: format!(
+                        "{} has {} bytes; {MAX_OBJECT_BYTES} is the most",
+                        path.display(),
+                        file.len()
+                    ),
+                });
+            }
+            Ok(_) => fs::read(&path),
+            Err(error) => Err(error),
+        };
+        match bytes {
+            Ok(bytes) => verified(digest, bytes.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing {
+                digest: digest.to_owned(),
+            }),
+            Err(error) => Err(unusable(&path, &error)),
+        }
+    }
+
+    fn stored_bytes(&self) -> Result<u64, StoreError> {
+        let path = self.path.join(OBJECTS);
+        let files = fs::read_dir(&path).map_err(|error| unusable(&path, &error))?;
+        // One that vanishes between the listing and the look counts as nothing.
+        let length = |file: io::Result<fs::DirEntry>| file.ok()?.metadata().ok().map(|file| file.len());
+        Ok(files.filter_map(length).sum())
+    }
+
+    fn keep(&self, table: &Table) -> Result<(), StoreError> {
+        let path = self.path.join(ENTRIES);
+        let entries = table.entries.iter().map(|(key, entry)| {
+            let value = String::from_utf8_lossy(&entry.value).into_owned();
+            let revision = entry.revision;
+            (key.clone(), FileEntry { revision, value })
+        });
+        let file = EntriesFile {
+            format: FORMAT,
+            revision: table.revision,
+            entries: entries.collect(),
+        };
+        let json = serde_json::to_vec_pretty(&file).map_err(|error| unusable(&path, &error))?;
+        replace(&path, &json)
+    }
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|error| unusable(path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Folder {
+            path: path.parent().unwrap_or(path).to_owned(),
+            reason:
+                "another process uses this folder; give each router a folder of its own, or let them share \
+                     policies over NATS"
+                    .into(),
+        }),
+        Err(TryLockError::Error(error)) => Err(unusable(path, &error)),
+    }
+}
+
+fn read_entries(path: &Path) -> Result<Table, StoreError> {
+    let damaged = |reason: String| StoreError::Folder {
+        path: path.to_owned(),
+        reason: format!("{reason}; restore it, or remove it to start without policies"),
+    };
+    let json = match fs::read(path) {
+        Ok(json) => json,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Table::default()),
+        Err(error) => return Err(unusable(path, &error)),
+    };
+    let file: EntriesFile =
+        serde_json::from_slice(&json).map_err(|error| damaged(format!("it is damaged: {error}")))?;
+    if file.format != FORMAT {
+        return Err(damaged(format!(
+            "it is of format {}, this release reads {FORMAT}",
+            file.format
+        )));
+    }
+    let mut table = Table {
+        revision: file.revision,
+        ..Table::default()
+    };
+    for (key, FileEntry { revision, value }) in file.entries {
+        let value = Bytes::from(value);
+        check_key(&key)
+            .and_then(|()| check_value(&value))
+            .map_err(|error| damaged(error.to_string()))?;
+        if revision == Revision::ABSENT || revision > file.revision {
+            return Err(damaged(format!(
+                "{key:?} has revision {revision}, and the last is {}",
+                file.revision
+            )));
+        }
+        table.entries.insert(key, StoreEntry { value, revision });
+    }
+    Ok(table)
+}
+
+/// Writes a file beside its place, and puts it there once it is on the disk.
+fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let new = path.with_extension("new");
+    let written = || {
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)?;
+        // The name itself lasts only when its folder is synced; elsewhere that cannot be asked for.
+        #[cfg(unix)]
+        if let Some(folder) = path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok::<_, io::Error>(())
+    };
+    written().map_err(|error| unusable(path, &error))
+}
+
+fn unusable(path: &Path, error: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Folder {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+use std::{net::SocketAddr, time::Instant};
+
+use futures_util::FutureExt;
+use signalbox_nats::NatsConfig;
+use signalbox_test_servers::NatsServer;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use super::*;
+use crate::{
+    StoreChange,
+    store::behaviour::{self, conflict, entry, next, next_set, set},
+};
+
+async fn connect(server: &NatsServer) -> NatsConnection {
+    let config = NatsConfig {
+        url: server.url(),
+        ..NatsConfig::default()
+    };
+    NatsConnection::start(&config, "test").await.unwrap()
+}
+
+async fn store(server: &NatsServer) -> Arc<NatsStore> {
+    NatsStore::start(connect(server).await, "test")
+}
+
+/// As soon as the store is there again.
+async fn set_when_back(store: &NatsStore, key: &str, value: &str, expected: Revision) -> Revision {
+    loop {
+        match store.set(key, value.to_owned().into(), expected).await {
+            Err(StoreError::Unavailable(_)) => {}
+            outcome => return outcome.unwrap(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_behaves_as_a_store() {
+    let server = NatsServer::started();
+    let connection = connect(&server).await;
+    let mut namespaces = 0;
+    behaviour::of(|| {
+        namespaces += 1;
+        NatsStore::start(connection.clone(), &format!("namespace {namespaces}"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_two_stores_one_changes_an_entry_and_both_see_it() {
+    let server = NatsServer::started();
+    let (a, b) = (store(&server).await, store(&server).await);
+    let (mut at_a, mut at_b) = (a.watch(), b.watch());
+    let mut expected = Revision::ABSENT;
+    for watch in [&mut at_a, &mut at_b] {
+        assert_eq!(next(watch).await, StoreChange::Complete);
+    }
+    for round in 0..20 {
+        let (by_a, by_b) = (format!("a{round}"), format!("b{round}"));
+        let (first, second) = tokio::join!(
+            a.set("k", by_a.clone().into(), expected),
+            b.set("k", by_b.clone().into(), expected)
+        );
+        let (revision, value) = match (first, second) {
+            (Ok(revision), lost) => {
+                conflict(lost);
+                (revision, by_a)
+            }
+            (lost, Ok(revision)) => {
+                conflict(lost);
+                (revision, by_b)
+            }
+            neither => panic!("{neither:?}"),
+        };
+        for watch in [&mut at_a, &mut at_b] {
+            assert_eq!(next_set(watch).await, ("k".into(), entry(&value, revision)));
+        }
+        expected = revision;
+    }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_when_the_server_was_away() {
+    let mut server = NatsServer::started();
+    let (a, b) = (store(&server).await, store(&server).await);
+    let kept = set(&*a, "kept", "1", Revision::ABSENT).await;
+    let removed = set(&*a, "removed", "1", Revision::ABSENT).await;
+    let changed = set(&*a, "changed", "1", Revision::ABSENT).await;
+    let mut watch = b.watch();
+    for _ in 0..3 {
+        next_set(&mut watch).await;
+    }
+    assert_eq!(next(&mut watch).await, StoreChange::Complete);
+    server.kill();
+    server.start();
+    let changed = set_when_back(&a, "changed", "2", changed).await;
+    assert_eq!(
+        next_set(&mut watch).await,
+        ("changed".into(), entry("2", changed))
+    );
+    a.remove("removed", removed).await.unwrap();
+    assert_eq!(
+        next(&mut watch).await,
+        StoreChange::Removed {
+            key: "removed".into()
+        }
+    );
+    let kept = set(&*a, "kept", "2", kept).await;
+    assert_eq!(next_set(&mut watch).await, ("kept".into(), entry("2", kept)));
+}
+
+/// The way from one client to the server, which can be cut.
+struct Cable {
+    address: SocketAddr,
+    server: String,
+    tasks: JoinSet<()>,
+}
+
+impl Cable {
+    async fn to(server: &NatsServer) -> Self {
+        let mut cable = Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            server: server.url().replace("nats://", ""),
+            tasks: JoinSet::new(),
+        };
+        cable.join().await;
+        cable
+    }
+
+    async fn join(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.address = listener.local_addr().unwrap();
+        let server = self.server.clone();
+        self.tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut server = TcpStream::connect(&server).await.unwrap();
+                connections.spawn(async move { copy_bidirectional(&mut client, &mut server).await });
+            }
+        });
+    }
+
+    async fn cut(&mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn what_changed_while_one_was_away_is_told_and_nothing_else() {
+    let server = NatsServer::started();
+    let a = store(&server).await;
+    set(&*a, "kept", "1", Revision::ABSENT).await;
+    let removed = set(&*a, "removed", "1", Revision::ABSENT).await;
+    let changed = set(&*a, "changed", "1", Revision::ABSENT).await;
+    let mut cable = Cable::to(&server).await;
+    let config = NatsConfig {
+        url: format!("nats://{}", cable.address),
+        ..NatsConfig::default()
+    };
+    let connection = NatsConnection::start(&config, "test").await.unwrap();
+    let mut status = connection.status();
+    let mut watch = NatsStore::start(connection, "test").watch();
+    while next(&mut watch).await != StoreChange::Complete {}
+    cable.cut().await;
+    status
+        .wait_for(|status| status.state == PlaneState::Down)
+        .await
+        .unwrap();
+    a.remove("removed", removed).await.unwrap();
+    let changed = set(&*a, "changed", "2", changed).await;
+    let changed = set(&*a, "changed", "3", changed).await;
+    let new = set(&*a, "new", "1", Revision::ABSENT).await;
+    assert_eq!(watch.next().now_or_never(), None);
+    cable.join().await;
+    let removed = StoreChange::Removed {
+        key: "removed".into(),
+    };
+    assert_eq!(next(&mut watch).await, removed);
+    assert_eq!(
+        next_set(&mut watch).await,
+        ("changed".into(), entry("3", changed))
+    );
+    assert_eq!(next_set(&mut watch).await, ("new".into(), entry("1", new)));
+    let last = set(&*a, "last", "1", Revision::ABSENT).await;
+    assert_eq!(next_set(&mut watch).await, ("last".into(), entry("1", last)));
+}
+
+#[tokio::test]
+async fn a_server_may_come_late() {
+    let mut server = NatsServer::prepare();
+    let store = store(&server).await;
+    let mut watch = store.watch();
+    let began = Instant::now();
+    let refusal = store.set("a", "1".into(), Revision::ABSENT).await.unwrap_err();
+    assert!(matches!(refusal, StoreError::Unavailable(_)), "{refusal}");
+    println!(
+        "without a server, an answer after {:?}: {refusal}",
+        began.elapsed()
+    );
+    assert!(matches!(
+        store.put_object("policy".into()).await,
+        Err(StoreError::Unavailable(_))
+    ));
+    server.start();
+    assert_eq!(next(&mut watch).await, StoreChange::Complete);
+    let digest = store.put_object("policy".into()).await.unwrap();
+    assert_eq!(store.get_object(&digest).await.unwrap(), "policy");
+    let revision = set(&*store, "a", "1", Revision::ABSENT).await;
+    assert_eq!(next_set(&mut watch).await, ("a".into(), entry("1", revision)));
+}
+
+#[tokio::test]
+async fn a_server_that_lost_its_data_begins_anew() {
+    let mut server = NatsServer::started();
+    let store = store(&server).await;
+    let digest = store.put_object("policy".into()).await.unwrap();
+    set(&*store, "a", "old", Revision::ABSENT).await;
+    let mut watch = store.watch();
+    next_set(&mut watch).await;
+    assert_eq!(next(&mut watch).await, StoreChange::Complete);
+    server.wipe();
+    server.start();
+    // The same revision as before the loss, and yet another entry.
+    let revision = set_when_back(&store, "a", "new", Revision::ABSENT).await;
+    assert_eq!(next(&mut watch).await, StoreChange::Removed { key: "a".into() });
+    assert_eq!(next_set(&mut watch).await, ("a".into(), entry("new", revision)));
+    let missing = store.get_object(&digest).await.unwrap_err();
+    assert!(matches!(missing, StoreError::Missing { .. }), "{missing}");
+    assert_eq!(store.put_object("policy".into()).await.unwrap(), digest);
+    assert_eq!(store.get_object(&digest).await.unwrap(), "policy");
+}
+
+/// A server that hangs is like one that is away, for as long as it does.
+#[tokio::test]
+async fn a_server_that_hangs_holds_nobody_up() {
+    let server = NatsServer::started();
+    let store = store(&server).await;
+    let first = set(&*store, "a", "1", Revision::ABSENT).await;
+    let mut watch = store.watch();
+    next_set(&mut watch).await;
+    server.suspend();
+    let refusal = store.get("a").await.unwrap_err();
+    assert!(matches!(refusal, StoreError::Unavailable(_)), "{refusal}");
+    server.resume();
+    let second = set_when_back(&store, "a", "2", first).await;
+    while next(&mut watch).await
+        != (StoreChange::Set {
+            key: "a".into(),
+            entry: entry("2", second),
+        })
+    {}
+}
+
+#[tokio::test]
+async fn namespaces_do_not_meet() {
+    let server = NatsServer::started();
+    let connection = connect(&server).await;
+    let (a, b) = (
+        NatsStore::start(connection.clone(), "a"),
+        NatsStore::start(connection, "a.b"),
+    );
+    let digest = a.put_object("policy".into()).await.unwrap();
+    set(&*a, "k", "of a", Revision::ABSENT).await;
+    assert_eq!(b.get("k").await.unwrap(), None);
+    assert!(matches!(
+        b.get_object(&digest).await,
+        Err(StoreError::Missing { .. })
+    ));
+    assert_eq!(next(&mut b.watch()).await, StoreChange::Complete);
+    b.put_object("policy".into()).await.unwrap();
+    b.remove_object(&digest).await.unwrap();
+    assert_eq!(a.get_object(&digest).await.unwrap(), "policy");
+}
