@@ -243,6 +243,10 @@ impl Drop for Server {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "test support: where the servers are is no setting of the runtime"
+)]
 fn program(variable: &str, name: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| name.into())
 }
