@@ -174,7 +174,7 @@ impl Reader {
             .await?;
         self.position = Some(Position {
             stream: extent.created,
-            next: start.unwrap_or(consumer.cached_info().delivered.stream_sequence + 1),
+            next: start.unwrap_or_else(|| consumer.cached_info().delivered.stream_sequence + 1),
         });
         // Only now, so that whoever takes a snapshot because of it misses nothing that comes after.
         if lost {

@@ -89,31 +89,33 @@ async fn keep(store: EventStore, status: watch::Sender<PlaneStatus>, replicas: u
     let mut retry = RETRY;
     loop {
         let server = connection.borrow_and_update().clone();
-        let mut wait = None;
-        if server.state != PlaneState::Up {
-            set(&status, |status| status.down(server.detail));
-        } else if let Err(reason) = ensure(&store.jetstream, replicas).await {
-            if set(&status, |status| status.down(&reason)) {
-                tracing::warn!(reason, "KV events cannot go over NATS; trying again");
+        let step = async {
+            if server.state != PlaneState::Up {
+                set(&status, |status| status.down(server.detail));
+                return std::future::pending().await;
             }
-            wait = Some(retry);
-            retry = (2 * retry).min(RETRY_MAX);
-        } else {
-            set(&status, PlaneStatus::up);
-            retry = RETRY;
-        }
-        let again = async {
-            match wait {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => store.doubted.notified().await,
+            match ensure(&store.jetstream, replicas).await {
+                Ok(()) => {
+                    set(&status, PlaneStatus::up);
+                    retry = RETRY;
+                    store.doubted.notified().await;
+                }
+                Err(reason) => {
+                    if set(&status, |status| status.down(&reason)) {
+                        tracing::warn!(reason, "KV events cannot go over NATS; trying again");
+                    }
+                    tokio::time::sleep(retry).await;
+                    retry = (2 * retry).min(RETRY_MAX);
+                }
             }
         };
+        // A change of the connection ends whatever was waited for on the old one.
         tokio::select! {
             changed = connection.changed() => if changed.is_err() {
                 set(&status, |status| status.down("the connection was given up"));
                 return;
             },
-            () = again => {}
+            () = step => {}
         }
     }
 }

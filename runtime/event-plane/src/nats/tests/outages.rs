@@ -96,7 +96,7 @@ async fn a_server_that_comes_back_empty_is_told_to_all() {
 }
 
 #[tokio::test]
-async fn an_outbox_that_overflows_makes_a_hole_that_is_told() {
+async fn an_outbox_that_overflows_makes_a_hole_that_expect_told() {
     let mut server = NatsServer::started();
     plane(&server).await.ready().await;
     let at_router = plane(&server).await;
@@ -156,7 +156,7 @@ impl StoppedRouter {
     }
 
     /// Both are told, and read on.
-    fn is_told(mut self) {
+    fn expect_told(mut self) {
         self.runtime.block_on(async {
             assert_eq!(next(&mut self.silent).await, Delivery::Skipped);
             publish(&self.plane, "silent", 0..1);
@@ -185,7 +185,7 @@ fn a_purge_of_what_was_not_read_is_told_to_all() {
         raw.publish("own", "a", 1..1000).await;
         raw.purge().await;
     });
-    router.is_told();
+    router.expect_told();
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_stream_that_is_deleted_is_made_again_and_told_to_all() {
     let server = NatsServer::started();
     let router = StoppedRouter::new(&server);
     meanwhile(async { Raw::connect(&server).await.delete_stream().await });
-    router.is_told();
+    router.expect_told();
 }
 
 #[test]
@@ -206,5 +206,5 @@ fn a_stream_that_is_replaced_is_told_to_all() {
         plane(&server).await.ready().await;
         raw.publish("own", "a", 1..1000).await;
     });
-    router.is_told();
+    router.expect_told();
 }
