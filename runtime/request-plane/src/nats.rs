@@ -83,7 +83,7 @@ impl NatsTransport {
     }
 
     /// Where a worker listens for routers.
-    fn subject(&self, worker: &WorkerId) -> String {
+    pub(crate) fn subject(&self, worker: &WorkerId) -> String {
         format!("signalbox.{}.requests.{worker}", self.namespace)
     }
 

@@ -1,10 +1,12 @@
 //! Both sides over real sockets and a real NATS server. Handlers pass each call to the test, which then plays the engine step by step.
 
+mod byte_stream;
 mod cancel;
 mod drain;
 mod flow;
 mod limits;
 mod loss;
+mod nats;
 mod network;
 mod round_trip;
 mod wire;
@@ -225,6 +227,31 @@ async fn next_error(stream: &mut ResponseStream) -> LinkError {
     next(stream).await.expect_err("the stream goes on")
 }
 
+fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (5 + payload.len() as u32).to_le_bytes().to_vec();
+    frame.push(kind);
+    frame.extend(stream.to_le_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// A router's hello for these versions.
+fn hello(lowest: u16, highest: u16) -> Vec<u8> {
+    let mut payload = b"SGBX".to_vec();
+    payload.extend(lowest.to_le_bytes());
+    payload.extend(highest.to_le_bytes());
+    payload.extend(br#"{"software":"other/1","window_bytes":65536}"#);
+    frame(1, 0, &payload)
+}
+
+/// A worker's answer to the hello.
+fn hello_ack(version: u16, max_frame_bytes: u32) -> Vec<u8> {
+    let mut payload = version.to_le_bytes().to_vec();
+    payload.extend(max_frame_bytes.to_le_bytes());
+    payload.extend(serde_json::to_vec(&*card("raw")).unwrap());
+    frame(2, 0, &payload)
+}
+
 /// One side of a connection written byte by byte, as another program would by the README.
 struct Raw {
     socket: TcpStream,
@@ -247,28 +274,21 @@ impl Raw {
     }
 
     async fn send(&mut self, kind: u8, stream: u32, payload: &[u8]) {
-        let mut frame = (5 + payload.len() as u32).to_le_bytes().to_vec();
-        frame.push(kind);
-        frame.extend(stream.to_le_bytes());
-        frame.extend(payload);
-        self.socket.write_all(&frame).await.unwrap();
+        self.socket
+            .write_all(&frame(kind, stream, payload))
+            .await
+            .unwrap();
     }
 
-    /// A router's hello for these versions.
     async fn hello(&mut self, lowest: u16, highest: u16) {
-        let mut payload = b"SGBX".to_vec();
-        payload.extend(lowest.to_le_bytes());
-        payload.extend(highest.to_le_bytes());
-        payload.extend(br#"{"software":"other/1","window_bytes":65536}"#);
-        self.send(1, 0, &payload).await;
+        self.socket.write_all(&hello(lowest, highest)).await.unwrap();
     }
 
-    /// A worker's answer to the hello.
     async fn hello_ack(&mut self, version: u16, max_frame_bytes: u32) {
-        let mut payload = version.to_le_bytes().to_vec();
-        payload.extend(max_frame_bytes.to_le_bytes());
-        payload.extend(serde_json::to_vec(&*card("raw")).unwrap());
-        self.send(2, 0, &payload).await;
+        self.socket
+            .write_all(&hello_ack(version, max_frame_bytes))
+            .await
+            .unwrap();
     }
 
     /// Reads a router's hello and answers it.

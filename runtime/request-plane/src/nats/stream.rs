@@ -47,8 +47,8 @@ enum Fault {
     Gone,
     #[error("NATS is away: {0}")]
     Away(String),
-    #[error("the client of NATS has stopped")]
-    Stopped,
+    #[error("NATS' client gave up: {0}")]
+    Client(String),
 }
 
 impl Fault {
@@ -65,9 +65,8 @@ impl From<Fault> for io::Error {
 }
 
 impl From<PublishError> for Fault {
-    /// What is sent fits and has a subject, so only a client that has stopped refuses it.
-    fn from(_: PublishError) -> Self {
-        Self::Stopped
+    fn from(error: PublishError) -> Self {
+        Self::Client(error.to_string())
     }
 }
 
@@ -153,8 +152,10 @@ impl NatsStream {
             end: None,
             outage: Box::pin(outage(nats.status(), GRACE)),
         };
+        let max_message = client.max_payload().min(MAX_MESSAGE_BYTES);
         let write = NatsWriteHalf {
-            max_payload: client.max_payload().min(MAX_MESSAGE_BYTES) - HEADER_BYTES,
+            // A server that takes no byte more than a header refuses messages, with its reason.
+            max_payload: max_message.saturating_sub(HEADER_BYTES).max(1),
             shared,
             client,
             is_shut: false,
@@ -204,7 +205,7 @@ impl NatsReadHalf {
             }
             let taken = match self.incoming.poll_next_unpin(cx) {
                 Poll::Ready(Some(message)) => self.take(message),
-                Poll::Ready(None) => Err(Fault::Stopped),
+                Poll::Ready(None) => Err(Fault::Client("its subscription ended".into())),
                 Poll::Pending => return,
             };
             if let Err(fault) = taken {

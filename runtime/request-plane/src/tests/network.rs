@@ -44,7 +44,7 @@ pub(super) enum Network {
         /// Connections of their own, as in processes of their own.
         worker: NatsTransport,
         router: NatsTransport,
-        _server: Arc<NatsServer>,
+        server: Arc<NatsServer>,
     },
 }
 
@@ -58,7 +58,7 @@ impl Network {
                 Self::Nats {
                     worker: transport(&server, &namespace).await,
                     router: transport(&server, &namespace).await,
-                    _server: server,
+                    server,
                 }
             }
         }
@@ -92,7 +92,7 @@ impl Network {
 }
 
 /// One server for all tests that run now; it ends with the last of them.
-fn shared_server() -> Arc<NatsServer> {
+pub(super) fn shared_server() -> Arc<NatsServer> {
     static SHARED: Mutex<Weak<NatsServer>> = Mutex::new(Weak::new());
     let mut shared = SHARED.lock();
     shared.upgrade().unwrap_or_else(|| {

@@ -1,0 +1,450 @@
+//! What is particular to NATS: servers and workers that vanish, messages that are lost, and the bytes by hand.
+
+use signalbox_nats::{NatsConnection, async_nats};
+use signalbox_test_servers::NatsServer;
+
+use super::{network::*, *};
+use crate::nats::NatsListener;
+
+const CONNECT: u8 = 1;
+const ACCEPT: u8 = 2;
+const DATA: u8 = 3;
+const CLOSE: u8 = 5;
+const RESET: u8 = 6;
+
+/// A window that no test fills.
+const WINDOW: [u8; 4] = [0, 0, 16, 0];
+
+/// One side of a connection over NATS written byte by byte, as another program would by the README.
+struct RawNats {
+    connection: NatsConnection,
+    incoming: async_nats::Subscriber,
+    /// Where the other side reads, and this one.
+    peer: String,
+    own: String,
+    id: u64,
+    _server: Arc<NatsServer>,
+}
+
+impl RawNats {
+    /// A worker that listens and has no connection yet, and a link to it.
+    async fn worker(config: LinkConfig) -> (Self, Link) {
+        let server = shared_server();
+        let namespace = fresh_namespace();
+        let connection = connection(&server).await;
+        let subject = format!("signalbox.{namespace}.requests.worker-0");
+        let incoming = connection.client().subscribe(subject).await.unwrap();
+        subscribed(&connection).await;
+        let config = LinkConfig {
+            nats: Some(transport(&server, &namespace).await),
+            ..config
+        };
+        let raw = Self {
+            own: connection.client().new_inbox(),
+            connection,
+            incoming,
+            peer: String::new(),
+            id: 0x0102_0304_0506_0708,
+            _server: server,
+        };
+        (raw, Link::to("nats:worker-0", config))
+    }
+
+    /// The next router's Connect.
+    async fn connect(&mut self) {
+        let (kind, id, number, payload) = self.receive().await;
+        assert_eq!((kind, id, number, payload.len()), (CONNECT, 0, 0, 4));
+    }
+
+    /// Accepts the router, and is greeted.
+    async fn accept(&mut self) {
+        self.connect().await;
+        let incoming = self.connection.client().subscribe(self.own.clone()).await;
+        self.incoming = incoming.unwrap();
+        self.send(ACCEPT, 0, &WINDOW).await;
+        let (kind, id, number, payload) = self.receive().await;
+        assert_eq!((kind, id, number), (DATA, self.id, 1));
+        assert_eq!(payload[4], 1, "a hello");
+        self.send(DATA, 1, &hello_ack(1, 1 << 20)).await;
+    }
+
+    /// A router that has said nothing yet to the worker of this network.
+    async fn towards(network: &Network) -> Self {
+        let Network::Nats { router, server, .. } = network else {
+            panic!("no network on NATS")
+        };
+        let connection = connection(server).await;
+        let own = connection.client().new_inbox();
+        Self {
+            incoming: connection.client().subscribe(own.clone()).await.unwrap(),
+            connection,
+            peer: router.subject(&"worker-0".parse().unwrap()),
+            own,
+            id: 0,
+            _server: server.clone(),
+        }
+    }
+
+    /// A router that is connected to this worker and greeted.
+    async fn router(worker: &Worker) -> Self {
+        let mut raw = Self::towards(&worker.network).await;
+        raw.send(CONNECT, 0, &WINDOW).await;
+        let (kind, id, number, _) = raw.receive().await;
+        assert_eq!((kind, number), (ACCEPT, 0));
+        raw.id = id;
+        raw.send(DATA, 1, &hello(1, 1)).await;
+        let (kind, id, number, payload) = raw.receive().await;
+        assert_eq!((kind, id, number), (DATA, raw.id, 1));
+        assert_eq!(payload[4], 2, "an answer to the hello");
+        raw
+    }
+
+    async fn send(&self, kind: u8, number: u64, payload: &[u8]) {
+        self.send_version(1, kind, number, payload).await;
+    }
+
+    async fn send_version(&self, version: u8, kind: u8, number: u64, payload: &[u8]) {
+        let mut message = vec![version, kind];
+        message.extend(self.id.to_le_bytes());
+        message.extend(number.to_le_bytes());
+        message.extend(payload);
+        let client = self.connection.client();
+        client
+            .publish_with_reply(self.peer.clone(), self.own.clone(), message.into())
+            .await
+            .unwrap();
+    }
+
+    /// Kind, connection, number and payload of the next message; the next ones go where its sender reads.
+    async fn receive(&mut self) -> (u8, u64, u64, Bytes) {
+        let message = soon(self.incoming.next()).await.unwrap();
+        self.peer = message
+            .reply
+            .expect("every message says where its sender reads")
+            .to_string();
+        let mut payload = message.payload;
+        assert_eq!(payload.get_u8(), 1, "the version");
+        (
+            payload.get_u8(),
+            payload.get_u64_le(),
+            payload.get_u64_le(),
+            payload,
+        )
+    }
+
+    /// The reason of the next message, which is a reset.
+    async fn reset(&mut self) -> String {
+        let (kind, .., payload) = self.receive().await;
+        assert_eq!(kind, RESET);
+        String::from_utf8(payload.to_vec()).unwrap()
+    }
+}
+
+/// Reconnects soon; everything else takes its usual time.
+fn eager() -> LinkConfig {
+    LinkConfig {
+        connect_timeout: PATIENCE,
+        backoff_min: Duration::from_millis(5),
+        backoff_max: Duration::from_millis(50),
+        ..LinkConfig::default()
+    }
+}
+
+fn lost(error: LinkError) -> String {
+    match error {
+        LinkError::Lost { reason, .. } => reason,
+        other => panic!("not lost but {other:?}"),
+    }
+}
+
+#[actix_rt::test]
+async fn a_worker_for_which_nobody_listens_is_unreachable_at_once() {
+    let network = Network::of(Over::Nats).await;
+    // The dial may last for ever: it is the server that says so.
+    let config = LinkConfig {
+        connect_timeout: Duration::from_secs(3600),
+        ..LinkConfig::default()
+    };
+    let mut link = network.link("nats:worker-0", config);
+    let mut stream = link.open(generate());
+    let LinkError::Unreachable { reason, .. } = next_error(&mut stream).await else {
+        panic!("reachable")
+    };
+    assert!(reason.contains("no worker worker-0 listens on NATS"), "{reason}");
+    link.down().await;
+}
+
+#[actix_rt::test]
+async fn addresses_that_cannot_be_dialled_say_why() {
+    let mut without = Link::to("nats:worker-0", LinkConfig::default());
+    let reason = without.down().await;
+    assert!(
+        reason.contains("over NATS") && reason.contains("--events nats://"),
+        "{reason}"
+    );
+
+    let network = Network::of(Over::Nats).await;
+    let mut misnamed = network.link("nats:worker.0", LinkConfig::default());
+    let reason = misnamed.down().await;
+    assert!(
+        reason.contains("\"worker.0\"") && reason.contains("nats:<worker>"),
+        "{reason}"
+    );
+}
+
+#[actix_rt::test]
+async fn a_namespace_that_is_no_part_of_a_subject_is_refused() {
+    let connection = connection(&shared_server()).await;
+    for wrong in ["", "a.b", "*", ">", "a b", &"x".repeat(65)] {
+        let refused = NatsTransport::new(connection.clone(), wrong).unwrap_err();
+        assert!(refused.to_string().contains("letters, digits"), "{refused}");
+    }
+    assert!(NatsTransport::new(connection, "prod_eu-1").is_ok());
+}
+
+#[actix_rt::test]
+async fn namespaces_keep_workers_of_one_name_apart() {
+    let (mut here, there) = (Worker::start(Over::Nats).await, Worker::start(Over::Nats).await);
+    let (link, _other) = (here.link(), there.link());
+    let _stream = link.open(generate());
+    here.call().await;
+}
+
+#[actix_rt::test]
+async fn streams_end_when_nats_dies_and_new_ones_come_when_it_is_back() {
+    let mut server = NatsServer::started();
+    let (worker, router) = (transport(&server, "n").await, transport(&server, "n").await);
+    let listening = listen_on_nats(&worker, ServerConfig::default()).await;
+    let mut worker = Worker::serve(Network::Tcp, listening);
+    let config = LinkConfig {
+        nats: Some(router),
+        ..eager()
+    };
+    let mut link = Link::to("nats:worker-0", config);
+    let mut stream = link.open(generate());
+    link.up().await;
+    let (_, responder) = worker.call().await;
+    responder.queue(1, b"before").unwrap();
+    responder.flush();
+    assert_eq!(next_data(&mut stream).await.1, "before");
+
+    server.kill();
+    let reason = lost(next_error(&mut stream).await);
+    assert!(reason.contains("NATS is away"), "{reason}");
+    soon(responder.cancelled()).await;
+    let reason = link.down().await;
+    assert!(reason.contains("NATS is away"), "{reason}");
+    let Err(LinkError::Unreachable { .. }) = link.handle.open(generate()) else {
+        panic!("opened without NATS")
+    };
+
+    server.start();
+    link.up().await;
+    let mut stream = link.open(generate());
+    worker.call().await.1.end(summary(1));
+    assert_eq!(next(&mut stream).await.unwrap(), ResponseEvent::End(summary(1)));
+}
+
+#[actix_rt::test]
+async fn a_worker_that_comes_before_its_nats_server_is_found_when_that_comes() {
+    let mut server = NatsServer::prepare();
+    let (worker, router) = (transport(&server, "n").await, transport(&server, "n").await);
+    let listening = Server::on_nats(worker, "worker-0".parse().unwrap(), ServerConfig::default());
+    let _worker = Worker::serve(Network::Tcp, soon(listening).await.unwrap());
+    let config = LinkConfig {
+        nats: Some(router),
+        connect_timeout: Duration::from_millis(50),
+        ..eager()
+    };
+    let mut link = Link::to("nats:worker-0", config);
+    let reason = link.down().await;
+    assert!(reason.contains("NATS is away"), "{reason}");
+    server.start();
+    link.up().await;
+}
+
+#[actix_rt::test]
+async fn a_worker_whose_process_died_is_noticed_at_the_next_message() {
+    let server = shared_server();
+    let namespace = fresh_namespace();
+    let (listens, listening) = tokio::sync::oneshot::channel();
+    let (die, dies) = tokio::sync::oneshot::channel::<()>();
+    let (url_of, name) = (server.clone(), namespace.clone());
+    let process = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let worker = transport(&url_of, &name).await;
+            let listening = listen_on_nats(&worker, ServerConfig::default()).await;
+            let _worker = Worker::serve(Network::Tcp, listening);
+            listens.send(()).unwrap();
+            dies.await.unwrap();
+        });
+    });
+    soon(listening).await.unwrap();
+    // It has all the time to answer: not its silence is noticed, but that nobody takes the ping.
+    let config = LinkConfig {
+        nats: Some(transport(&server, &namespace).await),
+        ping_interval: Duration::from_millis(20),
+        ping_timeout: Duration::from_secs(3600),
+        ..eager()
+    };
+    let mut link = Link::to("nats:worker-0", config);
+    let mut stream = link.open(watch());
+    link.up().await;
+    die.send(()).unwrap();
+    process.join().unwrap();
+    lost(next_error(&mut stream).await);
+    let reason = link.down().await;
+    assert!(reason.contains("the other side is gone"), "{reason}");
+}
+
+#[actix_rt::test]
+async fn a_router_whose_process_died_is_noticed_at_the_next_token() {
+    let mut worker = Worker::start(Over::Nats).await;
+    let raw = RawNats::router(&worker).await;
+    raw.send(DATA, 2, &frame(3, 1, &round_trip::open_payload(&generate())))
+        .await;
+    let (_, responder) = worker.call().await;
+    // As the server forgets what a process subscribed to, with its connection.
+    drop(raw.incoming);
+    subscribed(&raw.connection).await;
+    responder.queue(1, b"token").unwrap();
+    responder.flush();
+    soon(responder.cancelled()).await;
+}
+
+#[actix_rt::test]
+async fn a_worker_that_hangs_is_given_up_as_over_tcp() {
+    let (mut raw, mut link) = RawNats::worker(hasty()).await;
+    let mut stream = link.open(generate());
+    raw.accept().await;
+    link.up().await;
+    let reason = lost(next_error(&mut stream).await);
+    assert!(reason.contains("silent"), "{reason}");
+    link.down().await;
+}
+
+#[actix_rt::test]
+async fn a_worker_that_never_accepts_is_given_up() {
+    let config = LinkConfig {
+        connect_timeout: Duration::from_millis(50),
+        ..hasty()
+    };
+    let (mut raw, mut link) = RawNats::worker(config).await;
+    raw.connect().await;
+    let reason = link.down().await;
+    assert!(
+        reason.contains("worker-0 did not answer over NATS within"),
+        "{reason}"
+    );
+}
+
+#[actix_rt::test]
+async fn a_lost_or_repeated_message_of_a_worker_resets_the_connection() {
+    for wrong in [1, 3] {
+        let (mut raw, mut link) = RawNats::worker(eager()).await;
+        let mut stream = link.open(generate());
+        raw.accept().await;
+        link.up().await;
+        let (kind, _, number, _) = raw.receive().await;
+        assert_eq!((kind, number), (DATA, 2), "the call");
+        raw.send(DATA, wrong, &frame(4, 1, b"\x01\0\0\0misplaced")).await;
+        let reason = lost(next_error(&mut stream).await);
+        assert!(reason.contains(&format!("message {wrong} came")), "{reason}");
+        assert!(reason.contains("where 2 was due"), "{reason}");
+        link.down().await;
+        let told = raw.reset().await;
+        assert_eq!(
+            reason,
+            format!("reading failed: {told}"),
+            "both sides know the reason"
+        );
+    }
+}
+
+#[actix_rt::test]
+async fn a_lost_or_repeated_message_of_a_router_resets_the_connection() {
+    let mut worker = Worker::start(Over::Nats).await;
+    for wrong in [2, 4] {
+        let mut raw = RawNats::router(&worker).await;
+        let open = frame(3, 1, &round_trip::open_payload(&generate()));
+        raw.send(DATA, 2, &open).await;
+        let (_, responder) = worker.call().await;
+        // Half a frame: had it been taken, no reset would come.
+        raw.send(DATA, wrong, &open[..9]).await;
+        soon(responder.cancelled()).await;
+        let told = raw.reset().await;
+        assert!(told.contains(&format!("message {wrong} came")), "{told}");
+    }
+}
+
+#[actix_rt::test]
+async fn frames_may_be_cut_anywhere_and_messages_of_others_and_of_later_kinds_are_skipped() {
+    let mut worker = Worker::start(Over::Nats).await;
+    let mut raw = RawNats::router(&worker).await;
+    let open = frame(3, 1, &round_trip::open_payload(&generate()));
+    raw.send(DATA, 2, &open[..9]).await;
+    raw.send(77, 3, b"of a later version").await;
+    let id = std::mem::replace(&mut raw.id, 5);
+    raw.send(DATA, 4, b"of another connection").await;
+    raw.id = id;
+    raw.send(DATA, 4, &open[9..]).await;
+    worker.call().await.1.end(summary(1));
+    let (kind, _, _, payload) = raw.receive().await;
+    assert_eq!((kind, payload[4]), (DATA, 5), "the call's end");
+    raw.send(CLOSE, 5, &[]).await;
+    assert_eq!(raw.receive().await.0, CLOSE);
+}
+
+#[actix_rt::test]
+async fn a_router_that_ignores_its_window_is_reset() {
+    let network = Network::of(Over::Nats).await;
+    let mut raw = RawNats::towards(&network).await;
+    let Network::Nats { worker, .. } = &network else {
+        panic!("not on NATS")
+    };
+    let name = "worker-0".parse().unwrap();
+    let mut listener = NatsListener::bind(worker.clone(), name).await.unwrap();
+    subscribed(worker.connection()).await;
+    raw.send(CONNECT, 0, &WINDOW).await;
+    let mut stream = soon(listener.accept()).await.unwrap();
+    raw.id = raw.receive().await.1;
+    for number in 1..=6 {
+        raw.send(DATA, number, &[b'x'; 250_000]).await;
+    }
+    // All of it has arrived before any is read.
+    subscribed(&raw.connection).await;
+    subscribed(worker.connection()).await;
+    let mut into = BytesMut::with_capacity(2 << 20);
+    assert_eq!(soon(stream.read.read_buf(&mut into)).await.unwrap(), 5 * 250_000);
+    let error = soon(stream.read.read_buf(&mut into))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("window of 1048576 bytes"), "{error}");
+    drop(stream);
+    assert_eq!(raw.reset().await, error);
+}
+
+#[actix_rt::test]
+async fn other_versions_are_refused_with_both_named() {
+    let worker = Worker::start(Over::Nats).await;
+    let mut raw = RawNats::towards(&worker.network).await;
+    raw.send_version(9, CONNECT, 0, &WINDOW).await;
+    let message = soon(raw.incoming.next()).await.unwrap().payload;
+    assert_eq!(message[..2], [1, RESET]);
+    let told = String::from_utf8_lossy(&message[18..]).into_owned();
+    assert!(told.contains("version 9") && told.contains("speaks 1"), "{told}");
+
+    let (mut raw, mut link) = RawNats::worker(eager()).await;
+    raw.connect().await;
+    raw.send_version(9, ACCEPT, 0, &WINDOW).await;
+    let reason = link.down().await;
+    assert!(
+        reason.contains("version 9") && reason.contains("speaks 1"),
+        "{reason}"
+    );
+}
