@@ -10,13 +10,15 @@ use parking_lot::Mutex;
 use signalbox_protocol::{WorkerCard, WorkerEpoch, WorkerId};
 use tokio::sync::watch;
 
-use crate::{StaleEpoch, WorkerChange};
+use crate::{Departure, StaleEpoch, WorkerChange};
 
 /// Those present, and a bell for watchers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Membership {
     present: Mutex<Present>,
     changed: watch::Sender<()>,
+    /// What is said of everybody who leaves.
+    departure: Departure,
 }
 
 #[derive(Debug, Default)]
@@ -34,24 +36,40 @@ struct Entry {
 }
 
 impl Membership {
+    pub(crate) fn new(departure: Departure) -> Self {
+        Self {
+            present: Mutex::default(),
+            changed: watch::Sender::default(),
+            departure,
+        }
+    }
+
     /// Makes a worker present. The number to [`remove`](Self::remove) it with.
     pub(crate) fn insert(&self, card: Arc<WorkerCard>) -> Result<u64, StaleEpoch> {
         let mut present = self.present.lock();
-        if let Some(known) = present.workers.get(&card.id).map(|entry| entry.card.epoch)
-            && card.epoch < known
-        {
-            return Err(StaleEpoch {
-                id: card.id.clone(),
-                known,
-                refused: card.epoch,
-            });
-        }
-        let number = present.next;
-        present.next += 1;
-        present.workers.insert(card.id.clone(), Entry { card, number });
+        present.check(&card)?;
+        let number = present.insert(card);
         drop(present);
-        self.changed.send_modify(|()| {});
+        self.ring();
         Ok(number)
+    }
+
+    /// Whether a later epoch of this worker is present.
+    pub(crate) fn check(&self, card: &WorkerCard) -> Result<(), StaleEpoch> {
+        self.present.lock().check(card)
+    }
+
+    /// Says of each worker which card is present now, if any, whatever was before.
+    pub(crate) fn update(&self, changes: impl IntoIterator<Item = (WorkerId, Option<Arc<WorkerCard>>)>) {
+        let mut present = self.present.lock();
+        for (id, card) in changes {
+            match card {
+                Some(card) => _ = present.insert(card),
+                None => _ = present.workers.remove(&id),
+            }
+        }
+        drop(present);
+        self.ring();
     }
 
     /// Ends a registration, unless another replaced it.
@@ -64,8 +82,12 @@ impl Membership {
         {
             present.workers.remove(id);
             drop(present);
-            self.changed.send_modify(|()| {});
+            self.ring();
         }
+    }
+
+    fn ring(&self) {
+        self.changed.send_modify(|()| {});
     }
 
     pub(crate) fn watch(self: &Arc<Self>) -> Watch {
@@ -80,8 +102,28 @@ impl Membership {
     }
 }
 
-/// Keeps a worker present; dropping it ends that, for its own registration only.
-#[must_use = "a worker is present until its registration is dropped"]
+impl Present {
+    fn check(&self, card: &WorkerCard) -> Result<(), StaleEpoch> {
+        match self.workers.get(&card.id).map(|entry| entry.card.epoch) {
+            Some(known) if card.epoch < known => Err(StaleEpoch {
+                id: card.id.clone(),
+                known,
+                refused: card.epoch,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn insert(&mut self, card: Arc<WorkerCard>) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.workers.insert(card.id.clone(), Entry { card, number });
+        number
+    }
+}
+
+/// Keeps a worker or router present; dropping it ends that, for its own registration only.
+#[must_use = "a worker or router is present until its registration is dropped"]
 pub struct Registration {
     on_drop: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
@@ -158,7 +200,8 @@ impl Watch {
             .collect();
         for (id, epoch) in left {
             self.known.remove(&id);
-            self.untold.push_back(WorkerChange::Left { id, epoch });
+            let departure = self.membership.departure;
+            self.untold.push_back(WorkerChange::Left { id, epoch, departure });
         }
         let mut joined: Vec<&Entry> = present
             .workers

@@ -2,17 +2,35 @@
 
 use std::sync::Arc;
 
-use signalbox_protocol::WorkerCard;
+use signalbox_protocol::{PlaneStatus, RouterCard, WorkerCard};
+use tokio::sync::watch;
 
-use crate::{Discovery, Registration, StaleEpoch, Watch, membership::Membership};
+use crate::{
+    Departure, Discovery, Registration, StaleEpoch, Watch,
+    membership::Membership,
+    routers::{RouterCards, Routers},
+};
 
 #[cfg(test)]
 mod tests;
 
 /// The in-process twin of etcd. Cloning makes another handle to the same membership.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Clone)]
 pub struct MemoryDiscovery {
     membership: Arc<Membership>,
+    routers: Arc<Routers>,
+    /// It never changes; kept so that nobody who waits for a change is told that it ended.
+    status: Arc<watch::Sender<PlaneStatus>>,
+}
+
+impl Default for MemoryDiscovery {
+    fn default() -> Self {
+        Self {
+            membership: Arc::new(Membership::new(Departure::Withdrawn)),
+            routers: Arc::default(),
+            status: Arc::new(watch::Sender::new(PlaneStatus::in_process("memory"))),
+        }
+    }
 }
 
 impl Discovery for MemoryDiscovery {
@@ -24,5 +42,19 @@ impl Discovery for MemoryDiscovery {
 
     fn watch(&self) -> Watch {
         self.membership.watch()
+    }
+
+    fn register_router(&self, card: RouterCard) -> Registration {
+        let (routers, id) = (self.routers.clone(), card.id.clone());
+        let number = routers.insert(card);
+        Registration::new(move || routers.remove(&id, number))
+    }
+
+    fn routers(&self) -> watch::Receiver<RouterCards> {
+        self.routers.subscribe()
+    }
+
+    fn status(&self) -> watch::Receiver<PlaneStatus> {
+        self.status.subscribe()
     }
 }

@@ -1,139 +1,26 @@
+//! What can only be seen where changes take effect at once; the rest is in `crate::tests`.
+
 use std::{
     collections::BTreeMap,
     pin::pin,
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use proptest::prelude::*;
-use signalbox_protocol::{WorkerCapacity, WorkerEpoch, WorkerId, WorkerRole};
+use signalbox_protocol::{WorkerEpoch, WorkerId};
 
 use super::*;
-use crate::WorkerChange;
-
-/// Only ends a test that would hang.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-fn id(name: &str) -> WorkerId {
-    name.parse().unwrap()
-}
-
-fn card(name: &str, epoch: u64) -> Arc<WorkerCard> {
-    card_at(name, epoch, "127.0.0.1:7000")
-}
-
-fn card_at(name: &str, epoch: u64, address: &str) -> Arc<WorkerCard> {
-    Arc::new(WorkerCard {
-        id: id(name),
-        epoch: WorkerEpoch(epoch),
-        model: "m".into(),
-        address: address.into(),
-        engine: "sim".into(),
-        block_size: 16,
-        context_length: 4096,
-        artifacts_digest: String::new(),
-        role: WorkerRole::Aggregated,
-        capacity: WorkerCapacity::default(),
-        kv_events: true,
-        labels: BTreeMap::new(),
-    })
-}
-
-fn joined(name: &str, epoch: u64) -> WorkerChange {
-    WorkerChange::Joined(card(name, epoch))
-}
+use crate::{
+    WorkerChange,
+    tests::{card, expect, id, joined, next},
+};
 
 fn left(name: &str, epoch: u64) -> WorkerChange {
     WorkerChange::Left {
         id: id(name),
         epoch: WorkerEpoch(epoch),
+        departure: Departure::Withdrawn,
     }
-}
-
-async fn next(watch: &mut Watch) -> WorkerChange {
-    tokio::time::timeout(PATIENCE, watch.next())
-        .await
-        .expect("a change")
-}
-
-async fn expect<const N: usize>(watch: &mut Watch, changes: [WorkerChange; N]) {
-    for change in changes {
-        assert_eq!(next(watch).await, change);
-    }
-}
-
-#[tokio::test]
-async fn a_watcher_learns_who_is_there_and_then_who_comes_and_goes() {
-    let discovery = MemoryDiscovery::default();
-    let b = discovery.register(card("b", 1)).unwrap();
-    let _a = discovery.register(card("a", 1)).unwrap();
-    let mut watch = discovery.watch();
-    expect(&mut watch, [joined("b", 1), joined("a", 1)]).await;
-    let _c = discovery.register(card("c", 1)).unwrap();
-    expect(&mut watch, [joined("c", 1)]).await;
-    drop(b);
-    expect(&mut watch, [left("b", 1)]).await;
-}
-
-#[tokio::test]
-async fn a_change_wakes_a_waiting_watcher() {
-    let discovery = MemoryDiscovery::default();
-    let mut watch = discovery.watch();
-    let waiting = tokio::spawn(async move { next(&mut watch).await });
-    tokio::task::yield_now().await;
-    let _a = discovery.register(card("a", 1)).unwrap();
-    assert_eq!(waiting.await.unwrap(), joined("a", 1));
-}
-
-#[tokio::test]
-async fn a_new_life_replaces_the_old_one_and_outlives_its_registration() {
-    let discovery = MemoryDiscovery::default();
-    let mut watch = discovery.watch();
-    let old = discovery.register(card("a", 1)).unwrap();
-    expect(&mut watch, [joined("a", 1)]).await;
-    let _new = discovery.register(card("a", 2)).unwrap();
-    drop(old);
-    let _b = discovery.register(card("b", 1)).unwrap();
-    expect(&mut watch, [left("a", 1), joined("a", 2), joined("b", 1)]).await;
-}
-
-#[test]
-fn an_old_life_is_refused() {
-    let discovery = MemoryDiscovery::default();
-    let _new = discovery.register(card("a", 2)).unwrap();
-    let refused = discovery.register(card("a", 1)).unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "worker a registered epoch 2 already; epoch 1 is older"
-    );
-}
-
-#[tokio::test]
-async fn another_card_of_the_same_life_replaces_the_first() {
-    let discovery = MemoryDiscovery::default();
-    let mut watch = discovery.watch();
-    let first = discovery.register(card("a", 1)).unwrap();
-    expect(&mut watch, [joined("a", 1)]).await;
-    let moved = card_at("a", 1, "127.0.0.1:7001");
-    let second = discovery.register(moved.clone()).unwrap();
-    drop(first);
-    expect(&mut watch, [left("a", 1), WorkerChange::Joined(moved)]).await;
-    drop(second);
-    expect(&mut watch, [left("a", 1)]).await;
-}
-
-#[tokio::test]
-async fn the_same_card_again_is_no_change() {
-    let discovery = MemoryDiscovery::default();
-    let mut watch = discovery.watch();
-    let first = discovery.register(card("a", 1)).unwrap();
-    expect(&mut watch, [joined("a", 1)]).await;
-    let second = discovery.register(card("a", 1)).unwrap();
-    drop(first);
-    let _b = discovery.register(card("b", 1)).unwrap();
-    expect(&mut watch, [joined("b", 1)]).await;
-    drop(second);
-    expect(&mut watch, [left("a", 1)]).await;
 }
 
 #[tokio::test]
@@ -168,7 +55,7 @@ proptest! {
         let mut told: BTreeMap<WorkerId, WorkerEpoch> = BTreeMap::new();
         let mut take = |change: WorkerChange| match change {
             WorkerChange::Joined(card) => assert_eq!(told.insert(card.id.clone(), card.epoch), None, "joined twice"),
-            WorkerChange::Left { id, epoch } => assert_eq!(told.remove(&id), Some(epoch), "left as it had joined"),
+            WorkerChange::Left { id, epoch, .. } => assert_eq!(told.remove(&id), Some(epoch), "left as it had joined"),
         };
         for (worker, epoch, looks) in steps {
             let name = format!("w{worker}");

@@ -1,0 +1,244 @@
+//! Keeps what this process registered in etcd, under one lease.
+//!
+//! The lease is granted with the first registration and kept alive at a third of its time to live. It belongs to no
+//! connection: whoever reconnects asks etcd whether the lease still stands, and only if it does not is another one
+//! granted and everything put again.
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use etcd_client::{
+    Client, Compare, CompareOp, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp, TxnOpResponse,
+};
+use signalbox_protocol::{WorkerCard, WorkerEpoch};
+use tokio::sync::watch;
+
+use super::{
+    keyspace::Keyspace,
+    outage::{Outage, bounded},
+    registrations::{Outcome, Registrations, Wanted, Work},
+};
+
+/// Also without a lease the server is asked something this often, so that one that hangs is noticed within ten
+/// seconds.
+const MAX_PULSE: Duration = Duration::from_secs(5);
+
+/// Attempts at a key that changes under our hands. Two processes that both want it settle it in two or three.
+const MAX_ATTEMPTS: u32 = 5;
+
+/// What outlives a session.
+#[derive(Debug)]
+pub(crate) struct Registrar {
+    keys: Keyspace,
+    registrations: Arc<Registrations>,
+    ttl: Duration,
+    lease: Option<i64>,
+}
+
+/// A session with one server.
+struct Session<'a> {
+    registrar: &'a mut Registrar,
+    client: Client,
+    keep_alive: Option<(LeaseKeeper, LeaseKeepAliveStream)>,
+    next_pulse: Instant,
+}
+
+impl Registrar {
+    pub(crate) fn new(keys: Keyspace, registrations: Arc<Registrations>, ttl: Duration) -> Self {
+        Self {
+            keys,
+            registrations,
+            ttl,
+            lease: None,
+        }
+    }
+
+    /// Does what is due, for as long as the server answers. May be dropped at any time.
+    pub(crate) async fn run(&mut self, client: Client) -> Result<Infallible, Outage> {
+        let changed = self.registrations.subscribe();
+        let session = Session {
+            registrar: self,
+            client,
+            keep_alive: None,
+            next_pulse: Instant::now(),
+        };
+        session.run(changed).await
+    }
+}
+
+impl Session<'_> {
+    async fn run(mut self, mut changed: watch::Receiver<()>) -> Result<Infallible, Outage> {
+        let registrations = self.registrar.registrations.clone();
+        loop {
+            changed.borrow_and_update();
+            let now = Instant::now();
+            if registrations.is_withdrawing() {
+                self.revoke().await?;
+                registrations.withdrawn(now);
+            } else if self.next_pulse <= now {
+                self.pulse().await?;
+            } else if let Some(work) = registrations.next_work(now) {
+                match self.settle(&work).await {
+                    Ok(outcome) => registrations.done(&work, outcome, Instant::now()),
+                    Err(outage) if outage.is_lost_lease() => self.lease_lost(),
+                    Err(outage) => return Err(outage),
+                }
+            } else {
+                let next = registrations
+                    .next_due()
+                    .map_or(self.next_pulse, |due| due.min(self.next_pulse));
+                tokio::select! {
+                    _ = changed.changed() => {}
+                    () = tokio::time::sleep_until(next.into()) => {}
+                }
+            }
+        }
+    }
+
+    /// Keeps the lease alive; without one, asks for anything.
+    async fn pulse(&mut self) -> Result<(), Outage> {
+        self.next_pulse = Instant::now() + (self.registrar.ttl / 3).min(MAX_PULSE);
+        let Some(lease) = self.registrar.lease else {
+            return probe(&mut self.client, &self.registrar.keys).await;
+        };
+        match self.keep_alive(lease).await {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.lease_lost();
+                Ok(())
+            }
+            Err(outage) if outage.is_lost_lease() => {
+                self.lease_lost();
+                Ok(())
+            }
+            Err(outage) => Err(outage),
+        }
+    }
+
+    /// Whether the lease stands.
+    async fn keep_alive(&mut self, lease: i64) -> Result<bool, Outage> {
+        const WHAT: &str = "keeping the lease alive";
+        let Some((keeper, answers)) = &mut self.keep_alive else {
+            // Opening the stream keeps it alive a first time.
+            self.keep_alive = Some(bounded(WHAT, self.client.lease_keep_alive(lease)).await?);
+            return Ok(true);
+        };
+        // Sending fails when the stream is closed, which says nothing about the lease.
+        let answer = match keeper.keep_alive().await {
+            Ok(()) => bounded(WHAT, answers.message()).await?,
+            Err(_) => None,
+        };
+        match answer {
+            Some(answer) => Ok(answer.ttl() > 0),
+            None => Err(Outage::Ended(WHAT, "the stream is closed".into())),
+        }
+    }
+
+    fn lease_lost(&mut self) {
+        tracing::warn!("the etcd lease is lost; registering again");
+        self.registrar.lease = None;
+        self.keep_alive = None;
+        self.registrar.registrations.lease_lost(Instant::now());
+    }
+
+    async fn settle(&mut self, work: &Work) -> Result<Outcome, Outage> {
+        match (&work.wanted, self.registrar.lease) {
+            (Some(wanted), _) => {
+                let lease = self.lease().await?;
+                self.put(&work.key, wanted, lease).await
+            }
+            (None, Some(lease)) => self.delete(&work.key, lease).await,
+            (None, None) => Ok(Outcome::Settled),
+        }
+    }
+
+    async fn lease(&mut self) -> Result<i64, Outage> {
+        if let Some(lease) = self.registrar.lease {
+            return Ok(lease);
+        }
+        let seconds = self.registrar.ttl.as_secs() as i64;
+        let granted = bounded("granting a lease", self.client.lease_grant(seconds, None)).await?;
+        self.registrar.lease = Some(granted.id());
+        self.keep_alive = None;
+        self.next_pulse = Instant::now() + (self.registrar.ttl / 3).min(MAX_PULSE);
+        Ok(granted.id())
+    }
+
+    /// Puts the card, unless a later life of the worker holds the key.
+    async fn put(&mut self, key: &str, wanted: &Wanted, lease: i64) -> Result<Outcome, Outage> {
+        // The revision at which the key was last seen to change; 0: it was not there.
+        let mut seen = 0;
+        for _ in 0..MAX_ATTEMPTS {
+            let options = Some(PutOptions::new().with_lease(lease));
+            let transaction = Txn::new()
+                .when([Compare::mod_revision(key, CompareOp::Equal, seen)])
+                .and_then([TxnOp::put(key, &*wanted.value, options)])
+                .or_else([TxnOp::get(key, None)]);
+            let answer = bounded("registering", self.client.txn(transaction)).await?;
+            if answer.succeeded() {
+                return Ok(Outcome::Settled);
+            }
+            let found = answer
+                .op_responses()
+                .into_iter()
+                .find_map(|response| match response {
+                    TxnOpResponse::Get(mut found) => found.take_kvs().pop(),
+                    _ => None,
+                });
+            let Some(found) = found else {
+                seen = 0;
+                continue;
+            };
+            if found.lease() == lease && *found.value() == *wanted.value {
+                return Ok(Outcome::Settled);
+            }
+            if let Some(later) = later_epoch(wanted, found.value()) {
+                return Ok(Outcome::Refused(later));
+            }
+            seen = found.mod_revision();
+        }
+        tracing::warn!(
+            key,
+            "a key in etcd changes all the time: do two workers have one name?"
+        );
+        Ok(Outcome::Contended)
+    }
+
+    /// Deletes the key if it is still ours.
+    async fn delete(&mut self, key: &str, lease: i64) -> Result<Outcome, Outage> {
+        let transaction = Txn::new()
+            .when([Compare::lease(key, CompareOp::Equal, lease)])
+            .and_then([TxnOp::delete(key, None)]);
+        bounded("withdrawing", self.client.txn(transaction)).await?;
+        Ok(Outcome::Settled)
+    }
+
+    /// Ends the lease and with it, at once, every key of ours.
+    async fn revoke(&mut self) -> Result<(), Outage> {
+        if let Some(lease) = self.registrar.lease {
+            match bounded("revoking the lease", self.client.lease_revoke(lease)).await {
+                Err(outage) if !outage.is_lost_lease() => return Err(outage),
+                _ => {}
+            }
+            self.registrar.lease = None;
+            self.keep_alive = None;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a key that nobody writes: a server that answers has a leader, and lets us in.
+pub(crate) async fn probe(client: &mut Client, keys: &Keyspace) -> Result<(), Outage> {
+    bounded("reading", client.get(keys.prefix(), None)).await?;
+    Ok(())
+}
+
+/// The epoch in the key, if it is later than the one wanted there. What cannot be read is replaced.
+fn later_epoch(wanted: &Wanted, found: &[u8]) -> Option<WorkerEpoch> {
+    let (_, ours) = wanted.life.as_ref()?;
+    let found: WorkerCard = serde_json::from_slice(found).ok()?;
+    (found.epoch > *ours).then_some(found.epoch)
+}
