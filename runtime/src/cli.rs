@@ -1,9 +1,9 @@
-//! The command line. Every option can also be set by the environment variable its help names; a flag wins over the
-//! environment, the environment over the default.
+//! The command line. Every option can also be set by the environment variable its help names, and those of `serve` and
+//! `worker` in a file: a flag wins over the environment, the environment over the file, the file over the default.
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use signalbox_protocol::{WorkerId, WorkerRole};
 
 /// Routes LLM inference: an OpenAI API in front of GPU workers, with the routing decided by WASM policies.
@@ -31,6 +31,8 @@ const EXAMPLES: &str = "Examples:
   runtime up --engine sim --workers 4             the same with simulated GPUs
   runtime worker --engine sim --listen 127.0.0.1:7001
   runtime serve --discovery static://127.0.0.1:7001,127.0.0.1:7002
+  runtime serve --discovery etcd://etcd:2379 --events nats://nats:4222
+  runtime config example                          a file of all settings, explained
   runtime policy check policy.wasm                what an upload would be told";
 
 #[derive(Debug, Subcommand)]
@@ -44,6 +46,38 @@ pub(crate) enum Command {
     /// Work on policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Look at settings: those in effect, those in a file, all there are.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the settings in effect, each with where it comes from.
+    Show {
+        /// Whose settings.
+        #[arg(value_enum)]
+        command: Configurable,
+        /// The options the command would be given, `--config FILE` among them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Say whether a file of settings is right, and what is wrong with it.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Print a file of all settings, explained and at their defaults.
+    Example,
+}
+
+/// A command that takes its settings from a file too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Configurable {
+    /// `runtime serve`
+    Serve,
+    /// `runtime worker`
+    Worker,
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,11 +114,124 @@ pub(crate) struct UpOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeOptions {
-    /// Who the workers are: `static://host:port[,host:port…]`.
-    #[arg(long, env = "SIGNALBOX_DISCOVERY", value_name = "URL")]
-    pub(crate) discovery: String,
+    /// A file of settings (TOML); see `runtime config example`.
+    #[arg(long, env = "SIGNALBOX_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the workers are found: `static://host:port[,host:port…]`, `etcd://host:port[,host:port…]`; may be given
+    /// again, in the environment with a space between.
+    #[arg(long, env = "SIGNALBOX_DISCOVERY", value_name = "URL", value_delimiter = ' ')]
+    pub(crate) discovery: Vec<String>,
+    #[command(flatten)]
+    pub(crate) planes: PlaneOptions,
+    /// This router's name: letters, digits, `-`, `_`. Each life of it adds a number.
+    #[arg(
+        long,
+        env = "SIGNALBOX_ROUTER_ID",
+        default_value = "router",
+        value_name = "NAME",
+        value_parser = router_name
+    )]
+    pub(crate) router_id: String,
+    /// Whether routers tell each other over NATS what they have in flight.
+    #[arg(long, env = "SIGNALBOX_REPLICA_SYNC", value_enum, default_value_t = Switch::On)]
+    pub(crate) replica_sync: Switch,
     #[command(flatten)]
     pub(crate) frontend: FrontendOptions,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// What carries events and membership; routers and workers of one cluster agree on it.
+#[derive(Clone, Args)]
+pub(crate) struct PlaneOptions {
+    /// What carries KV events: `memory` (each worker's own connection to each router) or
+    /// `nats://host:port[,host:port…]`, with `user:password@` before the host where the server asks for it.
+    #[arg(
+        long,
+        env = "SIGNALBOX_EVENTS",
+        default_value = "memory",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub(crate) events: String,
+    /// Sets clusters apart that share NATS and etcd: letters, digits, `-`, `_`.
+    #[arg(
+        long,
+        env = "SIGNALBOX_NAMESPACE",
+        default_value = "default",
+        value_name = "NAME",
+        value_parser = namespace
+    )]
+    pub(crate) namespace: String,
+    /// NATS: a file of credentials (`.creds`).
+    #[arg(long, env = "SIGNALBOX_NATS_CREDS", value_name = "FILE")]
+    pub(crate) nats_creds: Option<PathBuf>,
+    /// NATS: certificate authorities to trust (PEM).
+    #[arg(long, env = "SIGNALBOX_NATS_CA", value_name = "FILE")]
+    pub(crate) nats_ca: Option<PathBuf>,
+    /// NATS: this process's certificate (PEM).
+    #[arg(long, env = "SIGNALBOX_NATS_CERT", value_name = "FILE", requires = "nats_key")]
+    pub(crate) nats_cert: Option<PathBuf>,
+    /// NATS: the certificate's key (PEM).
+    #[arg(long, env = "SIGNALBOX_NATS_KEY", value_name = "FILE", requires = "nats_cert")]
+    pub(crate) nats_key: Option<PathBuf>,
+    /// NATS: servers that keep a copy of the event stream each.
+    #[arg(long, env = "SIGNALBOX_NATS_REPLICAS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub(crate) nats_replicas: u8,
+    /// etcd: seconds after which a process that says nothing counts as gone.
+    #[arg(long, env = "SIGNALBOX_LEASE_S", default_value_t = 10, value_name = "S", value_parser = clap::value_parser!(u16).range(2..=600))]
+    pub(crate) lease_s: u16,
+    /// etcd: user.
+    #[arg(
+        long,
+        env = "SIGNALBOX_ETCD_USER",
+        value_name = "NAME",
+        requires = "etcd_password"
+    )]
+    pub(crate) etcd_user: Option<String>,
+    /// etcd: the user's password.
+    #[arg(
+        long,
+        env = "SIGNALBOX_ETCD_PASSWORD",
+        hide_env_values = true,
+        value_name = "PASSWORD",
+        requires = "etcd_user"
+    )]
+    pub(crate) etcd_password: Option<String>,
+    /// etcd: certificate authorities to trust (PEM); makes the connection TLS.
+    #[arg(long, env = "SIGNALBOX_ETCD_CA", value_name = "FILE")]
+    pub(crate) etcd_ca: Option<PathBuf>,
+    /// etcd: this process's certificate (PEM).
+    #[arg(long, env = "SIGNALBOX_ETCD_CERT", value_name = "FILE", requires = "etcd_key")]
+    pub(crate) etcd_cert: Option<PathBuf>,
+    /// etcd: the certificate's key (PEM).
+    #[arg(long, env = "SIGNALBOX_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
+    pub(crate) etcd_key: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for PlaneOptions {
+    /// Without addresses and passwords, which hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PlaneOptions")
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What carries requests to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RequestTransport {
+    /// Routers dial the worker.
+    Tcp,
+    /// Both meet at NATS: for workers that cannot be dialled. Slower.
+    Nats,
 }
 
 /// The router's side.
@@ -176,6 +323,17 @@ pub(crate) struct EngineOptions {
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkerOptions {
+    /// A file of settings (TOML); see `runtime config example`.
+    #[arg(long, env = "SIGNALBOX_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where to register: `etcd://host:port[,host:port…]`. Without it routers are told the address (`static://`).
+    #[arg(long, env = "SIGNALBOX_DISCOVERY", value_name = "URL")]
+    pub(crate) discovery: Option<String>,
+    #[command(flatten)]
+    pub(crate) planes: PlaneOptions,
+    /// What carries requests here.
+    #[arg(long, env = "SIGNALBOX_REQUEST_PLANE", value_enum, default_value_t = RequestTransport::Tcp)]
+    pub(crate) request_plane: RequestTransport,
     /// Address to serve routers at; port 0 takes a free one.
     #[arg(
         long,
@@ -211,6 +369,40 @@ pub(crate) struct WorkerOptions {
     pub(crate) engine: EngineOptions,
 }
 
+/// A name that fits NATS subjects and etcd keys.
+fn namespace(text: &str) -> Result<String, String> {
+    match text.parse::<WorkerId>() {
+        Ok(name) => Ok(name.to_string()),
+        Err(_) => Err("give 1 to 64 letters, digits, `-` or `_`".into()),
+    }
+}
+
+/// As a worker's name, with room for the number of a life.
+fn router_name(text: &str) -> Result<String, String> {
+    const LONGEST: usize = 40;
+    match namespace(text) {
+        Ok(name) if name.len() <= LONGEST => Ok(name),
+        _ => Err(format!("give 1 to {LONGEST} letters, digits, `-` or `_`")),
+    }
+}
+
+impl Cli {
+    /// The environment variable of an option.
+    pub(crate) fn env_of(command: Configurable, id: &str) -> Option<String> {
+        let cli = Self::command();
+        let name = match command {
+            Configurable::Serve => "serve",
+            Configurable::Worker => "worker",
+        };
+        let of = cli.find_subcommand(name)?;
+        let arg = of
+            .get_arguments()
+            .chain(cli.get_arguments())
+            .find(|arg| arg.get_id() == id)?;
+        Some(arg.get_env()?.to_string_lossy().into_owned())
+    }
+}
+
 fn speedup(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(factor) if factor.is_finite() && factor >= 0.0 => Ok(factor),
@@ -236,8 +428,6 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -6,8 +6,10 @@
 
 mod child_worker;
 mod cli;
+pub mod config;
 pub mod console;
 mod model;
+mod planes;
 mod router_process;
 mod shutdown;
 mod static_workers;
@@ -17,7 +19,7 @@ mod worker_process;
 
 use anyhow::Context;
 pub use cli::Cli;
-use cli::Command;
+use cli::{Command, ConfigCommand};
 
 /// Runs the command until it ends or is told to stop.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
@@ -29,6 +31,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Serve(options) => router_process::run(*options).await,
             Command::Worker(options) => worker_process::run(*options).await,
             Command::Policy(command) => check_policy(&command),
+            Command::Config(ConfigCommand::Show { command, arguments }) => config::show(command, &arguments),
+            Command::Config(ConfigCommand::Check { file }) => config::check(&file),
+            Command::Config(ConfigCommand::Example) => config::example(),
         }
     })
 }

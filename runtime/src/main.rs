@@ -2,13 +2,14 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use runtime::{Cli, telemetry};
+use runtime::{config, telemetry};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    telemetry::start_logging(&cli.log, cli.log_json);
-    match runtime::run(cli) {
+    let outcome = config::command_line(std::env::args_os().collect()).and_then(|cli| {
+        telemetry::start_logging(&cli.log, cli.log_json);
+        runtime::run(cli)
+    });
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             runtime::console::error(&error);

@@ -16,7 +16,7 @@ use crate::{
     cli::{EngineKind, EngineOptions, UpOptions},
     console,
     model::ServedModel,
-    router_process::RouterProcess,
+    router_process::{RouterPlanes, RouterProcess},
     shutdown,
 };
 
@@ -30,7 +30,7 @@ const READY_POLL: Duration = Duration::from_millis(10);
 pub(crate) async fn run(options: UpOptions, log: &str) -> anyhow::Result<()> {
     let started = Instant::now();
     let model = ServedModel::resolve(&options.engine)?;
-    let mut process = RouterProcess::start(&options.frontend)?;
+    let mut process = RouterProcess::start(&options.frontend, RouterPlanes::in_process()).await?;
     let told = shutdown::requested()?;
     introduce(&options, &model, &process);
 

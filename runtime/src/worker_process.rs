@@ -3,13 +3,16 @@
 use std::{io, sync::Arc, time::Duration};
 
 use crate::{
-    cli::{EngineKind, EngineOptions, WorkerOptions},
+    cli::{EngineKind, EngineOptions, RequestTransport, WorkerOptions},
     console,
     model::ServedModel,
+    planes::{self, Events, Membership},
     shutdown,
 };
+use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
-use signalbox_request_plane::ServerConfig;
+use signalbox_discovery::Discovery;
+use signalbox_request_plane::{NatsTransport, ServerConfig};
 use signalbox_tokenize::ModelText;
 use signalbox_worker::{
     engine::StepEngine,
@@ -64,12 +67,29 @@ pub(crate) async fn run(options: WorkerOptions) -> anyhow::Result<()> {
 
 async fn serve(options: WorkerOptions) -> anyhow::Result<()> {
     let grace = Duration::from_secs(options.grace_s.into());
+    let membership = Membership::start(options.discovery.as_slice(), &options.planes).await?;
+    ensure!(
+        membership.addresses.is_empty(),
+        "--discovery of a worker is where it registers; give etcd://host:port[,host:port…], or nothing: routers with \
+         --discovery static://… dial it"
+    );
+    let events = Events::start(&options.planes, options.id.as_str()).await?;
+    let nats = match options.request_plane {
+        RequestTransport::Tcp => None,
+        RequestTransport::Nats => {
+            let connection = events.nats.clone();
+            let connection =
+                connection.context("--request-plane nats goes over the NATS of --events nats://host:port")?;
+            Some(NatsTransport::new(connection, &options.planes.namespace)?)
+        }
+    };
     let model = ServedModel::resolve(&options.engine)?;
     let text = Arc::new(ModelText::load(&model.artifacts)?);
     let engine = load_engine(&options, &model, &text)?;
     let config = WorkerConfig {
         id: options.id,
         listen: options.listen,
+        nats,
         advertise_host: options.advertise_host,
         model: model.name,
         role: options.role,
@@ -79,6 +99,21 @@ async fn serve(options: WorkerOptions) -> anyhow::Result<()> {
     let worker = service::run(config, engine, &model.artifacts, text).await?;
     let told = shutdown::requested()?;
     let card = worker.card();
+    if events.nats.is_some() {
+        planes::report("events", events.plane.status());
+        actix_rt::spawn(service::publish_events(
+            card.id.clone(),
+            worker.event_log().clone(),
+            events.plane,
+        ));
+    }
+    let registration = match &membership.etcd {
+        Some(etcd) => {
+            planes::report("discovery", etcd.status());
+            Some(etcd.register(card.clone())?)
+        }
+        None => None,
+    };
     if options.child {
         ChildNotice::Ready {
             address: card.address.clone(),
@@ -95,7 +130,14 @@ async fn serve(options: WorkerOptions) -> anyhow::Result<()> {
         () = parent_gone(), if options.child => {}
         () = worker.failed() => anyhow::bail!("the engine failed; its last words are in the log"),
     }
-    worker.drain(grace).await;
+    // Routers hear of it on their links too; new ones do not come any more.
+    drop(registration);
+    let leave = async {
+        if let Some(etcd) = membership.etcd {
+            etcd.withdraw().await;
+        }
+    };
+    tokio::join!(leave, worker.drain(grace));
     Ok(())
 }
 

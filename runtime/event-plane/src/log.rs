@@ -141,6 +141,11 @@ impl EventLog {
         }
     }
 
+    /// The number the next batch will have.
+    pub fn next_sequence(&self) -> u64 {
+        self.shared.state.lock().batches.next()
+    }
+
     /// The worker life this log is of.
     pub fn epoch(&self) -> WorkerEpoch {
         self.shared.epoch

@@ -1,10 +1,13 @@
 //! `/live`, `/ready` and `/health`: is the process there, may it get traffic, and who stands behind it.
+//!
+//! Both of the latter tell how NATS and etcd are doing and depend on neither: a router without them serves with what
+//! it knows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use actix_web::{HttpResponse, web::Data};
 use serde_json::{Value, json};
-use signalbox_protocol::WorkerRole;
+use signalbox_protocol::{PlaneStatus, WorkerRole};
 use signalbox_router::InstanceView;
 
 use crate::frontend::Frontend;
@@ -25,23 +28,30 @@ pub(crate) async fn ready(frontend: Data<Frontend>) -> HttpResponse {
         .into_iter()
         .map(|model| model.name)
         .collect();
+    let planes = planes(&frontend);
+    let not_ready = |message: &str| {
+        let report = json!({"status": "not_ready", "message": message, "planes": planes});
+        HttpResponse::ServiceUnavailable().json(report)
+    };
     if frontend.traffic.is_draining() {
         not_ready("shutting down")
     } else if models.is_empty() {
         not_ready("no worker serves a model yet")
     } else {
-        HttpResponse::Ok().json(json!({"status": "ready", "models": models}))
+        HttpResponse::Ok().json(json!({"status": "ready", "models": models, "planes": planes}))
     }
 }
 
-fn not_ready(message: &str) -> HttpResponse {
-    HttpResponse::ServiceUnavailable().json(json!({"status": "not_ready", "message": message}))
+/// How each plane is doing, by name.
+fn planes(frontend: &Frontend) -> BTreeMap<&'static str, PlaneStatus> {
+    frontend.shared.planes().into_iter().collect()
 }
 
 /// The workers, as Dynamo's `/health` tells them. 200 while at least one can take requests.
 pub(crate) async fn health(frontend: Data<Frontend>) -> HttpResponse {
     let instances = frontend.shared.instances();
-    let (healthy, report) = report(&frontend.namespace, &instances, frontend.traffic.is_draining());
+    let (healthy, mut report) = report(&frontend.namespace, &instances, frontend.traffic.is_draining());
+    report["planes"] = json!(planes(&frontend));
     if healthy {
         HttpResponse::Ok().json(report)
     } else {
@@ -112,6 +122,8 @@ mod tests {
         InstanceView {
             card,
             state,
+            listed: true,
+            others: Default::default(),
             requests: 0,
             prefill_tokens: 0,
             decode_blocks: 0,

@@ -52,7 +52,9 @@ impl Rig {
         let discovery = Arc::new(MemoryDiscovery::default());
         let engine = PolicyEngine::new(PolicyLimits::default()).unwrap();
         let shared = RouterShared::start(RouterConfig {
-            discovery: discovery.clone(),
+            discovery: vec![discovery.clone()],
+            replicas: None,
+            planes: Vec::new(),
             events: MemoryPlane::new(),
             feeds_events: false,
             policies: PolicyDepot::new(engine, "round-robin").unwrap(),

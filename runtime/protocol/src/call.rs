@@ -27,7 +27,7 @@ pub enum Call {
     },
     /// The encoded snapshot of the KV cache, in pieces.
     FetchKvSnapshot,
-    /// A [`crate::LoadReport`] in JSON a piece, whenever it changed, at most every `interval_ms`.
+    /// A [`crate::WorkerReport`] in JSON a piece, whenever it changed, at most every `interval_ms`.
     WatchLoad {
         /// Shortest time between two reports, in milliseconds.
         interval_ms: u64,

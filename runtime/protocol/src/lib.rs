@@ -10,7 +10,7 @@
 //! - [`StreamSummary`], [`WireError`]: how it ended.
 //! - [`WorkerCard`]: what a worker says of itself.
 //! - [`KvEvent`], [`KvEventBatch`]: what its KV cache holds now.
-//! - [`LoadReport`]: how busy it is.
+//! - [`LoadReport`], [`ReplicaLoad`], [`ReplicaMessage`]: how busy it is, by itself, a router and all routers.
 //! - [`RouterCard`]: what a router says of itself.
 //! - [`PlaneStatus`]: how NATS and etcd are doing.
 
@@ -22,6 +22,7 @@ mod ids;
 mod kv_event;
 mod load;
 mod plane_status;
+mod replica_message;
 mod router_card;
 mod worker_card;
 
@@ -31,7 +32,8 @@ pub use error::{ErrorKind, WireError};
 pub use generate::{AnswerFormat, FinishReason, GenerateRequest, SamplingParams, StreamSummary};
 pub use ids::{InvalidWorkerId, RequestId, WorkerEpoch, WorkerId};
 pub use kv_event::{CacheTier, KvEvent, KvEventBatch, KvSnapshot};
-pub use load::LoadReport;
+pub use load::{LoadReport, ReplicaLoad, WorkerReport};
 pub use plane_status::{PlaneState, PlaneStatus};
+pub use replica_message::{ReplicaMessage, ReplicaNews, WorkerShare};
 pub use router_card::{RouterCard, RouterId};
 pub use worker_card::{WorkerCapacity, WorkerCard, WorkerRole};

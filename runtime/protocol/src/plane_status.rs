@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Before the first attempt to reach a server has ended.
+const NOT_YET: &str = "not reached yet";
+
 /// The state of what carries a plane: a connection to NATS or etcd, or nothing that could break.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlaneStatus {
@@ -43,8 +46,13 @@ impl PlaneStatus {
         Self {
             kind: kind.into(),
             state: PlaneState::Connecting,
-            detail: "not reached yet".into(),
+            detail: NOT_YET.into(),
         }
+    }
+
+    /// Whether it is known why the plane does not work.
+    pub fn has_reason(&self) -> bool {
+        !self.detail.is_empty() && self.detail != NOT_YET
     }
 
     /// It works from now on.

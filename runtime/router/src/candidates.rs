@@ -51,10 +51,10 @@ pub(crate) fn assemble(
         columns.prefill_tokens.push(now.prefill_tokens);
         columns.decode_blocks.push(now.decode_blocks);
         columns.requests.push(now.requests);
-        // This router is the only one it knows of: all routers' load is its own.
-        columns.prefill_tokens_all.push(now.prefill_tokens);
-        columns.decode_blocks_all.push(now.decode_blocks);
-        columns.requests_all.push(now.requests);
+        let all = now.of_all_routers();
+        columns.prefill_tokens_all.push(all.prefill_tokens);
+        columns.decode_blocks_all.push(all.decode_blocks);
+        columns.requests_all.push(all.requests);
         columns.kv_blocks_total.push(capacity.kv_blocks);
         columns.kv_blocks_used.push(now.reported_used_blocks);
         columns.queue_depth.push(now.reported_waiting);

@@ -3,7 +3,8 @@
 //! One [`EventStream`] actor follows one worker's KV events on the event plane. It starts from a snapshot fetched
 //! from the worker over the request plane and applies every later batch in order (K-2). When batches are missing,
 //! it drops all credit of the worker first and takes a new snapshot: a credit is exact or absent, never stale.
-//! It does not know which plane carries the events.
+//! It does not know which plane carries the events, and does not trust it to tell of every loss: the worker itself
+//! says over the request plane how far its stream is, and a stream that stands still short of that is rebuilt too.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +12,7 @@ use actix::prelude::*;
 use futures_util::stream;
 use signalbox_event_plane::{Delivery, EventPlane, StreamCursor, Verdict, decode_snapshot};
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
-use signalbox_protocol::{Call, KvEventBatch, KvSnapshot, WorkerCard};
+use signalbox_protocol::{Call, KvEventBatch, KvSnapshot, PlaneState, WorkerCard};
 use signalbox_request_plane::LinkHandle;
 use tracing::{debug, warn};
 
@@ -27,6 +28,10 @@ const MAX_SNAPSHOT_BYTES: usize = 256 << 20;
 /// leaving answers none, and it is the roster that ends this actor then.
 const SNAPSHOT_RETRY: Duration = Duration::from_millis(50);
 const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether the stream stands still although the worker has said more. Events take milliseconds;
+/// what the worker had said one look ago and is still not here has been lost.
+const LAG_CHECK: Duration = Duration::from_secs(2);
 
 /// What an event stream works on.
 #[derive(Debug)]
@@ -47,6 +52,26 @@ pub(crate) struct EventStream {
     /// The subscription being read; none while a snapshot is on its way.
     subscription: Option<SpawnHandle>,
     retry: Duration,
+    /// What the last look at the stream's progress saw.
+    looked: Progress,
+}
+
+/// How far the stream was at one look.
+#[derive(Debug, Default, Clone, Copy)]
+struct Progress {
+    plane_was_up: bool,
+    /// The next batch wanted.
+    position: u64,
+    /// The next batch of the worker, in its own words.
+    reported: u64,
+}
+
+impl Progress {
+    /// Whether batches were lost between this look and `now`: what was said by this one is still not here, and
+    /// nothing else came, although the plane worked.
+    fn shows_loss(self, now: Self) -> bool {
+        self.plane_was_up && now.plane_was_up && now.position == self.position && now.position < self.reported
+    }
 }
 
 /// The worker left: touch the index no more.
@@ -61,6 +86,24 @@ impl EventStream {
             cursor: StreamCursor::default(),
             subscription: None,
             retry: SNAPSHOT_RETRY,
+            looked: Progress::default(),
+        }
+    }
+
+    /// Finds losses that nothing else tells of: the last batches before a worker fell silent.
+    fn check_lag(&mut self, ctx: &mut Context<Self>) {
+        let EventStreamConfig {
+            load, plane, slot, ..
+        } = &self.config;
+        let now = Progress {
+            plane_was_up: plane.status().borrow().state == PlaneState::Up,
+            position: self.cursor.position().map_or(0, |(_, next)| next),
+            reported: load.reported_next_batch(*slot),
+        };
+        let is_following = load.event_state(*slot) == EventState::Following;
+        let before = std::mem::replace(&mut self.looked, now);
+        if is_following && before.shows_loss(now) {
+            self.resync(ctx, "the worker has said more than arrived here");
         }
     }
 
@@ -158,6 +201,7 @@ impl Actor for EventStream {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.resync(ctx, "first look");
+        ctx.run_interval(LAG_CHECK, Self::check_lag);
     }
 }
 
@@ -179,5 +223,29 @@ impl Handler<StopFollowing> for EventStream {
 
     fn handle(&mut self, _: StopFollowing, ctx: &mut Self::Context) {
         ctx.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_stands_still_short_of_what_was_said_has_lost_something() {
+        let at = |position, reported| Progress {
+            plane_was_up: true,
+            position,
+            reported,
+        };
+        assert!(at(5, 7).shows_loss(at(5, 9)));
+        assert!(!at(5, 7).shows_loss(at(6, 9)), "it moves");
+        assert!(!at(5, 5).shows_loss(at(5, 9)), "what is new may be under way");
+        assert!(
+            !at(5, 7).shows_loss(Progress {
+                plane_was_up: false,
+                ..at(5, 9)
+            }),
+            "it will come"
+        );
     }
 }

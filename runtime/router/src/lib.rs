@@ -22,6 +22,7 @@ mod event_stream;
 mod fetch;
 mod load;
 mod replica;
+mod replica_sync;
 mod roster;
 mod session;
 mod shared;
@@ -33,6 +34,7 @@ mod tests;
 
 pub use answer::{AnswerStream, RoutedAnswer};
 pub use replica::{ReplicaHandle, RouteRequest};
+pub use replica_sync::ReplicaConfig;
 pub use shared::{InstanceView, ModelView, RouterConfig, RouterShared};
 /// The policies' lifecycle, for the admin API.
 pub use signalbox_policy_host as policies;

@@ -3,14 +3,21 @@
 //! One table for the process, indexed by [`WorkerSlot`]. Decisions on every HTTP thread read it without a lock; a
 //! [`Reservation`] changes it exactly twice or thrice: when made, at the first token, and at its end. The end is
 //! its `Drop`, so a request that fails, is cancelled or panics is released like one that finished.
+//!
+//! What other routers have in flight stands beside it, kept by replica sync. Every change of what this router has
+//! rings a bell for it, without waiting and, while the last ring was not answered, without any cost.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU8, AtomicU32, Ordering::Relaxed},
+    atomic::{
+        AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+        Ordering::{AcqRel, Relaxed, Release},
+    },
 };
 
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::LoadReport;
+use signalbox_protocol::{ReplicaLoad, WorkerReport};
+use tokio::sync::Notify;
 
 /// Most workers one router knows: the table is allocated whole, 64 bytes each.
 pub(crate) const MAX_WORKERS: u32 = 4_096;
@@ -19,6 +26,14 @@ pub(crate) const MAX_WORKERS: u32 = 4_096;
 #[derive(Debug, Clone)]
 pub(crate) struct LoadTable {
     slots: Arc<[SlotLoad]>,
+    bell: Arc<Bell>,
+}
+
+/// Rings when this router's load changed since it was last answered.
+#[derive(Debug, Default)]
+struct Bell {
+    rang: AtomicBool,
+    listener: Notify,
 }
 
 /// One worker's counts, on a cache line of their own: threads that reserve on different workers do not disturb each
@@ -29,8 +44,13 @@ struct SlotLoad {
     prefill_tokens: AtomicU32,
     decode_blocks: AtomicU32,
     requests: AtomicU32,
+    others_prefill_tokens: AtomicU32,
+    others_decode_blocks: AtomicU32,
+    others_requests: AtomicU32,
     reported_waiting: AtomicU32,
     reported_used_blocks: AtomicU32,
+    /// The number its next batch of KV events will have, as the worker last said.
+    reported_next_batch: AtomicU64,
     event_state: AtomicU8,
 }
 
@@ -63,14 +83,28 @@ pub(crate) struct WorkerLoad {
     pub(crate) prefill_tokens: u32,
     pub(crate) decode_blocks: u32,
     pub(crate) requests: u32,
+    /// What other routers have in flight there.
+    pub(crate) others: ReplicaLoad,
     pub(crate) reported_waiting: u32,
     pub(crate) reported_used_blocks: u32,
+}
+
+impl WorkerLoad {
+    /// What this router and the others have in flight there together.
+    pub(crate) fn of_all_routers(&self) -> ReplicaLoad {
+        self.others.saturating_add(ReplicaLoad {
+            prefill_tokens: self.prefill_tokens,
+            decode_blocks: self.decode_blocks,
+            requests: self.requests,
+        })
+    }
 }
 
 impl Default for LoadTable {
     fn default() -> Self {
         Self {
             slots: (0..MAX_WORKERS).map(|_| SlotLoad::default()).collect(),
+            bell: Arc::default(),
         }
     }
 }
@@ -83,6 +117,11 @@ impl LoadTable {
                 prefill_tokens: slot.prefill_tokens.load(Relaxed),
                 decode_blocks: slot.decode_blocks.load(Relaxed),
                 requests: slot.requests.load(Relaxed),
+                others: ReplicaLoad {
+                    prefill_tokens: slot.others_prefill_tokens.load(Relaxed),
+                    decode_blocks: slot.others_decode_blocks.load(Relaxed),
+                    requests: slot.others_requests.load(Relaxed),
+                },
                 reported_waiting: slot.reported_waiting.load(Relaxed),
                 reported_used_blocks: slot.reported_used_blocks.load(Relaxed),
             })
@@ -94,6 +133,7 @@ impl LoadTable {
             slot.prefill_tokens.fetch_add(prefill_tokens, Relaxed);
             slot.decode_blocks.fetch_add(decode_blocks, Relaxed);
             slot.requests.fetch_add(1, Relaxed);
+            self.bell.ring();
         }
         Reservation {
             table: self.clone(),
@@ -104,11 +144,44 @@ impl LoadTable {
     }
 
     /// Takes over what a worker said of itself.
-    pub(crate) fn report(&self, worker: WorkerSlot, report: &LoadReport) {
+    pub(crate) fn report(&self, worker: WorkerSlot, report: &WorkerReport) {
         if let Some(slot) = self.slot(worker) {
-            slot.reported_waiting.store(report.waiting, Relaxed);
-            slot.reported_used_blocks.store(report.used_kv_blocks, Relaxed);
+            slot.reported_waiting.store(report.load.waiting, Relaxed);
+            slot.reported_used_blocks
+                .store(report.load.used_kv_blocks, Relaxed);
+            slot.reported_next_batch.store(report.next_kv_batch, Relaxed);
         }
+    }
+
+    /// The number the worker's next batch of KV events will have, as it last said; 0 before it said anything.
+    pub(crate) fn reported_next_batch(&self, worker: WorkerSlot) -> u64 {
+        self.slot(worker)
+            .map_or(0, |slot| slot.reported_next_batch.load(Relaxed))
+    }
+
+    /// What this router has in flight on a worker, as it tells other routers.
+    pub(crate) fn own(&self, worker: WorkerSlot) -> ReplicaLoad {
+        let load = self.get(worker);
+        ReplicaLoad {
+            prefill_tokens: load.prefill_tokens,
+            decode_blocks: load.decode_blocks,
+            requests: load.requests,
+        }
+    }
+
+    /// Takes over what other routers have in flight on a worker together.
+    pub(crate) fn set_others(&self, worker: WorkerSlot, others: ReplicaLoad) {
+        if let Some(slot) = self.slot(worker) {
+            slot.others_prefill_tokens.store(others.prefill_tokens, Relaxed);
+            slot.others_decode_blocks.store(others.decode_blocks, Relaxed);
+            slot.others_requests.store(others.requests, Relaxed);
+        }
+    }
+
+    /// Waits until this router's load changes, or has changed since the last time this returned. For one listener.
+    pub(crate) async fn changed(&self) {
+        self.bell.listener.notified().await;
+        self.bell.rang.store(false, Release);
     }
 
     pub(crate) fn event_state(&self, worker: WorkerSlot) -> EventState {
@@ -127,12 +200,22 @@ impl LoadTable {
 
     /// Forgets what a worker that left had said. Reservations still held release themselves.
     pub(crate) fn forget_reports(&self, worker: WorkerSlot) {
-        self.report(worker, &LoadReport::default());
+        self.report(worker, &WorkerReport::default());
+        self.set_others(worker, ReplicaLoad::default());
         self.set_event_state(worker, EventState::None);
     }
 
     fn slot(&self, worker: WorkerSlot) -> Option<&SlotLoad> {
         self.slots.get(worker.0 as usize)
+    }
+}
+
+impl Bell {
+    fn ring(&self) {
+        // Read first: while nobody answered, threads share the flag's cache line instead of taking it in turns.
+        if !self.rang.load(Relaxed) && !self.rang.swap(true, AcqRel) {
+            self.listener.notify_one();
+        }
     }
 }
 
@@ -149,9 +232,12 @@ impl Reservation {
     /// The prompt is computed: its prefill tokens are load no more. Later calls change nothing.
     pub(crate) fn first_token(&mut self) {
         let tokens = std::mem::take(&mut self.prefill_tokens);
-        if let Some(slot) = self.table.slot(self.worker) {
+        if let Some(slot) = self.table.slot(self.worker)
+            && tokens > 0
+        {
             let before = slot.prefill_tokens.fetch_sub(tokens, Relaxed);
             debug_assert!(before >= tokens, "R-1: prefill tokens released twice");
+            self.table.bell.ring();
         }
     }
 }
@@ -163,6 +249,7 @@ impl Drop for Reservation {
             slot.decode_blocks.fetch_sub(self.decode_blocks, Relaxed);
             let before = slot.requests.fetch_sub(1, Relaxed);
             debug_assert!(before > 0, "R-1: a request released twice");
+            self.table.bell.ring();
         }
     }
 }
@@ -191,6 +278,40 @@ mod tests {
         );
         drop(first);
         drop(second);
+        assert_eq!(table.get(WORKER), WorkerLoad::default());
+    }
+
+    #[tokio::test]
+    async fn every_change_rings_and_a_ring_is_not_lost_while_nobody_listens() {
+        let table = LoadTable::default();
+        let mut request = table.reserve(WORKER, 100, 7);
+        table.changed().await;
+        request.first_token();
+        table.changed().await;
+        drop(request);
+        table.changed().await;
+        let none = tokio::time::timeout(std::time::Duration::from_millis(1), table.changed()).await;
+        assert!(none.is_err(), "nothing changed since");
+    }
+
+    #[test]
+    fn other_routers_count_beside_this_one() {
+        let table = LoadTable::default();
+        let others = ReplicaLoad {
+            prefill_tokens: 10,
+            decode_blocks: 20,
+            requests: 2,
+        };
+        table.set_others(WORKER, others);
+        let held = table.reserve(WORKER, 100, 7);
+        let all = table.get(WORKER).of_all_routers();
+        assert_eq!(
+            (all.prefill_tokens, all.decode_blocks, all.requests),
+            (110, 27, 3)
+        );
+        drop(held);
+        assert_eq!(table.get(WORKER).of_all_routers(), others);
+        table.forget_reports(WORKER);
         assert_eq!(table.get(WORKER), WorkerLoad::default());
     }
 

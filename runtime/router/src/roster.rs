@@ -49,6 +49,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) slot: WorkerSlot,
     pub(crate) card: Arc<WorkerCard>,
     pub(crate) phase: WorkerPhase,
+    /// Whether discovery lists it; where not, it is present by its connection alone.
+    pub(crate) listed: bool,
 }
 
 /// Whether a worker may be given work.
@@ -131,6 +133,7 @@ impl Roster {
             slot,
             card: card.clone(),
             phase: WorkerPhase::Preparing,
+            listed: true,
         };
         self.workers.insert(card.id.clone(), entry);
         Ok(slot)
@@ -202,6 +205,18 @@ impl Roster {
             }
             _ => false,
         }
+    }
+
+    /// Discovery lists the worker, or does no more; returns whether that is news.
+    pub(crate) fn set_listed(&mut self, id: &WorkerId, listed: bool) -> bool {
+        self.workers
+            .get_mut(id)
+            .is_some_and(|entry| std::mem::replace(&mut entry.listed, listed) != listed)
+    }
+
+    /// Whether discovery lists the worker; an absent one counts as listed.
+    pub(crate) fn is_listed(&self, id: &WorkerId) -> bool {
+        self.workers.get(id).is_none_or(|entry| entry.listed)
     }
 
     /// The worker is gone; returns the slot that is vacant now.

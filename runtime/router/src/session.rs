@@ -6,7 +6,7 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 use actix::prelude::*;
 use signalbox_event_plane::{EventPlane, decode_batch};
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
-use signalbox_protocol::{Call, LoadReport, WorkerCard, WorkerEpoch};
+use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerReport};
 use signalbox_request_plane::{LinkConfig, LinkEvent, LinkHandle};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
@@ -124,7 +124,7 @@ async fn watch_load(link: LinkHandle, slot: WorkerSlot, load: LoadTable) {
         let call = Call::WatchLoad {
             interval_ms: LOAD_INTERVAL_MS,
         };
-        let take = |bytes: bytes::Bytes| match serde_json::from_slice::<LoadReport>(&bytes) {
+        let take = |bytes: bytes::Bytes| match serde_json::from_slice::<WorkerReport>(&bytes) {
             Ok(report) => load.report(slot, &report),
             Err(error) => debug!(%error, "a load report could not be read"),
         };

@@ -8,12 +8,14 @@ use signalbox_discovery::Discovery;
 use signalbox_event_plane::EventPlane;
 use signalbox_kv_index::SharedKvIndex;
 use signalbox_policy_host::PolicyDepot;
-use signalbox_protocol::WorkerCard;
+use signalbox_protocol::{PlaneStatus, ReplicaLoad, WorkerCard};
 use signalbox_request_plane::LinkConfig;
 use signalbox_tokenize::ModelText;
+use tokio::sync::watch;
 
 use crate::{
     load::LoadTable,
+    replica_sync::{ReplicaConfig, ReplicaSync},
     roster::{ModelEntry, RosterView},
     session::SessionShared,
     worker_roster::WorkerRoster,
@@ -22,14 +24,18 @@ use crate::{
 /// How a router is put together.
 #[derive(Debug)]
 pub struct RouterConfig {
-    /// Tells who is present.
-    pub discovery: Arc<dyn Discovery>,
+    /// Tell who is present. A worker that several name counts once.
+    pub discovery: Vec<Arc<dyn Discovery>>,
     /// Carries KV events here.
     pub events: Arc<dyn EventPlane>,
     /// Copy events from the workers' request plane into `events`: where nothing else carries them there.
     pub feeds_events: bool,
     /// Decides.
     pub policies: PolicyDepot,
+    /// Tells other routers what this one has in flight, and it what they have; `None`: it counts its own load only.
+    pub replicas: Option<ReplicaConfig>,
+    /// The planes by name, as `/health` tells of them.
+    pub planes: Vec<(&'static str, watch::Receiver<PlaneStatus>)>,
     /// Bounds of every worker link.
     pub links: LinkConfig,
     /// Most bytes of the KV index (K-3).
@@ -44,6 +50,7 @@ pub struct RouterShared {
     pub(crate) load: LoadTable,
     pub(crate) links: LinkConfig,
     pub(crate) roster: Addr<WorkerRoster>,
+    planes: Arc<[(&'static str, watch::Receiver<PlaneStatus>)]>,
     policies: PolicyDepot,
     arbiter: ArbiterHandle,
 }
@@ -70,12 +77,16 @@ pub struct InstanceView {
     pub card: Arc<WorkerCard>,
     /// `preparing`, `ready`, `draining` or `refused`.
     pub state: &'static str,
+    /// Whether discovery lists it; where not, it is kept because it answers.
+    pub listed: bool,
     /// Requests from here that it works on.
     pub requests: u32,
     /// Prompt tokens from here that it has yet to compute.
     pub prefill_tokens: u32,
     /// KV blocks of requests from here.
     pub decode_blocks: u32,
+    /// What other routers have in flight there.
+    pub others: ReplicaLoad,
     /// KV blocks the index credits it with.
     pub index_blocks: usize,
     /// Its KV event stream: `following`, `resyncing` or `none`.
@@ -96,15 +107,22 @@ impl RouterShared {
             links: config.links.clone(),
         };
         let arbiter = Arbiter::new().handle();
-        let (discovery, roster_view) = (config.discovery, view.clone());
+        let (discovery, roster_view) = (config.discovery.clone(), view.clone());
         let roster =
             WorkerRoster::start_in_arbiter(&arbiter, |_| WorkerRoster::new(session, discovery, roster_view));
+        if let Some(replicas) = config.replicas {
+            let (load, view, roster) = (load.clone(), view.clone(), roster.clone());
+            ReplicaSync::start_in_arbiter(&arbiter, |_| {
+                ReplicaSync::new(replicas, load, view, roster, config.discovery)
+            });
+        }
         Self {
             view,
             index,
             load,
             links: config.links,
             roster,
+            planes: config.planes.into(),
             policies: config.policies,
             arbiter,
         }
@@ -141,14 +159,24 @@ impl RouterShared {
             InstanceView {
                 card: worker.card.clone(),
                 state: worker.phase.as_str(),
+                listed: worker.listed,
                 requests: load.requests,
                 prefill_tokens: load.prefill_tokens,
                 decode_blocks: load.decode_blocks,
+                others: load.others,
                 index_blocks: self.index.read(|index| index.blocks_of(worker.slot)),
                 events: self.load.event_state(worker.slot).as_str(),
             }
         };
         view.workers.iter().map(instance).collect()
+    }
+
+    /// How each plane is doing, by name.
+    pub fn planes(&self) -> Vec<(&'static str, PlaneStatus)> {
+        self.planes
+            .iter()
+            .map(|(name, status)| (*name, status.borrow().clone()))
+            .collect()
     }
 
     /// The policies and which of them decides.

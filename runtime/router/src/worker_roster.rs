@@ -3,6 +3,9 @@
 //! It reads discovery, prepares each newcomer (a control link, its tokenizer, its KV events), and publishes the new
 //! view; replicas are told, so that they open links ahead of the first request. One a process, on an arbiter of its
 //! own, away from the HTTP threads.
+//!
+//! A worker whose lease ended is kept for as long as its connection answers: an etcd that is unwell must not take away
+//! workers that are well.
 
 use std::{
     collections::HashMap,
@@ -13,7 +16,7 @@ use std::{
 use actix::prelude::*;
 use arc_swap::ArcSwap;
 use futures_util::stream;
-use signalbox_discovery::{Discovery, WorkerChange};
+use signalbox_discovery::{Departure, Discovery, WorkerChange};
 use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_request_plane::{LinkEvent, LinkHandle, LinkState};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
@@ -44,7 +47,7 @@ pub(crate) struct WorkerRoster {
     roster: Roster,
     sessions: HashMap<WorkerId, Session>,
     shared: SessionShared,
-    discovery: Arc<dyn Discovery>,
+    discovery: Vec<Arc<dyn Discovery>>,
     view: Arc<ArcSwap<RosterView>>,
     replicas: Vec<Recipient<RosterChanged>>,
 }
@@ -62,7 +65,7 @@ pub(crate) struct RegisterReplica(pub(crate) Recipient<RosterChanged>);
 impl WorkerRoster {
     pub(crate) fn new(
         shared: SessionShared,
-        discovery: Arc<dyn Discovery>,
+        discovery: Vec<Arc<dyn Discovery>>,
         view: Arc<ArcSwap<RosterView>>,
     ) -> Self {
         Self {
@@ -76,6 +79,16 @@ impl WorkerRoster {
     }
 
     fn joined(&mut self, ctx: &mut Context<Self>, card: Arc<WorkerCard>) {
+        if self.roster.set_listed(&card.id, true)
+            && let Some(session) = self.sessions.get(&card.id)
+        {
+            if session.card == card {
+                info!(worker.id = %card.id, "worker is listed again");
+                return self.publish();
+            }
+            let (id, epoch) = (session.card.id.clone(), session.card.epoch);
+            self.drop_worker(&id, epoch, "another card took its place");
+        }
         let load = self.shared.load.clone();
         let slot = match self
             .roster
@@ -122,12 +135,36 @@ impl WorkerRoster {
         self.publish();
     }
 
-    fn left(&mut self, id: &WorkerId, epoch: WorkerEpoch) {
+    fn left(&mut self, id: &WorkerId, epoch: WorkerEpoch, departure: Departure) {
+        let answers = |session: &Session| {
+            session.link.state() == LinkState::Up
+                && session.link.card().is_some_and(|card| card.epoch == epoch)
+        };
+        if departure == Departure::LeaseEnded && self.sessions.get(id).is_some_and(answers) {
+            // Also what a worker looks like that leaves politely: its answers under way end first.
+            info!(worker.id = %id, "worker is listed no more, but answers: kept until it does not");
+            self.roster.set_listed(id, false);
+            self.publish();
+        } else {
+            self.drop_worker(id, epoch, "discovery lists it no more");
+        }
+    }
+
+    fn drop_worker(&mut self, id: &WorkerId, epoch: WorkerEpoch, reason: &str) {
         if self.roster.leave(id, epoch).is_some() {
             self.sessions.remove(id);
-            info!(worker.id = %id, "worker left");
+            info!(worker.id = %id, reason, "worker left");
             self.publish();
         }
+    }
+
+    /// The worker that is dialled at this address.
+    fn card_at(&self, address: &str) -> Option<Arc<WorkerCard>> {
+        let session = self
+            .sessions
+            .values()
+            .find(|session| session.card.address == address)?;
+        Some(session.card.clone())
     }
 
     fn publish(&mut self) {
@@ -147,11 +184,12 @@ impl Actor for WorkerRoster {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        let changes = stream::unfold(self.discovery.watch(), async |mut watch| {
-            let change = watch.next().await;
-            Some((change, watch))
-        });
-        ctx.add_stream(changes);
+        for discovery in &self.discovery {
+            ctx.add_stream(stream::unfold(discovery.watch(), async |mut watch| {
+                let change = watch.next().await;
+                Some((change, watch))
+            }));
+        }
         ctx.run_interval(SUPERVISION_INTERVAL, |actor, _| {
             actor.sessions.values_mut().for_each(Session::follow_events);
         });
@@ -162,7 +200,7 @@ impl StreamHandler<WorkerChange> for WorkerRoster {
     fn handle(&mut self, change: WorkerChange, ctx: &mut Self::Context) {
         match change {
             WorkerChange::Joined(card) => self.joined(ctx, card),
-            WorkerChange::Left { id, epoch } => self.left(&id, epoch),
+            WorkerChange::Left { id, epoch, departure } => self.left(&id, epoch, departure),
         }
     }
 }
@@ -171,19 +209,31 @@ impl Handler<LinkEvent> for WorkerRoster {
     type Result = ();
 
     fn handle(&mut self, event: LinkEvent, _: &mut Self::Context) {
-        let LinkEvent::Draining { address } = event else {
-            return;
-        };
-        let card = self
-            .sessions
-            .values()
-            .find(|session| session.card.address == address)
-            .map(|s| s.card.clone());
-        if let Some(card) = card
-            && self.roster.drain(&card.id, card.epoch)
-        {
-            info!(worker.id = %card.id, "worker drains");
-            self.publish();
+        match event {
+            LinkEvent::Draining { address } => {
+                if let Some(card) = self.card_at(&address)
+                    && self.roster.drain(&card.id, card.epoch)
+                {
+                    info!(worker.id = %card.id, "worker drains");
+                    self.publish();
+                }
+            }
+            LinkEvent::Down { address, reason } => {
+                if let Some(card) = self.card_at(&address)
+                    && !self.roster.is_listed(&card.id)
+                {
+                    self.drop_worker(&card.id, card.epoch, &reason);
+                }
+            }
+            LinkEvent::Up { address, card: now } => {
+                // Another life of it may listen there by now, which discovery has yet to tell of.
+                if let Some(card) = self.card_at(&address)
+                    && !self.roster.is_listed(&card.id)
+                    && card.epoch != now.epoch
+                {
+                    self.drop_worker(&card.id, card.epoch, "another life of it answers");
+                }
+            }
         }
     }
 }

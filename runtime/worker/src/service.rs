@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use signalbox_event_plane::EventLog;
 use signalbox_protocol::{WorkerCard, WorkerEpoch, WorkerId, WorkerRole};
-use signalbox_request_plane::{Server, ServerConfig, ServerHandle};
+use signalbox_request_plane::{NatsTransport, Server, ServerConfig, ServerHandle};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 
 use crate::{
@@ -25,6 +25,9 @@ use crate::{
 use self::calls::WorkerService;
 
 mod calls;
+mod publish;
+
+pub use publish::publish_events;
 
 /// As many as a worker's card may carry.
 const MAX_LABELS: usize = 32;
@@ -38,6 +41,8 @@ pub struct WorkerConfig {
     pub listen: SocketAddr,
     /// The host routers dial. Needed where `listen` is every address of the machine; otherwise its own.
     pub advertise_host: Option<String>,
+    /// Serve routers over NATS instead of at `listen`: where they cannot dial this machine.
+    pub nats: Option<NatsTransport>,
     /// The model's name, as clients ask for it.
     pub model: String,
     /// What it does in a disaggregated deployment.
@@ -59,6 +64,9 @@ pub enum WorkerError {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// NATS cannot be listened on.
+    #[error("worker cannot listen on NATS")]
+    Nats(#[source] io::Error),
     /// Routers could not dial it.
     #[error("worker listens on every address ({0}): name the host that routers should dial")]
     NoAdvertisedHost(SocketAddr),
@@ -93,14 +101,20 @@ pub async fn run(
     if config.labels.len() > MAX_LABELS {
         return Err(WorkerError::TooManyLabels(config.labels.len()));
     }
-    if config.listen.ip().is_unspecified() && config.advertise_host.is_none() {
-        return Err(WorkerError::NoAdvertisedHost(config.listen));
-    }
-    let bound = Server::bind(config.listen, config.server).await;
-    let server = bound.map_err(|source| WorkerError::Bind {
-        address: config.listen,
-        source,
-    })?;
+    let server = match config.nats {
+        Some(nats) => Server::on_nats(nats, config.id.clone(), config.server)
+            .await
+            .map_err(WorkerError::Nats)?,
+        None if config.listen.ip().is_unspecified() && config.advertise_host.is_none() => {
+            return Err(WorkerError::NoAdvertisedHost(config.listen));
+        }
+        None => Server::bind(config.listen, config.server)
+            .await
+            .map_err(|source| WorkerError::Bind {
+                address: config.listen,
+                source,
+            })?,
+    };
     let address = match (config.advertise_host, server.local_addr()) {
         (Some(host), Some(local)) => format!("{host}:{}", local.port()),
         _ => server.address(),

@@ -22,6 +22,7 @@ use signalbox_worker::{
 
 fn config() -> WorkerConfig {
     WorkerConfig {
+        nats: None,
         id: "w0".parse().unwrap(),
         listen: "127.0.0.1:0".parse().unwrap(),
         advertise_host: None,

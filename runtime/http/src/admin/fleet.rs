@@ -16,9 +16,11 @@ fn describe(instance: &InstanceView) -> Value {
     json!({
         "card": *instance.card,
         "state": instance.state,
+        "listed": instance.listed,
         "requests": instance.requests,
         "active_prefill_tokens": instance.prefill_tokens,
         "active_decode_blocks": instance.decode_blocks,
+        "other_routers": instance.others,
         "index_blocks": instance.index_blocks,
         "kv_events": instance.events,
     })

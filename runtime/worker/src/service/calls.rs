@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use signalbox_event_plane::{EventLog, NotRetained, encode_snapshot};
-use signalbox_protocol::{Call, ErrorKind, StreamSummary, WireError, WorkerEpoch};
+use signalbox_protocol::{Call, ErrorKind, StreamSummary, WireError, WorkerEpoch, WorkerReport};
 use signalbox_request_plane::{CallHandler, CallParts, CallerGone, Responder};
 use tokio::runtime::Handle;
 
@@ -89,9 +89,13 @@ impl WorkerService {
     fn watch_load(&self, interval: Duration, responder: Responder) {
         let interval = interval.clamp(MIN_LOAD_INTERVAL, MAX_LOAD_INTERVAL);
         let mut load = self.runner.load();
+        let log = self.log.clone();
         self.tasks.spawn(async move {
             loop {
-                let report = *load.borrow_and_update();
+                let report = WorkerReport {
+                    load: *load.borrow_and_update(),
+                    next_kv_batch: log.next_sequence(),
+                };
                 let Ok(json) = serde_json::to_vec(&report) else {
                     return;
                 };

@@ -1,0 +1,406 @@
+//! One model's load as its routers tell each other: the pure state behind the [`ReplicaSync`](super::ReplicaSync) actor.
+//!
+//! [`OwnLoad`] says what this router has in flight, as changes to what it said before. [`Peers`] holds what the others
+//! said, each router's words apart, so that one that dies is forgotten whole. A message that was missed is noticed by
+//! its number or by the next digest, and the origin is asked for all it has.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use signalbox_protocol::{ReplicaLoad, ReplicaNews, RouterId, WorkerEpoch, WorkerId, WorkerShare};
+
+/// A router that said nothing for this long, ten digests, is counted no more: it is gone, or cut off, and then what
+/// it said is too old to act on.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Shortest time between two questions to one origin: the answer to the first is under way.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Most routers counted, so that messages with ever new names cannot fill the memory.
+const MAX_ORIGINS: usize = 256;
+
+/// Most workers taken from one origin: as many as a router knows.
+const MAX_SHARES: usize = crate::load::MAX_WORKERS as usize;
+
+/// One life of a worker.
+pub(super) type WorkerLife = (WorkerId, WorkerEpoch);
+
+/// What this router said of its own load.
+#[derive(Debug, Default)]
+pub(super) struct OwnLoad {
+    /// Number of the last changes.
+    sequence: u64,
+    /// Only workers with load.
+    said: BTreeMap<WorkerLife, ReplicaLoad>,
+}
+
+impl OwnLoad {
+    /// What changed since the last call, where anything did. `now` is the load on every present worker.
+    pub(super) fn changes(
+        &mut self,
+        now: impl Iterator<Item = (WorkerLife, ReplicaLoad)>,
+    ) -> Option<ReplicaNews> {
+        let now: BTreeMap<_, _> = now.filter(|(_, load)| !load.is_idle()).collect();
+        let ended = self.said.keys().filter(|worker| !now.contains_key(*worker));
+        let mut workers: Vec<_> = ended
+            .map(|worker| share(worker, ReplicaLoad::default()))
+            .collect();
+        let changed = now
+            .iter()
+            .filter(|(worker, load)| self.said.get(*worker) != Some(*load));
+        workers.extend(changed.map(|(worker, load)| share(worker, *load)));
+        if workers.is_empty() {
+            return None;
+        }
+        self.said = now;
+        self.sequence += 1;
+        Some(ReplicaNews::Changes {
+            sequence: self.sequence,
+            workers,
+        })
+    }
+
+    /// All of it, for whoever missed something.
+    pub(super) fn state(&self) -> ReplicaNews {
+        ReplicaNews::State {
+            sequence: self.sequence,
+            workers: self
+                .said
+                .iter()
+                .map(|(worker, load)| share(worker, *load))
+                .collect(),
+        }
+    }
+
+    /// What lets others see whether they missed something.
+    pub(super) fn digest(&self) -> ReplicaNews {
+        let shares: Vec<_> = self
+            .said
+            .iter()
+            .map(|(worker, load)| share(worker, *load))
+            .collect();
+        ReplicaNews::Digest {
+            sequence: self.sequence,
+            digest: WorkerShare::digest(shares.iter()),
+        }
+    }
+}
+
+/// What the other routers said.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    origins: HashMap<RouterId, Origin>,
+    /// When each origin that something is missing of was last asked.
+    asked: HashMap<RouterId, Instant>,
+}
+
+#[derive(Debug)]
+struct Origin {
+    sequence: u64,
+    shares: HashMap<WorkerLife, ReplicaLoad>,
+    heard: Instant,
+}
+
+/// What a message calls for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Heard {
+    /// Workers whose load by others is another one now.
+    pub(super) changed: HashSet<WorkerLife>,
+    /// Ask this origin for its state.
+    pub(super) ask: Option<RouterId>,
+}
+
+impl Peers {
+    /// Takes over what `origin` said; questions are not for this state.
+    pub(super) fn hear(&mut self, origin: &RouterId, news: ReplicaNews, now: Instant) -> Heard {
+        let is_new = !self.origins.contains_key(origin);
+        if is_new && self.origins.len() >= MAX_ORIGINS {
+            return Heard::default();
+        }
+        let known = self.origins.get_mut(origin);
+        match (news, known) {
+            (ReplicaNews::State { sequence, workers }, _) => {
+                self.asked.remove(origin);
+                self.replace(origin, sequence, workers, now)
+            }
+            (ReplicaNews::Changes { sequence, workers }, Some(known)) if sequence == known.sequence + 1 => {
+                known.sequence = sequence;
+                known.heard = now;
+                known.apply(workers)
+            }
+            (ReplicaNews::Changes { sequence, workers }, None) if sequence == 1 => {
+                self.replace(origin, sequence, workers, now)
+            }
+            // One that came before, or is contained in the state that overtook it.
+            (ReplicaNews::Changes { sequence, .. }, Some(known)) if sequence <= known.sequence => {
+                known.heard = now;
+                Heard::default()
+            }
+            (ReplicaNews::Digest { sequence, digest }, Some(known)) => {
+                known.heard = now;
+                // A digest that changes overtook is about what is no more.
+                if sequence < known.sequence || (sequence == known.sequence && digest == known.digest()) {
+                    return Heard::default();
+                }
+                self.ask(origin, now)
+            }
+            (ReplicaNews::Changes { .. } | ReplicaNews::Digest { .. }, _) => self.ask(origin, now),
+            (ReplicaNews::Ask { .. }, _) => Heard::default(),
+        }
+    }
+
+    /// Forgets an origin; the workers whose load by others is another one now.
+    pub(super) fn forget(&mut self, origin: &RouterId) -> HashSet<WorkerLife> {
+        self.asked.remove(origin);
+        let forgotten = self.origins.remove(origin);
+        forgotten.map_or_else(HashSet::new, |origin| origin.shares.into_keys().collect())
+    }
+
+    /// Forgets those that said nothing for long.
+    pub(super) fn expire(&mut self, now: Instant) -> HashSet<WorkerLife> {
+        let silent = |origin: &Origin| now.saturating_duration_since(origin.heard) >= SILENCE;
+        let gone: Vec<_> = self
+            .origins
+            .iter()
+            .filter(|(_, origin)| silent(origin))
+            .map(|(id, _)| id.clone())
+            .collect();
+        self.asked
+            .retain(|_, asked| now.saturating_duration_since(*asked) < SILENCE);
+        gone.iter().flat_map(|id| self.forget(id)).collect()
+    }
+
+    /// What all of them have in flight on a worker.
+    pub(super) fn load(&self, worker: &WorkerLife) -> ReplicaLoad {
+        self.origins
+            .values()
+            .filter_map(|origin| origin.shares.get(worker))
+            .fold(ReplicaLoad::default(), |sum, load| sum.saturating_add(*load))
+    }
+
+    /// Who is counted.
+    pub(super) fn origins(&self) -> impl Iterator<Item = &RouterId> {
+        self.origins.keys()
+    }
+
+    fn replace(&mut self, id: &RouterId, sequence: u64, workers: Vec<WorkerShare>, now: Instant) -> Heard {
+        let mut changed = self.forget(id);
+        let mut origin = Origin {
+            sequence,
+            shares: HashMap::new(),
+            heard: now,
+        };
+        changed.extend(origin.apply(workers).changed);
+        self.origins.insert(id.clone(), origin);
+        Heard { changed, ask: None }
+    }
+
+    fn ask(&mut self, origin: &RouterId, now: Instant) -> Heard {
+        let asked = self.asked.get(origin);
+        if asked.is_some_and(|asked| now.saturating_duration_since(*asked) < ASK_AGAIN) {
+            return Heard::default();
+        }
+        if self.asked.len() < MAX_ORIGINS {
+            self.asked.insert(origin.clone(), now);
+        }
+        Heard {
+            ask: Some(origin.clone()),
+            ..Heard::default()
+        }
+    }
+}
+
+impl Origin {
+    fn apply(&mut self, workers: Vec<WorkerShare>) -> Heard {
+        let mut changed = HashSet::new();
+        for WorkerShare { worker, epoch, load } in workers {
+            let worker = (worker, epoch);
+            if load.is_idle() {
+                self.shares.remove(&worker);
+            } else if self.shares.len() < MAX_SHARES || self.shares.contains_key(&worker) {
+                self.shares.insert(worker.clone(), load);
+            }
+            changed.insert(worker);
+        }
+        Heard { changed, ask: None }
+    }
+
+    fn digest(&self) -> u64 {
+        let shares: Vec<_> = self
+            .shares
+            .iter()
+            .map(|(worker, load)| share(worker, *load))
+            .collect();
+        WorkerShare::digest(shares.iter())
+    }
+}
+
+fn share((worker, epoch): &WorkerLife, load: ReplicaLoad) -> WorkerShare {
+    WorkerShare {
+        worker: worker.clone(),
+        epoch: *epoch,
+        load,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn worker(number: usize) -> WorkerLife {
+        (format!("w{number}").parse().unwrap(), WorkerEpoch(1))
+    }
+
+    fn load(requests: u32) -> ReplicaLoad {
+        ReplicaLoad {
+            prefill_tokens: 100 * requests,
+            decode_blocks: 10 * requests,
+            requests,
+        }
+    }
+
+    fn origin(name: &str) -> RouterId {
+        name.parse().unwrap()
+    }
+
+    fn loads(requests: &[u32]) -> Vec<(WorkerLife, ReplicaLoad)> {
+        requests
+            .iter()
+            .enumerate()
+            .map(|(number, requests)| (worker(number), load(*requests)))
+            .collect()
+    }
+
+    #[test]
+    fn changes_say_what_is_new_and_what_ended_and_nothing_else() {
+        let mut own = OwnLoad::default();
+        assert_eq!(own.changes(loads(&[0, 0]).into_iter()), None);
+        let changed = |news: Option<ReplicaNews>| match news {
+            Some(ReplicaNews::Changes { sequence, workers }) => (sequence, workers.len()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(changed(own.changes(loads(&[1, 2]).into_iter())), (1, 2));
+        assert_eq!(changed(own.changes(loads(&[1, 3]).into_iter())), (2, 1));
+        assert_eq!(own.changes(loads(&[1, 3]).into_iter()), None);
+        assert_eq!(changed(own.changes(loads(&[1]).into_iter())), (3, 1));
+    }
+
+    #[test]
+    fn a_missed_message_makes_the_origin_be_asked_once() {
+        let (mut own, mut peers, now) = (OwnLoad::default(), Peers::default(), Instant::now());
+        let a = origin("a");
+        let first = own.changes(loads(&[1]).into_iter()).unwrap();
+        assert_eq!(peers.hear(&a, first.clone(), now).changed.len(), 1);
+        assert_eq!(peers.load(&worker(0)), load(1));
+        assert_eq!(peers.hear(&a, first, now), Heard::default(), "it came twice");
+        let _missed = own.changes(loads(&[2]).into_iter());
+        let third = own.changes(loads(&[3]).into_iter()).unwrap();
+        assert_eq!(peers.hear(&a, third.clone(), now).ask, Some(a.clone()));
+        assert_eq!(
+            peers.hear(&a, own.digest(), now).ask,
+            None,
+            "it was asked just now"
+        );
+        assert_eq!(
+            peers.load(&worker(0)),
+            load(1),
+            "until it answers, what it said last counts"
+        );
+        peers.hear(&a, own.state(), now);
+        assert_eq!(peers.load(&worker(0)), load(3));
+        assert_eq!(peers.hear(&a, own.digest(), now), Heard::default());
+    }
+
+    #[test]
+    fn a_joiner_learns_of_an_origin_by_its_digest() {
+        let (mut own, mut peers, now) = (OwnLoad::default(), Peers::default(), Instant::now());
+        own.changes(loads(&[4]).into_iter());
+        own.changes(loads(&[5]).into_iter());
+        assert_eq!(peers.hear(&origin("a"), own.digest(), now).ask, Some(origin("a")));
+        peers.hear(&origin("a"), own.state(), now);
+        assert_eq!(peers.load(&worker(0)), load(5));
+    }
+
+    #[test]
+    fn a_router_that_is_silent_or_gone_is_forgotten_whole() {
+        let (mut own, mut peers, now) = (OwnLoad::default(), Peers::default(), Instant::now());
+        own.changes(loads(&[1, 1]).into_iter());
+        for name in ["a", "b"] {
+            peers.hear(&origin(name), own.state(), now);
+        }
+        assert_eq!(peers.load(&worker(1)), load(2));
+        assert_eq!(peers.forget(&origin("b")).len(), 2);
+        assert_eq!(peers.load(&worker(1)), load(1));
+        let almost = now + SILENCE - Duration::from_millis(1);
+        assert!(peers.expire(almost).is_empty());
+        peers.hear(&origin("a"), own.digest(), almost);
+        assert!(
+            peers.expire(now + SILENCE).is_empty(),
+            "a digest is a sign of life"
+        );
+        assert_eq!(peers.expire(almost + SILENCE).len(), 2);
+        assert!(peers.load(&worker(1)).is_idle());
+    }
+
+    #[test]
+    fn ever_new_names_fill_no_memory() {
+        let (mut peers, now) = (Peers::default(), Instant::now());
+        for number in 0..10_000 {
+            let state = ReplicaNews::State {
+                sequence: 0,
+                workers: vec![],
+            };
+            peers.hear(&origin(&format!("r{number}")), state, now);
+            peers.hear(
+                &origin(&format!("q{number}")),
+                ReplicaNews::Digest {
+                    sequence: 9,
+                    digest: 0,
+                },
+                now,
+            );
+        }
+        assert_eq!(peers.origins().count(), MAX_ORIGINS);
+        assert!(peers.asked.len() <= MAX_ORIGINS);
+    }
+
+    proptest! {
+        /// Whatever is lost, repeated or overtaken: once a digest and the answer to a question got through, a peer
+        /// thinks of the origin's load what is true.
+        #[test]
+        fn a_lossy_channel_ends_in_agreement(steps in prop::collection::vec((0usize..3, 0u32..3, 0u8..4), 0..60)) {
+            let (mut own, mut peers, mut now) = (OwnLoad::default(), Peers::default(), Instant::now());
+            let (a, mut true_loads, mut held_back) = (origin("a"), vec![0u32; 3], None);
+            for (number, requests, fate) in steps {
+                now += Duration::from_millis(10);
+                true_loads[number] = requests;
+                let Some(news) = own.changes(loads(&true_loads).into_iter()) else { continue };
+                match fate {
+                    0 => {}
+                    1 => held_back = Some(news),
+                    2 => {
+                        peers.hear(&a, news.clone(), now);
+                        peers.hear(&a, news, now);
+                    }
+                    _ => {
+                        peers.hear(&a, news, now);
+                        if let Some(late) = held_back.take() {
+                            peers.hear(&a, late, now);
+                        }
+                    }
+                }
+            }
+            now += ASK_AGAIN;
+            if peers.hear(&a, own.digest(), now).ask.is_some() {
+                peers.hear(&a, own.state(), now);
+            }
+            for (number, requests) in true_loads.into_iter().enumerate() {
+                prop_assert_eq!(peers.load(&worker(number)), load(requests));
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Settings from a file, for `serve` and `worker`.
+//!
+//! The command line is the one list of settings: a file's keys are the long options with `_` for `-`, and its values
+//! are read by the same parsers. A key at the top of the file concerns every command that has such an option; one
+//! under `[serve]` or `[worker]` that command alone, and wins there. A flag wins over the environment, the environment
+//! over the file, the file over the default. A key that no command knows is an error, never ignored.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, error::ErrorKind,
+    parser::ValueSource,
+};
+use toml::{Table, Value};
+
+use crate::cli::{Cli, Configurable};
+
+mod show;
+
+pub(crate) use show::{check, example, show};
+
+/// Largest file read: settings take a few kilobytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Options that are no settings: they say what to do once.
+const NOT_SETTINGS: [&str; 4] = ["config", "child", "help", "version"];
+
+/// How alike a wrong key and a known one must be for the known one to be meant, from 0 to 1.
+const ALIKE: f64 = 0.75;
+
+/// The command line, completed by the file it names.
+///
+/// Ends the process, as clap does, where the command line cannot be read or only help is wanted.
+///
+/// # Errors
+/// The file cannot be read, or holds something wrong.
+pub fn command_line(arguments: Vec<OsString>) -> anyhow::Result<Cli> {
+    match completed(arguments)? {
+        Ok(matches) => Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())),
+        Err(error) => error.exit(),
+    }
+}
+
+/// The arguments with those of the settings file they name, parsed.
+fn completed(mut arguments: Vec<OsString>) -> anyhow::Result<Result<ArgMatches, clap::Error>> {
+    // What the file completes may be wrong as it stands: here only its name counts, and what is given already.
+    if let Ok(matches) = Cli::command()
+        .ignore_errors(true)
+        .try_get_matches_from(&arguments)
+        && let Some((name, given)) = matches.subcommand()
+        && let Some(command) = Configurable::named(name)
+        && let Some(path) = given.get_one::<PathBuf>("config")
+    {
+        let file = SettingsFile::read(path)?;
+        let is_given = |id: &str| {
+            let source = given.value_source(id);
+            matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable))
+        };
+        arguments.extend(file.arguments(command, |id| !is_given(id)).map(OsString::from));
+    }
+    Ok(Cli::command().try_get_matches_from(arguments))
+}
+
+impl Configurable {
+    const ALL: [Self; 2] = [Self::Serve, Self::Worker];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Worker => "worker",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|command| command.name() == name)
+    }
+
+    /// The command with its options, the ones of all commands included, and no environment.
+    fn command(self) -> Command {
+        let mut cli = Cli::command().mut_args(|arg| arg.env(None::<&str>));
+        cli.build();
+        let command = cli.find_subcommand(self.name()).cloned();
+        command.unwrap_or_default().mut_args(|arg| arg.env(None::<&str>))
+    }
+
+    /// Its settings by key.
+    fn settings(self) -> BTreeMap<String, Arg> {
+        let command = self.command();
+        let is_setting = |arg: &&Arg| !NOT_SETTINGS.contains(&arg.get_id().as_str());
+        let keyed = |arg: &Arg| Some((arg.get_long()?.replace('-', "_"), arg.clone()));
+        command
+            .get_arguments()
+            .filter(is_setting)
+            .filter_map(keyed)
+            .collect()
+    }
+}
+
+/// A file that was read and found right.
+#[derive(Debug)]
+pub(crate) struct SettingsFile {
+    /// For each command, its settings by the option's id, as arguments.
+    settings: Vec<(Configurable, BTreeMap<String, Vec<String>>)>,
+}
+
+impl SettingsFile {
+    /// Reads a file and checks every key and value in it.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let size = std::fs::metadata(path)
+            .with_context(|| format!("cannot read the settings in {shown}"))?
+            .len();
+        if size > MAX_FILE_BYTES {
+            bail!("{shown} has {size} bytes; a file of settings has at most {MAX_FILE_BYTES}");
+        }
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read the settings in {shown}"))?;
+        Self::parse(&text).with_context(|| format!("the settings in {shown} are not right"))
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let mut top: Table = text.parse().map_err(|error: toml::de::Error| {
+            // Its first line says where, the last one what; the picture between needs more than one line.
+            let line = error.span().map_or(1, |span| {
+                1 + text[..span.start.min(text.len())].matches('\n').count()
+            });
+            anyhow::anyhow!("line {line}: {}", error.message())
+        })?;
+        let mut sections = Vec::new();
+        for command in Configurable::ALL {
+            let section = match top.remove(command.name()) {
+                None => Table::new(),
+                Some(Value::Table(section)) => section,
+                Some(_) => bail!("{} is a section: write [{}]", command.name(), command.name()),
+            };
+            sections.push((command, section));
+        }
+        let known: Vec<_> = Configurable::ALL.map(Configurable::settings).into();
+        for key in top.keys() {
+            if !known.iter().any(|settings| settings.contains_key(key)) {
+                let names = known.iter().flat_map(BTreeMap::keys).map(String::as_str);
+                bail!(unknown_key(key, names.chain(["serve", "worker"])));
+            }
+        }
+        let mut settings = Vec::new();
+        for ((command, section), known) in sections.into_iter().zip(&known) {
+            let mut arguments = BTreeMap::new();
+            if let Some(key) = section.keys().find(|key| !known.contains_key(*key)) {
+                let meant = unknown_key(key, known.keys().map(String::as_str));
+                bail!("[{}] {meant}", command.name());
+            }
+            for (key, arg) in known {
+                if let Some(value) = section.get(key).or_else(|| top.get(key)) {
+                    let given = as_arguments(arg, key, value)?;
+                    check_value(command, &given).with_context(|| format!("[{}] {key}", command.name()))?;
+                    arguments.insert(arg.get_id().to_string(), given);
+                }
+            }
+            settings.push((command, arguments));
+        }
+        Ok(Self { settings })
+    }
+
+    /// The arguments for `command`, those of the options that `wanted` names by id.
+    fn arguments(&self, command: Configurable, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = &str> {
+        self.of(command)
+            .filter(move |(id, _)| wanted(id))
+            .flat_map(|(_, arguments)| arguments.iter().map(String::as_str))
+    }
+
+    fn of(&self, command: Configurable) -> impl Iterator<Item = (&String, &Vec<String>)> {
+        self.settings
+            .iter()
+            .filter(move |(of, _)| *of == command)
+            .flat_map(|(_, settings)| settings)
+    }
+}
+
+/// What would have to be given on the command line.
+fn as_arguments(arg: &Arg, key: &str, value: &Value) -> anyhow::Result<Vec<String>> {
+    let flag = key.replace('_', "-");
+    if matches!(arg.get_action(), ArgAction::SetTrue) {
+        return match value {
+            Value::Boolean(true) => Ok(vec![format!("--{flag}")]),
+            Value::Boolean(false) => Ok(Vec::new()),
+            other => bail!("{key} is {}; give true or false", other.type_str()),
+        };
+    }
+    let one = |value: &Value| match value {
+        Value::String(text) => Ok(format!("--{flag}={text}")),
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) => Ok(format!("--{flag}={value}")),
+        other => bail!(
+            "{key} is {}; give text, a number, true or false",
+            other.type_str()
+        ),
+    };
+    match value {
+        Value::Array(values) if matches!(arg.get_action(), ArgAction::Append) => {
+            values.iter().map(one).collect()
+        }
+        Value::Array(_) => bail!("{key} takes one value, not several"),
+        value => Ok(vec![one(value)?]),
+    }
+}
+
+/// Has the option's own parser judge its value.
+fn check_value(command: Configurable, arguments: &[String]) -> anyhow::Result<()> {
+    let name = String::from(command.name());
+    match command
+        .command()
+        .try_get_matches_from([&name].into_iter().chain(arguments))
+    {
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) => {
+            let text = error.to_string();
+            bail!(
+                "{}",
+                text.lines()
+                    .next()
+                    .unwrap_or_default()
+                    .trim_start_matches("error: ")
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unknown_key<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let alike = known
+        .map(|name| (strsim::jaro_winkler(key, name), name))
+        .filter(|(alike, _)| *alike >= ALIKE)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b));
+    match alike {
+        Some((_, name)) => format!("{key} is no setting; did you mean {name}?"),
+        None => format!("{key} is no setting; `runtime config example` prints all there are"),
+    }
+}
+
+#[cfg(test)]
+mod tests;
