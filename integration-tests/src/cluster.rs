@@ -58,7 +58,7 @@ impl Cluster {
         cluster.named().await
     }
 
-    async fn router(arguments: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) async fn router(arguments: &[&str]) -> anyhow::Result<Self> {
         let free_ports = ["--http=127.0.0.1:0", "--admin=127.0.0.1:0"];
         let process = Process::start(&[arguments, &free_ports].concat())?;
         let api = Api::new(&process.line("OpenAI API ").await?)?;
@@ -71,7 +71,7 @@ impl Cluster {
         })
     }
 
-    async fn named(mut self) -> anyhow::Result<Self> {
+    pub(crate) async fn named(mut self) -> anyhow::Result<Self> {
         let models = self.api.get("/v1/models").await?.json()?;
         self.model = models["data"][0]["id"]
             .as_str()

@@ -1,7 +1,7 @@
 //! Tests of the real binary: what a user does, done by a program.
 //!
 //! A test starts `runtime` with [`Cluster`] on free ports of its own, talks HTTP to it with [`Api`], and looks at
-//! what it answers, at `/admin/v1/…` and at `/metrics`. Nothing of Signalbox is linked in: what cannot be seen from
+//! what it answers, at `/admin/v1/…` and at `/metrics`. A [`Fleet`] is several of them on a real NATS and a real etcd. Nothing of Signalbox is linked in: what cannot be seen from
 //! outside is tested by the crates themselves.
 //!
 //! ```no_run
@@ -36,6 +36,7 @@ mod binary;
 mod client;
 mod cluster;
 mod eventually;
+pub mod fleet;
 mod metrics;
 pub mod process;
 pub mod workload;
@@ -45,4 +46,5 @@ pub use binary::{binary, workspace_root};
 pub use client::Api;
 pub use cluster::{Cluster, Worker};
 pub use eventually::{DEADLINE, eventually};
+pub use fleet::Fleet;
 pub use metrics::Metrics;

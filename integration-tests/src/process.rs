@@ -151,6 +151,16 @@ impl Process {
         signal("INT", self.pid)
     }
 
+    /// SIGSTOP: it holds its connections and does nothing.
+    pub fn suspend(&self) -> anyhow::Result<()> {
+        signal("STOP", self.pid)
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        signal("CONT", self.pid)
+    }
+
     /// Ends it without a chance to clean up.
     pub fn kill(&self) -> anyhow::Result<()> {
         signal("KILL", self.pid)
@@ -183,6 +193,16 @@ impl Process {
             self.said()
         );
         Ok(())
+    }
+
+    /// Its resident memory, in bytes.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line
+            .and_then(|line| line.split_whitespace().next())
+            .context("no VmRSS")?;
+        Ok(kib.parse::<u64>()? * 1024)
     }
 
     /// All it said so far, for messages.

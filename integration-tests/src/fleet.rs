@@ -1,0 +1,104 @@
+//! Several routers and workers on a real NATS and a real etcd.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use signalbox_test_servers::{EtcdServer, NatsServer};
+
+use crate::{Cluster, Worker, eventually};
+
+/// Short, so that a test sees a lease end; still several times what a loaded machine delays a keep-alive.
+const LEASE_S: u32 = 3;
+
+/// The servers of a cluster. What is started on them ends with itself.
+#[derive(Debug)]
+pub struct Fleet {
+    /// Carries events, replica sync and policies.
+    pub nats: NatsServer,
+    /// Knows who is there.
+    pub etcd: EtcdServer,
+}
+
+/// What a router's index says of each worker: epoch, blocks and digest.
+pub type IndexDigests = BTreeMap<String, (u64, u64, String)>;
+
+impl Fleet {
+    /// Both servers, running.
+    pub fn start() -> Self {
+        Self {
+            nats: NatsServer::started(),
+            etcd: EtcdServer::started(),
+        }
+    }
+
+    /// The options that routers and workers have in common.
+    pub fn options(&self) -> Vec<String> {
+        vec![
+            format!("--events={}", self.nats.url()),
+            format!("--discovery={}", self.etcd.url()),
+            format!("--lease-s={LEASE_S}"),
+        ]
+    }
+
+    /// `runtime serve`, listening and perhaps without any worker yet.
+    pub async fn router(&self, arguments: &[&str]) -> anyhow::Result<Cluster> {
+        let options = self.options();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        Cluster::router(&[&["serve"], options.as_slice(), arguments].concat()).await
+    }
+
+    /// The same, once it routes to that many workers and follows their KV caches.
+    pub async fn router_of(&self, workers: usize, arguments: &[&str]) -> anyhow::Result<Cluster> {
+        let router = self.router(arguments).await?;
+        follows(&router, workers).await?;
+        router.named().await
+    }
+
+    /// `runtime worker --engine sim` under this name.
+    pub async fn worker(&self, id: &str, arguments: &[&str]) -> anyhow::Result<Worker> {
+        let options = self.options();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        Worker::sim(id, &[options.as_slice(), arguments].concat()).await
+    }
+}
+
+/// Waits until the router has exactly that many workers, all ready, and their KV caches in its index.
+pub async fn follows(router: &Cluster, workers: usize) -> anyhow::Result<()> {
+    eventually(&format!("the router follows {workers} workers"), || async {
+        let known = router.workers().await?;
+        let ready = known
+            .iter()
+            .filter(|worker| worker["state"] == "ready" && worker["kv_events"] == "following");
+        Ok((known.len() == workers && ready.count() == workers).then_some(()))
+    })
+    .await
+    .with_context(|| router.process.said())
+}
+
+/// What the router's index holds of each worker.
+pub async fn index_digests(router: &Cluster) -> anyhow::Result<IndexDigests> {
+    let index = router.index().await?;
+    let workers = index["workers"]
+        .as_object()
+        .with_context(|| format!("no workers in {index}"))?;
+    let figures = workers.iter().map(|(id, worker)| {
+        let number = |name: &str| worker[name].as_u64().unwrap_or_default();
+        let digest = worker["digest"].as_str().unwrap_or_default();
+        (id.clone(), (number("epoch"), number("blocks"), digest.to_owned()))
+    });
+    Ok(figures.collect())
+}
+
+/// Waits until all these routers hold the same of every worker, and answers with it.
+pub async fn same_index(routers: &[&Cluster]) -> anyhow::Result<IndexDigests> {
+    eventually("all routers hold the same of every worker", || async {
+        let mut all = Vec::new();
+        for router in routers {
+            all.push(index_digests(router).await?);
+        }
+        let first = all.first().cloned().unwrap_or_default();
+        let is_settled = all.iter().all(|digests| *digests == first);
+        Ok((is_settled && !first.is_empty()).then_some(first))
+    })
+    .await
+}

@@ -1,0 +1,79 @@
+//! A thousand workers register and go.
+
+use std::time::{Duration, Instant};
+
+use etcd_client::{Client, PutOptions};
+use serde_json::json;
+use signalbox_integration_tests::{Fleet, eventually};
+
+const WORKERS: usize = 1_000;
+const LEASE_S: i64 = 3;
+
+/// As a worker writes itself down; `runtime/discovery/README.md` describes keys and values.
+fn card(number: usize) -> (String, String) {
+    let id = format!("w{number:04}");
+    let card = json!({
+        "id": id, "epoch": 1_700_000_000_000_u64, "model": "m", "address": "127.0.0.1:1", "engine": "sim",
+        "block_size": 16, "context_length": 4096, "artifacts_digest": "0", "role": "aggregated",
+        "capacity": {"kv_blocks": 1000, "max_sequences": 8, "max_waiting": 8}, "kv_events": true,
+    });
+    (format!("/signalbox/default/workers/m/{id}"), card.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_workers_appear_and_go_with_their_lease() -> anyhow::Result<()> {
+    let fleet = Fleet::start();
+    let router = fleet.router(&[]).await?;
+    let known = || async {
+        let health = router.api.get("/health").await?.json()?;
+        anyhow::Ok(health["instances"].as_array().map_or(0, Vec::len))
+    };
+    eventually("the router watches", || async {
+        let ready = router.api.get("/ready").await?.json()?;
+        Ok((ready["planes"]["discovery"]["state"] == "up").then_some(()))
+    })
+    .await?;
+    let mut etcd = Client::connect([fleet.etcd.address()], None).await?;
+    let before = router.process.resident_bytes()?;
+    let mut peaks = Vec::new();
+    for round in 0..3 {
+        let lease = etcd.lease_grant(LEASE_S, None).await?.id();
+        let began = Instant::now();
+        for number in 0..WORKERS {
+            let (key, card) = card(number);
+            etcd.put(key, card, Some(PutOptions::new().with_lease(lease)))
+                .await?;
+        }
+        let written = began.elapsed();
+        eventually("all are known", || async {
+            Ok((known().await? == WORKERS).then_some(()))
+        })
+        .await?;
+        let appeared = began.elapsed();
+        peaks.push(router.process.resident_bytes()?);
+        // Nobody keeps the lease alive: all of them died.
+        eventually("all are gone", || async {
+            Ok((known().await? == 0).then_some(()))
+        })
+        .await?;
+        let gone = began.elapsed();
+        println!(
+            "round {round}: {WORKERS} written in {written:?}, known after {appeared:?}, gone after {gone:?} with a lease of {LEASE_S} s"
+        );
+    }
+    // What the allocator keeps settles in the first round; a leak would grow with each.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let after = router.process.resident_bytes()?;
+    let mib = |bytes: u64| bytes / 1024 / 1024;
+    println!(
+        "resident MiB: {} before, {:?} with {WORKERS} workers, {} after",
+        mib(before),
+        peaks.iter().map(|bytes| mib(*bytes)).collect::<Vec<_>>(),
+        mib(after)
+    );
+    assert!(
+        peaks[2] < peaks[0] + (32 << 20),
+        "memory grows with every round: {peaks:?}"
+    );
+    Ok(())
+}
