@@ -5,6 +5,7 @@
 //! did not, so messages are numbered and a hole ends the connection; the link above dials again, as it does over
 //! TCP. A window bounds what is under way. `README.md` beside this crate documents the messages.
 
+mod connection;
 mod flow;
 mod listener;
 mod message;
@@ -21,9 +22,9 @@ use signalbox_nats::{
 use signalbox_protocol::{PlaneState, WorkerId};
 use tokio::time::timeout;
 
+use connection::Ends;
 use flow::WINDOW_BYTES;
 use message::Content;
-use stream::Ends;
 
 pub(crate) use listener::NatsListener;
 pub(crate) use stream::{NatsReadHalf, NatsStream, NatsWriteHalf};

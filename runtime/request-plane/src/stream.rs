@@ -41,8 +41,7 @@ pub(crate) enum WriteHalf {
 }
 
 impl Stream {
-    /// Both directions, each for a task of its own. Over NATS the reading half also takes the other side's credit:
-    /// a writer gets no further than its window while nobody reads.
+    /// Both directions, each for a task of its own.
     pub(crate) fn into_split(self) -> (ReadHalf, WriteHalf) {
         match self {
             Self::Tcp(socket) => {

@@ -16,7 +16,7 @@ const MAX_WINDOW_BYTES: i64 = 16 << 20;
 pub(super) const MESSAGE_COST: u32 = 64;
 
 /// What a message with so much payload takes from the window.
-pub(super) fn cost(payload: usize) -> u32 {
+fn cost(payload: usize) -> u32 {
     u32::try_from(payload)
         .unwrap_or(u32::MAX)
         .saturating_add(MESSAGE_COST)
@@ -108,9 +108,15 @@ impl Receiving {
         Ok(())
     }
 
-    /// The reader has read so much of what the window counts.
-    pub(super) fn read(&mut self, cost: u32) {
-        self.owed = self.owed.saturating_add(cost);
+    /// The reader has read so many bytes of a message.
+    pub(super) fn read(&mut self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.owed = self.owed.saturating_add(bytes);
+    }
+
+    /// The message that was read is at its end.
+    pub(super) fn read_message(&mut self) {
+        self.owed = self.owed.saturating_add(MESSAGE_COST);
     }
 
     /// Whether the other side is to be told: for every quarter of a window, so that it never runs dry.

@@ -8,9 +8,10 @@ use signalbox_protocol::WorkerId;
 
 use super::{
     NatsTransport,
+    connection::Ends,
     flow::WINDOW_BYTES,
     message::{self, Content, NotUnderstood},
-    stream::{Ends, NatsStream},
+    stream::NatsStream,
 };
 
 /// Takes the routers that connect to one worker.

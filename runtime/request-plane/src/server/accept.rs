@@ -32,7 +32,7 @@ impl Listener {
             }
             Self::Nats(listener) => {
                 let stream = listener.accept().await?;
-                let peer = stream.peer().to_owned();
+                let peer = stream.peer();
                 Ok((Stream::Nats(stream), peer))
             }
         }

@@ -172,8 +172,10 @@ pub(super) async fn serve(mut socket: Stream, peer: String, shared: Arc<Shared>)
     connection.queue(|outbox| outbox.finish_all(last_words.as_ref()));
     connection.writer.notify_one();
     if !matches!(ended, Ended::ByRouter | Ended::Io(_)) {
-        // At the same time: over NATS the reader takes the credit that the writer waits for.
-        let polite = async { tokio::join!(writing, discard(read)) };
+        let polite = async {
+            let _ = writing.await;
+            discard(read).await;
+        };
         tokio::select! {
             () = shared.abandon.cancelled() => {}
             _ = timeout(FAREWELL_TIMEOUT, polite) => {}

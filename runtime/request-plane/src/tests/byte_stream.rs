@@ -107,3 +107,24 @@ async fn a_side_that_goes_away_is_an_end_of_file_to_the_other() {
     soon(router.read.read_to_end(&mut received)).await.unwrap();
     assert_eq!(received, b"last words");
 }
+
+#[actix_rt::test]
+async fn a_side_that_has_said_its_last_still_reads() {
+    const LENGTH: usize = 4 << 20;
+    let (mut router, mut worker, _network) = pair().await;
+    router.write.shutdown().await.unwrap();
+    assert_eq!(soon(worker.read.read(&mut [0; 8])).await.unwrap(), 0);
+    let answer = noise(4, LENGTH);
+    let mut received = vec![0; LENGTH];
+    // Nobody reads at the worker any more, and still it learns of the credit.
+    let both = async {
+        tokio::join!(
+            worker.write.write_all(&answer),
+            router.read.read_exact(&mut received)
+        )
+    };
+    let (written, read) = soon(both).await;
+    written.unwrap();
+    read.unwrap();
+    assert!(received == answer);
+}

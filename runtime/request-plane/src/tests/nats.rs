@@ -248,7 +248,8 @@ async fn streams_end_when_nats_dies_and_new_ones_come_when_it_is_back() {
 #[actix_rt::test]
 async fn a_worker_that_comes_before_its_nats_server_is_found_when_that_comes() {
     let mut server = NatsServer::prepare();
-    let (worker, router) = (transport(&server, "n").await, transport(&server, "n").await);
+    let transport = async || NatsTransport::new(connecting(&server).await, "n").unwrap();
+    let (worker, router) = (transport().await, transport().await);
     let listening = Server::on_nats(worker, "worker-0".parse().unwrap(), ServerConfig::default());
     let _worker = Worker::serve(Network::Tcp, soon(listening).await.unwrap());
     let config = LinkConfig {

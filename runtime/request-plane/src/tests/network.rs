@@ -7,6 +7,7 @@ use std::sync::{
 
 use parking_lot::Mutex;
 use signalbox_nats::{NatsConfig, NatsConnection};
+use signalbox_protocol::PlaneState;
 use signalbox_test_servers::NatsServer;
 
 use super::*;
@@ -112,7 +113,17 @@ pub(super) async fn transport(server: &NatsServer, namespace: &str) -> NatsTrans
     NatsTransport::new(connection(server).await, namespace).unwrap()
 }
 
+/// A connection that is up.
 pub(super) async fn connection(server: &NatsServer) -> NatsConnection {
+    let connection = connecting(server).await;
+    let mut status = connection.status();
+    let up = status.wait_for(|status| status.state == PlaneState::Up);
+    soon(up).await.unwrap();
+    connection
+}
+
+/// A connection to a server that need not run yet.
+pub(super) async fn connecting(server: &NatsServer) -> NatsConnection {
     let config = NatsConfig {
         url: server.url(),
         ..NatsConfig::default()

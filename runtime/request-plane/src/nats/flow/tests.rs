@@ -47,7 +47,8 @@ impl Direction {
         let Some(payload) = self.arrived.pop_front() else {
             return false;
         };
-        self.receiving.read(cost(payload));
+        self.receiving.read(payload);
+        self.receiving.read_message();
         if self.receiving.owes_credit() {
             self.credit.push_back(self.receiving.take_credit());
         }
@@ -113,7 +114,7 @@ fn a_sender_that_ignores_its_window_is_noticed() {
         messages, 4,
         "the last may pass the window, and none comes after it"
     );
-    receiving.read(cost(LARGEST));
+    receiving.read(LARGEST);
     assert!(receiving.take_data(1).is_err(), "reading gives nothing by itself");
     receiving.take_credit();
     assert!(receiving.take_data(1).is_ok());
