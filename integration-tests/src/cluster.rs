@@ -58,6 +58,11 @@ impl Cluster {
         cluster.named().await
     }
 
+    /// `runtime serve` on free ports with these arguments, listening and perhaps without any worker yet.
+    pub async fn serve_with(arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::router(&[&["serve"], arguments].concat()).await
+    }
+
     pub(crate) async fn router(arguments: &[&str]) -> anyhow::Result<Self> {
         let free_ports = ["--http=127.0.0.1:0", "--admin=127.0.0.1:0"];
         let process = Process::start(&[arguments, &free_ports].concat())?;

@@ -118,7 +118,7 @@ async fn an_admin_api_open_to_everybody() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn discovery_that_cannot_be() -> anyhow::Result<()> {
-    for url in ["etcd://127.0.0.1:2379", "static://", "static://somewhere"] {
+    for url in ["consul://127.0.0.1:8500", "static://", "static://somewhere"] {
         let arguments = [&["serve", "--discovery", url], &FREE[..]].concat();
         names(&sentence(&arguments).await?, &["--discovery", "host:port"])?;
     }
@@ -184,6 +184,88 @@ async fn ctrl_c_stops_an_idle_process_at_once() -> anyhow::Result<()> {
     );
     assert_eq!(ended.stderr, "", "a stop that was asked for is no trouble");
     assert!(took < STOPS_WITHIN, "{took:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn planes_that_cannot_be() -> anyhow::Result<()> {
+    let known = "--discovery=static://127.0.0.1:1";
+    names(
+        &sentence(&["serve"]).await?,
+        &["--discovery", "static://", "etcd://"],
+    )?;
+    for (wrong, words) in [
+        (["serve", "--discovery=etcd://etcd"], &["etcd", "host:port"][..]),
+        (["worker", known], &["registers", "etcd://"]),
+    ] {
+        names(&sentence(&wrong).await?, words)?;
+    }
+    let events = [&["serve", known, "--events=http://nats"], &FREE[..]].concat();
+    names(&sentence(&events).await?, &["--events", "nats://host:port"])?;
+    let ca = [
+        "serve",
+        "--discovery=etcd://127.0.0.1:1",
+        "--etcd-ca=/does/not/exist.pem",
+    ];
+    names(&sentence(&ca).await?, &["/does/not/exist.pem"])
+}
+
+#[tokio::test]
+async fn a_file_of_settings_is_used_checked_and_shown() -> anyhow::Result<()> {
+    let directory = TempDir::new()?;
+    let file = |name: &str, text: &str| -> anyhow::Result<String> {
+        let path = directory.path().join(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let wrong = file("wrong.toml", "[serve]\nhtpp = '127.0.0.1:0'\n")?;
+    for command in [["config", "check", &wrong], ["serve", "--config", &wrong]] {
+        names(
+            &sentence(&command).await?,
+            &[&wrong, "htpp", "did you mean http?"],
+        )?;
+    }
+    names(
+        &sentence(&["config", "check", "/does/not/exist.toml"]).await?,
+        &["/does/not/exist.toml"],
+    )?;
+
+    let worker = Worker::sim("w", &["--speedup=0"]).await?;
+    let right = file(
+        "right.toml",
+        &format!(
+            "[serve]\ndiscovery = 'static://{}'\npolicy = 'round-robin'\nhttp = '127.0.0.1:1'\n",
+            worker.address
+        ),
+    )?;
+    let mut check = Process::start(&["config", "check", &right])?;
+    assert!(check.ended().await?.stdout.contains("right"));
+    let mut show = Process::start(&[
+        "config",
+        "show",
+        "serve",
+        "--config",
+        &right,
+        "--http=127.0.0.1:2",
+    ])?;
+    let shown = show.ended().await?.stdout;
+    for line in [
+        "policy = \"round-robin\"  # file",
+        "http = \"127.0.0.1:2\"  # flag",
+        "grace_s = 30  # default",
+    ] {
+        ensure!(shown.contains(line), "{line:?} not in\n{shown}");
+    }
+    // A flag wins over the file.
+    let cluster = Cluster::serve_with(&["--config", &right]).await?;
+    eventually("the worker of the file is there", || async {
+        Ok((cluster.api.get("/ready").await?.status == 200).then_some(()))
+    })
+    .await?;
+    let mut example = Process::start(&["config", "example"])?;
+    let example = file("example.toml", &example.ended().await?.stdout)?;
+    let mut check = Process::start(&["config", "check", &example])?;
+    assert!(check.ended().await?.status.success());
     Ok(())
 }
 

@@ -31,6 +31,15 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// Longer than a child's own grace, after which it is killed.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 
+/// The admin token is the router's alone, and children are found by their address and nothing else.
+const NOT_FOR_CHILDREN: [&str; 5] = [
+    "SIGNALBOX_ADMIN_TOKEN",
+    "SIGNALBOX_CONFIG",
+    "SIGNALBOX_DISCOVERY",
+    "SIGNALBOX_EVENTS",
+    "SIGNALBOX_REQUEST_PLANE",
+];
+
 /// What a child is started with, and whom it concerns.
 pub(crate) struct ChildWorker {
     pub(crate) name: String,
@@ -126,14 +135,16 @@ impl ChildWorker {
 
     fn spawn(&self) -> anyhow::Result<Child> {
         let binary = std::env::current_exe().context("this program cannot find itself")?;
-        Command::new(&binary)
+        let mut command = Command::new(&binary);
+        for variable in NOT_FOR_CHILDREN {
+            command.env_remove(variable);
+        }
+        command
             .args(&self.arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // Ctrl-C at the terminal is the parent's to hear; it stops its children in order.
             .process_group(0)
-            // The admin token is the router's alone.
-            .env_remove("SIGNALBOX_ADMIN_TOKEN")
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))

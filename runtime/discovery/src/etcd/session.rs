@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use signalbox_protocol::{PlaneState, PlaneStatus};
+use signalbox_protocol::PlaneStatus;
 use tokio::sync::watch;
 
 use super::{
@@ -85,15 +85,10 @@ impl Status {
         }
     }
 
+    /// The status says it to people, once.
     fn down(&self, endpoint: &Endpoint, outage: &Outage) {
-        let before = self.0.borrow().clone();
         self.change(|status| status.down(format!("{endpoint}: {outage}")));
-        // Each attempt may fail in its own way: only the first says something new.
-        if before.state == PlaneState::Up || before == PlaneStatus::connecting("etcd") {
-            tracing::warn!(%endpoint, reason = %outage, "etcd is away; trying again and again");
-        } else {
-            tracing::debug!(%endpoint, reason = %outage, "etcd is still away");
-        }
+        tracing::debug!(%endpoint, reason = %outage, "etcd is away; trying again and again");
     }
 
     /// Whether it changed.

@@ -101,9 +101,7 @@ async fn keep(store: EventStore, status: watch::Sender<PlaneStatus>, replicas: u
                     store.doubted.notified().await;
                 }
                 Err(reason) => {
-                    if set(&status, |status| status.down(&reason)) {
-                        tracing::warn!(reason, "KV events cannot go over NATS; trying again");
-                    }
+                    set(&status, |status| status.down(&reason));
                     tokio::time::sleep(retry).await;
                     retry = (2 * retry).min(RETRY_MAX);
                 }
