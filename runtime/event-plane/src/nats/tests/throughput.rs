@@ -1,4 +1,4 @@
-//! How much goes through; run by hand: `cargo test -p signalbox-event-plane throughput -- --ignored --nocapture`.
+//! How much goes through. Run by hand: `cargo test -p signalbox-event-plane throughput -- --ignored --nocapture`.
 
 use super::*;
 
@@ -72,6 +72,20 @@ async fn throughput() {
         cpu.as_secs_f64() * 1e6 / batches as f64,
         state.last_sequence,
         batches as f64 / state.last_sequence as f64,
+    );
+
+    // A router that begins reads what the server has put away.
+    // It does so after a few seconds.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let began = Instant::now();
+    let late = plane(&server).await;
+    late.ready().await;
+    let mut last = late.subscribe(&names[0], Some((EPOCH, 0)));
+    while !matches!(next(&mut last).await, Delivery::Batch(batch) if batch.sequence == BATCHES - 1) {}
+    let took = began.elapsed();
+    println!(
+        "read again by another: {took:.2?}, {:.0} messages/s",
+        state.last_sequence as f64 / took.as_secs_f64()
     );
 
     // An engine at work: one batch at a time.
