@@ -15,7 +15,7 @@ pub struct WorkerCard {
     pub epoch: WorkerEpoch,
     /// The model it serves, as clients ask for it.
     pub model: String,
-    /// `host:port` of its request plane.
+    /// `host:port` of its request plane, or `nats:<worker>` where it is reached over NATS.
     pub address: String,
     /// The engine behind it: `llama`, `sim`, `openai`.
     pub engine: String,

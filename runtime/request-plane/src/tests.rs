@@ -8,6 +8,7 @@ mod limits;
 mod loss;
 mod nats;
 mod network;
+mod raw_nats;
 mod round_trip;
 mod wire;
 

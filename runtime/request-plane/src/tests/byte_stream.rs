@@ -7,9 +7,7 @@ use super::{network::*, *};
 /// A router's stream, the worker's end of it, and what they need to go on.
 async fn pair() -> (NatsStream, NatsStream, Network) {
     let network = Network::of(Over::Nats).await;
-    let Network::Nats { worker, router, .. } = &network else {
-        unreachable!("it was asked for")
-    };
+    let NatsNetwork { worker, router, .. } = network.nats();
     let name = "worker-0".parse().unwrap();
     let mut listener = NatsListener::bind(worker.clone(), name).await.unwrap();
     subscribed(worker.connection()).await;

@@ -41,12 +41,15 @@ pub(super) use over_tcp_and_nats;
 /// A network with one worker and any routers.
 pub(super) enum Network {
     Tcp,
-    Nats {
-        /// Connections of their own, as in processes of their own.
-        worker: NatsTransport,
-        router: NatsTransport,
-        server: Arc<NatsServer>,
-    },
+    Nats(Box<NatsNetwork>),
+}
+
+/// A namespace of the shared server.
+pub(super) struct NatsNetwork {
+    /// Connections of their own, as in processes of their own.
+    pub(super) worker: NatsTransport,
+    pub(super) router: NatsTransport,
+    pub(super) server: Arc<NatsServer>,
 }
 
 impl Network {
@@ -56,12 +59,19 @@ impl Network {
             Over::Nats => {
                 let server = shared_server();
                 let namespace = fresh_namespace();
-                Self::Nats {
+                Self::Nats(Box::new(NatsNetwork {
                     worker: transport(&server, &namespace).await,
                     router: transport(&server, &namespace).await,
                     server,
-                }
+                }))
             }
+        }
+    }
+
+    pub(super) fn nats(&self) -> &NatsNetwork {
+        match self {
+            Self::Nats(nats) => nats,
+            Self::Tcp => panic!("this is a network without NATS"),
         }
     }
 
@@ -71,7 +81,7 @@ impl Network {
             Self::Tcp => Server::bind("127.0.0.1:0".parse().unwrap(), config)
                 .await
                 .unwrap(),
-            Self::Nats { worker, .. } => listen_on_nats(worker, config).await,
+            Self::Nats(nats) => listen_on_nats(&nats.worker, config).await,
         }
     }
 
@@ -80,13 +90,13 @@ impl Network {
         let config = ServerConfig::default();
         match self {
             Self::Tcp => Server::bind(address.parse().unwrap(), config).await.unwrap(),
-            Self::Nats { worker, .. } => listen_on_nats(worker, config).await,
+            Self::Nats(nats) => listen_on_nats(&nats.worker, config).await,
         }
     }
 
     pub(super) fn link(&self, address: &str, mut config: LinkConfig) -> Link {
-        if let Self::Nats { router, .. } = self {
-            config.nats = Some(router.clone());
+        if let Self::Nats(nats) = self {
+            config.nats = Some(nats.router.clone());
         }
         Link::to(address, config)
     }
