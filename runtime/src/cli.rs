@@ -269,6 +269,10 @@ pub(crate) struct FrontendOptions {
         value_name = "NAME"
     )]
     pub(crate) policy: String,
+    /// Where uploaded policies are kept, so that they survive a restart, where NATS does not keep them: a folder of this
+    /// router's own.
+    #[arg(long, env = "SIGNALBOX_POLICY_DIR", value_name = "FOLDER")]
+    pub(crate) policy_dir: Option<PathBuf>,
     /// HTTP threads; as many as there are cores unless given.
     #[arg(long, env = "SIGNALBOX_HTTP_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) http_threads: Option<u16>,

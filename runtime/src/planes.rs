@@ -3,11 +3,14 @@
 //! Nothing here waits for a server. A NATS or etcd that is away is dialled for ever, and what the process knows
 //! otherwise is served meanwhile; each change of a plane's state is logged once and shown by a gauge.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use signalbox_discovery::{EtcdConfig, EtcdDiscovery, EtcdTls};
-use signalbox_event_plane::{Broadcast, EventPlane, MemoryPlane, NatsBroadcast, NatsPlane, NatsPlaneConfig};
+use signalbox_event_plane::{
+    Broadcast, DirectoryStore, EventPlane, MemoryPlane, MemoryStore, NatsBroadcast, NatsPlane,
+    NatsPlaneConfig, NatsStore, SharedStore,
+};
 use signalbox_nats::{NatsConfig, NatsConnection};
 use signalbox_protocol::{PlaneState, PlaneStatus};
 use tokio::sync::watch;
@@ -99,6 +102,22 @@ impl Events {
     pub(crate) fn broadcast(&self, namespace: &str) -> Option<Arc<dyn Broadcast>> {
         let nats = self.nats.clone()?;
         Some(NatsBroadcast::start(nats, namespace))
+    }
+
+    /// Where uploaded policies are kept: with NATS for all routers, in a folder, or nowhere else.
+    pub(crate) fn policy_store(
+        &self,
+        namespace: &str,
+        folder: Option<&Path>,
+    ) -> anyhow::Result<Arc<dyn SharedStore>> {
+        match (&self.nats, folder) {
+            (Some(_), Some(_)) => bail!(
+                "--policy-dir is for routers without NATS; with --events nats://… NATS keeps the policies"
+            ),
+            (Some(nats), None) => Ok(NatsStore::start(nats.clone(), namespace)),
+            (None, Some(folder)) => Ok(DirectoryStore::open(folder)?),
+            (None, None) => Ok(MemoryStore::new()),
+        }
     }
 }
 

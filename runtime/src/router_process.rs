@@ -93,6 +93,7 @@ impl RouterProcess {
         for (name, status) in &status {
             planes::report(name, status.clone());
         }
+        let policy_store = events.policy_store(&namespace, options.policy_dir.as_deref())?;
         let broadcast = events.broadcast(&namespace).filter(|_| replica_sync);
         let router = RouterShared::start(RouterConfig {
             discovery,
@@ -105,6 +106,7 @@ impl RouterProcess {
             feeds_events: events.nats.is_none(),
             events: events.plane,
             policies,
+            policy_store,
             links,
             index_bytes: options.index_mib as usize * 1024 * 1024,
         });

@@ -43,6 +43,7 @@ pub(crate) struct Admin {
 
 impl Admin {
     pub(crate) fn new(config: &HttpConfig, shared: RouterShared, metrics: PrometheusHandle) -> Self {
+        let limits = shared.policies().limits();
         Self {
             shared,
             metrics,
@@ -52,7 +53,8 @@ impl Admin {
                 time: config.body_timeout,
             },
             policy_limits: BodyLimits {
-                bytes: config.max_policy_bytes,
+                // More would be read in vain.
+                bytes: limits.max_component_bytes,
                 time: config.body_timeout,
             },
             uploads: Semaphore::new(MAX_UPLOADS),

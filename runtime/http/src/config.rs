@@ -2,8 +2,6 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use signalbox_router::policies::PolicyLimits;
-
 /// Where to listen and what a client may cost.
 #[derive(Clone)]
 pub struct HttpConfig {
@@ -15,8 +13,6 @@ pub struct HttpConfig {
     pub threads: usize,
     /// Largest body of a request, in bytes.
     pub max_body_bytes: usize,
-    /// Largest policy component that can be uploaded, in bytes.
-    pub max_policy_bytes: usize,
     /// Most time a body may take to arrive.
     pub body_timeout: Duration,
     /// Most time from a request's head to its answer's end.
@@ -35,8 +31,6 @@ impl Default for HttpConfig {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             // A prompt of a million tokens is about 5 MB of text.
             max_body_bytes: 16 * 1024 * 1024,
-            // What the depot itself accepts: more would be read in vain.
-            max_policy_bytes: PolicyLimits::default().max_component_bytes,
             body_timeout: Duration::from_secs(30),
             // What OpenAI's own client waits.
             request_timeout: Duration::from_secs(600),
@@ -53,7 +47,6 @@ impl std::fmt::Debug for HttpConfig {
             .field("admin", &self.admin)
             .field("threads", &self.threads)
             .field("max_body_bytes", &self.max_body_bytes)
-            .field("max_policy_bytes", &self.max_policy_bytes)
             .field("body_timeout", &self.body_timeout)
             .field("request_timeout", &self.request_timeout)
             .field("admin_token", &self.admin_token.as_ref().map(|_| "(set)"))

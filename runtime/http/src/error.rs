@@ -12,7 +12,10 @@ use actix_web::{
     },
 };
 use signalbox_protocol::{ErrorKind, RequestId, WireError};
-use signalbox_router::policies::{AdmissionError, DepotError};
+use signalbox_router::{
+    PolicyChangeError, StoreError,
+    policies::{AdmissionError, DepotError},
+};
 
 /// The header that names a request in both sides' logs.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -120,6 +123,25 @@ impl From<DepotError> for ApiError {
     }
 }
 
+impl From<PolicyChangeError> for ApiError {
+    fn from(error: PolicyChangeError) -> Self {
+        let kind = match &error {
+            PolicyChangeError::Depot(error) => return error.clone().into(),
+            PolicyChangeError::Conflict(_) => ErrorKind::Conflict,
+            PolicyChangeError::BrokeOff => ErrorKind::Internal,
+            PolicyChangeError::Store(error) => match error {
+                StoreError::Refused(_) => ErrorKind::Unprocessable,
+                StoreError::Conflict { .. } | StoreError::Missing { .. } | StoreError::Damaged { .. } => {
+                    ErrorKind::Conflict
+                }
+                StoreError::Unavailable(_) => ErrorKind::Unavailable,
+                StoreError::Folder { .. } => ErrorKind::Internal,
+            },
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use actix_web::{body::MessageBody, test::TestRequest};
@@ -160,6 +182,19 @@ mod tests {
         );
         assert_eq!(answer.status(), 429);
         assert_eq!(answer.headers().get(header::RETRY_AFTER).unwrap(), "1");
+    }
+
+    #[test]
+    fn a_policy_change_that_may_succeed_later_says_so() {
+        let away = PolicyChangeError::from(StoreError::Unavailable("NATS is not connected".into()));
+        let answer = ApiError::from(away).error_response();
+        assert!(answer.headers().get(header::RETRY_AFTER).is_some());
+        let (status, body) = parts(answer);
+        assert_eq!(status, 503);
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.contains("NATS is not connected"), "{message}");
+        let faster = PolicyChangeError::Conflict("somebody was faster".into());
+        assert_eq!(ApiError::from(faster).status_code(), 409);
     }
 
     #[test]

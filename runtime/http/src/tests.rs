@@ -14,7 +14,7 @@ use bytes::Bytes;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
 use signalbox_discovery::{Discovery, MemoryDiscovery, Registration};
-use signalbox_event_plane::MemoryPlane;
+use signalbox_event_plane::{MemoryPlane, MemoryStore};
 use signalbox_protocol::{Call, GenerateRequest, StreamSummary, WorkerCard};
 use signalbox_request_plane::{CallHandler, CallParts, LinkConfig, Responder, Server, ServerConfig};
 use signalbox_router::{
@@ -58,6 +58,7 @@ impl Rig {
             events: MemoryPlane::new(),
             feeds_events: false,
             policies: PolicyDepot::new(engine, "round-robin").unwrap(),
+            policy_store: MemoryStore::new(),
             links: LinkConfig::default(),
             index_bytes: 1 << 20,
         });

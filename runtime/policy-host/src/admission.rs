@@ -38,10 +38,8 @@ const MAX_SETTINGS_BYTES: usize = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdmissionError {
     /// More bytes than are accepted.
-    #[error("the component has {bytes} bytes; the limit is {limit}")]
+    #[error("the component is larger than {limit} bytes, the most a policy may have")]
     TooLarge {
-        /// Bytes it has.
-        bytes: usize,
         /// Bytes it may have.
         limit: usize,
     },
@@ -66,10 +64,7 @@ impl PolicyEngine {
     pub fn admit(&self, wasm: &[u8], settings: &str) -> Result<Arc<PolicyComponent>, AdmissionError> {
         let limit = self.0.limits.max_component_bytes;
         if wasm.len() > limit {
-            return Err(AdmissionError::TooLarge {
-                bytes: wasm.len(),
-                limit,
-            });
+            return Err(AdmissionError::TooLarge { limit });
         }
         inspect::inspect(wasm)?;
         let compiled = {

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use serde_json::{Map, Value};
 use wasmtime::component::InstancePre;
 
 use crate::{
@@ -67,6 +68,12 @@ impl PolicyComponent {
         &self.settings
     }
 
+    /// The settings as JSON: an object, empty for the defaults.
+    #[must_use]
+    pub fn settings_json(&self) -> Value {
+        settings_json(&self.settings).unwrap_or_else(|| Value::Object(Map::new()))
+    }
+
     /// Bytes of the component as it was uploaded.
     #[must_use]
     pub const fn size_bytes(&self) -> usize {
@@ -86,4 +93,12 @@ impl PolicyComponent {
         })?;
         Ok(instance)
     }
+}
+
+/// Settings as JSON: empty ones are an object without members. `None` where they are no JSON.
+pub(crate) fn settings_json(settings: &str) -> Option<Value> {
+    if settings.is_empty() {
+        return Some(Value::Object(Map::new()));
+    }
+    serde_json::from_str(settings).ok()
 }

@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use metrics::{counter, describe_counter};
 use parking_lot::Mutex;
 
+pub use activation::{PreparedPolicy, Succession};
 pub use generation::Generation;
 pub(crate) use generation::Line;
 pub use shelf::PolicyRecord;
@@ -24,18 +25,18 @@ use crate::{
     component::PolicyComponent,
     engine::PolicyEngine,
     fault::PolicyFault,
-    instance::{MAX_NAME, PolicyInstance, is_policy_name},
+    instance::{MAX_NAME, is_policy_name},
+    limits::PolicyLimits,
     seat::PolicySeat,
 };
 use reaper::{Reaper, Retired};
 use shelf::{Shelf, Stored};
 
+mod activation;
 mod generation;
 mod reaper;
 mod shelf;
 
-/// Most instances started ahead for one swap. Seats beyond it, one a thread, start theirs in their first decision.
-const MAX_WARM: usize = 64;
 /// Models a policy can be activated for before anybody serves them: a bound on what admin calls can pile up.
 const MAX_MODELS: usize = 4096;
 
@@ -113,7 +114,7 @@ impl PolicyDepot {
         })?;
         let mut state = State::default();
         for (name, component) in builtin {
-            state.shelf.keep(name, Arc::clone(component), true)?;
+            state.shelf.keep(name, Arc::clone(component), None, true)?;
         }
         state.shelf.find(default_policy)?;
         let default_policy = default_policy.to_owned();
@@ -133,21 +134,43 @@ impl PolicyDepot {
     /// # Errors
     /// The name cannot be one, the component or its settings are not accepted, or there is no room.
     pub fn upload(&self, name: &str, wasm: &[u8], settings: &str) -> Result<PolicyRecord, DepotError> {
-        if !is_policy_name(name) {
-            return Err(DepotError::Admission(AdmissionError::Unsound(format!(
-                "{name:?} cannot name a policy; a name has 1 to {MAX_NAME} lower-case letters, digits, `-`, `_` and `.`, a \
-                 letter or digit first"
-            ))));
-        }
-        self.store(name, self.0.engine.admit(wasm, settings)?)
+        check_name(name)?;
+        self.store(name, self.0.engine.admit(wasm, settings)?, None)
     }
 
-    fn store(&self, name: &str, component: Arc<PolicyComponent>) -> Result<PolicyRecord, DepotError> {
+    /// As [`upload`](Self::upload), of what was uploaded to another router: it keeps the `version` it was told apart by
+    /// there, unless another component has it here.
+    ///
+    /// # Errors
+    /// As for an upload.
+    pub fn restore(
+        &self,
+        name: &str,
+        version: &str,
+        wasm: &[u8],
+        settings: &str,
+    ) -> Result<PolicyRecord, DepotError> {
+        check_name(name)?;
+        self.store(name, self.0.engine.admit(wasm, settings)?, Some(version))
+    }
+
+    fn store(
+        &self,
+        name: &str,
+        component: Arc<PolicyComponent>,
+        version: Option<&str>,
+    ) -> Result<PolicyRecord, DepotError> {
         let mut state = self.0.state.lock();
         state.make_room()?;
-        let label = state.shelf.keep(name, component, false)?;
+        let label = state.shelf.keep(name, component, version, false)?;
         tracing::info!(policy.name = &*label, "policy stored");
         state.record(&label)
+    }
+
+    /// What policies may use here.
+    #[must_use]
+    pub fn limits(&self) -> PolicyLimits {
+        self.0.engine.limits()
     }
 
     /// Every stored version, by name and then oldest first.
@@ -159,70 +182,27 @@ impl PolicyDepot {
         records
     }
 
-    /// Makes a policy (its newest version, unless `policy` is `name@version`) decide for `model` from the next decision
-    /// on, and answers with what decided before. `settings` replace those it was uploaded with, for this model.
-    /// Blocking for some milliseconds: instances for all seats are started before anything changes.
+    /// The version that `name@version` names, or the newest by `name`, if it may be activated.
     ///
     /// # Errors
-    /// There is no such policy, it is in quarantine, or it does not take the settings.
-    pub fn activate(
-        &self,
-        model: &str,
-        policy: &str,
-        settings: Option<&str>,
-    ) -> Result<Arc<Generation>, DepotError> {
-        let (label, mut component, line) = {
-            let mut state = self.0.state.lock();
-            let stored = state.shelf.find(policy)?;
-            let (label, component) = (Arc::clone(&stored.label), Arc::clone(&stored.component));
-            if state.lines.len() >= MAX_MODELS && !state.lines.contains_key(model) {
-                return Err(DepotError::Conflict(format!(
-                    "policies are set for {MAX_MODELS} models, no more are kept"
-                )));
-            }
-            (label, component, self.line(&mut state, model))
-        };
-        if let Some(settings) = settings.filter(|&settings| settings != component.settings()) {
-            component = self.0.engine.reconfigure(&component, settings)?;
-        }
-        let active = line.active();
-        if active.decides() && active.label == label && active.component.settings() == component.settings() {
-            return Ok(active);
-        }
-        let warm = warm(&component, line.seats().min(MAX_WARM))?;
+    /// There is none, or it is in quarantine.
+    pub fn find(&self, policy: &str) -> Result<PolicyRecord, DepotError> {
         let state = self.0.state.lock();
-        // It may have been quarantined, for another model, while the instances started.
-        state.shelf.find(&label)?;
-        let before = line.publish(label, component, warm, true);
-        drop(state);
-        Ok(before)
+        state.shelf.find(policy).map(|stored| state.record_of(stored))
     }
 
-    /// Goes back to what decided for `model` before, and answers with what decides now.
-    ///
-    /// # Errors
-    /// Nothing else decided before, or only what is in quarantine.
-    pub fn rollback(&self, model: &str) -> Result<Arc<Generation>, DepotError> {
+    /// The version with exactly these bytes, in quarantine or not.
+    #[must_use]
+    pub fn by_digest(&self, name: &str, digest: &str) -> Option<PolicyRecord> {
         let state = self.0.state.lock();
-        let line = state.lines.get(model);
-        let back = line.and_then(|line| {
-            Some((
-                line,
-                line.predecessor(|label| !state.shelf.is_quarantined(label))?,
-            ))
-        });
-        let Some((line, earlier)) = back else {
-            return Err(DepotError::Conflict(format!(
-                "no policy decided for {model:?} before the present one that could do so again"
-            )));
-        };
-        line.publish(
-            Arc::clone(&earlier.label),
-            Arc::clone(&earlier.component),
-            Vec::new(),
-            false,
-        );
-        Ok(line.active())
+        let stored = state.shelf.by_digest(name, digest)?;
+        Some(state.record_of(stored))
+    }
+
+    /// What decides for `model` now: the default policy, unless another one was activated.
+    #[must_use]
+    pub fn deciding(&self, model: &str) -> Arc<Generation> {
+        self.line(&mut self.0.state.lock(), model).active()
     }
 
     /// What decides for `model` now; `None` when nobody asked for a seat or activated a policy for it yet.
@@ -351,19 +331,14 @@ impl State {
     }
 }
 
-/// `count` instances, or fewer when the host has no more places: seats without one start it themselves.
-fn warm(component: &Arc<PolicyComponent>, count: usize) -> Result<Vec<PolicyInstance>, DepotError> {
-    let mut instances = Vec::with_capacity(count);
-    for _ in 0..count {
-        match component.instantiate() {
-            Ok(instance) => instances.push(instance),
-            Err(fault) if !fault.blamed() => break,
-            Err(fault) => {
-                return Err(AdmissionError::Unsound(format!("it does not start: it {fault}")).into());
-            }
-        }
+fn check_name(name: &str) -> Result<(), DepotError> {
+    if is_policy_name(name) {
+        return Ok(());
     }
-    Ok(instances)
+    Err(DepotError::Admission(AdmissionError::Unsound(format!(
+        "{name:?} cannot name a policy; a name has 1 to {MAX_NAME} lower-case letters, digits, `-`, `_` and `.`, a \
+         letter or digit first"
+    ))))
 }
 
 #[cfg(test)]
@@ -379,6 +354,7 @@ impl PolicyDepot {
 
     /// As [`PolicyDepot::upload`] of one of the guests, which is admitted once for all tests.
     pub(crate) fn stock(&self, guest: &str) -> PolicyRecord {
-        self.store(guest, crate::testing::admitted(guest)).expect(guest)
+        self.store(guest, crate::testing::admitted(guest), None)
+            .expect(guest)
     }
 }

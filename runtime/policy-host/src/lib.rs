@@ -17,7 +17,7 @@
 pub use admission::{AdmissionError, made_up_decisions};
 pub use builtin::builtin_policies;
 pub use component::PolicyComponent;
-pub use depot::{DepotError, Generation, PolicyDepot, PolicyRecord};
+pub use depot::{DepotError, Generation, PolicyDepot, PolicyRecord, PreparedPolicy, Succession};
 pub use engine::PolicyEngine;
 pub use fallback::Fallback;
 pub use fault::PolicyFault;

@@ -9,7 +9,8 @@
 //!
 //! [`RouterShared`] is what all threads share: the roster's view, the KV index, the load table, the policies. Each
 //! HTTP thread has a replica of its own ([`ReplicaHandle`]) with its links and policy instances, so that a request is
-//! decided and streamed on the thread that accepted it, and no token crosses threads.
+//! decided and streamed on the thread that accepted it, and no token crosses threads. [`PolicyKeeper`] keeps the
+//! policies as all routers agreed.
 //!
 //! Promised here: R-1 (load is counted exactly from reservation to end), R-2 (no token twice: a request moves to
 //! another worker only before its first bytes), P-1 (a decision names a candidate of its own snapshot), K-1 and K-2
@@ -21,6 +22,7 @@ mod decide;
 mod event_stream;
 mod fetch;
 mod load;
+mod policy_keeper;
 mod replica;
 mod replica_sync;
 mod roster;
@@ -33,8 +35,11 @@ mod worker_roster;
 mod tests;
 
 pub use answer::{AnswerStream, RoutedAnswer};
+pub use policy_keeper::{PolicyChange, PolicyChangeError, PolicyKeeper};
 pub use replica::{ReplicaHandle, RouteRequest};
 pub use replica_sync::ReplicaConfig;
 pub use shared::{InstanceView, ModelView, RouterConfig, RouterShared};
+/// Why the store of the policies did not do as told.
+pub use signalbox_event_plane::StoreError;
 /// The policies' lifecycle, for the admin API.
 pub use signalbox_policy_host as policies;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actix::prelude::*;
 use arc_swap::ArcSwap;
 use signalbox_discovery::Discovery;
-use signalbox_event_plane::EventPlane;
+use signalbox_event_plane::{EventPlane, SharedStore};
 use signalbox_kv_index::SharedKvIndex;
 use signalbox_policy_host::PolicyDepot;
 use signalbox_protocol::{PlaneStatus, ReplicaLoad, WorkerCard};
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     load::LoadTable,
+    policy_keeper::PolicyKeeper,
     replica_sync::{ReplicaConfig, ReplicaSync},
     roster::{ModelEntry, RosterView},
     session::SessionShared,
@@ -32,6 +33,8 @@ pub struct RouterConfig {
     pub feeds_events: bool,
     /// Decides.
     pub policies: PolicyDepot,
+    /// What `policies` are kept in agreement with.
+    pub policy_store: Arc<dyn SharedStore>,
     /// Tells other routers what this one has in flight, and it what they have; `None`: it counts its own load only.
     pub replicas: Option<ReplicaConfig>,
     /// The planes by name, as `/health` tells of them.
@@ -51,7 +54,7 @@ pub struct RouterShared {
     pub(crate) links: LinkConfig,
     pub(crate) roster: Addr<WorkerRoster>,
     planes: Arc<[(&'static str, watch::Receiver<PlaneStatus>)]>,
-    policies: PolicyDepot,
+    policies: PolicyKeeper,
     arbiter: ArbiterHandle,
 }
 
@@ -94,7 +97,7 @@ pub struct InstanceView {
 }
 
 impl RouterShared {
-    /// Starts the roster on an arbiter of its own. Needs an actix system.
+    /// Starts the roster on an arbiter of its own, where the policy store is followed too. Needs an actix system.
     pub fn start(config: RouterConfig) -> Self {
         let view = Arc::new(ArcSwap::from_pointee(RosterView::default()));
         let index = SharedKvIndex::new(config.index_bytes);
@@ -116,6 +119,9 @@ impl RouterShared {
                 ReplicaSync::new(replicas, load, view, roster, config.discovery)
             });
         }
+        let policies = PolicyKeeper::new(config.policies, config.policy_store);
+        // Refused only by an arbiter that has stopped, and this one has just started.
+        arbiter.spawn(policies.clone().follow());
         Self {
             view,
             index,
@@ -123,12 +129,12 @@ impl RouterShared {
             links: config.links,
             roster,
             planes: config.planes.into(),
-            policies: config.policies,
+            policies,
             arbiter,
         }
     }
 
-    /// Ends the roster, its links and its event streams. Requests under way are the replicas' own.
+    /// Ends the roster, its links and its event streams, and follows the policy store no more. Requests under way are the replicas' own.
     pub fn stop(&self) {
         self.arbiter.stop();
     }
@@ -181,6 +187,11 @@ impl RouterShared {
 
     /// The policies and which of them decides.
     pub fn policies(&self) -> &PolicyDepot {
+        self.policies.depot()
+    }
+
+    /// Changes the policies, here and on all routers.
+    pub fn policy_keeper(&self) -> &PolicyKeeper {
         &self.policies
     }
 

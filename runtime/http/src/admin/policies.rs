@@ -1,15 +1,18 @@
 //! Uploading policies and choosing which one decides.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    web::{self, Data, Path, Payload, Query},
+    web::{Data, Path, Payload, Query},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use signalbox_protocol::{ErrorKind, WireError};
-use signalbox_router::policies::{DepotError, Generation, PolicyDepot, PolicyRecord};
+use signalbox_router::{
+    PolicyChange,
+    policies::{AdmissionError, DepotError, Generation},
+};
 use tokio::time::timeout;
 
 use super::Admin;
@@ -40,17 +43,17 @@ pub(crate) async fn upload(
             "other uploads are being checked; try again shortly",
         )
     })?;
-    let component = body::read(&request, payload, admin.policy_limits).await?;
-    let depot = admin.shared.policies().clone();
-    let (record, created) = web::block(move || {
-        let before = depot.list();
-        let record = depot.upload(&name, &component, &settings)?;
-        let same = |known: &PolicyRecord| (&known.name, &known.digest) == (&record.name, &record.digest);
-        let created = !before.iter().any(same);
-        Ok::<_, DepotError>((record, created))
-    })
-    .await
-    .map_err(|_| broke_off())??;
+    let limit = admin.policy_limits.bytes;
+    let component =
+        body::read(&request, payload, admin.policy_limits)
+            .await
+            .map_err(|error| match error.kind {
+                // In the words of the depot, which has the same limit.
+                ErrorKind::TooLarge => DepotError::from(AdmissionError::TooLarge { limit }).into(),
+                _ => ApiError(error),
+            })?;
+    let keeper = admin.shared.policy_keeper();
+    let (record, created) = keeper.upload(name, component, settings).await?;
     let mut response = if created {
         HttpResponse::Created()
     } else {
@@ -84,9 +87,13 @@ struct Activation {
     policy: String,
     #[serde(default)]
     settings: Option<Map<String, Value>>,
+    /// That of the choice this one is to replace; absent for the last one this router saw.
+    #[serde(default)]
+    revision: Option<u64>,
 }
 
-/// `PUT /admin/v1/models/{model}/policy`: the next decision for the model is by the policy named.
+/// `PUT /admin/v1/models/{model}/policy`: the next decision for the model is by the policy named, on every router. 409
+/// where the `revision` given is not that of the present choice, or another router was faster.
 pub(crate) async fn activate(
     request: HttpRequest,
     model: Path<String>,
@@ -95,19 +102,20 @@ pub(crate) async fn activate(
 ) -> Result<HttpResponse, ApiError> {
     let model = served_model(&admin.shared, &model)?.name;
     let body = body::read(&request, payload, admin.body_limits).await?;
-    let Activation { policy, settings } = activation(&body)?;
-    let settings = settings.map(|settings| Value::Object(settings).to_string());
-    let depot = admin.shared.policies().clone();
-    change(model, depot, move |depot, model| {
-        depot.activate(model, &policy, settings.as_deref()).map(drop)
-    })
-    .await
+    let Activation {
+        policy,
+        settings,
+        revision,
+    } = activation(&body)?;
+    let keeper = admin.shared.policy_keeper();
+    let change = keeper.activate(&model, &policy, settings, revision).await?;
+    Ok(changed(&model, &change))
 }
 
 fn activation(body: &[u8]) -> Result<Activation, ApiError> {
     serde_json::from_slice(body).map_err(|error| {
         let message = format!(
-            r#"the body cannot be read: {error}; give {{"policy":"NAME"}} or {{"policy":"NAME@VERSION"}}"#
+            r#"the body cannot be read: {error}; give {{"policy":"NAME"}} or {{"policy":"NAME@VERSION"}}, and perhaps "settings":{{…}} and "revision":N"#
         );
         ApiError::new(ErrorKind::InvalidRequest, message)
     })
@@ -116,59 +124,35 @@ fn activation(body: &[u8]) -> Result<Activation, ApiError> {
 /// `POST /admin/v1/models/{model}/policy/rollback`: back to what decided before.
 pub(crate) async fn rollback(model: Path<String>, admin: Data<Admin>) -> Result<HttpResponse, ApiError> {
     let model = served_model(&admin.shared, &model)?.name;
-    change(model, admin.shared.policies().clone(), |depot, model| {
-        depot.rollback(model).map(drop)
-    })
-    .await
+    let change = admin.shared.policy_keeper().rollback(&model).await?;
+    Ok(changed(&model, &change))
 }
 
 /// `GET /admin/v1/models/{model}/policy`
 pub(crate) async fn active(model: Path<String>, admin: Data<Admin>) -> Result<HttpResponse, ApiError> {
     let model = served_model(&admin.shared, &model)?.name;
-    let depot = admin.shared.policies().clone();
-    let active = web::block(move || json!({"active": describe(&deciding(&depot, &model)), "model": model}));
-    Ok(HttpResponse::Ok().json(active.await.map_err(|_| broke_off())?))
+    let revision = admin.shared.policy_keeper().revision(&model);
+    let active = describe(&admin.shared.policies().deciding(&model));
+    Ok(HttpResponse::Ok().json(json!({"active": active, "model": model, "revision": revision})))
 }
 
-/// Changes who decides for `model`, off this thread since new settings mean a new component, and tells who decides
-/// now and who did before.
-async fn change(
-    model: String,
-    depot: PolicyDepot,
-    change: impl FnOnce(&PolicyDepot, &str) -> Result<(), DepotError> + Send + 'static,
-) -> Result<HttpResponse, ApiError> {
-    let changed = web::block(move || {
-        let before = describe(&deciding(&depot, &model));
-        change(&depot, &model)?;
-        Ok::<_, DepotError>(
-            json!({"active": describe(&deciding(&depot, &model)), "before": before, "model": model}),
-        )
-    });
-    Ok(HttpResponse::Ok().json(changed.await.map_err(|_| broke_off())??))
+/// Who decides now and who did before.
+fn changed(model: &str, change: &PolicyChange) -> HttpResponse {
+    HttpResponse::Ok().json(json!({
+        "active": describe(&change.active),
+        "before": describe(&change.before),
+        "model": model,
+        "revision": change.revision,
+    }))
 }
 
-/// What decides for `model` now.
-fn deciding(depot: &PolicyDepot, model: &str) -> Option<Arc<Generation>> {
-    depot.active(model).or_else(|| {
-        // A model without requests so far has nobody in the seat yet: taking one brings the default policy.
-        drop(depot.seat(model));
-        depot.active(model)
-    })
-}
-
-fn broke_off() -> ApiError {
-    ApiError::new(ErrorKind::Internal, "the policy depot broke off; see the log")
-}
-
-fn describe(generation: &Option<Arc<Generation>>) -> Value {
-    generation.as_ref().map_or(Value::Null, |generation| {
-        let component = &generation.component;
-        json!({
-            "policy": &*generation.label,
-            "generation": generation.number,
-            "digest": component.digest(),
-            "settings": serde_json::from_str::<Value>(component.settings()).unwrap_or(Value::Null),
-        })
+fn describe(generation: &Generation) -> Value {
+    let component = &generation.component;
+    json!({
+        "policy": &*generation.label,
+        "generation": generation.number,
+        "digest": component.digest(),
+        "settings": component.settings_json(),
     })
 }
 
@@ -191,8 +175,8 @@ mod tests {
 
     #[test]
     fn an_activation_names_a_policy_and_nothing_unknown() {
-        let parsed = activation(br#"{"policy":"mine@1.0.0","settings":{"weight":2}}"#).unwrap();
-        assert_eq!(parsed.policy, "mine@1.0.0");
+        let parsed = activation(br#"{"policy":"mine@1.0.0","settings":{"weight":2},"revision":7}"#).unwrap();
+        assert_eq!((parsed.policy.as_str(), parsed.revision), ("mine@1.0.0", Some(7)));
         assert_eq!(parsed.settings.unwrap()["weight"], 2);
         for wrong in [
             "",
@@ -200,6 +184,7 @@ mod tests {
             r#"{"policy":1}"#,
             r#"{"policy":"a","setings":{}}"#,
             r#"{"policy":"a","settings":[]}"#,
+            r#"{"policy":"a","revision":-1}"#,
         ] {
             assert!(activation(wrong.as_bytes()).is_err(), "{wrong}");
         }

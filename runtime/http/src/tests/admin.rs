@@ -1,5 +1,7 @@
 //! The operator's side, over its own listener.
 
+use serde_json::json;
+
 use super::*;
 use crate::HttpError;
 
@@ -61,6 +63,47 @@ async fn a_policy_is_chosen_and_rolled_back_and_the_next_answer_names_it() {
 }
 
 #[actix_rt::test]
+async fn a_choice_has_a_revision_and_a_stale_one_is_refused() {
+    let rig = Rig::serving("revised").await;
+    let path = "/admin/v1/models/revised/policy";
+    let untouched = rig.admin(get(path).as_bytes()).await.json();
+    assert_eq!(
+        (&untouched["revision"], &untouched["active"]["settings"]),
+        (&0.into(), &json!({}))
+    );
+    let put = async |body: Value| {
+        rig.admin(request("PUT", path, &body.to_string()).as_bytes())
+            .await
+    };
+    let first = put(json!({"policy": "kv-aware", "revision": 0})).await.json();
+    let revision = first["revision"].as_u64().unwrap();
+    assert!(revision > 0, "{first}");
+    for body in ["active", "before"] {
+        assert_eq!(first[body]["settings"], json!({}), "{first}");
+    }
+    assert_eq!(rig.admin(get(path).as_bytes()).await.json()["revision"], revision);
+    for stale in [0, revision + 1] {
+        let message = put(json!({"policy": "replica-synced", "revision": stale}))
+            .await
+            .check_error(409, None);
+        assert!(
+            message.contains("kv-aware@") && message.contains(&format!("revision {revision}")),
+            "{message}"
+        );
+    }
+    let settings = json!({"overlap_credit": 2});
+    let body = json!({"policy": "kv-aware", "settings": settings, "revision": revision});
+    let second = put(body).await.json();
+    assert_eq!(second["active"]["settings"], settings);
+    let back = rig
+        .admin(post(&format!("{path}/rollback"), "").as_bytes())
+        .await
+        .json();
+    assert_eq!(back["active"]["settings"], json!({}));
+    assert!(back["revision"].as_u64() > second["revision"].as_u64(), "{back}");
+}
+
+#[actix_rt::test]
 async fn an_upload_is_stored_once_and_an_unsound_one_told_why_not() {
     let rig = Rig::start(None, |_| ()).await;
     let (_, component) = signalbox_router::policies::builtin_policies()[0];
@@ -94,10 +137,15 @@ async fn an_upload_is_stored_once_and_an_unsound_one_told_why_not() {
     rig.admin(&upload("Bad%20Name", component))
         .await
         .check_error(422, None);
-    let limit = HttpConfig::default().max_policy_bytes;
-    rig.admin(&upload("large", &vec![0; limit + 1]))
+    let limit = rig.shared.policies().limits().max_component_bytes;
+    let message = rig
+        .admin(&upload("large", &vec![0; limit + 1]))
         .await
         .check_error(413, None);
+    assert!(
+        message.contains("component") && message.contains(&limit.to_string()),
+        "{message}"
+    );
     rig.admin(post("/admin/v1/policies", "x").as_bytes())
         .await
         .check_error(400, Some("name"));

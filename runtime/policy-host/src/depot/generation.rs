@@ -45,6 +45,11 @@ impl Generation {
         self.decides
     }
 
+    /// Whether this is what decides, with these settings.
+    pub(crate) fn is(&self, label: &str, component: &PolicyComponent) -> bool {
+        self.decides && *self.label == *label && self.component.settings_json() == component.settings_json()
+    }
+
     /// The stored name of the policy: the label up to its `@`.
     pub(crate) fn policy(&self) -> &str {
         self.label.split('@').next().unwrap_or_default()
@@ -171,6 +176,14 @@ impl Line {
             }
         }
         None
+    }
+
+    /// Forgets the latest earlier generation of this version and those after it, if there is one.
+    pub(crate) fn forget_since(&self, label: &str) {
+        let mut earlier = self.earlier.lock();
+        if let Some(latest) = earlier.iter().rposition(|generation| *generation.label == *label) {
+            earlier.truncate(latest);
+        }
     }
 
     /// Whether this version decides here, or is what a rollback would bring back.

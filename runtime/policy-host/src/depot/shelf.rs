@@ -27,6 +27,8 @@ pub struct PolicyRecord {
     pub size_bytes: usize,
     /// The settings it was uploaded with; an empty object for the defaults.
     pub settings: Value,
+    /// Whether it is part of the binary.
+    pub builtin: bool,
     /// `stored`, `active` (it decides for the `models`) or `quarantined` (for the `reason`).
     pub state: String,
     /// The models it decides for.
@@ -53,6 +55,16 @@ pub(super) struct Stored {
 }
 
 impl Stored {
+    fn if_usable(&self) -> Result<&Self, DepotError> {
+        match &self.quarantined {
+            None => Ok(self),
+            Some(reason) => Err(DepotError::Conflict(format!(
+                "{} is in quarantine, because it {reason}; uploading it again tries it again and lifts that",
+                self.label
+            ))),
+        }
+    }
+
     pub(super) fn record(&self, models: Vec<String>) -> PolicyRecord {
         let state = match (&self.quarantined, models.is_empty()) {
             (Some(_), _) => "quarantined",
@@ -64,9 +76,8 @@ impl Stored {
             version: self.version.clone(),
             digest: self.component.digest().to_owned(),
             size_bytes: self.component.size_bytes(),
-            // Empty settings are no JSON, and mean an object without entries.
-            settings: serde_json::from_str(self.component.settings())
-                .unwrap_or_else(|_| Value::Object(Default::default())),
+            settings: self.component.settings_json(),
+            builtin: self.builtin,
             state: state.to_owned(),
             models,
             reason: self.quarantined.clone(),
@@ -79,11 +90,13 @@ impl Shelf {
         self.0.iter()
     }
 
-    /// Stores a component as the newest version of `name`, out of quarantine, and answers with its label.
+    /// Stores a component as the newest version of `name`, out of quarantine, and answers with its label. A new one
+    /// gets the `version` asked for, or else the one it gives itself, as long as no other has it.
     pub(super) fn keep(
         &mut self,
         name: &str,
         component: Arc<PolicyComponent>,
+        version: Option<&str>,
         builtin: bool,
     ) -> Result<Arc<str>, DepotError> {
         let again = self
@@ -97,7 +110,7 @@ impl Shelf {
                 ..self.0.remove(index)
             },
             None => {
-                let version = self.distinct_version(name, &component)?;
+                let version = self.distinct_version(name, &component, version)?;
                 let label = format!("{name}@{version}").into();
                 Stored {
                     name: name.to_owned(),
@@ -114,8 +127,14 @@ impl Shelf {
         Ok(label)
     }
 
-    /// The version the component gives itself, with as much of its digest as it takes to be the only one.
-    fn distinct_version(&self, name: &str, component: &PolicyComponent) -> Result<String, DepotError> {
+    /// The version asked for, or the one the component gives itself, with as much of its digest as it takes to be the
+    /// only one.
+    fn distinct_version(
+        &self,
+        name: &str,
+        component: &PolicyComponent,
+        version: Option<&str>,
+    ) -> Result<String, DepotError> {
         let declared = component.version();
         let free = |version: &String| !self.0.iter().any(|it| it.name == name && it.version == *version);
         // `+` begins what is only information in a version, and can stand there once.
@@ -126,7 +145,10 @@ impl Shelf {
                 .get(..digits)
                 .map(|part| format!("{declared}{separator}{part}"))
         };
-        std::iter::once(declared.to_owned())
+        version
+            .into_iter()
+            .chain([declared])
+            .map(str::to_owned)
             .chain(DIGEST_DIGITS.into_iter().filter_map(with_digest))
             .find(free)
             .ok_or_else(|| {
@@ -146,13 +168,20 @@ impl Shelf {
                 .rfind(|it| it.name == policy)
                 .ok_or_else(|| self.unknown(policy))?
         };
-        match &stored.quarantined {
-            None => Ok(stored),
-            Some(reason) => Err(DepotError::Conflict(format!(
-                "{} is in quarantine, because it {reason}; uploading it again tries it again and lifts that",
-                stored.label
-            ))),
-        }
+        stored.if_usable()
+    }
+
+    /// The version with exactly these bytes, if it may be activated.
+    pub(super) fn usable(&self, name: &str, digest: &str) -> Result<&Stored, DepotError> {
+        self.by_digest(name, digest)
+            .ok_or_else(|| self.unknown(&format!("{name} with the digest {digest}")))?
+            .if_usable()
+    }
+
+    pub(super) fn by_digest(&self, name: &str, digest: &str) -> Option<&Stored> {
+        self.0
+            .iter()
+            .find(|it| it.name == name && it.component.digest() == digest)
     }
 
     pub(super) fn by_label(&self, label: &str) -> Result<&Stored, DepotError> {

@@ -22,13 +22,16 @@ fn active(depot: &PolicyDepot) -> String {
 #[test]
 fn a_version_declared_for_other_bytes_is_told_apart_by_its_digest() {
     let depot = depot();
-    let first = depot.store("mine", learner(1)).expect("first");
-    let second = depot.store("mine", learner(2)).expect("second");
+    let first = depot.store("mine", learner(1), None).expect("first");
+    let second = depot.store("mine", learner(2), None).expect("second");
     assert_eq!(first.version, "1.0.0");
     assert_eq!(second.version, format!("1.0.0+{}", &second.digest[..8]));
     // Under another name there is nothing to tell apart.
     assert_eq!(
-        depot.store("yours", learner(2)).expect("other name").version,
+        depot
+            .store("yours", learner(2), None)
+            .expect("other name")
+            .version,
         "1.0.0"
     );
     // By name the newest, by version the one that is meant.
@@ -77,7 +80,15 @@ fn settings_belong_to_the_generation() {
         (settings(MODEL).as_str(), settings("other").as_str()),
         (r#"{"overlap_credit": 2}"#, "")
     );
-    // What is active already is left alone.
+    // What is active already is left alone, however its settings are spelled.
+    assert_eq!(
+        depot
+            .activate(MODEL, "kv-aware", Some(r#"{ "overlap_credit":2 }"#))
+            .expect("activate")
+            .number,
+        2
+    );
+    assert_eq!(depot.active(MODEL).expect("active").number, 2);
     assert_eq!(
         depot
             .activate("other", "kv-aware", None)
@@ -119,17 +130,82 @@ fn refusals_change_nothing() {
     ));
 }
 
+/// Lets an earlier policy decide again, as a rollback does.
+fn back_to(depot: &PolicyDepot, policy: &str) -> Result<Arc<Generation>, DepotError> {
+    let record = depot.find(policy)?;
+    let prepared = depot.prepare(MODEL, &record.name, &record.digest, "")?;
+    depot.publish(prepared, Succession::Back)
+}
+
 #[test]
-fn rollback_goes_back_through_what_decided_before() {
+fn what_was_left_by_a_rollback_does_not_come_back_by_a_quarantine() {
+    for (succession, expected) in [
+        (Succession::Forward, "replica-synced"),
+        (Succession::Back, "kv-aware"),
+    ] {
+        let depot = depot();
+        depot.activate(MODEL, "round-robin", None).expect("activate");
+        let before = depot.activate(MODEL, "replica-synced", None).expect("activate");
+        assert_eq!(&*before.label, "round-robin@1.0.0");
+        match succession {
+            Succession::Forward => depot.activate(MODEL, "round-robin", None).expect("activate"),
+            Succession::Back => back_to(&depot, "round-robin").expect("rollback"),
+        };
+        let generation = depot.active(MODEL).expect("active");
+        assert_eq!((&*generation.label, generation.number), ("round-robin@1.0.0", 4));
+        for _ in 0..3 {
+            depot.note_fault(MODEL, &generation, &PolicyFault::Stack);
+        }
+        assert_eq!(active(&depot), format!("{expected}@1.0.0"));
+    }
+}
+
+#[test]
+fn what_is_prepared_decides_nothing_until_it_is_published() {
     let depot = depot();
-    assert!(matches!(depot.rollback(MODEL), Err(DepotError::Conflict(_))));
-    depot.activate(MODEL, "round-robin", None).expect("activate");
-    let before = depot.activate(MODEL, "replica-synced", None).expect("activate");
-    assert_eq!(&*before.label, "round-robin@1.0.0");
-    let now = depot.rollback(MODEL).expect("rollback");
-    assert_eq!((&*now.label, now.number), ("round-robin@1.0.0", 4));
-    assert_eq!(&*depot.rollback(MODEL).expect("rollback").label, "kv-aware@1.0.0");
-    assert!(matches!(depot.rollback(MODEL), Err(DepotError::Conflict(_))));
+    let _seat = depot.seat(MODEL);
+    let digest = depot.find("round-robin").expect("built in").digest;
+    let prepare = || depot.prepare(MODEL, "round-robin", &digest, "").expect("prepare");
+    drop(prepare());
+    assert_eq!(active(&depot), "kv-aware@1.0.0");
+    let prepared = prepare();
+    depot.publish(prepare(), Succession::Forward).expect("publish");
+    assert_eq!(active(&depot), "round-robin@1.0.0");
+    assert_eq!(depot.active(MODEL).expect("active").warm_left(), 1);
+    // What was quarantined in between is not published.
+    let generation = depot.active(MODEL).expect("active");
+    for _ in 0..3 {
+        depot.note_fault(MODEL, &generation, &PolicyFault::Stack);
+    }
+    let refusal = depot
+        .publish(prepared, Succession::Forward)
+        .expect_err("quarantined");
+    assert!(matches!(refusal, DepotError::Conflict(_)), "{refusal}");
+    assert!(matches!(
+        depot.prepare(MODEL, "round-robin", "0000", ""),
+        Err(DepotError::Unknown { .. })
+    ));
+}
+
+#[test]
+fn what_was_uploaded_elsewhere_keeps_its_version() {
+    let depot = depot();
+    let restored = |name: &str, version| {
+        depot
+            .restore(name, version, &testing::guest("learner"), "")
+            .expect("restore")
+            .version
+    };
+    assert_eq!(restored("mine", "1.0.0+0a1b2c3d"), "1.0.0+0a1b2c3d");
+    assert_eq!(
+        restored("mine", "9.9.9"),
+        "1.0.0+0a1b2c3d",
+        "the same bytes are the same record"
+    );
+    depot.store("yours", learner(1), None).expect("upload");
+    let digest = depot.by_digest("mine", depot.find("mine").expect("mine").digest.as_str());
+    let digest = digest.expect("the same").digest;
+    assert_eq!(restored("yours", "1.0.0"), format!("1.0.0+{}", &digest[..8]));
 }
 
 #[test]
@@ -159,11 +235,11 @@ fn records_say_what_decides_for_which_models() {
 #[test]
 fn a_full_shelf_drops_the_oldest_nobody_needs() {
     let depot = depot();
-    let keep = depot.store("mine", learner(0)).expect("upload");
+    let keep = depot.store("mine", learner(0), None).expect("upload");
     let keep = format!("mine@{}", keep.version);
     depot.activate(MODEL, &keep, None).expect("activate");
     for salt in 1..64 {
-        depot.store("mine", learner(salt)).expect("upload");
+        depot.store("mine", learner(salt), None).expect("upload");
     }
     let records = depot.list();
     assert_eq!(records.len(), 64);
@@ -200,7 +276,7 @@ fn instances_nobody_took_give_back_their_places() {
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Activate(usize),
-    Rollback,
+    Rollback(usize),
     Faults,
     Upload(usize),
 }
@@ -210,7 +286,7 @@ const POLICIES: [&str; 3] = ["round-robin", "kv-aware", "replica-synced"];
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..3_usize).prop_map(Step::Activate),
-        2 => Just(Step::Rollback),
+        2 => (0..3_usize).prop_map(Step::Rollback),
         2 => Just(Step::Faults),
         1 => (0..3_usize).prop_map(Step::Upload),
     ]
@@ -228,7 +304,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Activate(policy) => drop(depot.activate(MODEL, POLICIES[policy], None)),
-                Step::Rollback => drop(depot.rollback(MODEL)),
+                Step::Rollback(policy) => drop(back_to(&depot, POLICIES[policy])),
                 Step::Faults => {
                     let generation = depot.active(MODEL).expect("active");
                     for _ in 0..3 {
@@ -237,7 +313,7 @@ proptest! {
                 }
                 Step::Upload(policy) => {
                     let name = POLICIES[policy];
-                    depot.store(name, testing::admitted(name)).expect("upload");
+                    depot.store(name, testing::admitted(name), None).expect("upload");
                 }
             }
             let generation = depot.active(MODEL).expect("active");
