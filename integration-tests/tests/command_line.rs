@@ -133,7 +133,6 @@ async fn a_flag_there_is_not() -> anyhow::Result<()> {
         &["up", "--http=here"],
         &["down"],
         &[],
-        &["serve"],
     ] {
         let mut process = Process::start(arguments)?;
         let ended = process.ended().await?;
