@@ -1,6 +1,6 @@
 //! Several routers and workers on a real NATS and a real etcd.
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
 use anyhow::Context;
 use signalbox_test_servers::{EtcdServer, NatsServer};
@@ -91,6 +91,7 @@ pub async fn index_digests(router: &Cluster) -> anyhow::Result<IndexDigests> {
 
 /// Waits until all these routers hold the same of every worker, and answers with it.
 pub async fn same_index(routers: &[&Cluster]) -> anyhow::Result<IndexDigests> {
+    let last = RefCell::default();
     eventually("all routers hold the same of every worker", || async {
         let mut all = Vec::new();
         for router in routers {
@@ -98,7 +99,9 @@ pub async fn same_index(routers: &[&Cluster]) -> anyhow::Result<IndexDigests> {
         }
         let first = all.first().cloned().unwrap_or_default();
         let is_settled = all.iter().all(|digests| *digests == first);
+        last.replace(all);
         Ok((is_settled && !first.is_empty()).then_some(first))
     })
     .await
+    .with_context(|| format!("they hold {:?}\n{}", last.borrow(), routers[0].process.said()))
 }

@@ -5,9 +5,13 @@ use std::time::{Duration, Instant};
 use etcd_client::{Client, PutOptions};
 use serde_json::json;
 use signalbox_integration_tests::{Fleet, eventually};
+use tokio::task::JoinSet;
 
 const WORKERS: usize = 1_000;
 const LEASE_S: i64 = 3;
+
+/// Who write at once: workers do not wait for each other.
+const WRITERS: usize = 16;
 
 /// As a worker writes itself down; `runtime/discovery/README.md` describes keys and values.
 fn card(number: usize) -> (String, String) {
@@ -39,10 +43,20 @@ async fn a_thousand_workers_appear_and_go_with_their_lease() -> anyhow::Result<(
     for round in 0..3 {
         let lease = etcd.lease_grant(LEASE_S, None).await?.id();
         let began = Instant::now();
-        for number in 0..WORKERS {
-            let (key, card) = card(number);
-            etcd.put(key, card, Some(PutOptions::new().with_lease(lease)))
-                .await?;
+        let mut writers = JoinSet::new();
+        for writer in 0..WRITERS {
+            let mut etcd = etcd.clone();
+            writers.spawn(async move {
+                for number in (writer..WORKERS).step_by(WRITERS) {
+                    let (key, card) = card(number);
+                    let options = PutOptions::new().with_lease(lease);
+                    etcd.put(key, card, Some(options)).await?;
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(writer) = writers.join_next().await {
+            writer??;
         }
         let written = began.elapsed();
         eventually("all are known", || async {

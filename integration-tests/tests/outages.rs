@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use serde_json::json;
 use signalbox_integration_tests::{
     Api, Cluster, Fleet, eventually,
@@ -91,12 +91,13 @@ async fn plane_is(router: &Cluster, plane: &str, state: &str) -> anyhow::Result<
         Ok((health.json()?["planes"][plane]["state"] == state).then_some(()))
     })
     .await
+    .with_context(|| router.process.said())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nats_is_killed_under_load_and_comes_back() -> anyhow::Result<()> {
     let mut fleet = Fleet::start();
-    let _workers = [
+    let workers = [
         fleet.worker("w0", &["--speedup=20"]).await?,
         fleet.worker("w1", &["--speedup=20"]).await?,
     ];
@@ -122,7 +123,13 @@ async fn nats_is_killed_under_load_and_comes_back() -> anyhow::Result<()> {
         "{answered} requests answered, none failed; all indexes equal {:?} later: {held:?}; {resyncs} snapshots taken",
         back.elapsed()
     );
-    assert!(held.values().all(|(_, blocks, _)| *blocks > 0));
+    assert!(
+        held.len() == 2 && held.values().all(|(_, blocks, _)| *blocks > 0),
+        "{held:?}\n{}\n{}\n{}",
+        a.process.said(),
+        workers[0].process.said(),
+        workers[1].process.said()
+    );
     Ok(())
 }
 

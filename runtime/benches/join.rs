@@ -39,7 +39,7 @@ fn main() {
         .filter_map(|argument| argument.parse().ok());
     let (workers, blocks): (u64, u64) = (numbers.next().unwrap_or(10), numbers.next().unwrap_or(1_000_000));
     let tokio = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+        .worker_threads(2)
         .enable_all()
         .build()
         .unwrap();

@@ -11,6 +11,7 @@
 )]
 
 use std::{
+    io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -21,6 +22,9 @@ use tempfile::TempDir;
 
 /// Longest wait for a server to answer after its start.
 const START: Duration = Duration::from_secs(30);
+
+/// Longest wait for one answer about its health.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// A NATS server, with JetStream unless told otherwise.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ struct Server {
     program: &'static str,
     arguments: Vec<String>,
     address: SocketAddr,
+    /// Whether it does its work; asked until it does.
+    is_ready: fn(SocketAddr) -> bool,
     child: Option<Child>,
     /// Its data, kept over restarts.
     folder: TempDir,
@@ -56,6 +62,7 @@ impl NatsServer {
             arguments,
             address,
             folder,
+            takes_connections,
         ))
     }
 
@@ -77,7 +84,7 @@ impl NatsServer {
         format!("nats://{}", self.0.address)
     }
 
-    /// Starts it, also again, with the data it had; returns when it takes connections.
+    /// Starts it, also again, with the data it had; returns when it works.
     pub fn start(&mut self) {
         self.0.start();
     }
@@ -115,13 +122,13 @@ impl EtcdServer {
             format!("--listen-peer-urls=http://{peer}"),
             format!("--initial-advertise-peer-urls=http://{peer}"),
             format!("--initial-cluster=default=http://{peer}"),
-            "--unsafe-no-fsync".into(),
         ];
         Self(Server::new(
             program("SIGNALBOX_ETCD", "etcd"),
             arguments,
             address,
             folder,
+            is_healthy,
         ))
     }
 
@@ -142,7 +149,7 @@ impl EtcdServer {
         format!("etcd://{}", self.0.address)
     }
 
-    /// Starts it, also again, with the data it had; returns when it takes connections.
+    /// Starts it, also again, with the data it had; returns when it works.
     pub fn start(&mut self) {
         self.0.start();
     }
@@ -169,8 +176,15 @@ impl EtcdServer {
 }
 
 impl Server {
-    fn new(program: String, arguments: Vec<String>, address: SocketAddr, folder: TempDir) -> Self {
+    fn new(
+        program: String,
+        arguments: Vec<String>,
+        address: SocketAddr,
+        folder: TempDir,
+        is_ready: fn(SocketAddr) -> bool,
+    ) -> Self {
         Self {
+            is_ready,
             program: program.leak(),
             arguments,
             address,
@@ -192,7 +206,7 @@ impl Server {
         });
         self.child = Some(child);
         let began = Instant::now();
-        while TcpStream::connect(self.address).is_err() {
+        while !(self.is_ready)(self.address) {
             let ended = self
                 .child
                 .as_mut()
@@ -203,7 +217,7 @@ impl Server {
                 self.program,
                 self.arguments
             );
-            assert!(began.elapsed() < START, "{} takes no connections", self.program);
+            assert!(began.elapsed() < START, "{} does not get ready", self.program);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -265,6 +279,25 @@ fn empty(folder: &Path) {
         };
         removed.expect("a removable entry");
     }
+}
+
+/// NATS takes connections when it is ready for them.
+fn takes_connections(address: SocketAddr) -> bool {
+    TcpStream::connect(address).is_ok()
+}
+
+/// etcd takes connections before it has a leader, and one that is killed before it has written down who its first
+/// members are never gets one again.
+fn is_healthy(address: SocketAddr) -> bool {
+    let ask = || -> io::Result<String> {
+        let mut connection = TcpStream::connect(address)?;
+        connection.set_read_timeout(Some(ANSWER))?;
+        connection.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.contains(r#""health":"true""#))
 }
 
 /// A port nobody has right now. Another process may take it before the server does: then its start fails with a

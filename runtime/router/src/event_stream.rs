@@ -54,6 +54,10 @@ pub(crate) struct EventStream {
     retry: Duration,
     /// What the last look at the stream's progress saw.
     looked: Progress,
+    /// Whether a batch was applied since the last snapshot. Until then the plane delivers what the snapshot contains,
+    /// perhaps more of it than it keeps, and what it skips of that is not missing; a real hole shows in the next
+    /// batch's number, or at the next look at the progress.
+    has_met: bool,
 }
 
 /// How far the stream was at one look.
@@ -87,6 +91,7 @@ impl EventStream {
             subscription: None,
             retry: SNAPSHOT_RETRY,
             looked: Progress::default(),
+            has_met: false,
         }
     }
 
@@ -161,6 +166,7 @@ impl EventStream {
             self.config.index.write(|index| index.apply(slot, event));
         }
         self.cursor.resume(snapshot.epoch, snapshot.next_sequence);
+        self.has_met = false;
         self.config.load.set_event_state(slot, EventState::Following);
         let subscription = self
             .config
@@ -178,6 +184,7 @@ impl EventStream {
     fn receive(&mut self, ctx: &mut Context<Self>, batch: &KvEventBatch) {
         match self.cursor.judge(batch.epoch, batch.sequence) {
             Verdict::Apply => {
+                self.has_met = true;
                 let slot = self.config.slot;
                 self.config.index.write(|index| {
                     for event in &batch.events {
@@ -209,7 +216,10 @@ impl StreamHandler<Delivery> for EventStream {
     fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
         match delivery {
             Delivery::Batch(batch) => self.receive(ctx, &batch),
-            Delivery::Skipped => self.resync(ctx, "the plane no longer keeps what is missing"),
+            Delivery::Skipped if self.has_met => {
+                self.resync(ctx, "the plane no longer keeps what is missing")
+            }
+            Delivery::Skipped => {}
             Delivery::Closed => {}
         }
     }

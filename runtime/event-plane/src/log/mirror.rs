@@ -1,7 +1,6 @@
 //! What the worker's KV cache holds, as its events told it.
 
-use std::collections::{HashMap, HashSet};
-
+use hashbrown::{HashMap, HashSet};
 use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
 
 /// The most blocks of all tiers together, at some 40 bytes each: an engine has fewer, so that only one that forgets
@@ -86,37 +85,44 @@ impl Mirror {
     /// The content as `Stored` chains, parents before children: each as long as it can be without branching or
     /// changing tiers, once for each tier it is on.
     pub(super) fn chains(&self) -> Vec<KvEvent> {
-        let mut children: HashMap<SequenceHash, Vec<SequenceHash>> = HashMap::new();
+        // Of a block's children one continues its chain; the others, few of them, begin chains of their own.
+        let mut continued_by: HashMap<SequenceHash, SequenceHash> = HashMap::with_capacity(self.blocks.len());
+        let mut branches: HashMap<SequenceHash, Vec<SequenceHash>> = HashMap::new();
         let mut begins = Vec::new();
         for (&block, held) in &self.blocks {
-            match held.parent.filter(|parent| self.blocks.contains_key(parent)) {
-                Some(parent) => children.entry(parent).or_default().push(block),
-                None => begins.push(block),
+            let Some((parent, before)) = held
+                .parent
+                .and_then(|parent| Some((parent, self.blocks.get(&parent)?)))
+            else {
+                begins.push(block);
+                continue;
+            };
+            if before.tiers != held.tiers || continued_by.contains_key(&parent) {
+                branches.entry(parent).or_default().push(block);
+            } else {
+                continued_by.insert(parent, block);
             }
         }
         // Real parents make no rings, but an engine may say anything: whatever hangs on no beginning comes last.
-        begins.extend(self.blocks.keys().filter(|block| children.contains_key(block)));
+        begins.extend(branches.values().flatten());
+        begins.extend(continued_by.keys());
         let mut stored = Vec::new();
         let mut visited = HashSet::with_capacity(self.blocks.len());
         for begin in begins {
             let mut heads = vec![begin];
             while let Some(head) = heads.pop() {
-                let Some(held) = self.blocks.get(&head).filter(|_| !visited.contains(&head)) else {
+                let Some(held) = self.blocks.get(&head) else {
                     continue;
                 };
                 let mut chain = Vec::new();
                 let mut next = Some(head);
                 while let Some(block) = next.filter(|block| visited.insert(*block)) {
                     chain.push(block);
-                    next = None;
-                    for &child in children.get(&block).into_iter().flatten() {
-                        let continues = self.blocks.get(&child).is_some_and(|c| c.tiers == held.tiers);
-                        if next.is_none() && continues {
-                            next = Some(child)
-                        } else {
-                            heads.push(child)
-                        }
-                    }
+                    heads.extend(branches.get(&block).into_iter().flatten());
+                    next = continued_by.get(&block).copied();
+                }
+                if chain.is_empty() {
+                    continue;
                 }
                 let tiers = CacheTier::ALL
                     .into_iter()

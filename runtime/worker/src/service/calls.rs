@@ -59,8 +59,13 @@ impl WorkerService {
 
     fn fetch_kv_snapshot(&self, responder: Responder) {
         let log = self.log.clone();
-        self.tasks
-            .spawn(async move { send_whole(&encode_snapshot(&log.snapshot()), responder).await });
+        self.tasks.spawn(async move {
+            // Sorting out a million blocks takes a good part of a second, for which no token may wait.
+            match tokio::task::spawn_blocking(move || encode_snapshot(&log.snapshot())).await {
+                Ok(snapshot) => send_whole(&snapshot, responder).await,
+                Err(error) => responder.fail(WireError::new(ErrorKind::Internal, error.to_string())),
+            }
+        });
     }
 
     fn watch_kv_events(&self, after: Option<(WorkerEpoch, u64)>, responder: Responder) {
