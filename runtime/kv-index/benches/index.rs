@@ -1,7 +1,8 @@
 //! How fast the index stores, answers and forgets, and what a membership costs: `cargo bench -p signalbox-kv-index`.
 //!
 //! Every worker holds its sequences of 256 blocks, the first 64 from one of 16 system prompts that all workers hold
-//! too; stored in events of 16 blocks and of 1. Prints one line a figure; times nothing but the index.
+//! too; stored in events of 16 blocks and of 1. Blocks of a prompt past the 256th are held by nobody. Prints one line
+//! a figure; times nothing but the index. `tests/memory.rs` checks the bytes against the allocator.
 #![expect(
     clippy::print_stdout,
     clippy::expect_used,
@@ -10,24 +11,29 @@
 
 use std::{
     hint::black_box,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
-use signalbox_kv_index::{KvIndex, OverlapScores, WorkerSlot};
+use signalbox_kv_index::{KvIndex, OverlapScores, SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
 
 const LENGTH: u64 = 256;
 const SHARED: u64 = 64;
 const SYSTEM_PROMPTS: u64 = 16;
 const LOOKUPS: u64 = 2000;
+/// More, since the figure that counts is the 99th percentile.
+const LOOKUPS_BESIDE_A_WRITER: u64 = 100_000;
 
 fn main() {
-    for (workers, sessions) in [(64, 200), (1024, 16)] {
+    for (workers, sessions) in [(8, 400), (64, 100), (1024, 16)] {
         for event in [16, 1] {
             run(workers, sessions, event);
         }
     }
     lookup_of_a_long_prompt_held_by_all();
+    lookup_beside_a_writer(64, 100);
 }
 
 fn hash(worker: u64, session: u64, i: u64) -> SequenceHash {
@@ -49,22 +55,27 @@ fn chain(worker: u64, session: u64, length: u64) -> Vec<SequenceHash> {
     (0..length).map(|i| hash(worker, session, i)).collect()
 }
 
+/// What a worker says that stores a sequence.
+fn stored(sequence: &[SequenceHash], event: usize) -> impl Iterator<Item = KvEvent> {
+    let mut parent = None;
+    sequence.chunks(event).map(move |blocks| KvEvent::Stored {
+        tier: CacheTier::Device,
+        parent: std::mem::replace(&mut parent, blocks.last().copied()),
+        blocks: blocks.to_vec(),
+    })
+}
+
+fn events_of(worker: u64, sessions: u64, event: usize) -> Vec<KvEvent> {
+    (0..sessions)
+        .flat_map(|session| stored(&chain(worker, session, LENGTH), event).collect::<Vec<_>>())
+        .collect()
+}
+
 fn run(workers: u64, sessions: u64, event: usize) {
     let mut index = KvIndex::new(usize::MAX);
     let mut storing = Duration::ZERO;
     for worker in 0..workers {
-        let mut events = Vec::new();
-        for session in 0..sessions {
-            let mut parent = None;
-            for blocks in chain(worker, session, LENGTH).chunks(event) {
-                events.push(KvEvent::Stored {
-                    tier: CacheTier::Device,
-                    parent,
-                    blocks: blocks.to_vec(),
-                });
-                parent = blocks.last().copied();
-            }
-        }
+        let events = events_of(worker, sessions, event);
         let start = Instant::now();
         for event in &events {
             index.apply(WorkerSlot(worker as u32), event);
@@ -73,28 +84,31 @@ fn run(workers: u64, sessions: u64, event: usize) {
     }
     let stores = (workers * sessions * LENGTH) as f64;
     let stats = index.stats();
+    let name = format!("{workers} x {sessions}, events of {event}");
     println!(
-        "{workers} workers, events of {event}: store {:.1} M blocks/s",
-        stores / storing.as_secs_f64() / 1e6
-    );
-    println!(
-        "{workers} workers, events of {event}: {:.1} B/membership ({} memberships, {} blocks)",
+        "{name}: store {:.2} M block/s, {:.1} B/membership ({} memberships, {} blocks)",
+        stores / storing.as_secs_f64() / 1e6,
         stats.bytes as f64 / stats.memberships as f64,
         stats.memberships,
         stats.blocks
     );
     for length in [10, 100, 1000] {
-        let what = format!("{workers} workers, events of {event}: lookup of {length} blocks");
-        print_lookups(&index, |k| chain(k % workers, k % sessions, length), &what);
+        let mut scores = OverlapScores::default();
+        let times = time_lookups(
+            LOOKUPS,
+            |k| chain(k % workers, k % sessions, length),
+            |prompt| index.overlaps(prompt, &mut scores),
+        );
+        println!("{name}: lookup {length} blocks: {}", percentiles(&times));
     }
     let start = Instant::now();
-    let before = index.stats().memberships;
+    let before = stats.memberships;
     for worker in 0..workers / 2 {
         index.remove_worker(WorkerSlot(worker as u32));
     }
     let removed = (before - index.stats().memberships) as f64;
     println!(
-        "{workers} workers, events of {event}: remove half of them, {:.1} M memberships/s",
+        "{name}: remove half the workers: {:.2} M memberships/s",
         removed / start.elapsed().as_secs_f64() / 1e6
     );
 }
@@ -104,37 +118,88 @@ fn lookup_of_a_long_prompt_held_by_all() {
         let mut index = KvIndex::new(usize::MAX);
         let prompt = chain(0, 0, 1000);
         for worker in 0..workers {
-            for (number, blocks) in prompt.chunks(16).enumerate() {
-                let parent = number.checked_sub(1).map(|before| prompt[before * 16 + 15]);
-                let event = KvEvent::Stored {
-                    tier: CacheTier::Device,
-                    parent,
-                    blocks: blocks.to_vec(),
-                };
+            for event in stored(&prompt, 16) {
                 index.apply(WorkerSlot(worker), &event);
             }
         }
-        print_lookups(
-            &index,
+        let mut scores = OverlapScores::default();
+        let times = time_lookups(
+            LOOKUPS,
             |_| prompt.clone(),
-            &format!("{workers} workers hold all 1000 blocks: lookup"),
+            |prompt| index.overlaps(prompt, &mut scores),
+        );
+        println!(
+            "{workers} workers hold all of 1000 blocks: lookup {}",
+            percentiles(&times)
         );
     }
 }
 
+/// The writer stores the sequences of one more worker and clears it, again and again, one event a lock, and never
+/// waits by itself.
+fn lookup_beside_a_writer(workers: u64, sessions: u64) {
+    let index = SharedKvIndex::new(usize::MAX);
+    for worker in 0..workers {
+        let events = events_of(worker, sessions, 16);
+        index.write(|index| {
+            for event in &events {
+                index.apply(WorkerSlot(worker as u32), event);
+            }
+        });
+    }
+    let print = |what: &str| {
+        for length in [10, 100, 1000] {
+            let mut scores = OverlapScores::default();
+            let prompt = |k| chain(k % workers, k % sessions, length);
+            let times = time_lookups(LOOKUPS_BESIDE_A_WRITER, prompt, |prompt| {
+                index.read(|index| index.overlaps(prompt, &mut scores));
+            });
+            println!("{what}: lookup {length} blocks: {}", percentiles(&times));
+        }
+    };
+    for event in [16, 1] {
+        print("shared, quiet");
+        let done = AtomicBool::new(false);
+        let events = events_of(workers, sessions, event);
+        let rate = thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let (start, mut blocks) = (Instant::now(), 0);
+                while !done.load(Ordering::Relaxed) {
+                    for stored in &events {
+                        index.write(|index| index.apply(WorkerSlot(workers as u32), stored));
+                        blocks += event;
+                    }
+                    index.write(|index| index.apply(WorkerSlot(workers as u32), &KvEvent::Cleared));
+                }
+                blocks as f64 / start.elapsed().as_secs_f64() / 1e6
+            });
+            print(&format!("shared, a writer with events of {event}"));
+            done.store(true, Ordering::Relaxed);
+            writer.join().expect("the writer does not panic")
+        });
+        println!("shared, the writer with events of {event}: {rate:.2} M block/s");
+    }
+}
+
 /// `prompt` makes the prompt of each lookup right before it, as hashing would.
-fn print_lookups(index: &KvIndex, prompt: impl Fn(u64) -> Vec<SequenceHash>, what: &str) {
-    let mut scores = OverlapScores::default();
-    let mut times: Vec<_> = (0..LOOKUPS)
+fn time_lookups(
+    lookups: u64,
+    prompt: impl Fn(u64) -> Vec<SequenceHash>,
+    mut lookup: impl FnMut(&[SequenceHash]),
+) -> Vec<Duration> {
+    let mut times: Vec<_> = (0..lookups)
         .map(|k| {
             let prompt = prompt(k);
             let start = Instant::now();
-            index.overlaps(black_box(&prompt), &mut scores);
-            black_box(&scores);
+            lookup(black_box(&prompt));
             start.elapsed()
         })
         .collect();
     times.sort();
+    times
+}
+
+fn percentiles(times: &[Duration]) -> String {
     let at = |share: f64| {
         times
             .get((times.len() as f64 * share) as usize)
@@ -142,5 +207,5 @@ fn print_lookups(index: &KvIndex, prompt: impl Fn(u64) -> Vec<SequenceHash>, wha
             .as_secs_f64()
             * 1e6
     };
-    println!("{what}: p50 {:.2} us, p99 {:.2} us", at(0.5), at(0.99));
+    format!("p50 {:.2} us p99 {:.2} us", at(0.5), at(0.99))
 }
