@@ -1,4 +1,5 @@
-//! How fast the index stores, answers and forgets, and what a membership costs: `cargo bench -p signalbox-kv-index`.
+//! How fast the index stores, answers and forgets, and what a membership costs: `cargo bench -p signalbox-kv-index`,
+//! or a part of it: `-- 8`, `64` or `1024` workers, `long` or `shared`.
 //!
 //! Every worker holds its sequences of 256 blocks, the first 64 from one of 16 system prompts that all workers hold
 //! too; stored in events of 16 blocks and of 1. Blocks of a prompt past the 256th are held by nobody. Prints one line
@@ -10,6 +11,7 @@
 )]
 
 use std::{
+    env,
     hint::black_box,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -27,13 +29,22 @@ const LOOKUPS: u64 = 2000;
 const LOOKUPS_BESIDE_A_WRITER: u64 = 100_000;
 
 fn main() {
+    // Cargo adds a flag of its own.
+    let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
     for (workers, sessions) in [(8, 400), (64, 100), (1024, 16)] {
         for event in [16, 1] {
-            run(workers, sessions, event);
+            if is_wanted(&workers.to_string()) {
+                run(workers, sessions, event);
+            }
         }
     }
-    lookup_of_a_long_prompt_held_by_all();
-    lookup_beside_a_writer(64, 100);
+    if is_wanted("long") {
+        lookup_of_a_long_prompt_held_by_all();
+    }
+    if is_wanted("shared") {
+        lookup_beside_a_writer(64, 100);
+    }
 }
 
 fn hash(worker: u64, session: u64, i: u64) -> SequenceHash {

@@ -37,6 +37,8 @@ pub struct KvIndex {
 struct Holdings {
     /// Exactly the strands with a block it holds, so that it is removed without a search.
     strands: HashSet<u32>,
+    /// Where the chain it stored last ended, or once did: often the parent of the next.
+    last_stored: Place,
     memberships: usize,
 }
 

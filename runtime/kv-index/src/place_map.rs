@@ -1,44 +1,45 @@
 //! From a block's hash to where it lies.
 //!
-//! The table holds places of six bytes and reads the hashes from the strands, so that each hash is stored once.
-//! It is split into shards that grow one at a time: growing a single table of ten million blocks would stop the
-//! readers for a large part of a second, a shard takes a few milliseconds of it.
+//! A table of eight-byte slots with linear probing: asking for a block mostly touches one cache line of the table,
+//! and that is what storing and removing cost. Each slot holds a place and 24 bits of the block's hash; the hash
+//! itself is read from the strand, where it is stored once. A slot's home follows from its own bits, so that a
+//! table grows and shrinks in one pass over memory without a look at the strands.
+//!
+//! The table is split into shards that grow one at a time: growing a single table of ten million blocks would stop
+//! the readers for some ten milliseconds, a shard takes a tenth of one.
 
 use std::hash::BuildHasher;
 
-use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
+use hashbrown::DefaultHashBuilder;
 use signalbox_protocol::SequenceHash;
 
-use crate::{ALLOCATION_OVERHEAD, strand::Strand};
+use crate::strand::Strand;
 
-/// Enough that one shard's growth is short, few enough that empty ones (10 KiB in all) do not matter.
+mod shard;
+
+use shard::Shard;
+
+/// Enough that one shard's growth is short, few enough that empty ones (8 KiB in all) do not matter.
 const SHARDS: usize = 256;
-const SHARD_MASK: u64 = SHARDS as u64 - 1;
-/// The shard is chosen by bits that the table inside (the lowest for the bucket, the highest 7 for the tag) does not use.
-const SHARD_SHIFT: u32 = 40;
-/// A shard that is less than one part in this many full gives memory back.
-const SPARSE: usize = 8;
-/// The smallest table hashbrown allocates is below this many bytes.
-const SMALLEST_TABLE: usize = 128;
 
-/// Where a block lies. Two-byte parts, since a padded eight bytes would cost a fifth more memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where a block lies: below the tag in a slot, so that a place is five bytes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
-    strand: [u16; 2],
-    offset: u16,
+    strand: u32,
+    offset: u8,
 }
 
 impl Place {
     pub(crate) fn new(strand: usize, offset: usize) -> Self {
-        debug_assert!(u32::try_from(strand).is_ok() && u16::try_from(offset).is_ok());
+        debug_assert!(u32::try_from(strand).is_ok() && u8::try_from(offset).is_ok());
         Self {
-            strand: [(strand >> 16) as u16, strand as u16],
-            offset: offset as u16,
+            strand: strand as u32,
+            offset: offset as u8,
         }
     }
 
     pub(crate) fn strand(self) -> usize {
-        (self.strand[0] as usize) << 16 | self.strand[1] as usize
+        self.strand as usize
     }
 
     pub(crate) fn offset(self) -> usize {
@@ -48,112 +49,84 @@ impl Place {
 
 #[derive(Debug)]
 pub(crate) struct PlaceMap {
-    shards: Vec<HashTable<Place>>,
-    /// Seeded, so that nobody can choose prompts whose blocks all fall into one bucket.
+    shards: Vec<Shard>,
+    /// Seeded, so that nobody can choose prompts whose blocks all fall into one shard or one run of slots.
     hasher: DefaultHashBuilder,
-    table_bytes: usize,
+    shard_bytes: usize,
 }
 
 impl PlaceMap {
     pub(crate) fn new() -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| HashTable::new()).collect(),
+            shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             hasher: DefaultHashBuilder::default(),
-            table_bytes: 0,
+            shard_bytes: 0,
         }
     }
 
     pub(crate) fn find(&self, block: SequenceHash, strands: &[Strand]) -> Option<Place> {
-        let (hash, shard) = self.locate(block);
-        self.shards[shard]
-            .find(hash, |place| hash_at(strands, *place) == block)
-            .copied()
+        let (shard, tag) = self.locate(block);
+        self.shards[shard].find(tag, |place| lies_at(block, place, strands))
+    }
+
+    /// Brings the slots of `blocks` into the cache. One after the other, each would be waited for; asked for all
+    /// together, with nothing to decide in between, they arrive together.
+    pub(crate) fn touch(&self, blocks: &[SequenceHash]) {
+        let slots = blocks.iter().map(|&block| {
+            let (shard, tag) = self.locate(block);
+            self.shards[shard].home_slot(tag)
+        });
+        std::hint::black_box(slots.fold(0, |all, slot| all ^ slot));
     }
 
     /// Adds a block; false where it is there already.
     pub(crate) fn insert(&mut self, block: SequenceHash, place: Place, strands: &[Strand]) -> bool {
-        let (hash, shard) = self.locate(block);
-        self.resizing(shard, |table, hasher| {
-            let is_block = |place: &Place| hash_at(strands, *place) == block;
-            match table.entry(hash, is_block, |place| {
-                hasher.hash_one(hash_at(strands, *place).0)
-            }) {
-                Entry::Occupied(_) => false,
-                Entry::Vacant(entry) => {
-                    entry.insert(place);
-                    true
-                }
-            }
+        let (shard, tag) = self.locate(block);
+        self.resizing(shard, |shard| {
+            shard.insert(tag, place, |place| lies_at(block, place, strands))
         })
     }
 
-    /// Follows a block to its new place, or forgets it. The strands may be in between: hashes are not read.
-    pub(crate) fn replace(&mut self, block: SequenceHash, old: Place, new: Option<Place>) {
-        let (hash, shard) = self.locate(block);
-        if let Ok(mut entry) = self.shards[shard].find_entry(hash, |place| *place == old) {
-            match new {
-                Some(new) => *entry.get_mut() = new,
-                None => _ = entry.remove(),
-            }
-        }
+    /// Follows a block to its new place. The strands may be in between: hashes are not read.
+    pub(crate) fn follow(&mut self, block: SequenceHash, old: Place, new: Place) {
+        let (shard, tag) = self.locate(block);
+        self.shards[shard].replace(tag, old, new);
     }
 
-    /// Gives memory back where the shard of `block` became sparse.
-    pub(crate) fn shrink(&mut self, block: SequenceHash, strands: &[Strand]) {
-        let (_, shard) = self.locate(block);
-        let table = &self.shards[shard];
-        if table.len() * SPARSE < table.capacity() && table.allocation_size() > SMALLEST_TABLE {
-            self.resizing(shard, |table, hasher| {
-                table.shrink_to(table.len() * 2, |place| {
-                    hasher.hash_one(hash_at(strands, *place).0)
-                });
-            });
-        }
+    /// Forgets a block, and gives memory back where its shard became sparse. Hashes are not read.
+    pub(crate) fn forget(&mut self, block: SequenceHash, old: Place) {
+        let (shard, tag) = self.locate(block);
+        self.resizing(shard, |shard| shard.remove(tag, old));
     }
 
-    /// The most memory that adding `block` can take, the old table beside the new one included.
+    /// The most memory that adding `block` can take, the old slots beside the new ones included.
     pub(crate) fn insert_bytes(&self, block: SequenceHash) -> usize {
-        let table = &self.shards[self.locate(block).1];
-        if table.len() < table.capacity() {
-            0
-        } else {
-            2 * table.allocation_size() + SMALLEST_TABLE
-        }
+        self.shards[self.locate(block).0].insert_bytes()
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.shards.capacity() * size_of::<HashTable<Place>>() + self.table_bytes
+        self.shards.capacity() * size_of::<Shard>() + self.shard_bytes
     }
 
-    fn locate(&self, block: SequenceHash) -> (u64, usize) {
+    /// The shard of a block, and its tag there: of different bits.
+    fn locate(&self, block: SequenceHash) -> (usize, u32) {
         let hash = self.hasher.hash_one(block.0);
-        (hash, (hash >> SHARD_SHIFT & SHARD_MASK) as usize)
+        (hash as usize % SHARDS, (hash >> (64 - shard::TAG_BITS)) as u32)
     }
 
-    /// Runs what may change a table's size, and counts it.
-    fn resizing<R>(
-        &mut self,
-        shard: usize,
-        change: impl FnOnce(&mut HashTable<Place>, &DefaultHashBuilder) -> R,
-    ) -> R {
-        let table = &mut self.shards[shard];
-        let before = table_bytes(table);
-        let result = change(table, &self.hasher);
-        self.table_bytes = self.table_bytes + table_bytes(table) - before;
+    /// Runs what may change a shard's size, and counts it.
+    fn resizing<R>(&mut self, shard: usize, change: impl FnOnce(&mut Shard) -> R) -> R {
+        let shard = &mut self.shards[shard];
+        let before = shard.heap_bytes();
+        let result = change(shard);
+        self.shard_bytes = self.shard_bytes + shard.heap_bytes() - before;
         result
     }
 }
 
-fn table_bytes(table: &HashTable<Place>) -> usize {
-    match table.allocation_size() {
-        0 => 0,
-        bytes => bytes + ALLOCATION_OVERHEAD,
-    }
-}
-
-/// Every place in the table leads to a block; the zero of one that did not would only fail to match.
-fn hash_at(strands: &[Strand], place: Place) -> SequenceHash {
-    strands[place.strand()]
-        .hash(place.offset())
-        .unwrap_or(SequenceHash(0))
+/// Whether `block` lies at `place`: the tags of different blocks may agree.
+fn lies_at(block: SequenceHash, place: Place, strands: &[Strand]) -> bool {
+    strands
+        .get(place.strand())
+        .is_some_and(|strand| strand.hash(place.offset()) == Some(block))
 }

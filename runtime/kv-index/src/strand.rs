@@ -120,8 +120,18 @@ impl Strand {
             .flat_map(|index| self.hashes[self.span(index)].iter().copied())
     }
 
-    /// Appends a block held by `worker` alone. The heap bytes that took.
-    pub(crate) fn push(&mut self, hash: SequenceHash, worker: WorkerSlot, tier: CacheTier) -> usize {
+    pub(crate) fn hashes(&self) -> &[SequenceHash] {
+        &self.hashes
+    }
+
+    /// Appends a block held by `worker` alone, the first of about `coming`. The heap bytes that took.
+    pub(crate) fn push(
+        &mut self,
+        hash: SequenceHash,
+        coming: usize,
+        worker: WorkerSlot,
+        tier: CacheTier,
+    ) -> usize {
         debug_assert!(!self.is_full());
         let mut grown = if self.hashes.capacity() == 0 {
             2 * ALLOCATION_OVERHEAD
@@ -129,13 +139,10 @@ impl Strand {
             0
         };
         if self.hashes.len() == self.hashes.capacity() {
-            self.hashes.reserve_exact(self.push_reserve());
+            self.hashes.reserve_exact(self.push_reserve(coming));
             grown += (self.hashes.capacity() - self.hashes.len()) * size_of::<SequenceHash>();
         }
-        let continues = self
-            .segments
-            .last()
-            .is_some_and(|last| last.holders.are_only(worker, tier));
+        let continues = self.ends_with_only(worker, tier);
         if !continues {
             let room = self.segments.capacity();
             let holders = Holders::only(worker, tier);
@@ -152,19 +159,29 @@ impl Strand {
     }
 
     /// The most heap a [`push`](Self::push) can add.
-    pub(crate) fn push_bytes(&self) -> usize {
-        let hashes = if self.hashes.len() == self.hashes.capacity() {
-            self.push_reserve()
-        } else {
-            0
-        };
-        let segment = size_of::<Segment>() + Holders::max_heap_bytes(1);
-        hashes * size_of::<SequenceHash>() + segment + 2 * ALLOCATION_OVERHEAD
+    pub(crate) fn push_bytes(&self, coming: usize, worker: WorkerSlot, tier: CacheTier) -> usize {
+        let mut bytes = 0;
+        if self.hashes.len() == self.hashes.capacity() {
+            bytes += self.push_reserve(coming) * size_of::<SequenceHash>() + ALLOCATION_OVERHEAD;
+        }
+        if !self.ends_with_only(worker, tier) {
+            bytes += size_of::<Segment>() + Holders::max_heap_bytes(1) + ALLOCATION_OVERHEAD;
+        }
+        bytes
     }
 
-    /// Grows by half, so that at most a third of the room is unused.
-    fn push_reserve(&self) -> usize {
-        (self.len() / 2).max(4).min(MAX_STRAND_BLOCKS - self.len())
+    /// Grows by half, so that at most a third of the room is unused, but for what is known to come.
+    fn push_reserve(&self, coming: usize) -> usize {
+        (self.len() / 2)
+            .max(coming)
+            .max(4)
+            .min(MAX_STRAND_BLOCKS - self.len())
+    }
+
+    fn ends_with_only(&self, worker: WorkerSlot, tier: CacheTier) -> bool {
+        self.segments
+            .last()
+            .is_some_and(|last| last.holders.are_only(worker, tier))
     }
 
     /// Says that `worker` holds the blocks of `range` on `tier`, or no more.

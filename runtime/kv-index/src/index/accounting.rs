@@ -63,6 +63,9 @@ impl KvIndex {
         }
         if self.strands.len() == self.strands.capacity() {
             self.strands.reserve_exact(self.strands_reserve());
+            // Paid for here: a removal that frees strands must not take memory.
+            let free = self.strands.capacity() - self.free.len();
+            self.free.reserve_exact(free);
         }
         self.strands.push(Strand::default());
         self.strands.len() - 1
@@ -97,11 +100,10 @@ impl KvIndex {
 
     /// The most memory that [`new_strand`](Self::new_strand) can take.
     pub(super) fn new_strand_bytes(&self) -> usize {
-        // The list of free strands is at most as long as the strands, and grows by doubling.
         if self.strands.len() < self.strands.capacity() {
             return 0;
         }
-        self.strands_reserve() * (size_of::<Strand>() + 2 * size_of::<u32>())
+        self.strands_reserve() * (size_of::<Strand>() + size_of::<u32>())
     }
 }
 

@@ -11,6 +11,10 @@ use crate::{
     strand::{Change, MAX_STRAND_BLOCKS, Strand},
 };
 
+/// Blocks of an event that are new are asked for and added so many at a time: a few more than the processor fetches
+/// at once, few enough to stay in its nearest cache.
+const APPENDED_AT_ONCE: usize = 32;
+
 impl KvIndex {
     pub(super) fn store(
         &mut self,
@@ -19,23 +23,37 @@ impl KvIndex {
         parent: Option<SequenceHash>,
         blocks: &[SequenceHash],
     ) {
-        let mut previous = parent.and_then(|parent| self.find(parent));
+        let mut previous = parent.and_then(|parent| self.find_parent(worker, parent));
         let mut rest = blocks;
-        while let Some(&first) = rest.first() {
+        while !rest.is_empty() {
             let stored = if !self.admits(worker) {
                 None
-            } else if let Some(place) = self.find_after(previous, first) {
+            } else if let Some(place) = self.find_after(previous, rest) {
                 self.join_holders(worker, tier, place, rest)
             } else {
                 self.append(worker, tier, previous, rest)
             };
             let Some((last, stored)) = stored else {
                 self.refused_stores += rest.len() as u64;
-                return;
+                break;
             };
             previous = Some(last);
             rest = &rest[stored..];
         }
+        if let (Some(holdings), Some(last)) = (self.workers.get_mut(worker.0 as usize), previous) {
+            holdings.last_stored = last;
+        }
+    }
+
+    /// Where `parent` lies: most often it is what the worker stored last.
+    fn find_parent(&self, worker: WorkerSlot, parent: SequenceHash) -> Option<Place> {
+        let last = self.workers.get(worker.0 as usize)?.last_stored;
+        // Whatever happened to the strand since, a block lies in one place only.
+        let is_parent = self
+            .strands
+            .get(last.strand())
+            .is_some_and(|strand| strand.hash(last.offset()) == Some(parent));
+        if is_parent { Some(last) } else { self.find(parent) }
     }
 
     /// Makes room for what is kept of a worker; false where there is none.
@@ -52,11 +70,19 @@ impl KvIndex {
         true
     }
 
-    /// Where `block` lies: most often right after the one before it.
-    fn find_after(&self, previous: Option<Place>, block: SequenceHash) -> Option<Place> {
-        let next = previous.map(|previous| Place::new(previous.strand(), previous.offset() + 1));
-        next.filter(|&next| self.strand(next).hash(next.offset()) == Some(block))
-            .or_else(|| self.find(block))
+    /// Where the first of `blocks` lies: most often right after the one before it.
+    fn find_after(&self, previous: Option<Place>, blocks: &[SequenceHash]) -> Option<Place> {
+        let first = *blocks.first()?;
+        if let Some(previous) = previous
+            && self.strand(previous).hash(previous.offset() + 1) == Some(first)
+        {
+            return Some(Place::new(previous.strand(), previous.offset() + 1));
+        }
+        // Where the first is new the others mostly are too.
+        if blocks.len() > 1 {
+            self.places.touch(&blocks[..blocks.len().min(APPENDED_AT_ONCE)]);
+        }
+        self.find(first)
     }
 
     /// Marks as held those of `blocks` that lie in a row from `place` on. The last place and how many; `None`
@@ -74,14 +100,18 @@ impl KvIndex {
             return None;
         }
         let range = place.offset()..place.offset() + run;
+        let listed = strand.holds(worker);
         let change = self.change_strand(id, |strand| strand.set(range, worker, tier, true));
         self.count_added(worker, change);
-        self.list_strand(worker, id);
+        if !listed {
+            self.list_strand(worker, id);
+        }
         Some((Place::new(id, place.offset() + run - 1), run))
     }
 
-    /// Adds those of `blocks` that nobody knows, up to the first that is known or a full strand: behind `previous`
-    /// where that ends its strand, otherwise in a new one. The last place and how many; `None` without room.
+    /// Adds those of `blocks` that nobody knows, up to the first that is known, a full strand or a number of them:
+    /// behind `previous` where that ends its strand, otherwise in a new one. The last place and how many; `None`
+    /// without room.
     fn append(
         &mut self,
         worker: WorkerSlot,
@@ -89,7 +119,8 @@ impl KvIndex {
         previous: Option<Place>,
         blocks: &[SequenceHash],
     ) -> Option<(Place, usize)> {
-        if !self.has_room(self.new_strand_bytes() + self.listing_bytes(worker)) {
+        let listing = self.listing_bytes(worker);
+        if !self.has_room(self.new_strand_bytes() + listing) {
             return None;
         }
         let continued = previous.filter(|previous| {
@@ -97,23 +128,24 @@ impl KvIndex {
             previous.offset() + 1 == strand.len() && !strand.is_full()
         });
         let id = continued.map_or_else(|| self.new_strand(), Place::strand);
-        // Asked for all together: lookups that do not wait for one another overlap in the processor.
-        let room = MAX_STRAND_BLOCKS - self.strands[id].len();
-        let unknown = blocks
-            .iter()
-            .take(room)
-            .take_while(|&&block| self.find(block).is_none())
-            .count();
+        let listed = self.strands[id].holds(worker);
+        let start = self.strands[id].len();
+        let most = blocks.len().min(APPENDED_AT_ONCE).min(MAX_STRAND_BLOCKS - start);
         let mut pushed = 0;
-        for &block in &blocks[..unknown] {
+        for &block in &blocks[..most] {
             let strand = &self.strands[id];
-            let place = Place::new(id, strand.len());
-            let has_room = self.has_room(strand.push_bytes() + self.places.insert_bytes(block));
+            let coming = most - pushed;
+            let growth = strand.push_bytes(coming, worker, tier) + self.places.insert_bytes(block);
+            let has_room = growth == 0 || self.has_room(growth + listing);
             // A chain that names a block twice finds it here the second time.
-            if !has_room || !self.places.insert(block, place, &self.strands) {
+            if !has_room
+                || !self
+                    .places
+                    .insert(block, Place::new(id, start + pushed), &self.strands)
+            {
                 break;
             }
-            self.strand_bytes += self.strands[id].push(block, worker, tier);
+            self.strand_bytes += self.strands[id].push(block, coming, worker, tier);
             pushed += 1;
         }
         if pushed == 0 {
@@ -126,8 +158,10 @@ impl KvIndex {
         };
         change.memberships[tier.index()] = pushed;
         self.count_added(worker, change);
-        self.list_strand(worker, id);
-        Some((Place::new(id, self.strands[id].len() - 1), pushed))
+        if !listed {
+            self.list_strand(worker, id);
+        }
+        Some((Place::new(id, start + pushed - 1), pushed))
     }
 
     pub(super) fn remove(&mut self, worker: WorkerSlot, tier: CacheTier, blocks: &[SequenceHash]) {
@@ -183,19 +217,18 @@ impl KvIndex {
         if dead > 0 && dead > len - dead {
             let mut strand = std::mem::take(&mut self.strands[id]);
             self.strand_bytes -= strand.heap_bytes();
-            let mut gone = Vec::with_capacity(dead);
+            for blocks in strand.hashes().chunks(APPENDED_AT_ONCE) {
+                self.places.touch(blocks);
+            }
             strand.squeeze(|block, old, new| {
-                self.places
-                    .replace(block, Place::new(id, old), new.map(|new| Place::new(id, new)));
-                if new.is_none() {
-                    gone.push(block);
+                let old = Place::new(id, old);
+                match new {
+                    Some(new) => self.places.follow(block, old, Place::new(id, new)),
+                    None => self.places.forget(block, old),
                 }
             });
             self.strand_bytes += strand.heap_bytes();
             self.strands[id] = strand;
-            for block in gone {
-                self.places.shrink(block, &self.strands);
-            }
         }
         if self.strands[id].len() == 0 {
             self.strands[id] = Strand::default();

@@ -1,0 +1,220 @@
+//! One of the tables a place map is made of: linear probing over packed slots.
+
+use crate::ALLOCATION_OVERHEAD;
+
+use super::Place;
+
+/// Of the hash, in a slot. The home takes the upper ones, the rest tells blocks of neighbouring homes apart: in a
+/// shard of 2^17 blocks, 33 million in all, the strand is looked at in vain about once in thirty times.
+pub(super) const TAG_BITS: u32 = 24;
+const PLACE_BITS: u32 = 40;
+/// No strand has this number with this offset and tag: there is no memory for so many.
+const EMPTY: u64 = u64::MAX;
+/// More than three slots in four full, and runs of full slots get long.
+const FULL: (usize, usize) = (3, 4);
+/// A shard that is less than one part in this many full gives memory back.
+const SPARSE: usize = 8;
+const SMALLEST: usize = 8;
+
+/// Slots of a tag (upper bits) and a place (lower ones); the tag alone gives the slot's home, in proportion to the
+/// number of slots, so that this may be any.
+#[derive(Debug, Default)]
+pub(super) struct Shard {
+    slots: Box<[u64]>,
+    used: usize,
+}
+
+impl Shard {
+    pub(super) fn find(&self, tag: u32, is_it: impl Fn(Place) -> bool) -> Option<Place> {
+        let mut at = self.home(tag);
+        loop {
+            // There is an empty slot unless there is none at all.
+            let slot = self.slots.get(at).copied().filter(|&slot| slot != EMPTY)?;
+            if tag_of(slot) == tag && is_it(place_of(slot)) {
+                return Some(place_of(slot));
+            }
+            at = self.after(at);
+        }
+    }
+
+    /// What lies where the search for `tag` begins.
+    pub(super) fn home_slot(&self, tag: u32) -> u64 {
+        self.slots.get(self.home(tag)).copied().unwrap_or(EMPTY)
+    }
+
+    /// False where it is there already.
+    pub(super) fn insert(&mut self, tag: u32, place: Place, is_it: impl Fn(Place) -> bool) -> bool {
+        if self.is_full() {
+            self.resize(self.grown());
+        }
+        let mut at = self.home(tag);
+        while self.slots[at] != EMPTY {
+            let slot = self.slots[at];
+            if tag_of(slot) == tag && is_it(place_of(slot)) {
+                return false;
+            }
+            at = self.after(at);
+        }
+        self.slots[at] = pack(tag, place);
+        self.used += 1;
+        true
+    }
+
+    pub(super) fn replace(&mut self, tag: u32, old: Place, new: Place) {
+        if let Some(at) = self.position(tag, old) {
+            self.slots[at] = pack(tag, new);
+        }
+    }
+
+    /// Takes a place out, and moves back what had to go past it, so that searches still end at the first empty slot.
+    pub(super) fn remove(&mut self, tag: u32, place: Place) {
+        let Some(mut hole) = self.position(tag, place) else {
+            return;
+        };
+        let mut at = self.after(hole);
+        while self.slots[at] != EMPTY {
+            let slot = self.slots[at];
+            if self.steps(self.home(tag_of(slot)), at) >= self.steps(hole, at) {
+                self.slots[hole] = slot;
+                hole = at;
+            }
+            at = self.after(at);
+        }
+        self.slots[hole] = EMPTY;
+        self.used -= 1;
+        if self.used * SPARSE < self.slots.len() && self.slots.len() > SMALLEST {
+            self.resize((self.used * 2).max(SMALLEST));
+        }
+    }
+
+    /// The most memory that one more can take, the old slots beside the new ones included.
+    pub(super) fn insert_bytes(&self) -> usize {
+        if self.is_full() {
+            self.grown() * size_of::<u64>() + ALLOCATION_OVERHEAD
+        } else {
+            0
+        }
+    }
+
+    /// Heap bytes, the allocator's share included.
+    pub(super) fn heap_bytes(&self) -> usize {
+        match self.slots.len() {
+            0 => 0,
+            slots => slots * size_of::<u64>() + ALLOCATION_OVERHEAD,
+        }
+    }
+
+    fn position(&self, tag: u32, place: Place) -> Option<usize> {
+        let wanted = pack(tag, place);
+        let mut at = self.home(tag);
+        loop {
+            match self.slots.get(at) {
+                Some(&slot) if slot == wanted => return Some(at),
+                None | Some(&EMPTY) => return None,
+                Some(_) => at = self.after(at),
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.used * FULL.1 >= self.slots.len() * FULL.0
+    }
+
+    /// Twice as many, so at least three in eight are used while blocks come; less growth costs more copies.
+    fn grown(&self) -> usize {
+        (self.slots.len() * 2).max(SMALLEST)
+    }
+
+    /// The order of homes is the order of tags whatever the number of slots, so both tables are walked from front to
+    /// back.
+    fn resize(&mut self, slots: usize) {
+        let old = std::mem::replace(&mut self.slots, vec![EMPTY; slots].into());
+        for slot in old.into_iter().filter(|&slot| slot != EMPTY) {
+            let mut at = self.home(tag_of(slot));
+            while self.slots[at] != EMPTY {
+                at = self.after(at);
+            }
+            self.slots[at] = slot;
+        }
+    }
+
+    fn home(&self, tag: u32) -> usize {
+        (u64::from(tag) * self.slots.len() as u64 >> TAG_BITS) as usize
+    }
+
+    fn after(&self, at: usize) -> usize {
+        if at + 1 == self.slots.len() { 0 } else { at + 1 }
+    }
+
+    /// From one slot on to another.
+    fn steps(&self, from: usize, to: usize) -> usize {
+        if to >= from {
+            to - from
+        } else {
+            to + self.slots.len() - from
+        }
+    }
+}
+
+fn pack(tag: u32, place: Place) -> u64 {
+    u64::from(tag) << PLACE_BITS | u64::from(place.strand) << 8 | u64::from(place.offset)
+}
+
+fn tag_of(slot: u64) -> u32 {
+    (slot >> PLACE_BITS) as u32
+}
+
+fn place_of(slot: u64) -> Place {
+    Place {
+        strand: (slot >> 8) as u32,
+        offset: slot as u8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Few tags, so that they agree, and some of the greatest, so that runs of slots go round the end.
+        #[test]
+        fn a_shard_holds_what_was_put_in_and_not_taken_out(
+            steps in prop::collection::vec((prop::bool::weighted(0.6), prop_oneof![0u32..4, 0xff_fff0u32..0x100_0000, 0u32..0x100_0000], 0usize..40), 0..400),
+            drain in prop::bool::ANY,
+        ) {
+            let (mut shard, mut model) = (Shard::default(), BTreeSet::new());
+            for (add, tag, number) in steps {
+                // Each block has its own place.
+                let place = Place::new(tag as usize, number);
+                if add {
+                    prop_assert_eq!(shard.insert(tag, place, |found| found == place), model.insert((tag, number)));
+                } else {
+                    shard.remove(tag, place);
+                    model.remove(&(tag, number));
+                }
+            }
+            if drain {
+                let mut last = model.iter().max().copied().into_iter().collect::<BTreeSet<_>>();
+                for &(tag, number) in model.difference(&last) {
+                    shard.remove(tag, Place::new(tag as usize, number));
+                }
+                std::mem::swap(&mut model, &mut last);
+                prop_assert!(shard.slots.len() <= 2 * SMALLEST);
+            }
+            prop_assert_eq!(shard.used, model.len());
+            prop_assert_eq!(shard.slots.iter().filter(|&&slot| slot != EMPTY).count(), model.len());
+            for &(tag, number) in &model {
+                let place = Place::new(tag as usize, number);
+                prop_assert_eq!(shard.find(tag, |found| found == place), Some(place));
+                prop_assert_eq!(shard.find(tag, |found| found.offset() == 50), None);
+                let moved = Place::new(tag as usize, number + 100);
+                shard.replace(tag, place, moved);
+                prop_assert_eq!(shard.find(tag, |found| found == moved), Some(moved));
+            }
+        }
+    }
+}
