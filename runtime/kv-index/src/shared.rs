@@ -1,34 +1,129 @@
 //! The index, shared between threads.
+//!
+//! Every decision reads it and every event writes it, so the writers hold it most of the time under load. A plain
+//! lock would let the next write in before a reader that waits, and puts that reader to sleep, which costs it more
+//! than many writes. So a reader says that it waits, and writers let it pass first: it waits for the write under way
+//! and no further one, without going to sleep unless that write is a long one.
 
-use std::sync::Arc;
+use std::{
+    hint::spin_loop,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::KvIndex;
 
-/// An index shared between threads: readers rarely wait, writers hold it for one batch at most. Cloning makes
-/// another handle to the same index.
+/// How often a reader looks again before it goes to sleep: some microseconds, a few events' time.
+const READER_LOOKS: usize = 128;
+/// How often a writer looks whether the readers are through: less than a microsecond, which is enough for those that
+/// run; those that do not must not stop the events.
+const WRITER_LOOKS: usize = 16;
+
+/// An index shared between threads: readers wait for one write at most, writers for the readers that came first.
+/// Cloning makes another handle to the same index.
 #[derive(Debug, Clone)]
 pub struct SharedKvIndex {
-    index: Arc<RwLock<KvIndex>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    index: RwLock<KvIndex>,
+    /// Readers that wait for a write to end.
+    waiting: AtomicUsize,
 }
 
 impl SharedKvIndex {
     /// See [`KvIndex::new`].
     pub fn new(max_bytes: usize) -> Self {
         Self {
-            index: Arc::new(RwLock::new(KvIndex::new(max_bytes))),
+            shared: Arc::new(Shared {
+                index: RwLock::new(KvIndex::new(max_bytes)),
+                waiting: AtomicUsize::new(0),
+            }),
         }
     }
 
     /// Looks at the index, beside other readers. `f` must not call back into this handle.
     pub fn read<R>(&self, f: impl FnOnce(&KvIndex) -> R) -> R {
-        f(&self.index.read())
+        let index = self.shared.index.try_read();
+        f(&index.unwrap_or_else(|| self.shared.wait_for_write()))
     }
 
-    /// Changes the index, alone. Keep it to one batch of events, since every decision waits for it; `f` must not
-    /// call back into this handle.
+    /// Changes the index, alone. Keep it to one event or a few, since every decision waits for it; `f` must not call
+    /// back into this handle.
     pub fn write<R>(&self, f: impl FnOnce(&mut KvIndex) -> R) -> R {
-        f(&mut self.index.write())
+        self.shared.let_readers_pass();
+        f(&mut self.shared.index.write())
+    }
+}
+
+impl Shared {
+    /// The index for a reader, after the write under way.
+    fn wait_for_write(&self) -> RwLockReadGuard<'_, KvIndex> {
+        // Only a hint for writers, so nothing has to be ordered by it.
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let looked = (0..READER_LOOKS).find_map(|_| {
+            spin_loop();
+            self.index.try_read()
+        });
+        let index = looked.unwrap_or_else(|| self.index.read());
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        index
+    }
+
+    /// Waits until no reader waits, though not for long.
+    fn let_readers_pass(&self) {
+        for _ in 0..WRITER_LOOKS {
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            spin_loop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
+
+    use super::*;
+    use crate::WorkerSlot;
+
+    #[test]
+    fn readers_beside_a_writer_see_whole_events() {
+        const ROUNDS: usize = 2000;
+        let shared = SharedKvIndex::new(1 << 20);
+        let stored = KvEvent::Stored {
+            tier: CacheTier::Device,
+            parent: None,
+            blocks: (1..=10).map(SequenceHash).collect(),
+        };
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..ROUNDS {
+                        let held = shared.read(|index| index.blocks_of(WorkerSlot(0)));
+                        assert!(held == 0 || held == 10, "{held} of 10 blocks");
+                    }
+                });
+            }
+            for _ in 0..ROUNDS {
+                shared.write(|index| index.apply(WorkerSlot(0), &stored));
+                shared.write(|index| index.apply(WorkerSlot(0), &KvEvent::Cleared));
+            }
+        });
+        assert_eq!(
+            shared.shared.waiting.load(Ordering::Relaxed),
+            0,
+            "nobody waits any more"
+        );
+        assert_eq!(shared.read(|index| index.stats().memberships), 0);
     }
 }
