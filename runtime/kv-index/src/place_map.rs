@@ -79,8 +79,8 @@ impl PlaceMap {
         std::hint::black_box(slots.fold(0, |all, slot| all ^ slot));
     }
 
-    /// Adds a block; false where it is there already.
-    pub(crate) fn insert(&mut self, block: SequenceHash, place: Place, strands: &[Strand]) -> bool {
+    /// Adds a block; where it is there already, says where and changes nothing.
+    pub(crate) fn insert(&mut self, block: SequenceHash, place: Place, strands: &[Strand]) -> Option<Place> {
         let (shard, tag) = self.locate(block);
         self.resizing(shard, |shard| {
             shard.insert(tag, place, |place| lies_at(block, place, strands))

@@ -70,17 +70,15 @@ impl KvIndex {
         true
     }
 
-    /// Where the first of `blocks` lies: most often right after the one before it.
+    /// Where the first of `blocks` lies: most often right after the one before it. `None` also where that one ends
+    /// its strand: the block is mostly new then, and [`append`](Self::append) sees where it is not.
     fn find_after(&self, previous: Option<Place>, blocks: &[SequenceHash]) -> Option<Place> {
         let first = *blocks.first()?;
-        if let Some(previous) = previous
-            && self.strand(previous).hash(previous.offset() + 1) == Some(first)
-        {
-            return Some(Place::new(previous.strand(), previous.offset() + 1));
-        }
-        // Where the first is new the others mostly are too.
-        if blocks.len() > 1 {
-            self.places.touch(&blocks[..blocks.len().min(APPENDED_AT_ONCE)]);
+        if let Some(previous) = previous {
+            let next = self.strand(previous).hash(previous.offset() + 1)?;
+            if next == first {
+                return Some(Place::new(previous.strand(), previous.offset() + 1));
+            }
         }
         self.find(first)
     }
@@ -110,8 +108,8 @@ impl KvIndex {
     }
 
     /// Adds those of `blocks` that nobody knows, up to the first that is known, a full strand or a number of them:
-    /// behind `previous` where that ends its strand, otherwise in a new one. The last place and how many; `None`
-    /// without room.
+    /// behind `previous` where that ends its strand, otherwise in a new one. Where the first is known, it
+    /// [joins](Self::join_holders) those who hold it. The last place and how many; `None` without room.
     fn append(
         &mut self,
         worker: WorkerSlot,
@@ -131,18 +129,21 @@ impl KvIndex {
         let listed = self.strands[id].holds(worker);
         let start = self.strands[id].len();
         let most = blocks.len().min(APPENDED_AT_ONCE).min(MAX_STRAND_BLOCKS - start);
-        let mut pushed = 0;
+        if most > 1 {
+            self.places.touch(&blocks[..most]);
+        }
+        let (mut pushed, mut known) = (0, None);
         for &block in &blocks[..most] {
             let strand = &self.strands[id];
             let coming = most - pushed;
             let growth = strand.push_bytes(coming, worker, tier) + self.places.insert_bytes(block);
-            let has_room = growth == 0 || self.has_room(growth + listing);
+            if growth > 0 && !self.has_room(growth + listing) {
+                break;
+            }
+            let place = Place::new(id, start + pushed);
             // A chain that names a block twice finds it here the second time.
-            if !has_room
-                || !self
-                    .places
-                    .insert(block, Place::new(id, start + pushed), &self.strands)
-            {
+            known = self.places.insert(block, place, &self.strands);
+            if known.is_some() {
                 break;
             }
             self.strand_bytes += self.strands[id].push(block, coming, worker, tier);
@@ -150,7 +151,7 @@ impl KvIndex {
         }
         if pushed == 0 {
             self.settle(id);
-            return None;
+            return known.and_then(|place| self.join_holders(worker, tier, place, blocks));
         }
         let mut change = Change {
             memberships: [0; 3],

@@ -42,8 +42,8 @@ impl Shard {
         self.slots.get(self.home(tag)).copied().unwrap_or(EMPTY)
     }
 
-    /// False where it is there already.
-    pub(super) fn insert(&mut self, tag: u32, place: Place, is_it: impl Fn(Place) -> bool) -> bool {
+    /// Adds a place, or says at which the block is already.
+    pub(super) fn insert(&mut self, tag: u32, place: Place, is_it: impl Fn(Place) -> bool) -> Option<Place> {
         if self.is_full() {
             self.resize(self.grown());
         }
@@ -51,13 +51,13 @@ impl Shard {
         while self.slots[at] != EMPTY {
             let slot = self.slots[at];
             if tag_of(slot) == tag && is_it(place_of(slot)) {
-                return false;
+                return Some(place_of(slot));
             }
             at = self.after(at);
         }
         self.slots[at] = pack(tag, place);
         self.used += 1;
-        true
+        None
     }
 
     pub(super) fn replace(&mut self, tag: u32, old: Place, new: Place) {
@@ -139,7 +139,7 @@ impl Shard {
     }
 
     fn home(&self, tag: u32) -> usize {
-        (u64::from(tag) * self.slots.len() as u64 >> TAG_BITS) as usize
+        ((u64::from(tag) * self.slots.len() as u64) >> TAG_BITS) as usize
     }
 
     fn after(&self, at: usize) -> usize {
@@ -157,7 +157,7 @@ impl Shard {
 }
 
 fn pack(tag: u32, place: Place) -> u64 {
-    u64::from(tag) << PLACE_BITS | u64::from(place.strand) << 8 | u64::from(place.offset)
+    (u64::from(tag) << PLACE_BITS) | (u64::from(place.strand) << 8) | u64::from(place.offset)
 }
 
 fn tag_of(slot: u64) -> u32 {
@@ -191,7 +191,8 @@ mod tests {
                 // Each block has its own place.
                 let place = Place::new(tag as usize, number);
                 if add {
-                    prop_assert_eq!(shard.insert(tag, place, |found| found == place), model.insert((tag, number)));
+                    let found = shard.insert(tag, place, |found| found == place);
+                    prop_assert_eq!(found, (!model.insert((tag, number))).then_some(place));
                 } else {
                     shard.remove(tag, place);
                     model.remove(&(tag, number));
