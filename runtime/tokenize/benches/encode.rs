@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use signalbox_tokenize::{ModelArtifacts, ModelText, TokenDecoder};
+use tokenizers::Tokenizer;
 
 const WORDS: &[&str] = &[
     "the",
@@ -142,6 +143,55 @@ fn prompt(bytes: usize, mut seed: u64) -> String {
     text
 }
 
+/// What the tokenizers behind `ModelText` take for the same texts, in µs a prompt: chats as templates write them.
+fn compare(artifacts: &ModelArtifacts) {
+    let reference = Tokenizer::from_bytes(artifacts.tokenizer_json()).unwrap();
+    let definition = || serde_json::from_slice(artifacts.tokenizer_json()).unwrap();
+    let start = Instant::now();
+    let Ok(fast) = fastokens::Tokenizer::from_json(definition()) else {
+        return println!("the fast tokenizer does not know this kind");
+    };
+    println!("fast one loaded in {:.0?}", start.elapsed());
+    let mut cached = fastokens::Tokenizer::from_json(definition()).unwrap();
+    cached.enable_segment_cache(32 << 20);
+    let turn = |bytes, seed| format!("<|im_start|>user\n{}<|im_end|>\n", prompt(bytes, seed));
+    // Each makes a prompt for a round; what it has in common with the rounds before is made with a fixed seed.
+    let chat = |turns: u64, round: u64| -> String {
+        (0..turns)
+            .map(|at| turn(1_000, 7 + at))
+            .chain([turn(1_000, round)])
+            .collect()
+    };
+    type Make<'a> = &'a dyn Fn(u64) -> String;
+    let cases: [(&str, Make<'_>); 4] = [
+        ("2,000 bytes", &|round| turn(2_000, 1_000 + round)),
+        ("16,000 bytes", &|round| turn(16_000, 2_000 + round)),
+        ("16,000 bytes, 14,000 shared", &|round| {
+            turn(14_000, 1) + &turn(2_000, 3_000 + round)
+        }),
+        ("10 turns of 1,000, one new", &|round| chat(9, 4_000 + round)),
+    ];
+    for (case, make) in cases {
+        let prompts: Vec<_> = (0..ROUNDS as u64).map(make).collect();
+        let at = |round: u64| &*prompts[round as usize];
+        let cold = std::thread::scope(|scope| {
+            let first = || {
+                let start = Instant::now();
+                drop(black_box(fast.encode(at(0))));
+                start.elapsed()
+            };
+            scope.spawn(first).join().unwrap()
+        });
+        println!(
+            "{case}: reference {:.1}, fast {:.1} (a thread's first {:.0}), fast with cached segments {:.1}",
+            rounds(|round| drop(black_box(reference.encode_fast(at(round), false).unwrap()))),
+            rounds(|round| drop(black_box(fast.encode(at(round)).unwrap()))),
+            cold.as_secs_f64() * 1e6,
+            rounds(|round| drop(black_box(cached.encode(at(round)).unwrap()))),
+        );
+    }
+}
+
 /// In µs: the time that a tenth of the rounds stayed under. What else the machine does only ever adds.
 fn quick_round(mut times: Vec<Duration>) -> f64 {
     times.sort_unstable();
@@ -175,6 +225,13 @@ fn main() {
         model.as_deref().unwrap_or("fixture"),
         text.vocab_size()
     );
+    let fast = text.wait_until_encoder_chosen();
+    println!(
+        "fast tokenizer {}, tried after {:.0?} more",
+        if fast { "used" } else { "not used" },
+        start.elapsed() - read - loaded
+    );
+    compare(&artifacts);
     for bytes in [2_000, 16_000] {
         let prompts: Vec<_> = (0..ROUNDS as u64).map(|seed| prompt(bytes, seed)).collect();
         let encode = rounds(|seed| drop(black_box(text.encode_prompt(&prompts[seed as usize]))));

@@ -15,6 +15,7 @@
 mod artifacts;
 mod decoder;
 mod definition;
+mod encoder;
 mod error;
 mod fixture;
 mod gguf;

@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 use tokenizers::{PostProcessorWrapper, Tokenizer};
 
 use crate::artifacts::{ModelArtifacts, SpecialTokens};
+use crate::encoder::Encoder;
 use crate::messages::template_messages;
 use crate::pieces::TokenPieces;
 use crate::template::ChatTemplate;
@@ -14,7 +15,7 @@ use crate::{ArtifactError, TextError, TokenDecoder};
 /// A loaded tokenizer and chat template. Shared by threads; all methods take `&self`, and each works on the thread that
 /// calls it.
 pub struct ModelText {
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     pieces: TokenPieces,
     template: Option<ChatTemplate>,
     special: SpecialTokens,
@@ -56,7 +57,7 @@ impl ModelText {
             .map(|source| ChatTemplate::compile(source, &special))
             .transpose()?;
         Ok(Self {
-            tokenizer,
+            encoder: Encoder::new(tokenizer, artifacts.tokenizer_json().clone()),
             pieces,
             template,
             special,
@@ -101,7 +102,7 @@ impl ModelText {
     /// # Errors
     /// As [`Self::render_chat_with`].
     pub fn encode_chat_with(&self, messages: &Json, extra: &Json) -> Result<Vec<u32>, TextError> {
-        self.encode(&self.render_chat_with(messages, extra)?)
+        self.encoder.encode(&self.render_chat_with(messages, extra)?)
     }
 
     /// A bare prompt, with the beginning-of-sequence token where the model wants one.
@@ -118,20 +119,11 @@ impl ModelText {
         } = &self.special;
         let before = bos.as_ref().filter(|_| *add_bos).map(|token| token.id);
         let behind = eos.as_ref().filter(|_| *add_eos).map(|token| token.id);
-        let tokens = self.encode(text)?;
+        let tokens = self.encoder.encode(text)?;
         if before.is_none() && behind.is_none() {
             return Ok(tokens);
         }
         Ok(before.into_iter().chain(tokens).chain(behind).collect())
-    }
-
-    /// The tokens of `text` and no others, special ones recognised. Every text goes through here.
-    fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, false)
-            .map_err(|error| TextError::Encode(format!("The text cannot be tokenized: {error}.")))?;
-        Ok(encoding.get_ids().to_vec())
     }
 
     /// Tokens to text, special tokens left out: what a [`TokenDecoder`] gives in pieces. The tokens continue a text, so
@@ -153,6 +145,13 @@ impl ModelText {
         }
         decoder.finish(self, &mut text);
         Ok(text)
+    }
+
+    /// Waits until prompts are encoded the way they will be from now on, and says whether the fast tokenizer does it:
+    /// [`Self::load`] does not wait until that one has been tried. For benches and tests; tokens are the same before.
+    #[doc(hidden)]
+    pub fn wait_until_encoder_chosen(&self) -> bool {
+        self.encoder.wait_until_tried()
     }
 
     /// Tokens that end a generation, ascending.

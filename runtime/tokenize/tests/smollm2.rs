@@ -7,9 +7,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::json;
 use signalbox_tokenize::{ModelArtifacts, ModelText, TokenDecoder, read_gguf_metadata};
+use tokenizers::Tokenizer;
 
 fn model() -> PathBuf {
     let named = std::env::var_os("SIGNALBOX_TEST_MODEL").map(PathBuf::from);
@@ -23,8 +25,19 @@ fn model() -> PathBuf {
     path
 }
 
-static TEXT: LazyLock<ModelText> =
-    LazyLock::new(|| ModelText::load(&ModelArtifacts::from_gguf(&model()).unwrap()).unwrap());
+static ARTIFACTS: LazyLock<ModelArtifacts> = LazyLock::new(|| ModelArtifacts::from_gguf(&model()).unwrap());
+
+static TEXT: LazyLock<ModelText> = LazyLock::new(|| {
+    let text = ModelText::load(&ARTIFACTS).unwrap();
+    assert!(
+        text.wait_until_encoder_chosen(),
+        "the fast tokenizer knows this kind"
+    );
+    text
+});
+
+static REFERENCE: LazyLock<Tokenizer> =
+    LazyLock::new(|| Tokenizer::from_bytes(ARTIFACTS.tokenizer_json()).unwrap());
 
 /// What llama.cpp makes of a text: `llama_tokenize(text, add_special = false, parse_special = true)`.
 #[derive(Deserialize)]
@@ -43,6 +56,24 @@ fn tokens_are_llama_cpps() {
     assert!(oracle.len() > 40);
     for Tokenized { text, ids } in oracle {
         assert_eq!(TEXT.encode_prompt(&text).unwrap(), ids, "{text:?}");
+    }
+}
+
+proptest! {
+    /// Words of many scripts, runs, marks of turns and anything else; met for the first time and again.
+    #[test]
+    fn tokens_are_the_reference_tokenizers(
+        pieces in prop::collection::vec(prop_oneof![
+            " ?[a-zA-Z']{1,9}", "[0-9.,]{1,5}", "[ \t\r\n]{1,4}", "[!-~]{1,6}", "\\PC{1,6}",
+            any::<String>(),
+            prop::sample::select(vec!["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<|im_"])
+                .prop_map(str::to_owned),
+        ], 0..40),
+    ) {
+        let text = pieces.concat();
+        let expected = REFERENCE.encode_fast(&*text, false).unwrap();
+        prop_assert_eq!(&*TEXT.encode_prompt(&text).unwrap(), expected.get_ids());
+        prop_assert_eq!(&*TEXT.encode_prompt(&text).unwrap(), expected.get_ids());
     }
 }
 

@@ -226,6 +226,6 @@ proptest! {
     #[test]
     fn decoding_is_the_references(tokens in prop::collection::vec(0..300u32, 0..60)) {
         let text = fixture();
-        prop_assert_eq!(text.decode(&tokens).unwrap(), text.tokenizer.decode(&tokens, true).unwrap());
+        prop_assert_eq!(text.decode(&tokens).unwrap(), text.encoder.reference().decode(&tokens, true).unwrap());
     }
 }

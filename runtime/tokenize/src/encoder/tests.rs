@@ -1,0 +1,181 @@
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::ModelArtifacts;
+use crate::definition::{AddedToken, Definition};
+use crate::gguf::pre_tokenizer::PreTokenizer;
+use crate::pieces::character_of;
+
+fn reference_of(definition: &[u8]) -> Tokenizer {
+    Tokenizer::from_bytes(definition).unwrap()
+}
+
+fn edited(edit: impl FnOnce(&mut Json)) -> Vec<u8> {
+    let mut json = serde_json::from_slice(ModelArtifacts::byte_level_fixture().tokenizer_json()).unwrap();
+    edit(&mut json);
+    json.to_string().into_bytes()
+}
+
+fn refusal(definition: &[u8]) -> String {
+    exact(&reference_of(definition), definition)
+        .map(|_| ())
+        .unwrap_err()
+}
+
+#[test]
+fn the_corpus_is_a_few_hundred_texts_and_the_same_each_time() {
+    let added = vec!["<|im_end|>".to_owned()];
+    let texts: Vec<_> = corpus::texts(&added).collect();
+    assert!((250..500).contains(&texts.len()), "{}", texts.len());
+    assert!(texts.iter().map(String::len).sum::<usize>() < 100_000);
+    assert!(texts.iter().eq(corpus::texts(&added).collect::<Vec<_>>().iter()));
+    for few in 0..100 {
+        let added: Vec<_> = (0..few).map(|id| format!("<{id}>")).collect();
+        let tried = corpus::texts(&added).count() - corpus::texts(&[]).count();
+        assert_eq!(tried, few.min(48), "each end once");
+    }
+}
+
+#[test]
+fn a_tokenizer_it_knows_is_encoded_fast() {
+    let artifacts = ModelArtifacts::byte_level_fixture();
+    let definition = artifacts.tokenizer_json();
+    let encoder = Encoder::new(reference_of(definition), definition.clone());
+    assert!(encoder.wait_until_tried());
+}
+
+#[test]
+fn a_kind_it_does_not_know_is_left_to_the_reference() {
+    let definition = edited(|json| {
+        json["pre_tokenizer"] = serde_json::json!({"type": "UnicodeScripts"});
+    });
+    let encoder = Encoder::new(reference_of(&definition), definition.clone().into());
+    assert!(!encoder.wait_until_tried());
+    assert_eq!(
+        encoder.encode("hello").unwrap(),
+        by_reference(encoder.reference(), "hello").unwrap()
+    );
+}
+
+#[test]
+fn other_tokens_than_the_references_are_noticed() {
+    let definition = edited(|_| ());
+    let other = edited(|json| {
+        json["model"]["merges"].as_array_mut().unwrap().remove(0);
+    });
+    let reason = exact(&reference_of(&definition), &other).map(|_| ()).unwrap_err();
+    assert!(reason.starts_with("its tokens for "), "{reason}");
+}
+
+#[test]
+fn an_added_token_under_an_id_of_its_own_is_not_believed() {
+    let definition = edited(|json| json["added_tokens"][1]["id"] = Json::from(u32::MAX));
+    assert_eq!(
+        refusal(&definition),
+        "added token \"<|im_start|>\" has the id 4294967295"
+    );
+}
+
+/// Text as clients send it: words, runs, marks of turns and anything else.
+fn any_text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        4 => "[a-z]{1,8}",
+        4 => " ?[a-zA-Z']{1,6}",
+        2 => "[0-9]{1,5}",
+        2 => "[ \t\r\n]{1,4}",
+        2 => "[!-/:-@]{1,3}",
+        2 => prop::sample::select(vec!["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool>", "<|im_", "|>"]).prop_map(str::to_owned),
+        2 => "\\PC{1,4}",
+        1 => any::<String>(),
+        1 => "[\u{4e00}-\u{4e40}\u{3040}-\u{3060}]{1,4}",
+        1 => "[a-e][\u{300}-\u{330}]{1,3}",
+    ];
+    prop::collection::vec(piece, 0..30).prop_map(|pieces| pieces.concat())
+}
+
+/// Bytes of which any two are a token, so that a word cut at another place shows.
+const PAIRED: &[u8] = b" \n\rabZ09'.,-_$sS";
+
+/// A byte-level tokenizer that cuts words as GGUFs with this `tokenizer.ggml.pre` have it.
+fn of_family(name: &str) -> Vec<u8> {
+    let family = PreTokenizer::named(Some(name)).unwrap();
+    let byte = |byte: u8| character_of(byte).to_string();
+    let paired: Vec<_> = PAIRED.iter().map(|left| byte(*left)).collect();
+    let pairs = || {
+        paired
+            .iter()
+            .flat_map(|left| paired.iter().map(move |right| (&**left, &**right)))
+    };
+    let joined = pairs().map(|(left, right)| format!("{left}{right}"));
+    let special = ["<|im_start|>", "<tool>"];
+    let tokens: Vec<_> = special
+        .map(str::to_owned)
+        .into_iter()
+        .chain((0..=u8::MAX).map(byte))
+        .chain(joined)
+        .collect();
+    let added = vec![
+        AddedToken::new(0, special[0], true),
+        AddedToken::new(1, special[1], false),
+    ];
+    Definition::byte_level(
+        &tokens,
+        pairs().collect(),
+        added,
+        &family.words,
+        family.ignore_merges,
+        family.nfc,
+    )
+    .to_json()
+}
+
+struct Both {
+    reference: Tokenizer,
+    fast: fastokens::Tokenizer,
+}
+
+impl Both {
+    fn of(definition: &[u8]) -> Result<Self, String> {
+        let reference = reference_of(definition);
+        let fast = exact(&reference, definition)?;
+        Ok(Self { reference, fast })
+    }
+}
+
+/// Families apart in how they cut words, of those it is exact for.
+const FAMILIES: [&str; 9] = [
+    "smollm",
+    "qwen2",
+    "qwen35",
+    "stablelm2",
+    "llama-bpe",
+    "dbrx",
+    "tekken",
+    "gpt-4o",
+    "deepseek-coder",
+];
+
+static ALL: LazyLock<Vec<(&str, Both)>> = LazyLock::new(|| {
+    let of = |name| {
+        (
+            name,
+            Both::of(&of_family(name)).unwrap_or_else(|reason| panic!("{name}: {reason}")),
+        )
+    };
+    FAMILIES.map(of).into()
+});
+
+proptest! {
+    /// Also of a text met before, whose parts are kept, and of one that shares parts with it.
+    #[test]
+    fn fast_tokens_are_the_references(text in any_text(), turn in any_text()) {
+        for (name, Both { reference, fast }) in &*ALL {
+            let chat = format!("<|im_start|>{text}<tool>{turn}");
+            for text in [&text, &chat, &chat, &format!("{turn}<tool>{chat}")] {
+                prop_assert_eq!(fast.encode(text).unwrap(), by_reference(reference, text).unwrap(), "{} {:?}", name, text);
+            }
+        }
+    }
+}
