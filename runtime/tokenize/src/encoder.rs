@@ -25,6 +25,10 @@ use crate::TextError;
 /// What was not asked for longest goes first; a turn of more than a 64th is not kept.
 const KEPT_BYTES: usize = 32 << 20;
 
+/// White space to one of the two's regular expressions and not to the other's, alone of all characters: it was moved to
+/// another category in Unicode 6.3. It is used in Mongolian; such a text is left to the reference.
+const MONGOLIAN_VOWEL_SEPARATOR: char = '\u{180e}';
+
 /// A model's tokenizer as an encoder. Shared by threads.
 pub(crate) struct Encoder {
     reference: Arc<Tokenizer>,
@@ -55,7 +59,7 @@ impl Encoder {
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
         // What the fast one refuses, the reference refuses in words made for it, or knows better.
         if let Some(Some(fast)) = self.fast.get()
-            && let Ok(tokens) = fast.encode(text)
+            && let Some(tokens) = by_fast(fast, text)
         {
             return Ok(tokens);
         }
@@ -72,6 +76,14 @@ impl Encoder {
     pub(crate) fn reference(&self) -> &Tokenizer {
         &self.reference
     }
+}
+
+/// None for a text left to the reference.
+fn by_fast(fast: &fastokens::Tokenizer, text: &str) -> Option<Vec<u32>> {
+    if text.contains(MONGOLIAN_VOWEL_SEPARATOR) {
+        return None;
+    }
+    fast.encode(text).ok()
 }
 
 fn by_reference(reference: &Tokenizer, text: &str) -> tokenizers::Result<Vec<u32>> {
@@ -116,7 +128,8 @@ fn exact(reference: &Tokenizer, definition: &[u8]) -> Result<fastokens::Tokenize
     let mut fast = fastokens::Tokenizer::from_json(definition).map_err(|error| error.to_string())?;
     fast.enable_segment_cache(KEPT_BYTES);
     for text in corpus::texts(&added) {
-        if fast.encode(&text).ok() != by_reference(reference, &text).ok() {
+        let tokens = by_reference(reference, &text).map_err(|error| format!("{text:?}: {error}"))?;
+        if by_fast(&fast, &text).is_some_and(|fast| fast != tokens) {
             return Err(format!("its tokens for {text:?} are others"));
         }
     }

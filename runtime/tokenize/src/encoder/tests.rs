@@ -78,6 +78,18 @@ fn an_added_token_under_an_id_of_its_own_is_not_believed() {
     );
 }
 
+#[test]
+fn what_regular_expressions_disagree_on_is_left_to_the_reference() {
+    let Both { reference, fast } = Both::of(&of_family("gpt-2")).unwrap();
+    let text = "a  \u{180e}b \u{180e} c";
+    assert_eq!(by_fast(&fast, text), None);
+    assert_ne!(
+        fast.encode(text).unwrap(),
+        by_reference(&reference, text).unwrap(),
+        "still needed"
+    );
+}
+
 /// Text as clients send it: words, runs, marks of turns and anything else.
 fn any_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
@@ -144,9 +156,10 @@ impl Both {
     }
 }
 
-/// Families apart in how they cut words, of those it is exact for.
-const FAMILIES: [&str; 9] = [
+/// Families apart in how they cut words.
+const FAMILIES: [&str; 14] = [
     "smollm",
+    "gpt-2",
     "qwen2",
     "qwen35",
     "stablelm2",
@@ -154,7 +167,11 @@ const FAMILIES: [&str; 9] = [
     "dbrx",
     "tekken",
     "gpt-4o",
+    "deepseek-v3",
     "deepseek-coder",
+    "falcon",
+    "seed-coder",
+    "default",
 ];
 
 static ALL: LazyLock<Vec<(&str, Both)>> = LazyLock::new(|| {
@@ -171,10 +188,11 @@ proptest! {
     /// Also of a text met before, whose parts are kept, and of one that shares parts with it.
     #[test]
     fn fast_tokens_are_the_references(text in any_text(), turn in any_text()) {
+        prop_assume!(!text.contains(MONGOLIAN_VOWEL_SEPARATOR) && !turn.contains(MONGOLIAN_VOWEL_SEPARATOR));
         for (name, Both { reference, fast }) in &*ALL {
             let chat = format!("<|im_start|>{text}<tool>{turn}");
             for text in [&text, &chat, &chat, &format!("{turn}<tool>{chat}")] {
-                prop_assert_eq!(fast.encode(text).unwrap(), by_reference(reference, text).unwrap(), "{} {:?}", name, text);
+                prop_assert_eq!(by_fast(fast, text).unwrap(), by_reference(reference, text).unwrap(), "{} {:?}", name, text);
             }
         }
     }

@@ -1,10 +1,14 @@
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
 
-fn fixture() -> ModelText {
-    ModelText::load(&ModelArtifacts::byte_level_fixture()).unwrap()
+fn fixture() -> &'static ModelText {
+    static FIXTURE: LazyLock<ModelText> =
+        LazyLock::new(|| ModelText::load(&ModelArtifacts::byte_level_fixture()).unwrap());
+    &FIXTURE
 }
 
 #[test]
