@@ -13,7 +13,7 @@ use crate::template::ChatTemplate;
 use crate::{ArtifactError, TextError, TokenDecoder};
 
 /// A loaded tokenizer and chat template. Shared by threads; all methods take `&self`, and each works on the thread that
-/// calls it.
+/// calls it, but for the encoding of long texts.
 pub struct ModelText {
     encoder: Encoder,
     pieces: TokenPieces,
@@ -22,7 +22,8 @@ pub struct ModelText {
 }
 
 impl ModelText {
-    /// Loads the tokenizer and compiles the template. Takes a tenth of a second or so; done once a model.
+    /// Loads the tokenizer and compiles the template. Takes a tenth of a second or so; done once a model. A thread goes on
+    /// for a second or two, after which encoding takes a small part of the time.
     ///
     /// # Errors
     /// The tokenizer is not sound or of an unsupported kind, a special token is not in its vocabulary, or the template

@@ -145,7 +145,7 @@ fn of_family(name: &str) -> Vec<u8> {
 
 struct Both {
     reference: Tokenizer,
-    fast: fastokens::Tokenizer,
+    fast: Box<fastokens::Tokenizer>,
 }
 
 impl Both {
