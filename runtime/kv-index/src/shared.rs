@@ -13,15 +13,15 @@ use std::{
     },
 };
 
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::KvIndex;
 
 /// How often a reader looks again before it goes to sleep: some microseconds, a few events' time.
 const READER_LOOKS: usize = 128;
-/// How often a writer looks whether the readers are through: less than a microsecond, which is enough for those that
-/// run; those that do not must not stop the events.
-const WRITER_LOOKS: usize = 16;
+/// How often a writer looks whether the readers are through before it goes to sleep: as long as a lookup takes. Readers
+/// that wait but do not run must not stop the events for longer.
+const WRITER_LOOKS: usize = 32;
 
 /// An index shared between threads: readers wait for one write at most, writers for the readers that came first.
 /// Cloning makes another handle to the same index.
@@ -57,8 +57,7 @@ impl SharedKvIndex {
     /// Changes the index, alone. Keep it to one event or a few, since every decision waits for it; `f` must not call
     /// back into this handle.
     pub fn write<R>(&self, f: impl FnOnce(&mut KvIndex) -> R) -> R {
-        self.shared.let_readers_pass();
-        f(&mut self.shared.index.write())
+        f(&mut self.shared.wait_for_readers())
     }
 }
 
@@ -76,14 +75,17 @@ impl Shared {
         index
     }
 
-    /// Waits until no reader waits, though not for long.
-    fn let_readers_pass(&self) {
-        for _ in 0..WRITER_LOOKS {
-            if self.waiting.load(Ordering::Relaxed) == 0 {
-                return;
+    /// The index for a writer, after the readers that wait or look at it.
+    fn wait_for_readers(&self) -> RwLockWriteGuard<'_, KvIndex> {
+        let looked = (0..WRITER_LOOKS).find_map(|_| {
+            let nobody_waits = self.waiting.load(Ordering::Relaxed) == 0;
+            let index = nobody_waits.then(|| self.index.try_write()).flatten();
+            if index.is_none() {
+                spin_loop();
             }
-            spin_loop();
-        }
+            index
+        });
+        looked.unwrap_or_else(|| self.index.write())
     }
 }
 
