@@ -6,7 +6,7 @@
 //! It does not know which plane carries the events, and does not trust it to tell of every loss: the worker itself
 //! says over the request plane how far its stream is, and a stream that stands still short of that is rebuilt too.
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use futures_util::stream;
@@ -42,6 +42,8 @@ pub(crate) struct EventStreamConfig {
     pub(crate) plane: Arc<dyn EventPlane>,
     pub(crate) index: SharedKvIndex,
     pub(crate) load: LoadTable,
+    /// Set when the worker left: before the actor hears of it, it may be handed a batch more.
+    pub(crate) is_over: Rc<Cell<bool>>,
 }
 
 /// The actor; stopped by its address's last drop or [`StopFollowing`].
@@ -52,6 +54,9 @@ pub(crate) struct EventStream {
     /// The subscription being read; none while a snapshot is on its way.
     subscription: Option<SpawnHandle>,
     retry: Duration,
+    /// Counts the resyncs. What was on its way here when one began, a batch as well as a snapshot, is of the past:
+    /// applied to the emptied index it would be credit for what may be gone.
+    generation: u64,
     /// What the last look at the stream's progress saw.
     looked: Progress,
     /// Whether a batch was applied since the last snapshot. Until then the plane delivers what the snapshot contains,
@@ -78,6 +83,13 @@ impl Progress {
     }
 }
 
+/// What a subscription gave.
+struct Received {
+    /// The actor's when it subscribed.
+    generation: u64,
+    delivery: Delivery,
+}
+
 /// The worker left: touch the index no more.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -90,9 +102,15 @@ impl EventStream {
             cursor: StreamCursor::default(),
             subscription: None,
             retry: SNAPSHOT_RETRY,
+            generation: 0,
             looked: Progress::default(),
             has_met: false,
         }
+    }
+
+    /// Whether what began in this generation still matters.
+    fn is_current(&self, generation: u64) -> bool {
+        generation == self.generation && !self.config.is_over.get()
     }
 
     /// Finds losses that nothing else tells of: the last batches before a worker fell silent.
@@ -107,7 +125,7 @@ impl EventStream {
         };
         let is_following = load.event_state(*slot) == EventState::Following;
         let before = std::mem::replace(&mut self.looked, now);
-        if is_following && before.shows_loss(now) {
+        if is_following && !self.config.is_over.get() && before.shows_loss(now) {
             self.resync(ctx, "the worker has said more than arrived here");
         }
     }
@@ -115,6 +133,7 @@ impl EventStream {
     /// Drops all credit and starts again from a snapshot.
     fn resync(&mut self, ctx: &mut Context<Self>, reason: &str) {
         debug!(worker.id = %self.config.card.id, reason, "KV index of the worker is rebuilt from a snapshot");
+        self.generation += 1;
         if let Some(subscription) = self.subscription.take() {
             ctx.cancel_future(subscription);
         }
@@ -129,13 +148,13 @@ impl EventStream {
     }
 
     fn fetch_snapshot(&self, ctx: &mut Context<Self>) {
-        let link = self.config.link.clone();
+        let (link, generation) = (self.config.link.clone(), self.generation);
         let snapshot = async move { fetch(&link, Call::FetchKvSnapshot, MAX_SNAPSHOT_BYTES).await };
-        ctx.spawn(
-            snapshot
-                .into_actor(self)
-                .map(|answer, actor, ctx| actor.snapshot_fetched(ctx, answer)),
-        );
+        ctx.spawn(snapshot.into_actor(self).map(move |answer, actor, ctx| {
+            if actor.is_current(generation) {
+                actor.snapshot_fetched(ctx, answer);
+            }
+        }));
     }
 
     fn snapshot_fetched(&mut self, ctx: &mut Context<Self>, answer: Result<Vec<u8>, FetchError>) {
@@ -154,7 +173,12 @@ impl EventStream {
 
     fn retry_snapshot(&mut self, ctx: &mut Context<Self>, reason: &str) {
         debug!(worker.id = %self.config.card.id, reason, "KV snapshot could not be had; asking again");
-        ctx.run_later(self.retry, |actor, ctx| actor.fetch_snapshot(ctx));
+        let generation = self.generation;
+        ctx.run_later(self.retry, move |actor, ctx| {
+            if actor.is_current(generation) {
+                actor.fetch_snapshot(ctx);
+            }
+        });
         self.retry = (self.retry * 2).min(SNAPSHOT_RETRY_MAX);
     }
 
@@ -172,10 +196,11 @@ impl EventStream {
             .config
             .plane
             .subscribe(&self.config.card.id, self.cursor.position());
-        let deliveries = stream::unfold(subscription, async |mut subscription| {
+        let generation = self.generation;
+        let deliveries = stream::unfold(subscription, move |mut subscription| async move {
             match subscription.next().await {
                 Delivery::Closed => None,
-                delivery => Some((delivery, subscription)),
+                delivery => Some((Received { generation, delivery }, subscription)),
             }
         });
         self.subscription = Some(ctx.add_stream(deliveries));
@@ -212,15 +237,18 @@ impl Actor for EventStream {
     }
 }
 
-impl StreamHandler<Delivery> for EventStream {
-    fn handle(&mut self, delivery: Delivery, ctx: &mut Self::Context) {
+impl StreamHandler<Received> for EventStream {
+    fn handle(&mut self, Received { generation, delivery }: Received, ctx: &mut Self::Context) {
+        // A stream that was cancelled hands over what it has ready all the same.
+        if !self.is_current(generation) {
+            return;
+        }
         match delivery {
             Delivery::Batch(batch) => self.receive(ctx, &batch),
             Delivery::Skipped if self.has_met => {
                 self.resync(ctx, "the plane no longer keeps what is missing")
             }
-            Delivery::Skipped => {}
-            Delivery::Closed => {}
+            Delivery::Skipped | Delivery::Closed => {}
         }
     }
 

@@ -32,6 +32,7 @@ pub(crate) struct Session {
     pub(crate) link: LinkHandle,
     shared: SessionShared,
     events: Option<Addr<EventStream>>,
+    is_over: Rc<Cell<bool>>,
     _watches: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -69,6 +70,7 @@ impl Session {
             link,
             shared,
             events: None,
+            is_over: Rc::default(),
             _watches: watches,
         };
         session.follow_events();
@@ -92,6 +94,7 @@ impl Session {
             plane: self.shared.plane.clone(),
             index: self.shared.index.clone(),
             load: self.shared.load.clone(),
+            is_over: self.is_over.clone(),
         };
         self.events = Some(EventStream::new(config).start());
     }
@@ -99,6 +102,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.is_over.set(true);
         if let Some(events) = self.events.take() {
             #[expect(
                 clippy::disallowed_methods,
@@ -107,8 +111,8 @@ impl Drop for Session {
             events.do_send(StopFollowing);
         }
         self.link.close();
-        // K-1: the index holds no block of an absent worker. The actor may still hold a message, but it is not
-        // polled between here and its stop, since both run on this arbiter.
+        // K-1: the index holds no block of an absent worker. The actor may still be handed a message before it stops,
+        // and sees that it is over.
         self.shared.index.write(|index| index.remove_worker(self.slot));
         self.shared.load.forget_reports(self.slot);
         self.shared.plane.forget(&self.card.id);
