@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a build needs beside Rust and Python, and only what is missing: cmake, a C++ compiler and libclang (they
-# compile llama.cpp and its bindings), protoc (the etcd client's messages), nats-server and etcd (tests
-# and examples start their own), pip and venv (the model, the test clients).
+# compile llama.cpp and its bindings), protoc with the messages that Protocol Buffers define themselves (the etcd
+# client's), nats-server and etcd (tests and examples start their own), pip and venv (the model, the test clients).
 #
 # Meant for Debian and its relatives. Needs root, or sudo that does not ask for a password or a terminal to ask on; when
 # nothing is missing it needs neither and takes no time. `install-deps.sh --check` only says what is missing (exit code
@@ -24,8 +24,13 @@ have cmake || missing+=(cmake)
 have make || missing+=(make)
 have_libclang || missing+=(libclang-dev)
 have protoc || missing+=(protobuf-compiler)
+# Debian's protoc comes without the files that messages import from it, and looks for them beside itself.
+have protoc && [[ -f "$(dirname "$(command -v protoc)")/../include/google/protobuf/descriptor.proto" ]] ||
+    [[ -n "${PROTOC_INCLUDE:-}" ]] || missing+=(libprotobuf-dev)
 have nats-server || missing+=(nats-server)
 have etcd || missing+=(etcd-server)
+# The benches' load: `install-deps.sh wrk`.
+[[ "${1:-}" != wrk ]] || have wrk || missing+=(wrk)
 if have python3; then
     python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
     python3 -c 'import ensurepip' >/dev/null 2>&1 || missing+=(python3-venv)

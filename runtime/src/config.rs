@@ -80,12 +80,11 @@ impl Configurable {
         Self::ALL.into_iter().find(|command| command.name() == name)
     }
 
-    /// The command with its options, the ones of all commands included, and no environment.
+    /// The command with its options, the ones of all commands included.
     fn command(self) -> Command {
-        let mut cli = Cli::command().mut_args(|arg| arg.env(None::<&str>));
+        let mut cli = Cli::command();
         cli.build();
-        let command = cli.find_subcommand(self.name()).cloned();
-        command.unwrap_or_default().mut_args(|arg| arg.env(None::<&str>))
+        cli.find_subcommand(self.name()).cloned().unwrap_or_default()
     }
 
     /// Its settings by key.
@@ -211,10 +210,9 @@ fn as_arguments(arg: &Arg, key: &str, value: &Value) -> anyhow::Result<Vec<Strin
 /// Has the option's own parser judge its value.
 fn check_value(command: Configurable, arguments: &[String]) -> anyhow::Result<()> {
     let name = String::from(command.name());
-    match command
-        .command()
-        .try_get_matches_from([&name].into_iter().chain(arguments))
-    {
+    // The environment has no say in what the file holds.
+    let command = command.command().mut_args(|arg| arg.env(None::<&str>));
+    match command.try_get_matches_from([&name].into_iter().chain(arguments)) {
         Err(error) if matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) => {
             let text = error.to_string();
             bail!(

@@ -133,6 +133,12 @@ impl RouterProcess {
         })
     }
 
+    /// Says where it listens.
+    pub(crate) fn introduce(&self) {
+        console::line(format_args!("OpenAI API   http://{}", self.http.public_address()));
+        console::line(format_args!("admin API    http://{}", self.http.admin_address()));
+    }
+
     /// Ends in the order of the arrows: no new requests, those under way, then the links to the workers.
     pub(crate) async fn stop(self) {
         self.http.stop(self.grace).await;
@@ -183,14 +189,7 @@ pub(crate) async fn run(options: ServeOptions) -> anyhow::Result<()> {
     };
     let mut process = RouterProcess::start(&options.frontend, planes).await?;
     let told = shutdown::requested()?;
-    console::line(format_args!(
-        "OpenAI API   http://{}",
-        process.http.public_address()
-    ));
-    console::line(format_args!(
-        "admin API    http://{}",
-        process.http.admin_address()
-    ));
+    process.introduce();
     tokio::select! {
         () = told => {}
         error = process.http.failed() => return Err(error.into()),

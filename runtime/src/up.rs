@@ -87,14 +87,7 @@ fn introduce(options: &UpOptions, model: &ServedModel, process: &RouterProcess) 
         (EngineKind::Sim, _) => ("sim", "simulated GPU".into()),
     };
     console::line(format_args!("model        {} ({engine}, {from})", model.name));
-    console::line(format_args!(
-        "OpenAI API   http://{}",
-        process.http.public_address()
-    ));
-    console::line(format_args!(
-        "admin API    http://{}",
-        process.http.admin_address()
-    ));
+    process.introduce();
     console::line(format_args!("policy       {}", options.frontend.policy));
 }
 

@@ -170,11 +170,7 @@ fn reconnect_delay(attempts: usize) -> Duration {
 fn note(status: &watch::Sender<PlaneStatus>, event: &Event) {
     match event {
         Event::Connected => {
-            status.send_if_modified(|status| {
-                let before = status.clone();
-                status.up();
-                *status != before
-            });
+            status.send_if_modified(PlaneStatus::up);
         }
         Event::Disconnected | Event::Closed => down(status, "the connection is lost"),
         Event::ClientError(error) => {
@@ -194,11 +190,7 @@ fn note(status: &watch::Sender<PlaneStatus>, event: &Event) {
 }
 
 fn down(status: &watch::Sender<PlaneStatus>, reason: &str) {
-    status.send_if_modified(|status| {
-        let before = status.clone();
-        status.down(reason);
-        *status != before
-    });
+    status.send_if_modified(|status| status.down(reason));
 }
 
 #[cfg(test)]

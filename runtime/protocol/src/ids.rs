@@ -4,8 +4,14 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// The longest worker name: it appears in headers, NATS subjects, etcd keys and metric labels.
-const MAX_WORKER_ID_LEN: usize = 64;
+/// The longest name of a worker, a router or a namespace: it appears in headers, NATS subjects, etcd keys and metric labels.
+pub const MAX_NAME_LEN: usize = 64;
+
+/// Whether a text can name a worker, a router or a namespace: 1 to 64 of `a-z A-Z 0-9 - _`.
+pub fn is_name(text: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=MAX_NAME_LEN).contains(&text.len()) && text.bytes().all(legal)
+}
 
 /// A worker's name, stable over its restarts: 1 to 64 of `a-z A-Z 0-9 - _`.
 ///
@@ -16,7 +22,7 @@ pub struct WorkerId(Arc<str>);
 
 /// A worker name that could not be used as one.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("worker name {0:?} is not 1 to {MAX_WORKER_ID_LEN} letters, digits, '-' or '_'")]
+#[error("worker name {0:?} is not 1 to {MAX_NAME_LEN} letters, digits, '-' or '_'")]
 pub struct InvalidWorkerId(String);
 
 impl WorkerId {
@@ -30,13 +36,10 @@ impl FromStr for WorkerId {
     type Err = InvalidWorkerId;
 
     fn from_str(name: &str) -> Result<Self, InvalidWorkerId> {
-        let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        if (1..=MAX_WORKER_ID_LEN).contains(&name.len()) && name.bytes().all(legal) {
+        if is_name(name) {
             Ok(Self(name.into()))
         } else {
-            Err(InvalidWorkerId(
-                name.chars().take(MAX_WORKER_ID_LEN + 1).collect(),
-            ))
+            Err(InvalidWorkerId(name.chars().take(MAX_NAME_LEN + 1).collect()))
         }
     }
 }

@@ -55,18 +55,23 @@ impl PlaneStatus {
         !self.detail.is_empty() && self.detail != NOT_YET
     }
 
-    /// It works from now on.
-    pub fn up(&mut self) {
+    /// It works from now on; whether that is news.
+    pub fn up(&mut self) -> bool {
+        let is_news = self.state != PlaneState::Up || !self.detail.is_empty();
         self.state = PlaneState::Up;
         self.detail.clear();
+        is_news
     }
 
-    /// It does not work, for this reason.
-    pub fn down(&mut self, reason: impl Into<String>) {
+    /// It does not work, for this reason; whether that is news.
+    pub fn down(&mut self, reason: impl Into<String>) -> bool {
+        let reason = reason.into();
+        let is_news = self.state == PlaneState::Up || self.detail != reason;
         if self.state == PlaneState::Up {
             self.state = PlaneState::Down;
         }
-        self.detail = reason.into();
+        self.detail = reason;
+        is_news
     }
 }
 
@@ -87,13 +92,14 @@ mod tests {
     #[test]
     fn a_plane_that_never_worked_is_not_down_but_connecting() {
         let mut status = PlaneStatus::connecting("nats");
-        status.down("refused");
+        assert!(status.down("refused"));
+        assert!(!status.down("refused"), "no news");
         assert_eq!(
             (status.state, status.detail.as_str()),
             (PlaneState::Connecting, "refused")
         );
-        status.up();
-        status.down("reset");
+        assert!(status.up() && !status.up());
+        assert!(status.down("reset"));
         assert_eq!(
             serde_json::to_value(&status).unwrap(),
             serde_json::json!({"kind": "nats", "state": "down", "detail": "reset"})

@@ -19,7 +19,7 @@ use signalbox_nats::{
     NatsConnection,
     async_nats::{StatusCode, Subject},
 };
-use signalbox_protocol::{PlaneState, WorkerId};
+use signalbox_protocol::{MAX_NAME_LEN, PlaneState, WorkerId, is_name};
 use tokio::time::timeout;
 
 use connection::Ends;
@@ -32,9 +32,6 @@ pub(crate) use stream::{NatsReadHalf, NatsStream, NatsWriteHalf};
 /// What the address of a worker begins with that is reached over NATS; its name follows.
 pub(crate) const ADDRESS_PREFIX: &str = "nats:";
 
-/// As for worker names: the namespace is a part of every subject.
-const MAX_NAMESPACE_LEN: usize = 64;
-
 /// How workers are reached over NATS. Clone = handle.
 #[derive(Debug, Clone)]
 pub struct NatsTransport {
@@ -44,7 +41,7 @@ pub struct NatsTransport {
 
 /// A namespace that cannot be a part of a subject.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("namespace {0:?} is not 1 to {MAX_NAMESPACE_LEN} letters, digits, '-' or '_'")]
+#[error("namespace {0:?} is not 1 to {MAX_NAME_LEN} letters, digits, '-' or '_'")]
 pub struct InvalidNamespace(String);
 
 /// Why there is no connection over NATS.
@@ -68,12 +65,11 @@ impl NatsTransport {
     /// # Errors
     /// The namespace is not 1 to 64 letters, digits, `-` or `_`.
     pub fn new(nats: NatsConnection, namespace: &str) -> Result<Self, InvalidNamespace> {
-        let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        if (1..=MAX_NAMESPACE_LEN).contains(&namespace.len()) && namespace.bytes().all(legal) {
+        if is_name(namespace) {
             let namespace = namespace.into();
             Ok(Self { nats, namespace })
         } else {
-            let start = namespace.chars().take(MAX_NAMESPACE_LEN + 1).collect();
+            let start = namespace.chars().take(MAX_NAME_LEN + 1).collect();
             Err(InvalidNamespace(start))
         }
     }

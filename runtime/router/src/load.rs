@@ -90,13 +90,18 @@ pub(crate) struct WorkerLoad {
 }
 
 impl WorkerLoad {
-    /// What this router and the others have in flight there together.
-    pub(crate) fn of_all_routers(&self) -> ReplicaLoad {
-        self.others.saturating_add(ReplicaLoad {
+    /// What this router has in flight there.
+    pub(crate) fn own(&self) -> ReplicaLoad {
+        ReplicaLoad {
             prefill_tokens: self.prefill_tokens,
             decode_blocks: self.decode_blocks,
             requests: self.requests,
-        })
+        }
+    }
+
+    /// What this router and the others have in flight there together.
+    pub(crate) fn of_all_routers(&self) -> ReplicaLoad {
+        self.others.saturating_add(self.own())
     }
 }
 
@@ -157,16 +162,6 @@ impl LoadTable {
     pub(crate) fn reported_next_batch(&self, worker: WorkerSlot) -> u64 {
         self.slot(worker)
             .map_or(0, |slot| slot.reported_next_batch.load(Relaxed))
-    }
-
-    /// What this router has in flight on a worker, as it tells other routers.
-    pub(crate) fn own(&self, worker: WorkerSlot) -> ReplicaLoad {
-        let load = self.get(worker);
-        ReplicaLoad {
-            prefill_tokens: load.prefill_tokens,
-            decode_blocks: load.decode_blocks,
-            requests: load.requests,
-        }
     }
 
     /// Takes over what other routers have in flight on a worker together.

@@ -134,7 +134,7 @@ impl ReplicaSync {
                 .map(|worker| {
                     (
                         (worker.card.id.clone(), worker.card.epoch),
-                        self.load.own(worker.slot),
+                        self.load.get(worker.slot).own(),
                     )
                 });
             news.extend(sync.own.changes(now).map(|changes| (model.clone(), changes)));

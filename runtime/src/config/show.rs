@@ -101,13 +101,12 @@ pub(super) fn example_text() -> anyhow::Result<String> {
                 .or_else(|| arg.get_help())
                 .context("every option has help")?;
             let help = help.to_string();
-            let env = super::Cli::env_of(command, arg.get_id().as_str());
             text.push('\n');
             for line in help.lines() {
                 text.push_str(&format!("# {line}\n"));
             }
-            if let Some(env) = env {
-                text.push_str(&format!("# Environment: {env}\n"));
+            if let Some(env) = arg.get_env() {
+                text.push_str(&format!("# Environment: {}\n", env.to_string_lossy()));
             }
             text.push_str(&format!("#{key} = {}\n", example_value(&arg)));
         }

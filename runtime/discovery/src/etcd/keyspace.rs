@@ -1,10 +1,7 @@
 //! Where cards are in etcd. `README.md` beside this crate is the same for people.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use signalbox_protocol::{RouterCard, RouterId, WorkerCard};
-
-/// The longest namespace: it appears in NATS subjects too.
-const MAX_NAMESPACE_LEN: usize = 64;
+use signalbox_protocol::{RouterCard, RouterId, WorkerCard, is_name};
 
 /// What a larger card is taken for: a mistake. A real one has about 400 bytes, and with 32 long labels a few
 /// thousand.
@@ -30,8 +27,7 @@ pub(crate) enum Card {
 impl Keyspace {
     /// `None` for a name that does not fit into keys and NATS subjects.
     pub(crate) fn new(namespace: &str) -> Option<Self> {
-        let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        ((1..=MAX_NAMESPACE_LEN).contains(&namespace.len()) && namespace.bytes().all(legal)).then(|| Self {
+        is_name(namespace).then(|| Self {
             prefix: format!("/signalbox/{namespace}/"),
         })
     }

@@ -80,23 +80,15 @@ impl Status {
     }
 
     fn up(&self, endpoint: &Endpoint) {
-        if self.change(PlaneStatus::up) {
+        if self.0.send_if_modified(PlaneStatus::up) {
             tracing::info!(%endpoint, "etcd is up");
         }
     }
 
     /// The status says it to people, once.
     fn down(&self, endpoint: &Endpoint, outage: &Outage) {
-        self.change(|status| status.down(format!("{endpoint}: {outage}")));
+        self.0
+            .send_if_modified(|status| status.down(format!("{endpoint}: {outage}")));
         tracing::debug!(%endpoint, reason = %outage, "etcd is away; trying again and again");
-    }
-
-    /// Whether it changed.
-    fn change(&self, change: impl FnOnce(&mut PlaneStatus)) -> bool {
-        self.0.send_if_modified(|status| {
-            let before = status.clone();
-            change(status);
-            *status != before
-        })
     }
 }

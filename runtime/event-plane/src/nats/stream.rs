@@ -91,17 +91,17 @@ async fn keep(store: EventStore, status: watch::Sender<PlaneStatus>, replicas: u
         let server = connection.borrow_and_update().clone();
         let step = async {
             if server.state != PlaneState::Up {
-                set(&status, |status| status.down(server.detail));
+                status.send_if_modified(|status| status.down(server.detail));
                 return std::future::pending().await;
             }
             match ensure(&store.jetstream, replicas).await {
                 Ok(()) => {
-                    set(&status, PlaneStatus::up);
+                    status.send_if_modified(PlaneStatus::up);
                     retry = RETRY;
                     store.doubted.notified().await;
                 }
                 Err(reason) => {
-                    set(&status, |status| status.down(&reason));
+                    status.send_if_modified(|status| status.down(&reason));
                     tokio::time::sleep(retry).await;
                     retry = (2 * retry).min(RETRY_MAX);
                 }
@@ -110,21 +110,12 @@ async fn keep(store: EventStore, status: watch::Sender<PlaneStatus>, replicas: u
         // A change of the connection ends whatever was waited for on the old one.
         tokio::select! {
             changed = connection.changed() => if changed.is_err() {
-                set(&status, |status| status.down("the connection was given up"));
+                status.send_if_modified(|status| status.down("the connection was given up"));
                 return;
             },
             () = step => {}
         }
     }
-}
-
-/// Changes the status and wakes those who watch it, where it is a change; whether it was.
-fn set(status: &watch::Sender<PlaneStatus>, change: impl FnOnce(&mut PlaneStatus)) -> bool {
-    status.send_if_modified(|status| {
-        let before = status.clone();
-        change(status);
-        *status != before
-    })
 }
 
 /// Makes the stream, or gives an existing one our limits; whatever else an operator set on it stays. Processes that
