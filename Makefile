@@ -9,7 +9,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The whole: the router and the real engine. A router alone: `cargo build --release`.
 FEATURES := --features runtime/llama,signalbox-integration-tests/llama
 
-.PHONY: run test build deps model policies policies-check client-tests-venv bench help
+.PHONY: run test build deps model tokenizer wrk policies policies-check client-tests-venv bench help
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s '	'
@@ -38,8 +38,14 @@ policies: ## Build the policies from source into policies/built/
 policies-check: ## Build the policies from source; fail if one decides otherwise than the committed one
 	runtime/scripts/build-policies.sh --check
 
-bench: ## Run the benches of all crates
+bench: deps tokenizer wrk ## Run the benches of all crates; `runtime/docs/performance.md` says what they measure
 	$(CARGO) bench --workspace
+
+tokenizer: ## Fetch the tokenizer that the benches use (11 MB) into .local/
+	@runtime/scripts/fetch-tokenizer.sh >/dev/null
+
+wrk:
+	@command -v wrk >/dev/null || runtime/scripts/install-deps.sh wrk
 
 client-tests-venv: $(VENV)/.openai ## Install OpenAI's Python client for the tests
 

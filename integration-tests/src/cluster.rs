@@ -76,7 +76,8 @@ impl Cluster {
         })
     }
 
-    pub(crate) async fn named(mut self) -> anyhow::Result<Self> {
+    /// Knows the model it serves, where workers were found later than the router began.
+    pub async fn named(mut self) -> anyhow::Result<Self> {
         let models = self.api.get("/v1/models").await?.json()?;
         self.model = models["data"][0]["id"]
             .as_str()

@@ -26,7 +26,7 @@ use signalbox_request_plane::{LinkConfig, ServerConfig};
 use signalbox_router::{ReplicaHandle, RouteRequest, RouterConfig, RouterShared};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use signalbox_worker::{
-    service::{self, RunningWorker, WorkerConfig},
+    service::{self, ModelFiles, RunningWorker, WorkerConfig},
     sim::{SimConfig, SimEngine, ordinary_tokens},
 };
 
@@ -68,7 +68,7 @@ async fn full_worker(number: u64, blocks: u64) -> RunningWorker {
         labels: BTreeMap::new(),
         server: ServerConfig::default(),
     };
-    let worker = service::run(config, Box::new(engine), &artifacts, text)
+    let worker = service::run(config, Box::new(engine), ModelFiles::new(&artifacts, text))
         .await
         .unwrap();
     for chain in 0..blocks / CHAIN {

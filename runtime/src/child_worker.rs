@@ -31,13 +31,14 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// Longer than a child's own grace, after which it is killed.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 
-/// The admin token is the router's alone, and children are found by their address and nothing else.
-const NOT_FOR_CHILDREN: [&str; 5] = [
+/// The admin token is the router's alone, and each child is one worker, found by its address and nothing else.
+const NOT_FOR_CHILDREN: [&str; 6] = [
     "SIGNALBOX_ADMIN_TOKEN",
     "SIGNALBOX_CONFIG",
     "SIGNALBOX_DISCOVERY",
     "SIGNALBOX_EVENTS",
     "SIGNALBOX_REQUEST_PLANE",
+    "SIGNALBOX_SIM_WORKERS",
 ];
 
 /// What a child is started with, and whom it concerns.

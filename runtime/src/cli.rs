@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use signalbox_protocol::{WorkerId, WorkerRole};
 
 /// Routes LLM inference: an OpenAI API in front of GPU workers, with the routing decided by WASM policies.
@@ -357,6 +357,9 @@ pub(crate) struct WorkerOptions {
         value_name = "NAME"
     )]
     pub(crate) id: WorkerId,
+    /// sim: workers to simulate in this process, NAME-0, NAME-1 and so on, each at a port of its own from the address's on.
+    #[arg(long, env = "SIGNALBOX_SIM_WORKERS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4_096))]
+    pub(crate) sim_workers: u16,
     /// What the worker does: aggregated, prefill or decode.
     #[arg(long, env = "SIGNALBOX_ROLE", default_value = "aggregated", value_parser = role, value_name = "ROLE")]
     pub(crate) role: WorkerRole,
@@ -390,23 +393,6 @@ fn router_name(text: &str) -> Result<String, String> {
     }
 }
 
-impl Cli {
-    /// The environment variable of an option.
-    pub(crate) fn env_of(command: Configurable, id: &str) -> Option<String> {
-        let cli = Self::command();
-        let name = match command {
-            Configurable::Serve => "serve",
-            Configurable::Worker => "worker",
-        };
-        let of = cli.find_subcommand(name)?;
-        let arg = of
-            .get_arguments()
-            .chain(cli.get_arguments())
-            .find(|arg| arg.get_id() == id)?;
-        Some(arg.get_env()?.to_string_lossy().into_owned())
-    }
-}
-
 fn speedup(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(factor) if factor.is_finite() && factor >= 0.0 => Ok(factor),
@@ -432,6 +418,8 @@ fn label(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]

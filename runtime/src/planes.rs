@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use signalbox_discovery::{EtcdConfig, EtcdDiscovery, EtcdTls};
 use signalbox_event_plane::{
     Broadcast, DirectoryStore, EventPlane, MemoryPlane, MemoryStore, NatsBroadcast, NatsPlane,
-    NatsPlaneConfig, NatsStore, SharedStore,
+    NatsPlaneConfig, NatsStore, Retention, SharedStore,
 };
 use signalbox_nats::{NatsConfig, NatsConnection};
 use signalbox_protocol::{PlaneState, PlaneStatus};
@@ -93,7 +93,7 @@ impl Events {
     /// Within this process.
     pub(crate) fn in_process() -> Self {
         Self {
-            plane: MemoryPlane::new(),
+            plane: MemoryPlane::with_retention(Retention::OF_A_ROUTER),
             nats: None,
         }
     }

@@ -1,6 +1,6 @@
 //! A worker process: one engine behind the request plane.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::{
     cli::{EngineKind, EngineOptions, RequestTransport, WorkerOptions},
@@ -10,13 +10,15 @@ use crate::{
     shutdown,
 };
 use anyhow::{Context, ensure};
+use futures_util::future::{join_all, select_all};
 use serde::{Deserialize, Serialize};
-use signalbox_discovery::Discovery;
+use signalbox_discovery::{Discovery, Registration};
+use signalbox_protocol::WorkerId;
 use signalbox_request_plane::{NatsTransport, ServerConfig};
 use signalbox_tokenize::ModelText;
 use signalbox_worker::{
     engine::StepEngine,
-    service::{self, WorkerConfig},
+    service::{self, ModelFiles, RunningWorker, WorkerConfig},
     sim::{SimConfig, SimEngine, ordinary_tokens},
 };
 
@@ -84,75 +86,116 @@ async fn serve(options: WorkerOptions) -> anyhow::Result<()> {
         }
     };
     let model = ServedModel::resolve(&options.engine)?;
-    let text = Arc::new(ModelText::load(&model.artifacts)?);
-    let engine = load_engine(&options, &model, &text)?;
-    let config = WorkerConfig {
-        id: options.id,
-        listen: options.listen,
-        nats,
-        advertise_host: options.advertise_host,
-        model: model.name,
-        role: options.role,
-        labels: options.labels.into_iter().collect(),
-        server: ServerConfig::default(),
-    };
-    let worker = service::run(config, engine, &model.artifacts, text).await?;
+    let workers = start_workers(&options, model, nats).await?;
     let told = shutdown::requested()?;
-    let card = worker.card();
+    let card = workers[0].card();
     if events.nats.is_some() {
         planes::report("events", events.plane.status());
-        actix_rt::spawn(service::publish_events(
-            card.id.clone(),
-            worker.event_log().clone(),
-            events.plane,
-        ));
+        for worker in &workers {
+            actix_rt::spawn(service::publish_events(
+                worker.card().id.clone(),
+                worker.event_log().clone(),
+                events.plane.clone(),
+            ));
+        }
     }
-    let registration = match &membership.etcd {
+    let registrations: Vec<Registration> = match &membership.etcd {
         Some(etcd) => {
             planes::report("discovery", etcd.status());
-            Some(etcd.register(card.clone())?)
+            let register = |worker: &RunningWorker| etcd.register(worker.card().clone());
+            workers.iter().map(register).collect::<Result<_, _>>()?
         }
-        None => None,
+        None => Vec::new(),
     };
+    let addresses: Vec<&str> = workers
+        .iter()
+        .map(|worker| worker.card().address.as_str())
+        .collect();
+    let address = addresses.join(",");
     if options.child {
-        ChildNotice::Ready {
-            address: card.address.clone(),
-        }
-        .send();
+        ChildNotice::Ready { address }.send();
     } else {
         console::line(format_args!(
-            "worker {} serves {} ({}) to routers at {}",
-            card.id, card.model, card.engine, card.address
+            "worker {} serves {} ({}) to routers at {address}",
+            options.id, card.model, card.engine
         ));
     }
     tokio::select! {
         () = told => {}
         () = parent_gone(), if options.child => {}
-        () = worker.failed() => anyhow::bail!("the engine failed; its last words are in the log"),
+        _ = select_all(workers.iter().map(|worker| Box::pin(worker.failed()))) => {
+            anyhow::bail!("the engine failed; its last words are in the log")
+        }
     }
     // Routers hear of it on their links too; new ones do not come any more.
-    drop(registration);
+    drop(registrations);
     let leave = async {
         if let Some(etcd) = membership.etcd {
             etcd.withdraw().await;
         }
     };
-    tokio::join!(leave, worker.drain(grace));
+    tokio::join!(leave, join_all(workers.iter().map(|worker| worker.drain(grace))));
     Ok(())
 }
 
-fn load_engine(
+/// One worker, or as many simulated ones as were asked for.
+async fn start_workers(
     options: &WorkerOptions,
-    model: &ServedModel,
-    text: &ModelText,
-) -> anyhow::Result<Box<dyn StepEngine>> {
-    match model.engine {
-        EngineKind::Sim => Ok(Box::new(sim(&options.engine, model, text)?)),
-        EngineKind::Llama => llama(&options.engine, model, options.child),
+    model: ServedModel,
+    nats: Option<NatsTransport>,
+) -> anyhow::Result<Vec<RunningWorker>> {
+    let text = Arc::new(ModelText::load(&model.artifacts)?);
+    let files = ModelFiles::new(&model.artifacts, text.clone());
+    let config = |id: WorkerId, listen: SocketAddr| WorkerConfig {
+        id,
+        listen,
+        nats: nats.clone(),
+        advertise_host: options.advertise_host.clone(),
+        model: model.name.clone(),
+        role: options.role,
+        labels: options.labels.iter().cloned().collect(),
+        server: ServerConfig::default(),
+    };
+    if model.engine == EngineKind::Llama {
+        ensure!(
+            options.sim_workers == 1,
+            "--sim-workers {} is for --engine sim; a real engine has a process of its own",
+            options.sim_workers
+        );
+        let engine = llama(&options.engine, &model, options.child)?;
+        let config = config(options.id.clone(), options.listen);
+        return Ok(vec![service::run(config, engine, files).await?]);
     }
+    let vocabulary = ordinary_tokens(&text);
+    let mut workers = Vec::new();
+    for number in 0..options.sim_workers {
+        let (id, listen) = nth_worker(options, number)?;
+        let engine = sim(&options.engine, &model, vocabulary.clone())?;
+        workers.push(service::run(config(id, listen), Box::new(engine), files.clone()).await?);
+    }
+    Ok(workers)
 }
 
-fn sim(options: &EngineOptions, model: &ServedModel, text: &ModelText) -> anyhow::Result<SimEngine> {
+/// What a simulated worker is called and where it listens.
+fn nth_worker(options: &WorkerOptions, number: u16) -> anyhow::Result<(WorkerId, SocketAddr)> {
+    if options.sim_workers == 1 {
+        return Ok((options.id.clone(), options.listen));
+    }
+    let mut listen = options.listen;
+    if listen.port() != 0 {
+        let port = listen.port().checked_add(number);
+        listen.set_port(port.with_context(|| {
+            format!(
+                "--sim-workers {} from port {} on need ports past 65535",
+                options.sim_workers,
+                listen.port()
+            )
+        })?);
+    }
+    Ok((format!("{}-{number}", options.id).parse()?, listen))
+}
+
+fn sim(options: &EngineOptions, model: &ServedModel, vocabulary: Arc<[u32]>) -> anyhow::Result<SimEngine> {
     let mut config = SimConfig {
         block_size: options.block_size,
         speedup: options.speedup,
@@ -168,7 +211,7 @@ fn sim(options: &EngineOptions, model: &ServedModel, text: &ModelText) -> anyhow
     if let Some(tokens) = model.context_length {
         config.context_length = tokens;
     }
-    Ok(SimEngine::new(config, ordinary_tokens(text))?)
+    Ok(SimEngine::new(config, vocabulary)?)
 }
 
 #[cfg(feature = "llama")]

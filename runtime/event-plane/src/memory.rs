@@ -90,7 +90,7 @@ impl MemoryPlane {
 }
 
 impl EventPlane for MemoryPlane {
-    fn publish(&self, worker: &WorkerId, batch: &KvEventBatch) {
+    fn publish(&self, worker: &WorkerId, batch: Arc<KvEventBatch>) {
         let mut workers = self.shared.workers.lock();
         workers.published += 1;
         let now = workers.published;

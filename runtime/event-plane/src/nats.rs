@@ -72,9 +72,7 @@ struct Tasks {
 }
 
 impl Default for NatsPlaneConfig {
-    /// 1,024 batches or 256 KiB of each worker received: ten seconds of a busy engine, where a subscriber that is on
-    /// time is behind by milliseconds. 8,192 workers: more than one router serves; 2 GiB if all of them are that
-    /// busy. 256 batches a message: what an engine says in two seconds, so that an outage is made up for in few
+    /// 8,192 workers received: more than one router serves; 2 GiB if all of them are busy. 256 batches a message: what an engine says in two seconds, so that an outage is made up for in few
     /// messages.
     fn default() -> Self {
         Self {
@@ -82,10 +80,7 @@ impl Default for NatsPlaneConfig {
             replicas: 1,
             outbox: Retention::default(),
             max_batches_per_message: 256,
-            retention: Retention {
-                batches: 1024,
-                bytes: 256 << 10,
-            },
+            retention: Retention::OF_A_ROUTER,
             max_workers: 8192,
         }
     }
@@ -151,8 +146,8 @@ impl NatsPlane {
 }
 
 impl EventPlane for NatsPlane {
-    fn publish(&self, worker: &WorkerId, batch: &KvEventBatch) {
-        let bytes = encode_batch(batch);
+    fn publish(&self, worker: &WorkerId, batch: Arc<KvEventBatch>) {
+        let bytes = encode_batch(&batch);
         self.outbox(worker).push(bytes);
     }
 

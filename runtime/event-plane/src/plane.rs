@@ -1,6 +1,6 @@
 //! What carries events from workers to routers.
 
-use std::{fmt::Debug, pin::Pin};
+use std::{fmt::Debug, pin::Pin, sync::Arc};
 
 use signalbox_protocol::{KvEventBatch, PlaneStatus, WorkerEpoch, WorkerId};
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ pub(crate) mod behaviour;
 /// [`StreamCursor`](crate::StreamCursor).
 pub trait EventPlane: Send + Sync + Debug + 'static {
     /// Hands over a batch of `worker`.
-    fn publish(&self, worker: &WorkerId, batch: &KvEventBatch);
+    fn publish(&self, worker: &WorkerId, batch: Arc<KvEventBatch>);
 
     /// Follows a worker, which need not have published yet. `after`: the first batch wanted; `None`: what is
     /// published from now on.
@@ -39,7 +39,7 @@ pub struct Subscription {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delivery {
     /// The next batch; perhaps one that came before.
-    Batch(KvEventBatch),
+    Batch(Arc<KvEventBatch>),
     /// Some before the next one may be missing.
     Skipped,
     /// The worker was forgotten: nothing comes any more.

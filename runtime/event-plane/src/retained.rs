@@ -11,6 +11,15 @@ pub struct Retention {
     pub bytes: usize,
 }
 
+impl Retention {
+    /// What a router keeps of each worker it hears: ten seconds of a busy engine, where a subscriber that is on time is
+    /// behind by milliseconds; one that is not takes a snapshot. 256 MiB for a thousand workers that busy.
+    pub const OF_A_ROUTER: Self = Self {
+        batches: 1024,
+        bytes: 256 << 10,
+    };
+}
+
 impl Default for Retention {
     /// 16,384 batches: an engine that steps a hundred times a second fills them in some three minutes, longer than
     /// a router takes to reconnect. 16 MiB: two million blocks, past which a snapshot of the cache is the smaller

@@ -51,8 +51,7 @@ impl PolicyEngine {
                 Engine::new(&config(limits)).map_err(unsound)?
             }
         };
-        let longest_budget_ms = limits.decide_budget_ms.max(limits.configure_budget_ms);
-        let ticker = Ticker::start(&wasm, longest_budget_ms)
+        let ticker = Ticker::start(&wasm)
             .map_err(|error| AdmissionError::Unsound(format!("no thread for policy deadlines: {error}")))?;
         Ok(Self(Arc::new(Shared {
             wasm,

@@ -57,7 +57,7 @@ impl PolicyInstance {
         let PolicyEngine(engine) = &component.engine;
         let budget_ms = engine.limits.configure_budget_ms;
         let mut store = Sandbox::store(&engine.wasm, engine.limits.max_memory_bytes);
-        engine.ticker.wake();
+        let _running = engine.ticker.enter();
         Sandbox::arm(&mut store, budget_ms);
         let exports = &component.exports;
         let started = exports.pre.instantiate(&mut store).and_then(|instance| {
@@ -112,7 +112,7 @@ impl PolicyInstance {
         self.gather_signals(request, candidates)?;
         let PolicyEngine(engine) = &self.component.engine;
         let budget_ms = engine.limits.decide_budget_ms;
-        engine.ticker.wake();
+        let _running = engine.ticker.enter();
         Sandbox::arm(&mut self.store, budget_ms);
         let columns = convert::candidates(candidates, self.component.description.columns, &self.extra);
         let answer = self
@@ -236,7 +236,7 @@ impl PolicyInstance {
     ) -> Result<R, PolicyFault> {
         let PolicyEngine(engine) = &self.component.engine;
         let budget_ms = engine.limits.configure_budget_ms;
-        engine.ticker.wake();
+        let _running = engine.ticker.enter();
         Sandbox::arm(&mut self.store, budget_ms);
         call(&self.routing, &mut self.store).map_err(|error| PolicyFault::from_call(&error, budget_ms))
     }

@@ -69,7 +69,8 @@ impl Sandbox {
     }
 
     /// Gives the next call `budget_ms`, counted in ticks of 1 ms. The tick under way when a half begins is not a
-    /// whole one, hence one more each: a loop is stopped at most 2 ms after its budget, where its thread can run.
+    /// whole one, hence one more each, and the ticker may rest when the call begins: a loop is stopped at most 12 ms
+    /// after its budget, where its thread can run.
     pub(crate) fn arm(store: &mut Store<Self>, budget_ms: u64) {
         let second_half = budget_ms / 2;
         let sandbox = store.data_mut();

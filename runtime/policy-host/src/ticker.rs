@@ -1,10 +1,11 @@
-//! The clock of deadlines: a thread that advances the engine's epoch every millisecond while policies are running,
-//! and sleeps when none has run for a while, so that an idle router wakes nobody.
+//! The clock of deadlines: a thread that advances the engine's epoch every millisecond while a policy is running. A call
+//! takes a microsecond, so hardly any is met: then it looks less often, and not at all when none came for a while. An
+//! idle router wakes nobody, and a busy one hardly anybody.
 
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
     thread::{self, Thread},
     time::Duration,
@@ -14,8 +15,10 @@ use wasmtime::Engine;
 
 /// One tick: the unit budgets are counted in. Finer ticks cost wake-ups, coarser ones delay the end of a loop.
 const TICK: Duration = Duration::from_millis(1);
-/// Ticks without any call before the thread sleeps, beyond the longest budget (a call under way must be ended first).
-const IDLE_TICKS: u64 = 1_000;
+/// Until the next look where no call is met: what a loop may run on for beyond its budget, and a tenth of the wake-ups.
+const REST: Duration = Duration::from_millis(10);
+/// Looks without any call since the one before until the thread sleeps: a second's worth.
+const IDLE_LOOKS: u32 = 100;
 
 /// A handle on the ticking thread, which ends with its engine.
 #[derive(Debug)]
@@ -23,39 +26,44 @@ pub(crate) struct Ticker(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// A call began since the last tick. Read by every call, written by few.
-    called: AtomicBool,
+    /// Calls under way.
+    running: AtomicU32,
+    /// Calls begun so far.
+    begun: AtomicU64,
     asleep: AtomicBool,
     thread: OnceLock<Thread>,
 }
 
+/// A call under way; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Running<'a>(&'a Shared);
+
 impl Ticker {
-    /// Starts ticking for `engine`, whose longest budget is `longest_budget_ms`.
-    pub(crate) fn start(engine: &Engine, longest_budget_ms: u64) -> std::io::Result<Self> {
+    /// Starts ticking for `engine`.
+    pub(crate) fn start(engine: &Engine) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (engine, state) = (engine.weak(), Arc::downgrade(&shared));
-        let idle_ticks = longest_budget_ms.saturating_mul(2).saturating_add(IDLE_TICKS);
         let ticking = move || {
-            let mut idle = 0;
+            let (mut pause, mut seen, mut idle) = (TICK, 0, 0);
             loop {
-                thread::sleep(TICK);
+                thread::sleep(pause);
                 let (Some(engine), Some(shared)) = (engine.upgrade(), state.upgrade()) else {
                     return;
                 };
                 engine.increment_epoch();
-                idle = if shared.called.swap(false, SeqCst) {
-                    0
-                } else {
-                    idle + 1
-                };
-                if idle < idle_ticks {
+                let begun = shared.begun.load(Relaxed);
+                let is_running = shared.running.load(Relaxed) > 0;
+                pause = if is_running { TICK } else { REST };
+                idle = if is_running || begun != seen { 0 } else { idle + 1 };
+                seen = begun;
+                if idle < IDLE_LOOKS {
                     continue;
                 }
-                // A call either sees `asleep` and wakes this thread, or was seen here.
+                // A call either sees `asleep` and wakes this thread, or is seen here.
                 shared.asleep.store(true, SeqCst);
-                let called = shared.called.load(SeqCst);
+                let is_running = shared.running.load(SeqCst) > 0;
                 drop((engine, shared));
-                if !called {
+                if !is_running {
                     thread::park();
                 }
                 if let Some(shared) = state.upgrade() {
@@ -71,15 +79,14 @@ impl Ticker {
         Ok(Self(shared))
     }
 
-    /// To be called before every entry into a guest, so that its deadline will come.
-    pub(crate) fn wake(&self) {
-        if self.0.called.load(Relaxed) {
-            return;
-        }
-        self.0.called.store(true, SeqCst);
+    /// To be held from before a guest is entered until it has returned, so that its deadline will come.
+    pub(crate) fn enter(&self) -> Running<'_> {
+        self.0.begun.fetch_add(1, Relaxed);
+        self.0.running.fetch_add(1, SeqCst);
         if self.0.asleep.load(SeqCst) {
             self.unpark();
         }
+        Running(&self.0)
     }
 
     /// Waits until the thread sleeps, as it does on an idle host; nobody may call a policy meanwhile.
@@ -94,6 +101,12 @@ impl Ticker {
         if let Some(thread) = self.0.thread.get() {
             thread.unpark();
         }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Relaxed);
     }
 }
 

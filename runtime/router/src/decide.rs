@@ -9,15 +9,14 @@ use std::{
 
 use metrics::{Counter, Histogram};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use signalbox_kv_index::OverlapScores;
-use signalbox_policy_host::{Candidates, Decision, Fallback, PolicySeat, RequestFeatures};
+use signalbox_kv_index::{OverlapScores, SharedKvIndex};
+use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyDepot, PolicySeat, RequestFeatures};
 use signalbox_protocol::SequenceHash;
 
 use crate::{
     candidates::{NoCandidate, assemble},
-    load::Reservation,
+    load::{LoadTable, Reservation},
     roster::{ModelEntry, WorkerEntry},
-    shared::RouterShared,
     verdict,
 };
 
@@ -49,7 +48,9 @@ pub(crate) struct Choice {
 /// One thread's means to decide.
 #[derive(Debug)]
 pub(crate) struct Decider {
-    shared: RouterShared,
+    index: SharedKvIndex,
+    load: LoadTable,
+    policies: PolicyDepot,
     /// By model.
     seats: HashMap<String, PolicySeat>,
     random: StdRng,
@@ -62,9 +63,11 @@ pub(crate) struct Decider {
 }
 
 impl Decider {
-    pub(crate) fn new(shared: RouterShared) -> Self {
+    pub(crate) fn new(index: SharedKvIndex, load: LoadTable, policies: PolicyDepot) -> Self {
         Self {
-            shared,
+            index,
+            load,
+            policies,
             seats: HashMap::new(),
             random: StdRng::from_rng(&mut rand::rng()),
             overlaps: OverlapScores::default(),
@@ -84,12 +87,11 @@ impl Decider {
         may_use: impl Fn(&WorkerEntry) -> bool,
     ) -> Result<Choice, NoCandidate> {
         let started = Instant::now();
-        self.shared
-            .index
+        self.index
             .read(|index| index.overlaps(demand.blocks, &mut self.overlaps));
         assemble(
             model,
-            &self.shared.load,
+            &self.load,
             &self.overlaps,
             may_use,
             &mut self.columns,
@@ -110,7 +112,7 @@ impl Decider {
         };
         if !self.seats.contains_key(&model.name) {
             self.seats
-                .insert(model.name.clone(), self.shared.policies().seat(&model.name));
+                .insert(model.name.clone(), self.policies.seat(&model.name));
         }
         let decided = match self.seats.get_mut(&model.name) {
             Some(seat) => seat.decide(&request, &self.columns, &mut self.decision),
@@ -132,10 +134,7 @@ impl Decider {
         let cached = overlap_blocks.saturating_mul(model.block_size);
         let prefill_tokens = demand.prompt_tokens.saturating_sub(cached);
         let decode_blocks = demand.prompt_tokens.div_ceil(model.block_size.max(1));
-        let reservation = self
-            .shared
-            .load
-            .reserve(worker.slot, prefill_tokens, decode_blocks);
+        let reservation = self.load.reserve(worker.slot, prefill_tokens, decode_blocks);
         self.count(&decided.by);
         self.seconds.record(started.elapsed());
         Ok(Choice {
@@ -150,7 +149,7 @@ impl Decider {
     /// events. A prompt placed a moment ago must count when the next one is placed.
     fn count_known_blocks(&mut self, model: &ModelEntry) {
         let workers = self.rows.iter().filter_map(|place| model.workers.get(*place));
-        self.shared.index.read(|index| {
+        self.index.read(|index| {
             for (used, worker) in self.columns.kv_blocks_used.iter_mut().zip(workers) {
                 *used = (*used).max(u32::try_from(index.blocks_of(worker.slot)).unwrap_or(u32::MAX));
             }

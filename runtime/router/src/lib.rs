@@ -22,12 +22,15 @@ mod decide;
 mod event_stream;
 mod fetch;
 mod load;
+#[doc(hidden)]
+pub mod made_up;
 mod policy_keeper;
 mod replica;
 mod replica_sync;
 mod roster;
 mod session;
 mod shared;
+mod text_loads;
 mod verdict;
 mod worker_roster;
 

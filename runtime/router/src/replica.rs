@@ -97,7 +97,8 @@ impl Handler<RosterChanged> for RouterReplica {
 impl ReplicaHandle {
     /// Starts this thread's replica. Call it on an arbiter.
     pub fn start(shared: RouterShared) -> Self {
-        let decider = RefCell::new(Decider::new(shared.clone()));
+        let (index, load) = (shared.index.clone(), shared.load.clone());
+        let decider = RefCell::new(Decider::new(index, load, shared.policies().clone()));
         let state = Rc::new(ReplicaState {
             shared,
             decider,

@@ -147,7 +147,7 @@ async fn feed_events(link: LinkHandle, card: Arc<WorkerCard>, plane: Arc<dyn Eve
         let take = |bytes: bytes::Bytes| match decode_batch(&bytes) {
             Ok(batch) if batch.epoch == card.epoch => {
                 next.set(Some((batch.epoch, batch.sequence + 1)));
-                plane.publish(&card.id, &batch);
+                plane.publish(&card.id, Arc::new(batch));
             }
             Ok(batch) => {
                 debug!(worker.id = %card.id, epoch = %batch.epoch, "a batch of another epoch is ignored")

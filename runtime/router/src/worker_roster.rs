@@ -26,6 +26,7 @@ use crate::{
     fetch::fetch,
     roster::{Roster, RosterView, WorkerPhase},
     session::{Session, SessionShared},
+    text_loads::TextLoads,
 };
 
 /// Largest tokenizer and template taken from a worker.
@@ -46,6 +47,7 @@ const MAILBOX: usize = 4_096;
 pub(crate) struct WorkerRoster {
     roster: Roster,
     sessions: HashMap<WorkerId, Session>,
+    texts: TextLoads,
     shared: SessionShared,
     discovery: Vec<Arc<dyn Discovery>>,
     view: Arc<ArcSwap<RosterView>>,
@@ -71,6 +73,7 @@ impl WorkerRoster {
         Self {
             roster: Roster::default(),
             sessions: HashMap::new(),
+            texts: TextLoads::default(),
             shared,
             discovery,
             view,
@@ -100,19 +103,49 @@ impl WorkerRoster {
         // An earlier life's session ends before the new one begins, and its blocks with it.
         self.sessions.remove(&card.id);
         let session = Session::start(card.clone(), slot, self.shared.clone(), ctx.address().recipient());
-        let link = session.link.clone();
         self.sessions.insert(card.id.clone(), session);
         info!(worker.id = %card.id, model = %card.model, address = %card.address, engine = %card.engine, "worker joined");
         match self.roster.known_text(&card) {
             Some(text) => self.prepared(&card, text),
-            None => {
-                let text = load_text(link, card.clone()).into_actor(self);
-                ctx.spawn(text.map(move |text, actor, _| {
-                    if let Some(text) = text {
-                        actor.prepared(&card, text);
-                    }
-                }));
+            None if self.texts.wait(card.clone()) => {
+                self.load_text(ctx, &card.artifacts_digest, ARTIFACT_RETRY)
             }
+            None => {}
+        }
+        self.publish();
+    }
+
+    /// Has one of the workers that wait for a tokenizer give it; where that fails, the next one, and so on until one
+    /// could or none is left.
+    fn load_text(&mut self, ctx: &mut Context<Self>, digest: &str, retry: Duration) {
+        let sessions = &self.sessions;
+        let is_present = |card: &WorkerCard| {
+            sessions
+                .get(&card.id)
+                .is_some_and(|session| session.card.epoch == card.epoch)
+        };
+        let Some(card) = self.texts.next(digest, is_present) else {
+            return;
+        };
+        let Some(link) = self.sessions.get(&card.id).map(|session| session.link.clone()) else {
+            return;
+        };
+        let loaded = load_text(link, card.artifacts_digest.clone()).into_actor(self);
+        ctx.spawn(loaded.map(move |text, actor, ctx| match text {
+            Ok(text) => actor.loaded(&card.artifacts_digest, &text),
+            Err(reason) => {
+                warn!(worker.id = %card.id, reason, "a worker's tokenizer could not be loaded; trying again");
+                ctx.run_later(retry, move |actor, ctx| {
+                    actor.load_text(ctx, &card.artifacts_digest, (retry * 2).min(ARTIFACT_RETRY_MAX));
+                });
+            }
+        }));
+    }
+
+    /// A tokenizer is here, for everyone who waited for it.
+    fn loaded(&mut self, digest: &str, text: &Arc<ModelText>) {
+        for card in self.texts.loaded(digest) {
+            self.prepared(&card, text.clone());
         }
         self.publish();
     }
@@ -122,17 +155,14 @@ impl WorkerRoster {
         let now_unix = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
-        // Workers that came together each fetched it; one copy is enough.
-        let text = self.roster.known_text(card).unwrap_or(text);
         match self.roster.ready(card, text, now_unix) {
             Some(WorkerPhase::Refused) => warn!(
                 worker.id = %card.id, model = %card.model,
                 "worker refused: its block size or tokenizer differs from that of the model's other workers",
             ),
             Some(_) => info!(worker.id = %card.id, model = %card.model, "worker ready"),
-            None => return,
+            None => {}
         }
-        self.publish();
     }
 
     fn left(&mut self, id: &WorkerId, epoch: WorkerEpoch, departure: Departure) {
@@ -246,33 +276,14 @@ impl Handler<RegisterReplica> for WorkerRoster {
     }
 }
 
-/// Fetches and loads the worker's tokenizer and template, however often it takes; `None` once the link is closed,
-/// since the worker left then.
-async fn load_text(link: LinkHandle, card: Arc<WorkerCard>) -> Option<Arc<ModelText>> {
-    let mut retry = ARTIFACT_RETRY;
-    loop {
-        match try_load_text(&link, &card).await {
-            Ok(text) => return Some(Arc::new(text)),
-            Err(reason) => {
-                warn!(worker.id = %card.id, reason, "the worker's tokenizer could not be loaded; trying again")
-            }
-        }
-        if link.state() == LinkState::Closed {
-            return None;
-        }
-        tokio::time::sleep(retry).await;
-        retry = (retry * 2).min(ARTIFACT_RETRY_MAX);
-    }
-}
-
-async fn try_load_text(link: &LinkHandle, card: &WorkerCard) -> Result<ModelText, String> {
+/// Fetches and loads a worker's tokenizer and template.
+async fn load_text(link: LinkHandle, expected: String) -> Result<Arc<ModelText>, String> {
     let call = Call::FetchArtifacts {
-        digest: card.artifacts_digest.clone(),
+        digest: expected.clone(),
     };
-    let bytes = fetch(link, call, MAX_ARTIFACT_BYTES)
+    let bytes = fetch(&link, call, MAX_ARTIFACT_BYTES)
         .await
         .map_err(|error| error.to_string())?;
-    let expected = card.artifacts_digest.clone();
     // Parsing a large vocabulary takes a second: not on an arbiter.
     let loaded = tokio::task::spawn_blocking(move || {
         let artifacts = ModelArtifacts::from_bytes(&bytes).map_err(|error| error.to_string())?;
@@ -282,7 +293,9 @@ async fn try_load_text(link: &LinkHandle, card: &WorkerCard) -> Result<ModelText
                 artifacts.digest()
             ));
         }
-        ModelText::load(&artifacts).map_err(|error| error.to_string())
+        ModelText::load(&artifacts)
+            .map(Arc::new)
+            .map_err(|error| error.to_string())
     });
     loaded.await.map_err(|error| error.to_string())?
 }

@@ -7,11 +7,12 @@
 mod tojson;
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value};
+use minijinja::value::{Enumerator, Object, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind};
 use serde::{Serialize, Serializer};
 use serde_json::Value as Json;
@@ -109,15 +110,58 @@ impl ChatTemplate {
 
 /// An object with these members in this order; of two with one name, the later counts.
 pub(crate) fn object<'a>(members: impl Iterator<Item = (&'a str, Value)>) -> Value {
-    struct Members<T>(Cell<Option<T>>);
-
-    impl<'a, T: Iterator<Item = (&'a str, Value)>> Serialize for Members<T> {
-        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            serializer.collect_map(self.0.take().into_iter().flatten())
+    let mut few = Vec::new();
+    let mut members = members.peekable();
+    while few.len() < MAX_SEARCHED
+        && let Some((name, value)) = members.next()
+    {
+        match few.iter_mut().find(|(known, _): &&mut (&str, _)| *known == name) {
+            Some((_, known)) => *known = value,
+            None => few.push((name, value)),
         }
     }
+    if members.peek().is_some() {
+        return Value::from(Serde(Many(Cell::new(Some(few.into_iter().chain(members))))));
+    }
+    let few = few.into_iter().map(|(name, value)| (Value::from(name), value));
+    Value::from_object(Few(few.collect()))
+}
 
-    Value::from(Serde(Members(Cell::new(Some(members)))))
+/// Members that are sooner looked through than sorted into a map. Messages and templates have fewer; whoever sends more
+/// shall not have them looked through again and again.
+const MAX_SEARCHED: usize = 16;
+
+/// Members to be made a map of.
+struct Many<T>(Cell<Option<T>>);
+
+impl<'a, T: Iterator<Item = (&'a str, Value)>> Serialize for Many<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.take().into_iter().flatten())
+    }
+}
+
+/// At most [`MAX_SEARCHED`] members.
+#[derive(Debug)]
+struct Few(Vec<(Value, Value)>);
+
+impl Object for Few {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        let (_, value) = self.0.iter().find(|(name, _)| name == key)?;
+        Some(value.clone())
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
+        let (_, value) = self.0.iter().find(|(name, _)| name.as_str() == Some(key))?;
+        Some(value.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.0.iter().map(|(name, _)| name.clone()).collect())
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        Some(self.0.len())
+    }
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {

@@ -53,6 +53,26 @@ pub struct WorkerConfig {
     pub server: ServerConfig,
 }
 
+/// What a worker needs of its model besides the engine; workers of one process share it.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    text: Arc<ModelText>,
+    /// What routers fetch, so that they need no files of the model.
+    artifacts: Bytes,
+    digest: String,
+}
+
+impl ModelFiles {
+    /// `text` is `artifacts` loaded.
+    pub fn new(artifacts: &ModelArtifacts, text: Arc<ModelText>) -> Self {
+        Self {
+            text,
+            artifacts: artifacts.to_bytes(),
+            digest: artifacts.digest(),
+        }
+    }
+}
+
 /// Why a worker did not come up.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
@@ -87,16 +107,14 @@ pub struct RunningWorker {
     runner: RunnerHandle,
 }
 
-/// Brings a worker up; call it inside a tokio runtime. `text` is `artifacts` loaded, and `artifacts` are what routers
-/// fetch, so that they need no files of the model.
+/// Brings a worker up; call it inside a tokio runtime.
 ///
 /// # Errors
 /// See [`WorkerError`]; nothing is left running then.
 pub async fn run(
     config: WorkerConfig,
     engine: Box<dyn StepEngine>,
-    artifacts: &ModelArtifacts,
-    text: Arc<ModelText>,
+    files: ModelFiles,
 ) -> Result<RunningWorker, WorkerError> {
     if config.labels.len() > MAX_LABELS {
         return Err(WorkerError::TooManyLabels(config.labels.len()));
@@ -120,7 +138,6 @@ pub async fn run(
         _ => server.address(),
     };
     let info = engine.info();
-    let bytes: Bytes = artifacts.to_bytes();
     let card = Arc::new(WorkerCard {
         id: config.id,
         epoch: epoch_now(),
@@ -129,15 +146,20 @@ pub async fn run(
         engine: info.name.to_owned(),
         block_size: info.block_size,
         context_length: info.context_length,
-        artifacts_digest: artifacts.digest(),
+        artifacts_digest: files.digest,
         role: config.role,
         capacity: info.capacity,
         kv_events: true,
         labels: config.labels,
     });
     let log = EventLog::new(card.epoch);
-    let runner = Runner::start(engine, &card.model, text, log.clone()).map_err(WorkerError::Thread)?;
-    let service = WorkerService::new(runner.clone(), log.clone(), card.artifacts_digest.clone(), bytes);
+    let runner = Runner::start(engine, &card.model, files.text, log.clone()).map_err(WorkerError::Thread)?;
+    let service = WorkerService::new(
+        runner.clone(),
+        log.clone(),
+        card.artifacts_digest.clone(),
+        files.artifacts,
+    );
     let server = server.serve(card.clone(), Arc::new(service));
     tracing::info!(
         worker.id = %card.id, worker.address = %card.address, worker.engine = card.engine, model = card.model,

@@ -12,7 +12,7 @@
 //! oldest first; waiting sequences are admitted while budget, sequence and block limits allow. Where blocks run out
 //! the youngest sequence gives all of its back and waits at the front of the queue, to be computed again.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use signalbox_protocol::{ErrorKind, FinishReason, LoadReport, WireError, WorkerCapacity};
 
@@ -96,7 +96,7 @@ pub enum SimError {
 pub struct SimEngine {
     config: SimConfig,
     /// What it may say: see [`ordinary_tokens`].
-    vocabulary: Vec<u32>,
+    vocabulary: Arc<[u32]>,
     pool: BlockPool,
     /// In the order they were admitted.
     running: Vec<Sequence>,
@@ -114,7 +114,7 @@ struct StepPlan {
 
 impl SimEngine {
     /// An idle engine that speaks in tokens of `vocabulary`, for example [`ordinary_tokens`].
-    pub fn new(config: SimConfig, vocabulary: Vec<u32>) -> Result<Self, SimError> {
+    pub fn new(config: SimConfig, vocabulary: Arc<[u32]>) -> Result<Self, SimError> {
         let at_least = |name, value, least| {
             if value < least {
                 Err(SimError::TooSmall { name, value, least })

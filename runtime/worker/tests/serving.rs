@@ -16,7 +16,7 @@ use signalbox_request_plane::{
 };
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use signalbox_worker::{
-    service::{RunningWorker, WorkerConfig, WorkerError, run},
+    service::{ModelFiles, RunningWorker, WorkerConfig, WorkerError, run},
     sim::{SimConfig, SimEngine, ordinary_tokens},
 };
 
@@ -37,7 +37,7 @@ async fn start(config: WorkerConfig, sim: SimConfig) -> Result<RunningWorker, Wo
     let artifacts = ModelArtifacts::byte_level_fixture();
     let text = Arc::new(ModelText::load(&artifacts).unwrap());
     let engine = SimEngine::new(sim, ordinary_tokens(&text)).unwrap();
-    run(config, Box::new(engine), &artifacts, text).await
+    run(config, Box::new(engine), ModelFiles::new(&artifacts, text)).await
 }
 
 async fn worker(sim: SimConfig) -> (RunningWorker, LinkHandle) {

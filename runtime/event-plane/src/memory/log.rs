@@ -46,9 +46,8 @@ impl WorkerLog {
         }
     }
 
-    pub(super) fn push(&self, batch: &KvEventBatch, now: u64) {
+    pub(super) fn push(&self, batch: Arc<KvEventBatch>, now: u64) {
         let bytes = HEADER_LEN + batch.events.iter().map(event_len).sum::<usize>();
-        let batch = Arc::new(batch.clone());
         let mut state = self.state.lock();
         state.batches.push(batch, bytes);
         state.spoke = now;
@@ -144,7 +143,7 @@ impl Follower {
         let found = match self.held_back.take() {
             Some(batch) => {
                 drop(state);
-                return Some(self.deliver(&batch));
+                return Some(self.deliver(batch));
             }
             None => state.batches.at(self.position),
         };
@@ -159,7 +158,7 @@ impl Follower {
             At::Entry(batch) => {
                 self.position += 1;
                 if self.follows(&batch) {
-                    return Some(self.deliver(&batch));
+                    return Some(self.deliver(batch));
                 }
                 self.held_back = Some(batch);
                 Some(Delivery::Skipped)
@@ -174,10 +173,10 @@ impl Follower {
         })
     }
 
-    fn deliver(&mut self, batch: &KvEventBatch) -> Delivery {
+    fn deliver(&mut self, batch: Arc<KvEventBatch>) -> Delivery {
         // An old batch published again takes nothing back.
         self.expected = self.expected.max(Some((batch.epoch, batch.sequence + 1)));
-        Delivery::Batch(batch.clone())
+        Delivery::Batch(batch)
     }
 }
 

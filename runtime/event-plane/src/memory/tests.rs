@@ -8,11 +8,11 @@ const EPOCH: WorkerEpoch = WorkerEpoch(1);
 fn publish(plane: &MemoryPlane, worker: &str, sequence: u64) {
     plane.publish(
         &behaviour::worker(worker),
-        &KvEventBatch {
+        Arc::new(KvEventBatch {
             epoch: EPOCH,
             sequence,
             events: vec![],
-        },
+        }),
     );
 }
 

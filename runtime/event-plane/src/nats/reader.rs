@@ -7,6 +7,7 @@
 use std::{
     convert::Infallible,
     pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -212,8 +213,8 @@ impl Reader {
             (Ok(worker), Ok(batches)) => {
                 counter!("signalbox_kv_event_batches_total", "direction" => "in")
                     .increment(batches.len() as u64);
-                for batch in &batches {
-                    self.received.publish(&worker, batch);
+                for batch in batches {
+                    self.received.publish(&worker, Arc::new(batch));
                 }
             }
             (Ok(worker), Err(error)) => {

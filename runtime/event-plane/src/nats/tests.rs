@@ -166,11 +166,11 @@ async fn a_batch_that_fits_into_no_message_becomes_a_hole() {
     let mut subscription = plane.subscribe(&worker("a"), None);
     publish(&plane, "a", 0..1);
     let mut huge = batch(1);
-    huge.events = vec![KvEvent::Removed {
+    Arc::make_mut(&mut huge).events = vec![KvEvent::Removed {
         tier: signalbox_protocol::CacheTier::Device,
         blocks: vec![SequenceHash(0); 200_000],
     }];
-    plane.publish(&worker("a"), &huge);
+    plane.publish(&worker("a"), huge);
     publish(&plane, "a", 2..3);
     expect(&mut subscription, 0..1).await;
     assert_eq!(next(&mut subscription).await, Delivery::Skipped);

@@ -155,7 +155,7 @@ async fn forgetting_closes_and_starts_over(plane: &impl EventPlane) {
 
 fn publish(plane: &impl EventPlane, name: &str, epoch: WorkerEpoch, sequences: Range<u64>) {
     for sequence in sequences {
-        plane.publish(&worker(name), &batch(epoch, sequence));
+        plane.publish(&worker(name), batch(epoch, sequence));
     }
 }
 
@@ -169,16 +169,16 @@ async fn publish_and_settle(plane: &impl EventPlane, name: &str, epoch: WorkerEp
 }
 
 /// Tells its epoch and sequence in its content too.
-fn batch(epoch: WorkerEpoch, sequence: u64) -> KvEventBatch {
+fn batch(epoch: WorkerEpoch, sequence: u64) -> Arc<KvEventBatch> {
     let blocks = vec![SequenceHash(epoch.0 + sequence)];
-    KvEventBatch {
+    Arc::new(KvEventBatch {
         epoch,
         sequence,
         events: vec![KvEvent::Removed {
             tier: CacheTier::Device,
             blocks,
         }],
-    }
+    })
 }
 
 async fn next(subscription: &mut Subscription) -> Delivery {

@@ -23,7 +23,7 @@ pub async fn publish_events(worker: WorkerId, log: EventLog, plane: Arc<dyn Even
             match decode_batch(&bytes) {
                 Ok(batch) => {
                     wanted = batch.sequence + 1;
-                    plane.publish(&worker, &batch);
+                    plane.publish(&worker, Arc::new(batch));
                 }
                 Err(error) => {
                     tracing::error!(worker.id = %worker, %error, "a batch of KV events cannot be read back")

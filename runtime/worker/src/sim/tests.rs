@@ -238,7 +238,7 @@ fn steps_take_the_time_of_the_model() {
 #[test]
 fn settings_that_cannot_work_are_named() {
     let new = |config| {
-        SimEngine::new(config, vec![1])
+        SimEngine::new(config, [1].into())
             .map(|_| ())
             .unwrap_err()
             .to_string()
@@ -264,7 +264,10 @@ fn settings_that_cannot_work_are_named() {
         })
         .contains("speedup")
     );
-    assert_eq!(SimEngine::new(config(), vec![]).unwrap_err(), SimError::NoWords);
+    assert_eq!(
+        SimEngine::new(config(), [].into()).unwrap_err(),
+        SimError::NoWords
+    );
 }
 
 proptest! {

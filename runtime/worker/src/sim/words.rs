@@ -1,5 +1,7 @@
 //! What the simulated model says: tokens that look random and never change.
 
+use std::sync::Arc;
+
 use signalbox_tokenize::ModelText;
 
 use crate::engine::{SequenceId, TokenLogprobs};
@@ -8,7 +10,7 @@ use crate::engine::{SequenceId, TokenLogprobs};
 /// special, not the end of a generation. What a simulated engine may say.
 ///
 /// Looks at every token of the vocabulary once: up to a second for the largest ones.
-pub fn ordinary_tokens(text: &ModelText) -> Vec<u32> {
+pub fn ordinary_tokens(text: &ModelText) -> Arc<[u32]> {
     (0..text.vocab_size())
         .filter(|token| {
             let bytes = text.token_bytes(*token);

@@ -23,17 +23,17 @@ pub(crate) fn worker(name: &str) -> WorkerId {
 }
 
 /// Tells its sequence in its content too.
-pub(crate) fn batch(sequence: u64) -> KvEventBatch {
+pub(crate) fn batch(sequence: u64) -> Arc<KvEventBatch> {
     let stored = KvEvent::Stored {
         tier: signalbox_protocol::CacheTier::Device,
         parent: None,
         blocks: vec![SequenceHash(sequence)],
     };
-    KvEventBatch {
+    Arc::new(KvEventBatch {
         epoch: EPOCH,
         sequence,
         events: vec![stored],
-    }
+    })
 }
 
 pub(crate) async fn connect(server: &NatsServer) -> NatsConnection {
@@ -66,7 +66,7 @@ pub(crate) async fn becomes(plane: &NatsPlane, wanted: impl FnMut(&PlaneState, &
 }
 
 pub(crate) fn publish(plane: &NatsPlane, name: &str, sequences: Range<u64>) {
-    sequences.for_each(|sequence| plane.publish(&worker(name), &batch(sequence)));
+    sequences.for_each(|sequence| plane.publish(&worker(name), batch(sequence)));
 }
 
 pub(crate) async fn next(subscription: &mut Subscription) -> Delivery {

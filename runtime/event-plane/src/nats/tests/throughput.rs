@@ -41,12 +41,14 @@ async fn throughput() {
         .collect();
     for sequence in 0..BATCHES {
         let mut batch = batch(sequence);
-        batch.events = vec![KvEvent::Stored {
+        Arc::make_mut(&mut batch).events = vec![KvEvent::Stored {
             tier: signalbox_protocol::CacheTier::Device,
             parent: None,
             blocks: (0..BLOCKS).map(SequenceHash).collect(),
         }];
-        names.iter().for_each(|name| at_worker.publish(name, &batch));
+        names
+            .iter()
+            .for_each(|name| at_worker.publish(name, batch.clone()));
         tokio::task::yield_now().await;
     }
     let published = began.elapsed();

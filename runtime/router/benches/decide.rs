@@ -1,0 +1,117 @@
+//! What a decision costs with all that belongs to it: the prompt's blocks looked up, the candidates' columns filled, the
+//! policy asked, its answer checked, the load reserved. `cargo bench --package signalbox-router [-- large]`.
+//!
+//! `large`: 1,024 workers hold 100,000 blocks each. Takes some gigabytes.
+
+#![expect(clippy::print_stdout, reason = "a bench prints its figures")]
+
+use std::{sync::Arc, time::Instant};
+
+use signalbox_policy_host::{PolicyDepot, PolicyEngine, PolicyLimits};
+use signalbox_protocol::SequenceHash;
+use signalbox_router::made_up::MadeUp;
+use signalbox_tokenize::{ModelArtifacts, ModelText};
+
+/// Blocks of a prompt of 2,000 bytes.
+const PROMPT: u64 = 31;
+const SAMPLES: usize = 201;
+/// Decisions in one sample: enough that reading the clock costs nothing.
+const DECISIONS: usize = 50;
+
+fn main() -> anyhow::Result<()> {
+    let text = Arc::new(ModelText::load(&ModelArtifacts::byte_level_fixture())?);
+    let engine = PolicyEngine::new(PolicyLimits::default())?;
+    let is_large = std::env::args().any(|argument| argument == "large");
+    println!(
+        "{:<16}{:>10}{:>16}{:>16}{:>16}",
+        "policy", "workers", "ns, median", "ns, 99th", "blocks held"
+    );
+    for policy in ["kv-aware", "round-robin", "replica-synced"] {
+        for workers in [8, 64, 512, 1_024] {
+            let depot = PolicyDepot::new(engine.clone(), policy)?;
+            let mut made_up = MadeUp::new(workers, 2 * workers as usize, text.clone(), depot)?;
+            // Each holds the beginnings of as many prompts as are asked for, and not of the same length.
+            for worker in 0..workers {
+                for prompt in 0..PROMPTS {
+                    let held = (u64::from(worker) * 7 + prompt) % (PROMPT + 1);
+                    made_up.store(worker, blocks(prompt, held));
+                }
+            }
+            report(policy, workers, &mut made_up);
+        }
+    }
+    if is_large {
+        large(&engine, text)?;
+    }
+    Ok(())
+}
+
+const PROMPTS: u64 = 64;
+
+/// The first of a prompt's blocks.
+fn blocks(prompt: u64, length: u64) -> Vec<SequenceHash> {
+    // SplitMix64, as good as the real hashes for a table.
+    let mix = |value: u64| {
+        let mut z = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    };
+    (0..length)
+        .map(|block| SequenceHash(mix(prompt << 20 | (block + 1))))
+        .collect()
+}
+
+fn report(policy: &str, workers: u32, made_up: &mut MadeUp) {
+    let prompts: Vec<_> = (0..PROMPTS).map(|prompt| blocks(prompt, PROMPT)).collect();
+    let mut turn = 0;
+    let mut samples: Vec<f64> = (0..SAMPLES)
+        .map(|_| {
+            let began = Instant::now();
+            for _ in 0..DECISIONS {
+                turn += 1;
+                assert!(
+                    made_up.decide(&prompts[turn % prompts.len()]).is_some(),
+                    "somebody is free"
+                );
+            }
+            began.elapsed().as_nanos() as f64 / DECISIONS as f64
+        })
+        .collect();
+    samples.sort_by(f64::total_cmp);
+    let (_, held) = made_up.index_size();
+    println!(
+        "{policy:<16}{workers:>10}{:>16.0}{:>16.0}{held:>16}",
+        samples[SAMPLES / 2],
+        samples[SAMPLES * 99 / 100]
+    );
+}
+
+/// A tenth of what each holds is held by all, as system prompts are.
+fn large(engine: &PolicyEngine, text: Arc<ModelText>) -> anyhow::Result<()> {
+    const WORKERS: u32 = 1_024;
+    const CHAIN: u64 = 1_000;
+    const CHAINS: u64 = 100;
+    let depot = PolicyDepot::new(engine.clone(), "kv-aware")?;
+    let mut made_up = MadeUp::new(WORKERS, 2 * WORKERS as usize, text, depot)?;
+    let began = Instant::now();
+    for worker in 0..WORKERS {
+        for chain in 0..CHAINS {
+            let owner = if chain % 10 == 0 {
+                chain
+            } else {
+                u64::from(worker + 1) * CHAINS + chain
+            };
+            made_up.store(worker, blocks(owner, CHAIN));
+        }
+    }
+    let (bytes, held) = made_up.index_size();
+    println!(
+        "{WORKERS} workers hold {held} blocks: {:.2} GiB of index, {:.1} bytes each, stored in {:.1} s",
+        bytes as f64 / f64::from(1 << 30),
+        bytes as f64 / held as f64,
+        began.elapsed().as_secs_f64()
+    );
+    report("kv-aware", WORKERS, &mut made_up);
+    Ok(())
+}

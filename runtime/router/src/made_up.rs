@@ -1,0 +1,122 @@
+//! Decisions among made-up workers, with all that belongs to one and no worker behind: for benches, which could not have
+//! a thousand.
+
+use std::sync::Arc;
+
+use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
+use signalbox_policy_host::PolicyDepot;
+use signalbox_protocol::{
+    CacheTier, KvEvent, SequenceHash, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole,
+};
+use signalbox_tokenize::ModelText;
+
+use crate::{
+    decide::{Decider, Demand},
+    load::{LoadTable, Reservation},
+    roster::{ModelEntry, WorkerEntry, WorkerPhase},
+};
+
+const BLOCK_SIZE: u32 = 16;
+
+/// One thread's decider, the workers it decides among, and what they hold.
+#[derive(Debug)]
+pub struct MadeUp {
+    decider: Decider,
+    index: SharedKvIndex,
+    model: ModelEntry,
+    /// Of the latest requests, so that workers are busy: the oldest ends when the next is decided.
+    held: Vec<Option<Reservation>>,
+    next: usize,
+}
+
+impl MadeUp {
+    /// `workers` of one model, decided on by whatever `policies` have active, `in_flight` requests at a time.
+    ///
+    /// # Errors
+    /// None: every name it makes up is one.
+    pub fn new(
+        workers: u32,
+        in_flight: usize,
+        text: Arc<ModelText>,
+        policies: PolicyDepot,
+    ) -> Result<Self, signalbox_protocol::InvalidWorkerId> {
+        let index = SharedKvIndex::new(usize::MAX);
+        let workers = (0..workers).map(|slot| {
+            let id = format!("worker-{slot}").parse()?;
+            let card = WorkerCard {
+                id,
+                epoch: WorkerEpoch(1),
+                model: "m".into(),
+                address: String::new(),
+                engine: "sim".into(),
+                block_size: BLOCK_SIZE,
+                context_length: 32_768,
+                artifacts_digest: String::new(),
+                role: WorkerRole::Aggregated,
+                capacity: WorkerCapacity {
+                    kv_blocks: 16_384,
+                    max_sequences: 256,
+                    max_waiting: 1_024,
+                },
+                kv_events: true,
+                labels: Default::default(),
+            };
+            Ok::<_, signalbox_protocol::InvalidWorkerId>(WorkerEntry {
+                slot: WorkerSlot(slot),
+                card: Arc::new(card),
+                phase: WorkerPhase::Ready,
+                listed: true,
+            })
+        });
+        let model = ModelEntry {
+            name: "m".into(),
+            created: 0,
+            context_length: 32_768,
+            block_size: BLOCK_SIZE,
+            artifacts_digest: String::new(),
+            text,
+            decisions: Arc::default(),
+            workers: workers.collect::<Result<_, _>>()?,
+        };
+        Ok(Self {
+            decider: Decider::new(index.clone(), LoadTable::default(), policies),
+            index,
+            model,
+            held: (0..in_flight.max(1)).map(|_| None).collect(),
+            next: 0,
+        })
+    }
+
+    /// A worker stores these blocks, one after the other.
+    pub fn store(&self, worker: u32, blocks: Vec<SequenceHash>) {
+        let stored = KvEvent::Stored {
+            tier: CacheTier::Device,
+            parent: None,
+            blocks,
+        };
+        self.index.write(|index| index.apply(WorkerSlot(worker), &stored));
+    }
+
+    /// What the index takes, in bytes, and the (worker, block) pairs it knows.
+    pub fn index_size(&self) -> (usize, usize) {
+        let stats = self.index.read(|index| index.stats());
+        (stats.bytes, stats.memberships)
+    }
+
+    /// Decides on a prompt of these blocks: the worker's number and its overlap; `None` where nobody can be had.
+    pub fn decide(&mut self, blocks: &[SequenceHash]) -> Option<(u32, u32)> {
+        let demand = Demand {
+            prompt_tokens: blocks.len() as u32 * BLOCK_SIZE + 3,
+            blocks,
+            expected_output_tokens: 64,
+            priority: 0,
+            session: 0,
+            lora: 0,
+        };
+        let choice = self.decider.decide(&self.model, demand, |_| true).ok()?;
+        let place = self.next;
+        self.next = (place + 1) % self.held.len();
+        self.held[place] = Some(choice.reservation);
+        Some((choice.worker.slot.0, choice.overlap_blocks))
+    }
+}
