@@ -4,7 +4,7 @@
 //! The cost is [`KvCost`]'s, in KV blocks: blocks to prefill that no cache saves, plus blocks being decoded.
 
 use signalbox_policy_sdk::{
-    Candidates, Columns, Decision, Info, KvCost, Load, Policy, Request, Settings, export_policy,
+    Candidates, Decision, Info, KvCost, Load, Policy, Request, Settings, export_policy,
 };
 
 /// The cost formula on one set of load columns. Settings: those of [`KvCost`], and `replicas`.
@@ -28,14 +28,6 @@ impl KvAware {
     fn costs(&self, request: &Request, candidates: &Candidates) -> Vec<f32> {
         self.cost.costs(request, candidates, self.load(candidates))
     }
-
-    fn columns(&self) -> Columns {
-        KvCost::COLUMNS.union(if self.replicas {
-            Load::OF_ALL_ROUTERS
-        } else {
-            Load::OWN
-        })
-    }
 }
 
 impl Policy for KvAware {
@@ -46,7 +38,11 @@ impl Policy for KvAware {
     }
 
     fn describe(&self) -> Info {
-        Info::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), self.columns())
+        Info::new(
+            env!("CARGO_PKG_NAME"),
+            env!("CARGO_PKG_VERSION"),
+            self.cost.columns(self.replicas),
+        )
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {
@@ -79,6 +75,8 @@ export_policy!(KvAware, explaining);
 
 #[cfg(test)]
 mod tests {
+    use signalbox_policy_sdk::Columns;
+
     use super::*;
 
     const REQUEST: Request = Request {

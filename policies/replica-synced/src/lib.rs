@@ -39,7 +39,7 @@ impl Policy for ReplicaSynced {
     }
 
     fn describe(&self) -> Info {
-        let columns = KvCost::COLUMNS.union(Load::OF_ALL_ROUTERS);
+        let columns = self.cost.columns(true);
         Info::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), columns)
     }
 

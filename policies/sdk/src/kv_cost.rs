@@ -50,15 +50,6 @@ pub struct Load<'a> {
 }
 
 impl<'a> Load<'a> {
-    /// The columns of [`Load::own`].
-    pub const OWN: Columns = Columns::PREFILL_TOKENS
-        .union(Columns::DECODE_BLOCKS)
-        .union(Columns::REQUESTS);
-    /// The columns of [`Load::of_all_routers`].
-    pub const OF_ALL_ROUTERS: Columns = Columns::PREFILL_TOKENS_ALL
-        .union(Columns::DECODE_BLOCKS_ALL)
-        .union(Columns::REQUESTS_ALL);
-
     /// What this router itself has under way.
     #[must_use]
     pub fn own(candidates: &'a Candidates) -> Self {
@@ -96,12 +87,31 @@ impl Default for KvCost {
 }
 
 impl KvCost {
-    /// The columns the formula needs beside those of the load.
-    pub const COLUMNS: Columns = Columns::OVERLAP_DEVICE
-        .union(Columns::OVERLAP_HOST)
-        .union(Columns::OVERLAP_DISK)
-        .union(Columns::KV_BLOCKS_TOTAL)
-        .union(Columns::KV_BLOCKS_USED);
+    /// The columns the formula needs with these weights, on this router's load or that of all.
+    #[must_use]
+    pub fn columns(&self, of_all_routers: bool) -> Columns {
+        let always = Columns::OVERLAP_DEVICE
+            | Columns::OVERLAP_HOST
+            | Columns::OVERLAP_DISK
+            | Columns::KV_BLOCKS_TOTAL
+            | Columns::KV_BLOCKS_USED;
+        let (load, requests) = if of_all_routers {
+            (
+                Columns::PREFILL_TOKENS_ALL | Columns::DECODE_BLOCKS_ALL,
+                Columns::REQUESTS_ALL,
+            )
+        } else {
+            (
+                Columns::PREFILL_TOKENS | Columns::DECODE_BLOCKS,
+                Columns::REQUESTS,
+            )
+        };
+        if self.request_weight == 0.0 {
+            always | load
+        } else {
+            always | load | requests
+        }
+    }
 
     /// Reads the weights that are set.
     ///
@@ -128,6 +138,25 @@ impl KvCost {
     /// A cost for each candidate, in blocks.
     #[must_use]
     pub fn costs(&self, request: &Request, candidates: &Candidates, load: Load<'_>) -> Vec<f32> {
+        if self.credit_decay == 0.0 {
+            return self.costs_with(request, candidates, load, |_| self.overlap_credit);
+        }
+        let per_prompt = 1.0 / (request.block_size.max(1) as f32 * request.prompt_blocks.max(1) as f32);
+        let decay = self.credit_decay * per_prompt;
+        let least = load.prefill_tokens.iter().copied().min().unwrap_or(0);
+        self.costs_with(request, candidates, load, |prefill_tokens| {
+            self.overlap_credit / (1.0 + decay * float(prefill_tokens - least))
+        })
+    }
+
+    /// `device_credit` is that of a worker with so many prefill tokens in flight.
+    fn costs_with(
+        &self,
+        request: &Request,
+        candidates: &Candidates,
+        load: Load<'_>,
+        device_credit: impl Fn(u32) -> f32,
+    ) -> Vec<f32> {
         let rows = candidates.len();
         // Slices of one known length: the loop has no bounds checks and the compiler makes SIMD of it.
         let (device, host, disk) = (
@@ -135,11 +164,13 @@ impl KvCost {
             &candidates.overlap_host[..rows],
             &candidates.overlap_disk[..rows],
         );
-        let (prefill, decode, requests) = (
-            &load.prefill_tokens[..rows],
-            &load.decode_blocks[..rows],
-            &load.requests[..rows],
-        );
+        let (prefill, decode) = (&load.prefill_tokens[..rows], &load.decode_blocks[..rows]);
+        // Not asked for where it has no weight; any column does then.
+        let requests = if self.request_weight == 0.0 {
+            decode
+        } else {
+            &load.requests[..rows]
+        };
         let (total, used) = (
             &candidates.kv_blocks_total[..rows],
             &candidates.kv_blocks_used[..rows],
@@ -148,30 +179,36 @@ impl KvCost {
         let per_token = 1.0 / request.block_size.max(1) as f32;
         let prompt_blocks = request.prompt_blocks as f32;
         let least_overlap = self.min_overlap * prompt_blocks;
-        let least_prefill = prefill.iter().copied().min().unwrap_or(0);
-        let decay = self.credit_decay * per_token / prompt_blocks.max(1.0);
         (0..rows)
             .map(|row| {
-                let backlog = prefill[row] as f32;
-                let excess = (prefill[row] - least_prefill) as f32;
-                let (device, host, disk) = (device[row] as f32, host[row] as f32, disk[row] as f32);
+                let (device, host, disk) = (float(device[row]), float(host[row]), float(disk[row]));
                 let credit = if device + host + disk < least_overlap {
                     0.0
                 } else {
-                    self.overlap_credit / (1.0 + decay * excess) * device
-                        + self.host_weight * host
-                        + self.disk_weight * disk
+                    device_credit(prefill[row]) * device + self.host_weight * host + self.disk_weight * disk
                 };
-                let fill = used[row] as f32 / total[row].max(1) as f32;
-                let to_prefill = ((backlog + request.prompt_tokens as f32) * per_token - credit).max(0.0);
+                let fill = float(used[row]) / float(total[row].max(1));
+                let to_prefill =
+                    positive((float(prefill[row]) + request.prompt_tokens as f32) * per_token - credit);
                 self.prefill_load_scale * to_prefill
-                    + decode[row] as f32
+                    + float(decode[row])
                     + prompt_blocks
-                    + self.request_weight * requests[row] as f32
+                    + self.request_weight * float(requests[row])
                     + self.fill_weight * fill
             })
             .collect()
     }
+}
+
+/// A count, of at most two thousand millions. Of signed numbers SIMD makes floats in one instruction, of unsigned ones in
+/// eight.
+fn float(count: u32) -> f32 {
+    count.min(i32::MAX as u32) as i32 as f32
+}
+
+/// `value`, or 0 if it is less: `f32::max` orders NaN too, which SIMD does one by one.
+fn positive(value: f32) -> f32 {
+    if value > 0.0 { value } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -293,6 +330,23 @@ mod tests {
         };
         let costs = KvCost::default().costs(&request(), &candidates, Load::own(&candidates));
         assert_eq!(costs, [20.5, 20.25, 21.0]);
+    }
+
+    #[test]
+    fn the_column_of_requests_is_wanted_only_where_it_has_weight() {
+        let without = Candidates {
+            requests: vec![],
+            ..candidates()
+        };
+        assert!(!KvCost::default().columns(false).contains(Columns::REQUESTS));
+        let costs = KvCost::default().costs(&request(), &without, Load::own(&without));
+        assert_eq!(costs, [18.0, 15.0, 21.5]);
+        let weighing = KvCost {
+            request_weight: 1.0,
+            ..KvCost::default()
+        };
+        assert!(weighing.columns(false).contains(Columns::REQUESTS));
+        assert!(weighing.columns(true).contains(Columns::REQUESTS_ALL));
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(crate) async fn stream(
     call: CallParts,
     due: Instant,
 ) -> anyhow::Result<(Duration, Duration)> {
-    let mut stream = link.open(call)?;
+    let mut stream = link.open(&call)?;
     let mut first = None;
     while let Some(event) = stream.next().await {
         match event? {

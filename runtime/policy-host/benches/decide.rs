@@ -50,7 +50,7 @@ fn main() -> anyhow::Result<()> {
     let depot = PolicyDepot::new(engine, "kv-aware")?;
     let mut seat = depot.seat("model");
     row("kv-aware, through a seat", |request, candidates, decision| {
-        black_box(seat.decide(request, candidates, decision));
+        black_box(seat.decide(request, |_| candidates, decision));
     });
     Ok(())
 }

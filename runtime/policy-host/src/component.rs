@@ -74,6 +74,17 @@ impl PolicyComponent {
         settings_json(&self.settings).unwrap_or_else(|| Value::Object(Map::new()))
     }
 
+    /// Whether it wants to see any of the columns that few policies do.
+    pub(crate) fn wants_further(&self) -> bool {
+        use crate::bindings::types::Columns;
+        let further = Columns::TRAITS
+            | Columns::PREFILL_TOKENS_ALL
+            | Columns::DECODE_BLOCKS_ALL
+            | Columns::REQUESTS_ALL
+            | Columns::QUEUE_DEPTH;
+        self.description.columns & further != Columns::empty()
+    }
+
     /// Bytes of the component as it was uploaded.
     #[must_use]
     pub const fn size_bytes(&self) -> usize {

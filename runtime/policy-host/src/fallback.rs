@@ -35,16 +35,16 @@ impl Fallback {
         let least_overlap = MIN_OVERLAP * prompt_blocks;
         let costs = overlap.zip(load).zip(caches).map(
             |((((&device, &host), &disk), (&prefill, &decode)), (&used, &total))| {
-                let (device, host, disk) = (device as f32, host as f32, disk as f32);
+                let (device, host, disk) = (float(device), float(host), float(disk));
                 let credit = if device + host + disk < least_overlap {
                     0.0
                 } else {
                     device + HOST_WEIGHT * host + DISK_WEIGHT * disk
                 };
                 let to_prefill =
-                    ((prefill as f32 + request.prompt_tokens as f32) * per_token - credit).max(0.0);
-                let fill = used as f32 / total.max(1) as f32;
-                to_prefill + decode as f32 + prompt_blocks + FILL_WEIGHT * fill
+                    ((float(prefill) + request.prompt_tokens as f32) * per_token - credit).max(0.0);
+                let fill = float(used) / float(total.max(1));
+                to_prefill + float(decode) + prompt_blocks + FILL_WEIGHT * fill
             },
         );
         decision.pick = None;
@@ -53,4 +53,9 @@ impl Fallback {
         // Columns of different lengths are a caller's bug; the request is placed all the same.
         decision.costs.resize(candidates.len(), f32::MAX);
     }
+}
+
+/// As in `kv_cost.rs`: of at most two thousand millions.
+fn float(count: u32) -> f32 {
+    count.min(i32::MAX as u32) as i32 as f32
 }

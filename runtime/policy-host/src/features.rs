@@ -85,47 +85,81 @@ impl Candidates {
         self.worker.is_empty()
     }
 
-    /// Empties every column and keeps its memory.
-    pub fn clear(&mut self) {
-        self.worker.clear();
-        for column in self.features_mut() {
-            column.clear();
-        }
+    /// Gives every column `rows` rows: what is there stays, new rows are 0. The further columns are emptied: fill them
+    /// after [`Candidates::resize_further`]. Keeps the memory.
+    pub fn resize(&mut self, rows: usize) {
+        self.worker.resize(rows, 0);
+        self.usual_mut()
+            .into_iter()
+            .for_each(|column| column.resize(rows, 0));
+        self.further_mut().into_iter().for_each(Vec::clear);
     }
 
-    /// The columns beside `worker` with their names, in the order of the struct.
-    pub(crate) fn features(&self) -> [(&'static str, &Vec<u32>); 13] {
+    /// Gives the further columns, which few policies want, a row for each candidate: `flags`, those of all routers, and
+    /// `queue_depth`.
+    pub fn resize_further(&mut self) {
+        let rows = self.len();
+        self.further_mut()
+            .into_iter()
+            .for_each(|column| column.resize(rows, 0));
+    }
+
+    /// Keeps the rows of these places, which ascend, and no others; not those of the further columns.
+    pub fn keep_rows(&mut self, places: &[usize]) {
+        let keep = |column: &mut Vec<u32>| {
+            for (row, &place) in places.iter().enumerate() {
+                column[row] = column[place];
+            }
+            column.truncate(places.len());
+        };
+        keep(&mut self.worker);
+        self.usual_mut().into_iter().for_each(keep);
+    }
+
+    /// The columns beside `worker` that are always filled, with their names.
+    pub(crate) fn usual(&self) -> [(&'static str, &Vec<u32>); 8] {
         [
-            ("flags", &self.flags),
             ("overlap_device", &self.overlap_device),
             ("overlap_host", &self.overlap_host),
             ("overlap_disk", &self.overlap_disk),
             ("prefill_tokens", &self.prefill_tokens),
             ("decode_blocks", &self.decode_blocks),
             ("requests", &self.requests),
+            ("kv_blocks_total", &self.kv_blocks_total),
+            ("kv_blocks_used", &self.kv_blocks_used),
+        ]
+    }
+
+    /// The columns that are filled for a policy that wants one of them, with their names.
+    pub(crate) fn further(&self) -> [(&'static str, &Vec<u32>); 5] {
+        [
+            ("flags", &self.flags),
             ("prefill_tokens_all", &self.prefill_tokens_all),
             ("decode_blocks_all", &self.decode_blocks_all),
             ("requests_all", &self.requests_all),
-            ("kv_blocks_total", &self.kv_blocks_total),
-            ("kv_blocks_used", &self.kv_blocks_used),
             ("queue_depth", &self.queue_depth),
         ]
     }
 
-    pub(crate) fn features_mut(&mut self) -> [&mut Vec<u32>; 13] {
+    pub(crate) fn usual_mut(&mut self) -> [&mut Vec<u32>; 8] {
         [
-            &mut self.flags,
             &mut self.overlap_device,
             &mut self.overlap_host,
             &mut self.overlap_disk,
             &mut self.prefill_tokens,
             &mut self.decode_blocks,
             &mut self.requests,
+            &mut self.kv_blocks_total,
+            &mut self.kv_blocks_used,
+        ]
+    }
+
+    pub(crate) fn further_mut(&mut self) -> [&mut Vec<u32>; 5] {
+        [
+            &mut self.flags,
             &mut self.prefill_tokens_all,
             &mut self.decode_blocks_all,
             &mut self.requests_all,
-            &mut self.kv_blocks_total,
-            &mut self.kv_blocks_used,
             &mut self.queue_depth,
         ]
     }

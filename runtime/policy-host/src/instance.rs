@@ -212,11 +212,12 @@ impl PolicyInstance {
         if rows == 0 {
             return Err(PolicyFault::Candidates("there is none".into()));
         }
-        if let Some((name, column)) = candidates
-            .features()
+        let further = self.component.wants_further().then(|| candidates.further());
+        let mut shown = candidates
+            .usual()
             .into_iter()
-            .find(|(_, column)| column.len() != rows)
-        {
+            .chain(further.into_iter().flatten());
+        if let Some((name, column)) = shown.find(|(_, column)| column.len() != rows) {
             let found = column.len();
             return Err(PolicyFault::Candidates(format!(
                 "the column {name} has {found} rows for {rows} of them"

@@ -49,15 +49,19 @@ impl PolicySeat {
         seat
     }
 
-    /// Leaves a decision on `candidates` in `decision` and says whose it is. Never fails: a policy that faults is
+    /// Leaves a decision on the candidates in `decision` and says whose it is. Never fails: a policy that faults is
     /// counted, perhaps quarantined, and the fallback decides.
-    pub fn decide(
+    ///
+    /// `candidates` gives them once it is known who is asked: it is told whether that policy wants the further columns
+    /// ([`Candidates::resize_further`]).
+    pub fn decide<'a>(
         &mut self,
         request: &RequestFeatures,
-        candidates: &Candidates,
+        candidates: impl FnOnce(bool) -> &'a Candidates,
         decision: &mut Decision,
     ) -> Decided {
         self.follow();
+        let candidates = candidates(self.generation.component.wants_further());
         let fault = match self.ask(|instance| instance.decide(request, candidates, decision)) {
             Some(Ok(())) => {
                 return Decided {

@@ -65,9 +65,8 @@ pub(crate) fn idle(workers: u32) -> Candidates {
         worker: (1..=workers).collect(),
         ..Candidates::default()
     };
-    for column in candidates.features_mut() {
-        column.resize(workers as usize, 0);
-    }
+    candidates.resize(workers as usize);
+    candidates.resize_further();
     candidates
 }
 

@@ -9,13 +9,22 @@ mod dial;
 mod error;
 mod link;
 mod liveness;
+#[doc(hidden)]
+pub mod made_up;
 mod mux;
 mod notices;
 mod pump;
 mod response;
 mod state;
 
-use std::{cell::RefCell, fmt, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    borrow::Borrow,
+    cell::{Cell, RefCell},
+    fmt,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::prelude::*;
 use signalbox_protocol::{ErrorKind, WireError, WorkerCard};
@@ -116,6 +125,23 @@ pub enum LinkState {
     Closed,
 }
 
+/// Counts the changes of state of those links of one thread that are told to, so that who holds a thousand asks them
+/// again only after one changed. Clone = handle.
+#[derive(Debug, Clone, Default)]
+pub struct StateChanges(Rc<Cell<u64>>);
+
+impl StateChanges {
+    /// So far, each change counted.
+    pub fn count(&self) -> u64 {
+        self.0.get()
+    }
+
+    /// One more.
+    pub fn note(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
 /// Cheap handle of one worker link (an actor on this arbiter).
 ///
 /// When the last clone is dropped the link closes as by [`LinkHandle::close`].
@@ -146,7 +172,7 @@ impl LinkHandle {
     /// [`LinkError::Unreachable`] without a connection, or with too much waiting to be written;
     /// [`LinkError::Draining`]; [`LinkError::Full`]; [`LinkError::Refused`] for a call larger than a frame. None of
     /// them reached the worker.
-    pub fn open(&self, parts: CallParts) -> Result<ResponseStream, LinkError> {
+    pub fn open(&self, parts: impl Borrow<CallParts>) -> Result<ResponseStream, LinkError> {
         self.owner.revive();
         let link = &self.owner.link;
         let stream = link.with(|link| {
@@ -162,7 +188,7 @@ impl LinkHandle {
                     });
                 }
             }
-            link.mux.open(&parts).map_err(|refusal| match refusal {
+            link.mux.open(parts.borrow()).map_err(|refusal| match refusal {
                 OpenRefusal::Full { limit } => LinkError::Full {
                     address: address(),
                     limit,
@@ -185,6 +211,11 @@ impl LinkHandle {
     pub fn state(&self) -> LinkState {
         self.owner.revive();
         self.owner.link.with(|link| link.state)
+    }
+
+    /// Has every later change of [`LinkHandle::state`] counted.
+    pub fn count_changes(&self, changes: StateChanges) {
+        self.owner.link.with(|link| link.changes = changes);
     }
 
     /// Card of the worker's latest hello; `None` before the first.

@@ -29,7 +29,11 @@ mod tests;
 use bytes::Bytes;
 use signalbox_protocol::Call;
 
-pub use client::{LinkConfig, LinkError, LinkEvent, LinkHandle, LinkState, ResponseEvent, ResponseStream};
+#[doc(hidden)]
+pub use client::made_up;
+pub use client::{
+    LinkConfig, LinkError, LinkEvent, LinkHandle, LinkState, ResponseEvent, ResponseStream, StateChanges,
+};
 pub use frame::MAX_PIECE_BYTES;
 pub use nats::{InvalidNamespace, NatsTransport};
 pub use server::{CallHandler, CallerGone, Responder, Server, ServerConfig, ServerHandle};

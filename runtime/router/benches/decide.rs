@@ -1,7 +1,7 @@
 //! What a decision costs with all that belongs to it: the prompt's blocks looked up, the candidates' columns filled, the
-//! policy asked, its answer checked, the load reserved. `cargo bench --package signalbox-router [-- large]`.
+//! policy asked, its answer checked, the load reserved. `cargo bench --package signalbox-router [-- POLICY… WORKERS… large]`.
 //!
-//! `large`: 1,024 workers hold 100,000 blocks each. Takes some gigabytes.
+//! Policies or numbers of workers that are named are the only ones. `large`: 1,024 workers hold 100,000 blocks each. Takes some gigabytes.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
@@ -21,13 +21,23 @@ const DECISIONS: usize = 50;
 fn main() -> anyhow::Result<()> {
     let text = Arc::new(ModelText::load(&ModelArtifacts::byte_level_fixture())?);
     let engine = PolicyEngine::new(PolicyLimits::default())?;
-    let is_large = std::env::args().any(|argument| argument == "large");
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let is_named = |names: &[String], name: &String| {
+        let mut named = arguments
+            .iter()
+            .filter(|argument| names.contains(argument))
+            .peekable();
+        named.peek().is_none() || named.any(|argument| argument == name)
+    };
+    let policies = ["kv-aware", "round-robin", "replica-synced"].map(str::to_owned);
+    let sizes = ["8", "64", "512", "1024"].map(str::to_owned);
     println!(
         "{:<16}{:>10}{:>16}{:>16}{:>16}",
         "policy", "workers", "ns, median", "ns, 99th", "blocks held"
     );
-    for policy in ["kv-aware", "round-robin", "replica-synced"] {
-        for workers in [8, 64, 512, 1_024] {
+    for policy in policies.iter().filter(|policy| is_named(&policies, policy)) {
+        for workers in sizes.iter().filter(|size| is_named(&sizes, size)) {
+            let workers = workers.parse()?;
             let depot = PolicyDepot::new(engine.clone(), policy)?;
             let mut made_up = MadeUp::new(workers, 2 * workers as usize, text.clone(), depot)?;
             // Each holds the beginnings of as many prompts as are asked for, and not of the same length.
@@ -40,7 +50,7 @@ fn main() -> anyhow::Result<()> {
             report(policy, workers, &mut made_up);
         }
     }
-    if is_large {
+    if arguments.iter().any(|argument| argument == "large") {
         large(&engine, text)?;
     }
     Ok(())

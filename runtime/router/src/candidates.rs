@@ -1,12 +1,13 @@
 //! The candidates of one decision, as the columns a policy sees.
 
+use itertools::izip;
 use signalbox_kv_index::{OverlapScores, WorkerSlot};
 use signalbox_policy_host::{Candidates, candidate_flags};
 use signalbox_protocol::WorkerRole;
 
 use crate::{
     load::{EventState, LoadTable},
-    roster::{ModelEntry, WorkerEntry},
+    roster::WorkerTraits,
 };
 
 /// Why a request has no candidate.
@@ -18,51 +19,97 @@ pub(crate) enum NoCandidate {
     Busy,
 }
 
-/// Fills `columns` with the workers of `model` that may be given a request now. `rows[i]` is the place of row `i`'s
-/// worker in `model.workers`. `may_use` says whether this request may go to a worker: its link works and it did
-/// not fail this request before.
+/// Fills `columns` with those of `workers` that may be given a request now. `rows[i]` is the place of row `i`'s worker
+/// in `workers`. `may_use` says whether this request may go to a worker: its link works and it did not fail this
+/// request before.
 pub(crate) fn assemble(
-    model: &ModelEntry,
+    workers: &[WorkerTraits],
     load: &LoadTable,
     overlaps: &OverlapScores,
-    may_use: impl Fn(&WorkerEntry) -> bool,
+    may_use: impl Fn(&WorkerTraits) -> bool,
     columns: &mut Candidates,
     rows: &mut Vec<usize>,
 ) -> Result<(), NoCandidate> {
-    columns.clear();
     rows.clear();
-    let mut is_busy = false;
-    for (place, worker) in model.workers.iter().enumerate() {
-        if !may_use(worker) {
-            continue;
-        }
-        let now = load.get(worker.slot);
-        let capacity = worker.card.capacity;
-        if now.requests >= capacity.max_sequences.saturating_add(capacity.max_waiting) {
-            is_busy = true;
-            continue;
-        }
-        rows.push(place);
-        columns.worker.push(worker.slot.0);
-        columns.flags.push(flags(worker, load.event_state(worker.slot)));
-        columns.overlap_device.push(at(&overlaps.device, worker.slot));
-        columns.overlap_host.push(at(&overlaps.host, worker.slot));
-        columns.overlap_disk.push(at(&overlaps.disk, worker.slot));
-        columns.prefill_tokens.push(now.prefill_tokens);
-        columns.decode_blocks.push(now.decode_blocks);
-        columns.requests.push(now.requests);
-        let all = now.of_all_routers();
-        columns.prefill_tokens_all.push(all.prefill_tokens);
-        columns.decode_blocks_all.push(all.decode_blocks);
-        columns.requests_all.push(all.requests);
-        columns.kv_blocks_total.push(capacity.kv_blocks);
-        columns.kv_blocks_used.push(now.reported_used_blocks);
-        columns.queue_depth.push(now.reported_waiting);
+    rows.extend(0..workers.len());
+    let left_out = fill(workers, load, overlaps, &may_use, columns);
+    if left_out {
+        let is_free =
+            |place: usize| may_use(&workers[place]) && columns.requests[place] < workers[place].most_requests;
+        rows.retain(|&place| is_free(place));
+        columns.keep_rows(rows);
     }
-    match (rows.is_empty(), is_busy) {
-        (false, _) => Ok(()),
-        (true, true) => Err(NoCandidate::Busy),
-        (true, false) => Err(NoCandidate::Unavailable),
+    if !rows.is_empty() {
+        return Ok(());
+    }
+    if workers.iter().any(may_use) {
+        Err(NoCandidate::Busy)
+    } else {
+        Err(NoCandidate::Unavailable)
+    }
+}
+
+/// A row for each worker; whether there are workers that must not have one. It mostly is the only pass over a thousand of
+/// them: columns walked side by side need no bounds checks, which took more time than what they guarded.
+fn fill(
+    workers: &[WorkerTraits],
+    load: &LoadTable,
+    overlaps: &OverlapScores,
+    may_use: impl Fn(&WorkerTraits) -> bool,
+    columns: &mut Candidates,
+) -> bool {
+    columns.resize(workers.len());
+    let mut left_out = false;
+    for (traits, worker, device, host, disk, prefill, decode, requests, total, used) in izip!(
+        workers,
+        &mut columns.worker,
+        &mut columns.overlap_device,
+        &mut columns.overlap_host,
+        &mut columns.overlap_disk,
+        &mut columns.prefill_tokens,
+        &mut columns.decode_blocks,
+        &mut columns.requests,
+        &mut columns.kv_blocks_total,
+        &mut columns.kv_blocks_used,
+    ) {
+        let Some((own, kv_blocks_used)) = load.own(traits.slot) else {
+            (*requests, left_out) = (u32::MAX, true);
+            continue;
+        };
+        left_out |= own.requests >= traits.most_requests || !may_use(traits);
+        *worker = traits.slot.0;
+        *device = at(&overlaps.device, traits.slot);
+        *host = at(&overlaps.host, traits.slot);
+        *disk = at(&overlaps.disk, traits.slot);
+        (*prefill, *decode, *requests) = (own.prefill_tokens, own.decode_blocks, own.requests);
+        *total = traits.kv_blocks;
+        *used = kv_blocks_used;
+    }
+    left_out
+}
+
+/// The columns that few policies want, for the rows there are.
+pub(crate) fn fill_further(
+    workers: &[WorkerTraits],
+    load: &LoadTable,
+    rows: &[usize],
+    columns: &mut Candidates,
+) {
+    columns.resize_further();
+    for (&place, flags, prefill, decode, requests, queue) in izip!(
+        rows,
+        &mut columns.flags,
+        &mut columns.prefill_tokens_all,
+        &mut columns.decode_blocks_all,
+        &mut columns.requests_all,
+        &mut columns.queue_depth,
+    ) {
+        let traits = &workers[place];
+        let now = load.get(traits.slot);
+        let all = now.of_all_routers();
+        *flags = role_flags(traits.role) | certainty_flags(now.event_state);
+        (*prefill, *decode, *requests) = (all.prefill_tokens, all.decode_blocks, all.requests);
+        *queue = now.reported_waiting;
     }
 }
 
@@ -70,16 +117,18 @@ fn at(column: &[u32], worker: WorkerSlot) -> u32 {
     column.get(worker.0 as usize).copied().unwrap_or(0)
 }
 
-fn flags(worker: &WorkerEntry, events: EventState) -> u32 {
-    let role = match worker.card.role {
+fn role_flags(role: WorkerRole) -> u32 {
+    match role {
         WorkerRole::Aggregated => candidate_flags::PREFILL | candidate_flags::DECODE,
         WorkerRole::Prefill => candidate_flags::PREFILL,
         WorkerRole::Decode => candidate_flags::DECODE,
-    };
-    let certainty = if events == EventState::Resyncing {
+    }
+}
+
+fn certainty_flags(events: EventState) -> u32 {
+    if events == EventState::Resyncing {
         candidate_flags::PARTIAL
     } else {
         0
-    };
-    role | certainty
+    }
 }

@@ -2,11 +2,11 @@
 //! have grown to the cluster's size.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
+use hashbrown::HashMap;
 use metrics::{Counter, Histogram};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use signalbox_kv_index::{OverlapScores, SharedKvIndex};
@@ -14,9 +14,9 @@ use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyDepot, PolicyS
 use signalbox_protocol::SequenceHash;
 
 use crate::{
-    candidates::{NoCandidate, assemble},
+    candidates::{NoCandidate, assemble, fill_further},
     load::{LoadTable, Reservation},
-    roster::{ModelEntry, WorkerEntry},
+    roster::{ModelEntry, WorkerEntry, WorkerTraits},
     verdict,
 };
 
@@ -84,20 +84,19 @@ impl Decider {
         &mut self,
         model: &ModelEntry,
         demand: Demand<'_>,
-        may_use: impl Fn(&WorkerEntry) -> bool,
+        may_use: impl Fn(&WorkerTraits) -> bool,
     ) -> Result<Choice, NoCandidate> {
         let started = Instant::now();
         self.index
             .read(|index| index.overlaps(demand.blocks, &mut self.overlaps));
         assemble(
-            model,
+            model.workers.traits(),
             &self.load,
             &self.overlaps,
             may_use,
             &mut self.columns,
             &mut self.rows,
         )?;
-        self.count_known_blocks(model);
 
         let request = RequestFeatures {
             prompt_tokens: demand.prompt_tokens,
@@ -110,14 +109,21 @@ impl Decider {
             seed: self.random.random(),
             decision_number: model.decisions.fetch_add(1, Relaxed),
         };
-        if !self.seats.contains_key(&model.name) {
-            self.seats
-                .insert(model.name.clone(), self.policies.seat(&model.name));
-        }
-        let decided = match self.seats.get_mut(&model.name) {
-            Some(seat) => seat.decide(&request, &self.columns, &mut self.decision),
-            None => return Err(NoCandidate::Unavailable),
-        };
+        let seat = self
+            .seats
+            .entry_ref(&model.name)
+            .or_insert_with(|| self.policies.seat(&model.name));
+        let columns = &mut self.columns;
+        let decided = seat.decide(
+            &request,
+            |further| {
+                if further {
+                    fill_further(model.workers.traits(), &self.load, &self.rows, columns);
+                }
+                columns
+            },
+            &mut self.decision,
+        );
         let row = self.row(&request);
         debug_assert!(
             row < self.rows.len(),
@@ -143,17 +149,6 @@ impl Decider {
             overlap_blocks,
             reservation,
         })
-    }
-
-    /// What a worker says of its KV blocks comes a few times a second; what the index knows of them comes with its
-    /// events. A prompt placed a moment ago must count when the next one is placed.
-    fn count_known_blocks(&mut self, model: &ModelEntry) {
-        let workers = self.rows.iter().filter_map(|place| model.workers.get(*place));
-        self.index.read(|index| {
-            for (used, worker) in self.columns.kv_blocks_used.iter_mut().zip(workers) {
-                *used = (*used).max(u32::try_from(index.blocks_of(worker.slot)).unwrap_or(u32::MAX));
-            }
-        });
     }
 
     /// The row the policy's answer names. A policy that excludes every candidate would strand the request: the

@@ -11,7 +11,7 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 use actix::prelude::*;
 use futures_util::stream;
 use signalbox_event_plane::{Delivery, EventPlane, StreamCursor, Verdict, decode_snapshot};
-use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
+use signalbox_kv_index::{KvIndex, SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{Call, KvEventBatch, KvSnapshot, PlaneState, WorkerCard};
 use signalbox_request_plane::LinkHandle;
 use tracing::{debug, warn};
@@ -140,9 +140,7 @@ impl EventStream {
         self.config
             .load
             .set_event_state(self.config.slot, EventState::Resyncing);
-        self.config
-            .index
-            .write(|index| index.remove_worker(self.config.slot));
+        self.change_index(|index| index.remove_worker(self.config.slot));
         metrics::counter!("signalbox_kv_resyncs_total").increment(1);
         self.fetch_snapshot(ctx);
     }
@@ -187,7 +185,7 @@ impl EventStream {
         let slot = self.config.slot;
         // One lock a chain, not one for all: decisions go on in between.
         for event in &snapshot.stored {
-            self.config.index.write(|index| index.apply(slot, event));
+            self.change_index(|index| index.apply(slot, event));
         }
         self.cursor.resume(snapshot.epoch, snapshot.next_sequence);
         self.has_met = false;
@@ -206,12 +204,24 @@ impl EventStream {
         self.subscription = Some(ctx.add_stream(deliveries));
     }
 
+    /// Changes what the index says of the worker, and tells decisions how much that is now.
+    fn change_index(&self, change: impl FnOnce(&mut KvIndex)) {
+        let EventStreamConfig {
+            index, load, slot, ..
+        } = &self.config;
+        let blocks = index.write(|index| {
+            change(index);
+            index.blocks_of(*slot)
+        });
+        load.set_indexed_blocks(*slot, blocks);
+    }
+
     fn receive(&mut self, ctx: &mut Context<Self>, batch: &KvEventBatch) {
         match self.cursor.judge(batch.epoch, batch.sequence) {
             Verdict::Apply => {
                 self.has_met = true;
                 let slot = self.config.slot;
-                self.config.index.write(|index| {
+                self.change_index(|index| {
                     for event in &batch.events {
                         index.apply(slot, event);
                     }

@@ -21,6 +21,7 @@ mod candidates;
 mod decide;
 mod event_stream;
 mod fetch;
+mod links;
 mod load;
 #[doc(hidden)]
 pub mod made_up;

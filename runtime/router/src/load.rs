@@ -49,16 +49,19 @@ struct SlotLoad {
     others_requests: AtomicU32,
     reported_waiting: AtomicU32,
     reported_used_blocks: AtomicU32,
+    /// KV blocks of its that the index knows.
+    indexed_blocks: AtomicU32,
     /// The number its next batch of KV events will have, as the worker last said.
     reported_next_batch: AtomicU64,
     event_state: AtomicU8,
 }
 
 /// How far a worker's KV event stream can be trusted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum EventState {
     /// The worker publishes none.
+    #[default]
     None = 0,
     /// Batches are missing; nothing is credited until a snapshot is here.
     Resyncing = 1,
@@ -86,7 +89,7 @@ pub(crate) struct WorkerLoad {
     /// What other routers have in flight there.
     pub(crate) others: ReplicaLoad,
     pub(crate) reported_waiting: u32,
-    pub(crate) reported_used_blocks: u32,
+    pub(crate) event_state: EventState,
 }
 
 impl WorkerLoad {
@@ -128,8 +131,21 @@ impl LoadTable {
                     requests: slot.others_requests.load(Relaxed),
                 },
                 reported_waiting: slot.reported_waiting.load(Relaxed),
-                reported_used_blocks: slot.reported_used_blocks.load(Relaxed),
+                event_state: slot.event_state(),
             })
+    }
+
+    /// What this router has in flight on a worker, and the KV blocks in use there: as it last said, a few times a second, or
+    /// as its events say, which come with every prompt, if that is more. `None` for a slot past the table's end.
+    pub(crate) fn own(&self, worker: WorkerSlot) -> Option<(ReplicaLoad, u32)> {
+        let slot = self.slot(worker)?;
+        let own = ReplicaLoad {
+            prefill_tokens: slot.prefill_tokens.load(Relaxed),
+            decode_blocks: slot.decode_blocks.load(Relaxed),
+            requests: slot.requests.load(Relaxed),
+        };
+        let reported = slot.reported_used_blocks.load(Relaxed);
+        Some((own, reported.max(slot.indexed_blocks.load(Relaxed))))
     }
 
     /// Counts a request on `worker` until the reservation is dropped.
@@ -158,6 +174,14 @@ impl LoadTable {
         }
     }
 
+    /// Takes over how many blocks of the worker's the index knows.
+    pub(crate) fn set_indexed_blocks(&self, worker: WorkerSlot, blocks: usize) {
+        if let Some(slot) = self.slot(worker) {
+            let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+            slot.indexed_blocks.store(blocks, Relaxed);
+        }
+    }
+
     /// The number the worker's next batch of KV events will have, as it last said; 0 before it said anything.
     pub(crate) fn reported_next_batch(&self, worker: WorkerSlot) -> u64 {
         self.slot(worker)
@@ -180,11 +204,7 @@ impl LoadTable {
     }
 
     pub(crate) fn event_state(&self, worker: WorkerSlot) -> EventState {
-        match self.slot(worker).map_or(0, |slot| slot.event_state.load(Relaxed)) {
-            1 => EventState::Resyncing,
-            2 => EventState::Following,
-            _ => EventState::None,
-        }
+        self.slot(worker).map_or(EventState::None, SlotLoad::event_state)
     }
 
     pub(crate) fn set_event_state(&self, worker: WorkerSlot, state: EventState) {
@@ -197,11 +217,22 @@ impl LoadTable {
     pub(crate) fn forget_reports(&self, worker: WorkerSlot) {
         self.report(worker, &WorkerReport::default());
         self.set_others(worker, ReplicaLoad::default());
+        self.set_indexed_blocks(worker, 0);
         self.set_event_state(worker, EventState::None);
     }
 
     fn slot(&self, worker: WorkerSlot) -> Option<&SlotLoad> {
         self.slots.get(worker.0 as usize)
+    }
+}
+
+impl SlotLoad {
+    fn event_state(&self) -> EventState {
+        match self.event_state.load(Relaxed) {
+            1 => EventState::Resyncing,
+            2 => EventState::Following,
+            _ => EventState::None,
+        }
     }
 }
 

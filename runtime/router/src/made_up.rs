@@ -1,16 +1,22 @@
 //! Decisions among made-up workers, with all that belongs to one and no worker behind: for benches, which could not have
 //! a thousand.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_policy_host::PolicyDepot;
 use signalbox_protocol::{
     CacheTier, KvEvent, SequenceHash, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole,
 };
+use signalbox_request_plane::ResponseStream;
 use signalbox_tokenize::ModelText;
 
 use crate::{
+    AnswerStream,
     decide::{Decider, Demand},
     load::{LoadTable, Reservation},
     roster::{ModelEntry, WorkerEntry, WorkerPhase},
@@ -18,11 +24,24 @@ use crate::{
 
 const BLOCK_SIZE: u32 = 16;
 
+/// A worker's answer on its way to a client, as [`ReplicaHandle`](crate::ReplicaHandle) hands it over, due in an hour.
+/// Needs a tokio runtime.
+pub fn answer(first: Bytes, response: ResponseStream) -> AnswerStream {
+    let reservation = LoadTable::default().reserve(WorkerSlot(0), 1, 1);
+    AnswerStream::new(
+        first,
+        response,
+        reservation,
+        Instant::now() + Duration::from_secs(3_600),
+    )
+}
+
 /// One thread's decider, the workers it decides among, and what they hold.
 #[derive(Debug)]
 pub struct MadeUp {
     decider: Decider,
     index: SharedKvIndex,
+    load: LoadTable,
     model: ModelEntry,
     /// Of the latest requests, so that workers are busy: the oldest ends when the next is decided.
     held: Vec<Option<Reservation>>,
@@ -78,9 +97,11 @@ impl MadeUp {
             decisions: Arc::default(),
             workers: workers.collect::<Result<_, _>>()?,
         };
+        let load = LoadTable::default();
         Ok(Self {
-            decider: Decider::new(index.clone(), LoadTable::default(), policies),
+            decider: Decider::new(index.clone(), load.clone(), policies),
             index,
+            load,
             model,
             held: (0..in_flight.max(1)).map(|_| None).collect(),
             next: 0,
@@ -94,7 +115,11 @@ impl MadeUp {
             parent: None,
             blocks,
         };
-        self.index.write(|index| index.apply(WorkerSlot(worker), &stored));
+        let blocks = self.index.write(|index| {
+            index.apply(WorkerSlot(worker), &stored);
+            index.blocks_of(WorkerSlot(worker))
+        });
+        self.load.set_indexed_blocks(WorkerSlot(worker), blocks);
     }
 
     /// What the index takes, in bytes, and the (worker, block) pairs it knows.

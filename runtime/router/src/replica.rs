@@ -6,7 +6,6 @@
 
 use std::{
     cell::RefCell,
-    collections::HashSet,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -15,16 +14,17 @@ use actix::prelude::*;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{Call, ErrorKind, GenerateRequest, SequenceHash, WireError, WorkerEpoch};
-use signalbox_request_plane::{CallParts, LinkError, LinkHandle, LinkState, ResponseEvent, ResponseStream};
+use signalbox_protocol::{Call, ErrorKind, GenerateRequest, SequenceHash, WireError};
+use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream};
 use tracing::debug;
 
 use crate::{
     answer::{AnswerStream, RoutedAnswer, lost},
     candidates::NoCandidate,
     decide::{Choice, Decider, Demand},
+    links::Links,
     load::Reservation,
-    roster::{ModelEntry, RosterView, WorkerEntry},
+    roster::{ModelEntry, WorkerTraits},
     shared::RouterShared,
     worker_roster::{RegisterReplica, RosterChanged},
 };
@@ -59,12 +59,6 @@ struct ReplicaState {
     shared: RouterShared,
     decider: RefCell<Decider>,
     links: RefCell<Links>,
-}
-
-/// This thread's links, by worker slot.
-#[derive(Debug, Default)]
-struct Links {
-    by_slot: Vec<Option<(WorkerEpoch, LinkHandle)>>,
 }
 
 #[derive(Debug)]
@@ -152,7 +146,7 @@ impl ReplicaHandle {
                 u64::try_from(deadline.saturating_duration_since(Instant::now()).as_millis())
                     .unwrap_or(u64::MAX);
             let worker = choice.worker.clone();
-            match self.state.attempt(choice, &request, deadline).await {
+            match self.state.attempt(choice, &mut request, deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if may_move(&error) => {
                     debug!(request.id = %request.generate.id, worker.id = %worker.card.id, %error, "trying another worker");
@@ -192,7 +186,10 @@ impl ReplicaState {
             lora: lora_id(&request.generate.lora),
         };
         let links = self.links.borrow();
-        let may_use = |worker: &WorkerEntry| !failed.contains(&worker.slot) && links.is_usable(worker);
+        let anybody = failed.is_empty() && links.are_all_usable();
+        let may_use = |worker: &WorkerTraits| {
+            anybody || !failed.contains(&worker.slot) && links.is_usable(worker.slot, worker.epoch)
+        };
         self.decider.borrow_mut().decide(model, demand, may_use)
     }
 
@@ -200,16 +197,19 @@ impl ReplicaState {
     async fn attempt(
         &self,
         choice: Choice,
-        request: &RouteRequest,
+        request: &mut RouteRequest,
         deadline: Instant,
     ) -> Result<RoutedAnswer, LinkError> {
         let link = self.links.borrow_mut().get(&choice.worker, &self.shared);
         let parts = CallParts {
             call: Call::Generate(request.generate.clone()),
-            tokens: request.tokens.clone(),
+            tokens: std::mem::take(&mut request.tokens),
             body: request.body.clone(),
         };
-        let mut response = link.open(parts)?;
+        let opened = link.open(&parts);
+        // For another worker, should this one fail.
+        request.tokens = parts.tokens;
+        let mut response = opened?;
         let mut reservation = choice.reservation;
         let stream = match first_bytes(&mut response, &mut reservation).await? {
             ResponseEvent::Data { bytes, .. } => AnswerStream::new(bytes, response, reservation, deadline),
@@ -234,57 +234,6 @@ async fn first_bytes(
         .unwrap_or(Ok(ResponseEvent::End(Default::default())));
     reservation.first_token();
     event
-}
-
-impl Links {
-    fn follow(&mut self, view: &RosterView, shared: &RouterShared) {
-        let present: HashSet<_> = view
-            .workers
-            .iter()
-            .map(|worker| (worker.slot.0 as usize, worker.card.epoch))
-            .collect();
-        for (slot, entry) in self.by_slot.iter_mut().enumerate() {
-            let gone = entry
-                .as_ref()
-                .is_some_and(|(epoch, _)| !present.contains(&(slot, *epoch)));
-            if gone && let Some((_, link)) = entry.take() {
-                link.close();
-            }
-        }
-        for worker in &view.workers {
-            let _ = self.get(worker, shared);
-        }
-    }
-
-    /// The worker's link, opened now where there is none.
-    fn get(&mut self, worker: &WorkerEntry, shared: &RouterShared) -> LinkHandle {
-        let place = worker.slot.0 as usize;
-        if self.by_slot.len() <= place {
-            self.by_slot.resize_with(place + 1, || None);
-        }
-        match &self.by_slot[place] {
-            Some((epoch, link)) if *epoch == worker.card.epoch => link.clone(),
-            stale => {
-                if let Some((_, link)) = stale {
-                    link.close();
-                }
-                let link = LinkHandle::start(worker.card.address.clone(), shared.links.clone(), None);
-                self.by_slot[place] = Some((worker.card.epoch, link.clone()));
-                link
-            }
-        }
-    }
-
-    /// Whether a request may be given to the worker: not while its link waits to dial again. A link not opened yet
-    /// is worth a try.
-    fn is_usable(&self, worker: &WorkerEntry) -> bool {
-        match self.by_slot.get(worker.slot.0 as usize) {
-            Some(Some((epoch, link))) if *epoch == worker.card.epoch => {
-                matches!(link.state(), LinkState::Up | LinkState::Connecting)
-            }
-            _ => true,
-        }
-    }
 }
 
 /// Whether another worker may do better.

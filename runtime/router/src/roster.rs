@@ -5,11 +5,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Deref,
     sync::{Arc, atomic::AtomicU64},
 };
 
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{BlockHasher, WorkerCard, WorkerEpoch, WorkerId};
+use signalbox_protocol::{BlockHasher, WorkerCard, WorkerEpoch, WorkerId, WorkerRole};
 use signalbox_tokenize::ModelText;
 
 use crate::load::MAX_WORKERS;
@@ -40,7 +41,48 @@ pub(crate) struct ModelEntry {
     /// Decisions made for the model by this process so far: round robin counts with it.
     pub(crate) decisions: Arc<AtomicU64>,
     /// Ready workers, ordered by name: policies may count on a stable order.
-    pub(crate) workers: Vec<WorkerEntry>,
+    pub(crate) workers: ReadyWorkers,
+}
+
+/// The workers that may be given work, and beside them what every decision reads of each, close together.
+#[derive(Debug, Default)]
+pub(crate) struct ReadyWorkers {
+    entries: Vec<WorkerEntry>,
+    traits: Vec<WorkerTraits>,
+}
+
+/// What a decision reads of a worker that does not change while it is present.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerTraits {
+    pub(crate) slot: WorkerSlot,
+    pub(crate) epoch: WorkerEpoch,
+    pub(crate) role: WorkerRole,
+    pub(crate) kv_blocks: u32,
+    /// Most requests it takes, running and waiting.
+    pub(crate) most_requests: u32,
+}
+
+impl ReadyWorkers {
+    /// A row for each worker, in their order.
+    pub(crate) fn traits(&self) -> &[WorkerTraits] {
+        &self.traits
+    }
+}
+
+impl Deref for ReadyWorkers {
+    type Target = [WorkerEntry];
+
+    fn deref(&self) -> &[WorkerEntry] {
+        &self.entries
+    }
+}
+
+impl FromIterator<WorkerEntry> for ReadyWorkers {
+    fn from_iter<T: IntoIterator<Item = WorkerEntry>>(workers: T) -> Self {
+        let entries: Vec<_> = workers.into_iter().collect();
+        let traits = entries.iter().map(WorkerEntry::traits).collect();
+        Self { entries, traits }
+    }
 }
 
 /// A worker in a view.
@@ -64,6 +106,19 @@ pub(crate) enum WorkerPhase {
     Draining,
     /// Its card contradicts that of the model's other workers.
     Refused,
+}
+
+impl WorkerEntry {
+    pub(crate) fn traits(&self) -> WorkerTraits {
+        let capacity = self.card.capacity;
+        WorkerTraits {
+            slot: self.slot,
+            epoch: self.card.epoch,
+            role: self.card.role,
+            kv_blocks: capacity.kv_blocks,
+            most_requests: capacity.max_sequences.saturating_add(capacity.max_waiting),
+        }
+    }
 }
 
 impl WorkerPhase {
@@ -190,7 +245,7 @@ impl Roster {
             artifacts_digest: card.artifacts_digest.clone(),
             text,
             decisions: known.map_or_else(Arc::default, |model| model.decisions.clone()),
-            workers: Vec::new(),
+            workers: ReadyWorkers::default(),
         };
         self.models.insert(card.model.clone(), Arc::new(model));
         true

@@ -12,28 +12,45 @@ pub(crate) fn pick(
     if let Some(row) = decision.pick {
         return Some(row as usize).filter(|row| *row < candidates);
     }
-    let mut best: Option<(usize, f32)> = None;
-    let mut equals = 1;
-    for (row, &cost) in decision.costs.iter().enumerate().take(candidates) {
-        if !cost.is_finite() {
-            continue;
+    let costs = decision.costs.get(..candidates).unwrap_or(&decision.costs);
+    let least = least(costs);
+    if !least.is_finite() {
+        return None;
+    }
+    let equals = |costs: &[f32]| costs.iter().filter(|&&cost| cost == least).count();
+    let mut nth = match equals(costs) {
+        1 => 0,
+        many => draw(many as u32) as usize,
+    };
+    // The stretch it is in first: whole stretches are counted by SIMD.
+    for (stretch, costs) in costs.chunks(STRETCH).enumerate() {
+        let here = equals(costs);
+        if nth < here {
+            let mut rows = (0..costs.len()).filter(|&row| costs[row] == least);
+            return Some(stretch * STRETCH + rows.nth(nth)?);
         }
-        match best {
-            Some((_, least)) if cost > least => {}
-            Some((_, least)) if cost == least => {
-                // Reservoir sampling: each of k equal costs stays with probability 1/k.
-                equals += 1;
-                if draw(equals) == 0 {
-                    best = Some((row, cost));
-                }
-            }
-            _ => {
-                equals = 1;
-                best = Some((row, cost));
-            }
+        nth -= here;
+    }
+    None
+}
+
+const STRETCH: usize = 64;
+
+/// The lowest cost that is a number, +inf where there is none. In lanes, which the compiler makes SIMD of.
+fn least(costs: &[f32]) -> f32 {
+    const LANES: usize = 8;
+    let lower = |a: f32, b: f32| if b < a { b } else { a };
+    let mut lanes = [f32::INFINITY; LANES];
+    let (chunks, rest) = costs.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (least, &cost) in lanes.iter_mut().zip(chunk) {
+            *least = lower(*least, cost);
         }
     }
-    best.map(|(row, _)| row)
+    lanes
+        .into_iter()
+        .chain(rest.iter().copied())
+        .fold(f32::INFINITY, lower)
 }
 
 #[cfg(test)]
@@ -57,9 +74,24 @@ mod tests {
     #[test]
     fn equal_costs_are_all_chosen_by_some_draw() {
         let decision = costs(&[1.0, 1.0, 1.0]);
-        assert_eq!(pick(&decision, 3, |_| 1), Some(0));
-        assert_eq!(pick(&decision, 3, |_| 0), Some(2));
-        assert_eq!(pick(&decision, 3, |n| u32::from(n == 3)), Some(1));
+        for row in 0..3 {
+            let draw = |below| {
+                assert_eq!(below, 3);
+                row
+            };
+            assert_eq!(pick(&decision, 3, draw), Some(row as usize));
+        }
+    }
+
+    #[test]
+    fn the_lowest_is_found_wherever_it_is() {
+        for candidates in [1, 7, 8, 9, 64, 65, 200] {
+            for lowest in 0..candidates {
+                let mut decision = costs(&vec![2.0; candidates]);
+                decision.costs[lowest] = 1.0;
+                assert_eq!(pick(&decision, candidates, |_| 0), Some(lowest));
+            }
+        }
     }
 
     #[test]

@@ -192,8 +192,10 @@ fn made_up_decisions_are_the_same_every_time_and_well_formed() {
             .sum::<usize>(),
         80
     );
-    assert!(
-        some.iter()
-            .all(|(_, it)| it.features().iter().all(|(_, column)| column.len() == it.len()))
-    );
+    assert!(some.iter().all(|(_, it)| {
+        it.usual()
+            .iter()
+            .chain(&it.further())
+            .all(|(_, column)| column.len() == it.len())
+    }));
 }

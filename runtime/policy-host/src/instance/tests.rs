@@ -85,14 +85,24 @@ fn no_policy_is_asked_about_no_candidate_or_columns_of_different_lengths() {
         Err(PolicyFault::Candidates(_))
     ));
     let mut uneven = testing::idle(3);
-    uneven.queue_depth.pop();
+    uneven.requests.pop();
     let fault = ask(&uneven).expect_err("uneven");
     assert_eq!(
         fault.to_string(),
-        "not asked: the column queue_depth has 2 rows for 3 of them"
+        "not asked: the column requests has 2 rows for 3 of them"
     );
     assert!(!fault.blamed());
     ask(&testing::idle(3)).expect("the instance is as good as before");
+
+    let mut without_further = Candidates::default();
+    without_further.resize(3);
+    ask(&without_further).expect("kv-aware wants none of them");
+    let mut instance = testing::admitted("replica-synced")
+        .instantiate()
+        .expect("instance");
+    let fault = instance.decide(&testing::request(0), &without_further, &mut decision);
+    let fault = fault.expect_err("replica-synced wants them").to_string();
+    assert!(fault.contains("has 0 rows for 3"), "{fault}");
 }
 
 #[test]
@@ -206,7 +216,10 @@ proptest! {
     ) {
         let mut candidates = Candidates { worker: (0..columns.len() as u32).collect(), ..Candidates::default() };
         for row in &columns {
-            for (column, value) in candidates.features_mut().into_iter().zip(row) {
+            for (column, value) in candidates.usual_mut().into_iter().zip(row) {
+                column.push(*value);
+            }
+            for (column, value) in candidates.further_mut().into_iter().zip(&row[8..]) {
                 column.push(*value);
             }
         }

@@ -23,7 +23,8 @@ fn depot(guests: &[&str]) -> PolicyDepot {
 
 fn decide(seat: &mut PolicySeat) -> (Decided, Decision) {
     let mut decision = Decision::default();
-    let decided = seat.decide(&testing::request(0), &testing::idle(3), &mut decision);
+    let candidates = testing::idle(3);
+    let decided = seat.decide(&testing::request(0), |_| &candidates, &mut decision);
     assert!(
         decision.pick.is_some() || decision.costs.len() == 3,
         "no decision by {}",
@@ -147,7 +148,8 @@ fn faults_the_policy_is_not_to_blame_for_do_not_count_against_it() {
     let mut seat = depot.seat(MODEL);
     for _ in 0..10 {
         let mut decision = Decision::default();
-        let decided = seat.decide(&testing::request(0), &Candidates::default(), &mut decision);
+        let none = Candidates::default();
+        let decided = seat.decide(&testing::request(0), |_| &none, &mut decision);
         assert_eq!(decided.fault.expect("nothing to decide on").kind(), "candidates");
         assert_eq!(decision, Decision::default());
     }

@@ -68,6 +68,19 @@ impl Drop for EndOfStreams<'_> {
 }
 
 /// All frames of a read are taken before any reader of a stream runs.
+pub(super) fn take_frames(
+    codec: &mut FrameCodec,
+    buffer: &mut BytesMut,
+    link: &SharedLink,
+) -> Result<(), Ended> {
+    link.with(|link| {
+        while let Some(frame) = codec.decode(buffer)? {
+            link.on_frame(frame)?;
+        }
+        Ok(())
+    })
+}
+
 async fn read_frames(
     mut socket: ReadHalf,
     mut buffer: BytesMut,
@@ -77,13 +90,7 @@ async fn read_frames(
     // Pieces have a limit of their own, whatever the one for calls.
     let mut codec = FrameCodec::new(max_frame.max(MAX_DATA_FRAME_BYTES));
     loop {
-        let taken = link.with(|link| -> Result<(), Ended> {
-            while let Some(frame) = codec.decode(&mut buffer)? {
-                link.on_frame(frame)?;
-            }
-            Ok(())
-        });
-        if let Err(ended) = taken {
+        if let Err(ended) = take_frames(&mut codec, &mut buffer, link) {
             return ended;
         }
         buffer.reserve(READ_BYTES);

@@ -13,7 +13,7 @@ use metrics::{counter, gauge};
 use signalbox_protocol::WorkerCard;
 
 use super::{
-    LinkConfig, LinkError, LinkEvent, LinkState,
+    LinkConfig, LinkError, LinkEvent, LinkState, StateChanges,
     liveness::Liveness,
     mux::{Heard, Mux, Violation},
     notices::Notices,
@@ -25,6 +25,7 @@ pub(super) struct Link {
     pub(super) address: String,
     pub(super) config: Rc<LinkConfig>,
     pub(super) state: LinkState,
+    pub(super) changes: StateChanges,
     pub(super) card: Option<Arc<WorkerCard>>,
     pub(super) mux: Mux,
     pub(super) liveness: Liveness,
@@ -47,6 +48,7 @@ impl Link {
             address,
             config: Rc::new(config),
             state: LinkState::Connecting,
+            changes: StateChanges::default(),
             card: None,
             liveness,
             down_reason: String::new(),
@@ -160,6 +162,7 @@ impl Link {
             self.count_state(-1.0);
             self.state = state;
             self.count_state(1.0);
+            self.changes.note();
         }
     }
 

@@ -310,7 +310,7 @@ async fn a_quarantine_is_each_routers_own_and_a_rollback_passes_it_by() {
     for (mut request, candidates) in made_up_decisions(&[8], 3) {
         // No trial any more.
         request.decision_number = 0;
-        seat.decide(&request, &candidates, &mut Decision::default());
+        seat.decide(&request, |_| &candidates, &mut Decision::default());
     }
     assert_eq!(a.decides(), "kv-aware@1.0.0");
     assert_eq!(
