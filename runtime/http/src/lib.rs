@@ -22,6 +22,8 @@ mod error;
 mod frontend;
 mod generate;
 mod health;
+#[doc(hidden)]
+pub mod made_up;
 mod metrics;
 mod models;
 mod openai;

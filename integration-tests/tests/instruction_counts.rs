@@ -1,0 +1,83 @@
+//! What the hot paths cost, in instructions, held against recorded bounds. Counts repeat where times do not: a change that
+//! makes a path dearer is seen here on any machine.
+//!
+//! Counted by callgrind, in `runtime/http/examples/hot_paths.rs` built as optimised as a release.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+use signalbox_integration_tests::workspace_root;
+
+/// Most instructions a path may take each time: what was counted when it was last made cheaper, and a tenth for compilers and
+/// C libraries that differ. Whoever makes a path cheaper lowers its bound.
+const BOUNDS: [(&str, u64); 4] = [
+    // `kv-aware` among 64 workers: 30,080
+    ("decision", 33_100),
+    // 1,000 blocks of 64 workers: 12,230
+    ("lookup", 13_500),
+    // 16 frames: 14,980
+    ("frame", 16_500),
+    // 16 chunks: 27,860
+    ("chunk", 30_700),
+];
+
+const TIMES: u64 = 100;
+
+#[test]
+fn the_hot_paths_take_no_more_instructions_than_recorded() -> anyhow::Result<()> {
+    let program = build()?;
+    let mut dearer = Vec::new();
+    let program = program.as_path();
+    let counts = thread::scope(|scope| {
+        let counting = BOUNDS.map(|(path, _)| scope.spawn(move || instructions(program, path)));
+        counting.map(|count| count.join().expect("counting does not panic"))
+    });
+    for ((path, bound), count) in BOUNDS.into_iter().zip(counts) {
+        let each = count? / TIMES;
+        println!("{path}: {each} instructions, at most {bound}");
+        ensure!(each > 0, "callgrind met no call of what is to be counted");
+        if each > bound {
+            dearer.push(format!("{path} takes {each} instructions, {bound} is the most"));
+        }
+    }
+    ensure!(dearer.is_empty(), "{}", dearer.join("; "));
+    Ok(())
+}
+
+fn build() -> anyhow::Result<PathBuf> {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--profile=counted", "--package=signalbox-http"])
+        .args(["--example=hot_paths", "--message-format=json-render-diagnostics"])
+        .current_dir(workspace_root())
+        .output()
+        .context("cargo")?;
+    let said = String::from_utf8_lossy(&built.stderr);
+    ensure!(built.status.success(), "hot_paths was not built: {said}");
+    String::from_utf8(built.stdout)?
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find(|message| message["target"]["name"] == "hot_paths")
+        .and_then(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo names no executable hot_paths")
+}
+
+fn instructions(program: &Path, path: &str) -> anyhow::Result<u64> {
+    let ran = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg("--toggle-collect=*hot_paths::counted*")
+        .arg(program)
+        .args([path, &TIMES.to_string()])
+        .output()
+        .context("valgrind, which `make deps` installs")?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    ensure!(ran.status.success(), "hot_paths {path}: {said}");
+    said.lines()
+        .find_map(|line| line.split_once("Collected : "))
+        .and_then(|(_, count)| count.trim().parse().ok())
+        .with_context(|| format!("callgrind counted nothing: {said}"))
+}
