@@ -1,6 +1,13 @@
 //! Moves bytes between a link's state and its socket.
 
-use std::{future::poll_fn, io, task::Poll, time::Instant};
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    io, mem,
+    pin::pin,
+    task::{Context, Poll},
+    time::Instant,
+};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,8 +22,14 @@ use crate::{
 /// Room offered to each read: a step of 128 sequences at 200 bytes a token is 27 KB, and comes in one.
 const READ_BYTES: usize = 64 << 10;
 
-/// A write buffer larger than this, after a long prompt, is not kept.
-const KEEP_BYTES: usize = 256 << 10;
+/// A write buffer larger than this is not kept: a prompt's is used once in a while, on each of a thousand links.
+const KEEP_BYTES: usize = 4 << 10;
+
+thread_local! {
+    /// What the links of a thread read into, one after the other. A buffer for each would be found cold by every read, and
+    /// be a hundred megabytes on a thousand links.
+    static ROOM: Cell<BytesMut> = Cell::default();
+}
 
 /// Why the connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +80,49 @@ impl Drop for EndOfStreams<'_> {
     }
 }
 
+/// `left` is what came with the hello.
+async fn read_frames(mut socket: ReadHalf, mut left: BytesMut, max_frame: usize, link: &SharedLink) -> Ended {
+    // Pieces have a limit of their own, whatever the one for calls.
+    let mut codec = FrameCodec::new(max_frame.max(MAX_DATA_FRAME_BYTES));
+    let mut taken = take_frames(&mut codec, &mut left, link);
+    loop {
+        if let Err(ended) = taken {
+            return ended;
+        }
+        taken = poll_fn(|cx| poll_frames(cx, &mut socket, &mut codec, &mut left, link)).await;
+    }
+}
+
+/// Reads once and takes the frames that are whole. `left` keeps the beginning of one that is not; mostly there is none.
+fn poll_frames(
+    cx: &mut Context<'_>,
+    socket: &mut ReadHalf,
+    codec: &mut FrameCodec,
+    left: &mut BytesMut,
+    link: &SharedLink,
+) -> Poll<Result<(), Ended>> {
+    let is_shared = left.is_empty();
+    let mut room = if is_shared { ROOM.take() } else { mem::take(left) };
+    room.reserve(READ_BYTES);
+    let read = pin!(socket.read_buf(&mut room)).poll(cx);
+    let taken = read.map(|read| match read {
+        Ok(0) => Err(Ended::ByWorker),
+        Ok(_) => {
+            link.with(|link| link.liveness.heard(Instant::now()));
+            take_frames(codec, &mut room, link)
+        }
+        Err(error) => Err(Ended::Read(error)),
+    });
+    if is_shared || room.is_empty() {
+        left.extend_from_slice(&room);
+        room.clear();
+        ROOM.set(room);
+    } else {
+        *left = room;
+    }
+    taken
+}
+
 /// All frames of a read are taken before any reader of a stream runs.
 pub(super) fn take_frames(
     codec: &mut FrameCodec,
@@ -79,27 +135,6 @@ pub(super) fn take_frames(
         }
         Ok(())
     })
-}
-
-async fn read_frames(
-    mut socket: ReadHalf,
-    mut buffer: BytesMut,
-    max_frame: usize,
-    link: &SharedLink,
-) -> Ended {
-    // Pieces have a limit of their own, whatever the one for calls.
-    let mut codec = FrameCodec::new(max_frame.max(MAX_DATA_FRAME_BYTES));
-    loop {
-        if let Err(ended) = take_frames(&mut codec, &mut buffer, link) {
-            return ended;
-        }
-        buffer.reserve(READ_BYTES);
-        match socket.read_buf(&mut buffer).await {
-            Ok(0) => return Ended::ByWorker,
-            Ok(_) => link.with(|link| link.liveness.heard(Instant::now())),
-            Err(error) => return Ended::Read(error),
-        }
-    }
 }
 
 /// All frames queued since the last write go in the next one.
