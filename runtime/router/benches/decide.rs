@@ -1,7 +1,8 @@
 //! What a decision costs with all that belongs to it: the prompt's blocks looked up, the candidates' columns filled, the
 //! policy asked, its answer checked, the load reserved. `cargo bench --package signalbox-router [-- POLICY… WORKERS… large]`.
 //!
-//! Policies or numbers of workers that are named are the only ones. `large`: 1,024 workers hold 100,000 blocks each. Takes some gigabytes.
+//! Each figure is the least of several medians: machines that share processors are only ever slower than that. Policies or
+//! numbers of workers that are named are the only ones. `large`: 1,024 workers hold 100,000 blocks each. Takes some gigabytes.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
@@ -14,7 +15,8 @@ use signalbox_tokenize::{ModelArtifacts, ModelText};
 
 /// Blocks of a prompt of 2,000 bytes.
 const PROMPT: u64 = 31;
-const SAMPLES: usize = 201;
+const MEDIANS: usize = 9;
+const SAMPLES: usize = 101;
 /// Decisions in one sample: enough that reading the clock costs nothing.
 const DECISIONS: usize = 50;
 
@@ -32,8 +34,8 @@ fn main() -> anyhow::Result<()> {
     let policies = ["kv-aware", "round-robin", "replica-synced"].map(str::to_owned);
     let sizes = ["8", "64", "512", "1024"].map(str::to_owned);
     println!(
-        "{:<16}{:>10}{:>16}{:>16}{:>16}",
-        "policy", "workers", "ns, median", "ns, 99th", "blocks held"
+        "{:<16}{:>10}{:>16}{:>16}",
+        "policy", "workers", "ns a decision", "blocks held"
     );
     for policy in policies.iter().filter(|policy| is_named(&policies, policy)) {
         for workers in sizes.iter().filter(|size| is_named(&sizes, size)) {
@@ -75,26 +77,25 @@ fn blocks(prompt: u64, length: u64) -> Vec<SequenceHash> {
 fn report(policy: &str, workers: u32, made_up: &mut MadeUp) {
     let prompts: Vec<_> = (0..PROMPTS).map(|prompt| blocks(prompt, PROMPT)).collect();
     let mut turn = 0;
-    let mut samples: Vec<f64> = (0..SAMPLES)
-        .map(|_| {
-            let began = Instant::now();
-            for _ in 0..DECISIONS {
-                turn += 1;
-                assert!(
-                    made_up.decide(&prompts[turn % prompts.len()]).is_some(),
-                    "somebody is free"
-                );
-            }
-            began.elapsed().as_nanos() as f64 / DECISIONS as f64
-        })
-        .collect();
-    samples.sort_by(f64::total_cmp);
+    let mut sample = || {
+        let began = Instant::now();
+        for _ in 0..DECISIONS {
+            turn += 1;
+            assert!(
+                made_up.decide(&prompts[turn % prompts.len()]).is_some(),
+                "somebody is free"
+            );
+        }
+        began.elapsed().as_nanos() as f64 / DECISIONS as f64
+    };
+    let medians = (0..MEDIANS).map(|_| {
+        let mut samples: Vec<f64> = (0..SAMPLES).map(|_| sample()).collect();
+        samples.sort_by(f64::total_cmp);
+        samples[SAMPLES / 2]
+    });
+    let least = medians.min_by(f64::total_cmp).unwrap_or(f64::NAN);
     let (_, held) = made_up.index_size();
-    println!(
-        "{policy:<16}{workers:>10}{:>16.0}{:>16.0}{held:>16}",
-        samples[SAMPLES / 2],
-        samples[SAMPLES * 99 / 100]
-    );
+    println!("{policy:<16}{workers:>10}{least:>16.0}{held:>16}");
 }
 
 /// A tenth of what each holds is held by all, as system prompts are.

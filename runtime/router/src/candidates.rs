@@ -7,7 +7,7 @@ use signalbox_protocol::WorkerRole;
 
 use crate::{
     load::{EventState, LoadTable},
-    roster::WorkerTraits,
+    roster::{ReadyWorkers, WorkerEntry},
 };
 
 /// Why a request has no candidate.
@@ -23,10 +23,10 @@ pub(crate) enum NoCandidate {
 /// in `workers`. `may_use` says whether this request may go to a worker: its link works and it did not fail this
 /// request before.
 pub(crate) fn assemble(
-    workers: &[WorkerTraits],
+    workers: &ReadyWorkers,
     load: &LoadTable,
     overlaps: &OverlapScores,
-    may_use: impl Fn(&WorkerTraits) -> bool,
+    may_use: impl Fn(&WorkerEntry) -> bool,
     columns: &mut Candidates,
     rows: &mut Vec<usize>,
 ) -> Result<(), NoCandidate> {
@@ -34,8 +34,9 @@ pub(crate) fn assemble(
     rows.extend(0..workers.len());
     let left_out = fill(workers, load, overlaps, &may_use, columns);
     if left_out {
-        let is_free =
-            |place: usize| may_use(&workers[place]) && columns.requests[place] < workers[place].most_requests;
+        let is_free = |place: usize| {
+            may_use(&workers[place]) && columns.requests[place] < workers.traits()[place].most_requests
+        };
         rows.retain(|&place| is_free(place));
         columns.keep_rows(rows);
     }
@@ -52,16 +53,17 @@ pub(crate) fn assemble(
 /// A row for each worker; whether there are workers that must not have one. It mostly is the only pass over a thousand of
 /// them: columns walked side by side need no bounds checks, which took more time than what they guarded.
 fn fill(
-    workers: &[WorkerTraits],
+    workers: &ReadyWorkers,
     load: &LoadTable,
     overlaps: &OverlapScores,
-    may_use: impl Fn(&WorkerTraits) -> bool,
+    may_use: impl Fn(&WorkerEntry) -> bool,
     columns: &mut Candidates,
 ) -> bool {
     columns.resize(workers.len());
     let mut left_out = false;
-    for (traits, worker, device, host, disk, prefill, decode, requests, total, used) in izip!(
-        workers,
+    for (entry, traits, worker, device, host, disk, prefill, decode, requests, total, used) in izip!(
+        workers.iter(),
+        workers.traits(),
         &mut columns.worker,
         &mut columns.overlap_device,
         &mut columns.overlap_host,
@@ -76,7 +78,7 @@ fn fill(
             (*requests, left_out) = (u32::MAX, true);
             continue;
         };
-        left_out |= own.requests >= traits.most_requests || !may_use(traits);
+        left_out |= own.requests >= traits.most_requests || !may_use(entry);
         *worker = traits.slot.0;
         *device = at(&overlaps.device, traits.slot);
         *host = at(&overlaps.host, traits.slot);
@@ -90,7 +92,7 @@ fn fill(
 
 /// The columns that few policies want, for the rows there are.
 pub(crate) fn fill_further(
-    workers: &[WorkerTraits],
+    workers: &ReadyWorkers,
     load: &LoadTable,
     rows: &[usize],
     columns: &mut Candidates,
@@ -104,7 +106,7 @@ pub(crate) fn fill_further(
         &mut columns.requests_all,
         &mut columns.queue_depth,
     ) {
-        let traits = &workers[place];
+        let traits = workers.traits()[place];
         let now = load.get(traits.slot);
         let all = now.of_all_routers();
         *flags = role_flags(traits.role) | certainty_flags(now.event_state);

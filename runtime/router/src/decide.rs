@@ -16,7 +16,7 @@ use signalbox_protocol::SequenceHash;
 use crate::{
     candidates::{NoCandidate, assemble, fill_further},
     load::{LoadTable, Reservation},
-    roster::{ModelEntry, WorkerEntry, WorkerTraits},
+    roster::{ModelEntry, WorkerEntry},
     verdict,
 };
 
@@ -84,13 +84,13 @@ impl Decider {
         &mut self,
         model: &ModelEntry,
         demand: Demand<'_>,
-        may_use: impl Fn(&WorkerTraits) -> bool,
+        may_use: impl Fn(&WorkerEntry) -> bool,
     ) -> Result<Choice, NoCandidate> {
         let started = Instant::now();
         self.index
             .read(|index| index.overlaps(demand.blocks, &mut self.overlaps));
         assemble(
-            model.workers.traits(),
+            &model.workers,
             &self.load,
             &self.overlaps,
             may_use,
@@ -118,7 +118,7 @@ impl Decider {
             &request,
             |further| {
                 if further {
-                    fill_further(model.workers.traits(), &self.load, &self.rows, columns);
+                    fill_further(&model.workers, &self.load, &self.rows, columns);
                 }
                 columns
             },

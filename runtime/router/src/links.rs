@@ -2,7 +2,6 @@
 
 use std::{cell::Cell, collections::HashSet};
 
-use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::WorkerEpoch;
 use signalbox_request_plane::{LinkHandle, LinkState, StateChanges};
 
@@ -65,9 +64,9 @@ impl Links {
 
     /// Whether a request may be given to the worker: not while its link waits to dial again. A link not opened yet
     /// is worth a try.
-    pub(crate) fn is_usable(&self, worker: WorkerSlot, epoch: WorkerEpoch) -> bool {
-        match self.by_slot.get(worker.0 as usize) {
-            Some(Some((of, link))) if *of == epoch => is_usable(link),
+    pub(crate) fn is_usable(&self, worker: &WorkerEntry) -> bool {
+        match self.by_slot.get(worker.slot.0 as usize) {
+            Some(Some((epoch, link))) if *epoch == worker.card.epoch => is_usable(link),
             _ => true,
         }
     }

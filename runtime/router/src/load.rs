@@ -25,7 +25,8 @@ pub(crate) const MAX_WORKERS: u32 = 4_096;
 /// The counts of all workers. Clone = handle.
 #[derive(Debug, Clone)]
 pub(crate) struct LoadTable {
-    slots: Arc<[SlotLoad]>,
+    own: Arc<[OwnLoad]>,
+    told: Arc<[ToldLoad]>,
     bell: Arc<Bell>,
 }
 
@@ -36,14 +37,20 @@ struct Bell {
     listener: Notify,
 }
 
-/// One worker's counts, on a cache line of their own: threads that reserve on different workers do not disturb each
-/// other.
+/// What every decision reads of every worker, as close together as can be: among a thousand workers, fetching the cache
+/// lines that other threads changed is most of what a decision takes.
 #[derive(Debug, Default)]
-#[repr(align(64))]
-struct SlotLoad {
+struct OwnLoad {
     prefill_tokens: AtomicU32,
     decode_blocks: AtomicU32,
     requests: AtomicU32,
+    /// The greater of the two that [`ToldLoad`] has.
+    used_blocks: AtomicU32,
+}
+
+/// What others say of a worker. All of it is written by one thread.
+#[derive(Debug, Default)]
+struct ToldLoad {
     others_prefill_tokens: AtomicU32,
     others_decode_blocks: AtomicU32,
     others_requests: AtomicU32,
@@ -111,7 +118,8 @@ impl WorkerLoad {
 impl Default for LoadTable {
     fn default() -> Self {
         Self {
-            slots: (0..MAX_WORKERS).map(|_| SlotLoad::default()).collect(),
+            own: (0..MAX_WORKERS).map(|_| OwnLoad::default()).collect(),
+            told: (0..MAX_WORKERS).map(|_| ToldLoad::default()).collect(),
             bell: Arc::default(),
         }
     }
@@ -120,40 +128,41 @@ impl Default for LoadTable {
 impl LoadTable {
     /// A worker's counts now; zero for a slot past the table's end.
     pub(crate) fn get(&self, worker: WorkerSlot) -> WorkerLoad {
-        self.slot(worker)
-            .map_or_else(WorkerLoad::default, |slot| WorkerLoad {
-                prefill_tokens: slot.prefill_tokens.load(Relaxed),
-                decode_blocks: slot.decode_blocks.load(Relaxed),
-                requests: slot.requests.load(Relaxed),
-                others: ReplicaLoad {
-                    prefill_tokens: slot.others_prefill_tokens.load(Relaxed),
-                    decode_blocks: slot.others_decode_blocks.load(Relaxed),
-                    requests: slot.others_requests.load(Relaxed),
-                },
-                reported_waiting: slot.reported_waiting.load(Relaxed),
-                event_state: slot.event_state(),
-            })
+        let (Some((own, _)), Some(told)) = (self.own(worker), self.told(worker)) else {
+            return WorkerLoad::default();
+        };
+        WorkerLoad {
+            prefill_tokens: own.prefill_tokens,
+            decode_blocks: own.decode_blocks,
+            requests: own.requests,
+            others: ReplicaLoad {
+                prefill_tokens: told.others_prefill_tokens.load(Relaxed),
+                decode_blocks: told.others_decode_blocks.load(Relaxed),
+                requests: told.others_requests.load(Relaxed),
+            },
+            reported_waiting: told.reported_waiting.load(Relaxed),
+            event_state: told.event_state(),
+        }
     }
 
     /// What this router has in flight on a worker, and the KV blocks in use there: as it last said, a few times a second, or
     /// as its events say, which come with every prompt, if that is more. `None` for a slot past the table's end.
     pub(crate) fn own(&self, worker: WorkerSlot) -> Option<(ReplicaLoad, u32)> {
-        let slot = self.slot(worker)?;
+        let slot = self.own.get(worker.0 as usize)?;
         let own = ReplicaLoad {
             prefill_tokens: slot.prefill_tokens.load(Relaxed),
             decode_blocks: slot.decode_blocks.load(Relaxed),
             requests: slot.requests.load(Relaxed),
         };
-        let reported = slot.reported_used_blocks.load(Relaxed);
-        Some((own, reported.max(slot.indexed_blocks.load(Relaxed))))
+        Some((own, slot.used_blocks.load(Relaxed)))
     }
 
     /// Counts a request on `worker` until the reservation is dropped.
     pub(crate) fn reserve(&self, worker: WorkerSlot, prefill_tokens: u32, decode_blocks: u32) -> Reservation {
-        if let Some(slot) = self.slot(worker) {
-            slot.prefill_tokens.fetch_add(prefill_tokens, Relaxed);
-            slot.decode_blocks.fetch_add(decode_blocks, Relaxed);
-            slot.requests.fetch_add(1, Relaxed);
+        if let Some(own) = self.own.get(worker.0 as usize) {
+            own.prefill_tokens.fetch_add(prefill_tokens, Relaxed);
+            own.decode_blocks.fetch_add(decode_blocks, Relaxed);
+            own.requests.fetch_add(1, Relaxed);
             self.bell.ring();
         }
         Reservation {
@@ -166,34 +175,47 @@ impl LoadTable {
 
     /// Takes over what a worker said of itself.
     pub(crate) fn report(&self, worker: WorkerSlot, report: &WorkerReport) {
-        if let Some(slot) = self.slot(worker) {
-            slot.reported_waiting.store(report.load.waiting, Relaxed);
-            slot.reported_used_blocks
+        if let Some(told) = self.told(worker) {
+            told.reported_waiting.store(report.load.waiting, Relaxed);
+            told.reported_used_blocks
                 .store(report.load.used_kv_blocks, Relaxed);
-            slot.reported_next_batch.store(report.next_kv_batch, Relaxed);
+            told.reported_next_batch.store(report.next_kv_batch, Relaxed);
+            self.count_used_blocks(worker);
         }
     }
 
     /// Takes over how many blocks of the worker's the index knows.
     pub(crate) fn set_indexed_blocks(&self, worker: WorkerSlot, blocks: usize) {
-        if let Some(slot) = self.slot(worker) {
+        if let Some(told) = self.told(worker) {
             let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
-            slot.indexed_blocks.store(blocks, Relaxed);
+            told.indexed_blocks.store(blocks, Relaxed);
+            self.count_used_blocks(worker);
+        }
+    }
+
+    fn count_used_blocks(&self, worker: WorkerSlot) {
+        if let (Some(own), Some(told)) = (self.own.get(worker.0 as usize), self.told(worker)) {
+            let reported = told.reported_used_blocks.load(Relaxed);
+            let used = reported.max(told.indexed_blocks.load(Relaxed));
+            // Left alone where it is right: storing would take the cache line from every thread that decides.
+            if own.used_blocks.load(Relaxed) != used {
+                own.used_blocks.store(used, Relaxed);
+            }
         }
     }
 
     /// The number the worker's next batch of KV events will have, as it last said; 0 before it said anything.
     pub(crate) fn reported_next_batch(&self, worker: WorkerSlot) -> u64 {
-        self.slot(worker)
-            .map_or(0, |slot| slot.reported_next_batch.load(Relaxed))
+        self.told(worker)
+            .map_or(0, |told| told.reported_next_batch.load(Relaxed))
     }
 
     /// Takes over what other routers have in flight on a worker together.
     pub(crate) fn set_others(&self, worker: WorkerSlot, others: ReplicaLoad) {
-        if let Some(slot) = self.slot(worker) {
-            slot.others_prefill_tokens.store(others.prefill_tokens, Relaxed);
-            slot.others_decode_blocks.store(others.decode_blocks, Relaxed);
-            slot.others_requests.store(others.requests, Relaxed);
+        if let Some(told) = self.told(worker) {
+            told.others_prefill_tokens.store(others.prefill_tokens, Relaxed);
+            told.others_decode_blocks.store(others.decode_blocks, Relaxed);
+            told.others_requests.store(others.requests, Relaxed);
         }
     }
 
@@ -204,12 +226,12 @@ impl LoadTable {
     }
 
     pub(crate) fn event_state(&self, worker: WorkerSlot) -> EventState {
-        self.slot(worker).map_or(EventState::None, SlotLoad::event_state)
+        self.told(worker).map_or(EventState::None, ToldLoad::event_state)
     }
 
     pub(crate) fn set_event_state(&self, worker: WorkerSlot, state: EventState) {
-        if let Some(slot) = self.slot(worker) {
-            slot.event_state.store(state as u8, Relaxed);
+        if let Some(told) = self.told(worker) {
+            told.event_state.store(state as u8, Relaxed);
         }
     }
 
@@ -221,12 +243,12 @@ impl LoadTable {
         self.set_event_state(worker, EventState::None);
     }
 
-    fn slot(&self, worker: WorkerSlot) -> Option<&SlotLoad> {
-        self.slots.get(worker.0 as usize)
+    fn told(&self, worker: WorkerSlot) -> Option<&ToldLoad> {
+        self.told.get(worker.0 as usize)
     }
 }
 
-impl SlotLoad {
+impl ToldLoad {
     fn event_state(&self) -> EventState {
         match self.event_state.load(Relaxed) {
             1 => EventState::Resyncing,
@@ -258,10 +280,10 @@ impl Reservation {
     /// The prompt is computed: its prefill tokens are load no more. Later calls change nothing.
     pub(crate) fn first_token(&mut self) {
         let tokens = std::mem::take(&mut self.prefill_tokens);
-        if let Some(slot) = self.table.slot(self.worker)
+        if let Some(own) = self.table.own.get(self.worker.0 as usize)
             && tokens > 0
         {
-            let before = slot.prefill_tokens.fetch_sub(tokens, Relaxed);
+            let before = own.prefill_tokens.fetch_sub(tokens, Relaxed);
             debug_assert!(before >= tokens, "R-1: prefill tokens released twice");
             self.table.bell.ring();
         }
@@ -271,9 +293,9 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.first_token();
-        if let Some(slot) = self.table.slot(self.worker) {
-            slot.decode_blocks.fetch_sub(self.decode_blocks, Relaxed);
-            let before = slot.requests.fetch_sub(1, Relaxed);
+        if let Some(own) = self.table.own.get(self.worker.0 as usize) {
+            own.decode_blocks.fetch_sub(self.decode_blocks, Relaxed);
+            let before = own.requests.fetch_sub(1, Relaxed);
             debug_assert!(before > 0, "R-1: a request released twice");
             self.table.bell.ring();
         }
@@ -339,6 +361,22 @@ mod tests {
         assert_eq!(table.get(WORKER).of_all_routers(), others);
         table.forget_reports(WORKER);
         assert_eq!(table.get(WORKER), WorkerLoad::default());
+    }
+
+    #[test]
+    fn blocks_in_use_are_what_is_known_of_most() {
+        let table = LoadTable::default();
+        let used = || table.own(WORKER).map(|(_, used)| used);
+        let mut report = WorkerReport::default();
+        report.load.used_kv_blocks = 7;
+        table.report(WORKER, &report);
+        assert_eq!(used(), Some(7));
+        table.set_indexed_blocks(WORKER, 9);
+        assert_eq!(used(), Some(9));
+        table.set_indexed_blocks(WORKER, 3);
+        assert_eq!(used(), Some(7));
+        table.forget_reports(WORKER);
+        assert_eq!(used(), Some(0));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
     decide::{Choice, Decider, Demand},
     links::Links,
     load::Reservation,
-    roster::{ModelEntry, WorkerTraits},
+    roster::{ModelEntry, WorkerEntry},
     shared::RouterShared,
     worker_roster::{RegisterReplica, RosterChanged},
 };
@@ -187,9 +187,8 @@ impl ReplicaState {
         };
         let links = self.links.borrow();
         let anybody = failed.is_empty() && links.are_all_usable();
-        let may_use = |worker: &WorkerTraits| {
-            anybody || !failed.contains(&worker.slot) && links.is_usable(worker.slot, worker.epoch)
-        };
+        let may_use =
+            |worker: &WorkerEntry| anybody || !failed.contains(&worker.slot) && links.is_usable(worker);
         self.decider.borrow_mut().decide(model, demand, may_use)
     }
 

@@ -55,11 +55,10 @@ pub(crate) struct ReadyWorkers {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WorkerTraits {
     pub(crate) slot: WorkerSlot,
-    pub(crate) epoch: WorkerEpoch,
-    pub(crate) role: WorkerRole,
     pub(crate) kv_blocks: u32,
     /// Most requests it takes, running and waiting.
     pub(crate) most_requests: u32,
+    pub(crate) role: WorkerRole,
 }
 
 impl ReadyWorkers {
@@ -113,7 +112,6 @@ impl WorkerEntry {
         let capacity = self.card.capacity;
         WorkerTraits {
             slot: self.slot,
-            epoch: self.card.epoch,
             role: self.card.role,
             kv_blocks: capacity.kv_blocks,
             most_requests: capacity.max_sequences.saturating_add(capacity.max_waiting),

@@ -108,7 +108,7 @@ fn a_full_worker_is_busy_and_an_excluded_one_unavailable() {
     let (mut columns, mut rows) = (Candidates::default(), Vec::new());
     let mut check = |load: &LoadTable, usable| {
         assemble(
-            model.workers.traits(),
+            &model.workers,
             load,
             &OverlapScores::default(),
             |_| usable,
