@@ -109,6 +109,16 @@ async fn a_policy_nobody_knows() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn more_simulated_workers_than_ports() -> anyhow::Result<()> {
+    let worker = ["worker", "--engine=sim", "--model-name=m"];
+    let beyond = ["--listen=127.0.0.1:65534", "--sim-workers=3"];
+    names(
+        &sentence(&[&worker[..], &beyond].concat()).await?,
+        &["--sim-workers 3", "65534", "65535"],
+    )
+}
+
+#[tokio::test]
 async fn an_admin_api_open_to_everybody() -> anyhow::Result<()> {
     names(
         &sentence(&["up", "--engine=sim", "--http=127.0.0.1:0", "--admin=0.0.0.0:0"]).await?,
@@ -130,6 +140,7 @@ async fn a_flag_there_is_not() -> anyhow::Result<()> {
     for arguments in [
         &["up", "--wrokers=2"][..],
         &["up", "--workers=0"],
+        &["worker", "--sim-workers=0"],
         &["up", "--http=here"],
         &["down"],
         &[],

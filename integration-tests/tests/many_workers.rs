@@ -1,10 +1,13 @@
 //! A thousand workers register and go.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use etcd_client::{Client, PutOptions};
 use serde_json::json;
-use signalbox_integration_tests::{Fleet, eventually};
+use signalbox_integration_tests::{Cluster, Fleet, Worker, eventually, fleet::follows};
 use tokio::task::JoinSet;
 
 const WORKERS: usize = 1_000;
@@ -89,5 +92,24 @@ async fn a_thousand_workers_appear_and_go_with_their_lease() -> anyhow::Result<(
         peaks[2] < peaks[0] + (32 << 20),
         "memory grows with every round: {peaks:?}"
     );
+    Ok(())
+}
+
+/// What the benches have a thousand of: each answers under a name of its own.
+#[tokio::test]
+async fn one_process_simulates_several_workers() -> anyhow::Result<()> {
+    const SIMULATED: usize = 3;
+    let workers = Worker::sim("w", &["--sim-workers=3", "--model-name=m"]).await?;
+    let discovery = format!("--discovery=static://{}", workers.address);
+    let router = Cluster::serve_with(&[&discovery, "--policy=round-robin"]).await?;
+    follows(&router, SIMULATED).await?;
+    let mut answered = BTreeSet::new();
+    for _ in 0..SIMULATED {
+        let asked = json!({"model": "m", "prompt": "on", "max_tokens": 1});
+        let answer = router.api.post("/v1/completions", &asked).await?;
+        answered.insert(answer.header("x-signalbox-worker").to_owned());
+    }
+    let names = ["w-0", "w-1", "w-2"].map(str::to_owned);
+    assert_eq!(answered, BTreeSet::from(names));
     Ok(())
 }

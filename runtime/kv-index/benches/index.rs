@@ -2,7 +2,7 @@
 //! or a part of it: `-- 8`, `64` or `1024` workers, `long` or `shared`.
 //!
 //! Every worker holds its sequences of 256 blocks, the first 64 from one of 16 system prompts that all workers hold
-//! too; stored in events of 16 blocks and of 1. Blocks of a prompt past the 256th are held by nobody. Prints one line
+//! too; stored in events of 16 blocks and of 1, the latter also in batches. Blocks of a prompt past the 256th are held by nobody. Prints one line
 //! a figure; times nothing but the index. `tests/memory.rs` checks the bytes against the allocator.
 #![expect(
     clippy::print_stdout,
@@ -33,9 +33,9 @@ fn main() {
     let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
     for (workers, sessions) in [(8, 400), (64, 100), (1024, 16)] {
-        for event in [16, 1] {
+        for (event, together) in [(16, 1), (1, 1), (1, 32)] {
             if is_wanted(&workers.to_string()) {
-                run(workers, sessions, event);
+                run(workers, sessions, event, together);
             }
         }
     }
@@ -82,20 +82,26 @@ fn events_of(worker: u64, sessions: u64, event: usize) -> Vec<KvEvent> {
         .collect()
 }
 
-fn run(workers: u64, sessions: u64, event: usize) {
+/// Events of so many blocks, so many of them in a batch, as an engine's step publishes them.
+fn run(workers: u64, sessions: u64, event: usize, together: usize) {
     let mut index = KvIndex::new(usize::MAX);
     let mut storing = Duration::ZERO;
     for worker in 0..workers {
         let events = events_of(worker, sessions, event);
         let start = Instant::now();
-        for event in &events {
-            index.apply(WorkerSlot(worker as u32), event);
+        for batch in events.chunks(together) {
+            index.apply_all(WorkerSlot(worker as u32), batch);
         }
         storing += start.elapsed();
     }
     let stores = (workers * sessions * LENGTH) as f64;
     let stats = index.stats();
-    let name = format!("{workers} x {sessions}, events of {event}");
+    let batches = if together > 1 {
+        format!(", {together} together")
+    } else {
+        String::new()
+    };
+    let name = format!("{workers} x {sessions}, events of {event}{batches}");
     println!(
         "{name}: store {:.2} M block/s, {:.1} B/membership ({} memberships, {} blocks)",
         stores / storing.as_secs_f64() / 1e6,

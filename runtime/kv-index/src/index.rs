@@ -14,6 +14,9 @@ mod changes;
 #[cfg(test)]
 mod tests;
 
+/// Events whose first blocks are asked for together: as many as the processor fetches at once, about.
+const FETCHED_AT_ONCE: usize = 16;
+
 /// Which worker holds which blocks on which tier. See the [crate] page for the layout.
 #[derive(Debug)]
 pub struct KvIndex {
@@ -92,6 +95,23 @@ impl KvIndex {
             self.memberships.iter().sum::<usize>(),
             "the memberships of the workers add up"
         );
+    }
+
+    /// Takes over changes that came together, as those of an engine's step do: mostly a block or two for each of many
+    /// sequences. What they are about is fetched from memory for all of them at once, not for one after the other.
+    pub fn apply_all(&mut self, worker: WorkerSlot, events: &[KvEvent]) {
+        for some in events.chunks(FETCHED_AT_ONCE) {
+            let few = some.iter().filter_map(|event| match event {
+                KvEvent::Stored { blocks, .. } | KvEvent::Removed { blocks, .. } => blocks.first(),
+                KvEvent::Cleared => None,
+            });
+            if some.len() > 1 {
+                self.places.touch(few.copied());
+            }
+            for event in some {
+                self.apply(worker, event);
+            }
+        }
     }
 
     /// Forgets every block of `worker`, on all tiers, so that its slot can be given to another.

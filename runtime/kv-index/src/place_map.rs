@@ -71,8 +71,8 @@ impl PlaceMap {
 
     /// Brings the slots of `blocks` into the cache. One after the other, each would be waited for; asked for all
     /// together, with nothing to decide in between, they arrive together.
-    pub(crate) fn touch(&self, blocks: &[SequenceHash]) {
-        let slots = blocks.iter().map(|&block| {
+    pub(crate) fn touch(&self, blocks: impl IntoIterator<Item = SequenceHash>) {
+        let slots = blocks.into_iter().map(|block| {
             let (shard, tag) = self.locate(block);
             self.shards[shard].home_slot(tag)
         });

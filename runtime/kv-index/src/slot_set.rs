@@ -96,6 +96,33 @@ impl SlotSet {
         true
     }
 
+    /// Whether `other` and this set are the same but for `slot`, which one of them has.
+    pub(crate) fn differs_only_by(&self, other: &Self, slot: WorkerSlot) -> bool {
+        let (at, bit) = split(slot);
+        match (self, other) {
+            // All words, with nothing to decide in between.
+            (Self::Words(a), Self::Words(b)) if a.len() == b.len() => {
+                let differ: u32 = a.iter().zip(b).map(|(a, b)| (a ^ b).count_ones()).sum();
+                differ == 1 && self.word(at) ^ other.word(at) == bit
+            }
+            _ => {
+                let words = self.words().max(other.words()).max(at + 1);
+                (0..words).all(|word| {
+                    let differ = self.word(word) ^ other.word(word);
+                    differ == if word == at { bit } else { 0 }
+                })
+            }
+        }
+    }
+
+    /// How many words there are up to the last with bits.
+    fn words(&self) -> usize {
+        match self {
+            Self::Word { at, .. } => *at as usize + 1,
+            Self::Words(words) => words.len(),
+        }
+    }
+
     /// Heap bytes, the allocator's share included.
     pub(crate) fn heap_bytes(&self) -> usize {
         match self {
@@ -154,6 +181,28 @@ mod tests {
             prop_assert_eq!(set.is_empty(), model.is_empty());
             let listed: Vec<u32> = (0..4300).filter(|&slot| set.contains(WorkerSlot(slot))).collect();
             prop_assert_eq!(listed, model.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn sets_differ_by_one_slot_or_they_do_not(
+            slots in prop::collection::btree_set(prop_oneof![0u32..4, 60u32..70, 120u32..200], 0..8),
+            slot in prop_oneof![0u32..4, 60u32..70, 120u32..200],
+            another in prop_oneof![0u32..4, 60u32..70, 120u32..200],
+        ) {
+            let slot = WorkerSlot(slot);
+            let mut without = SlotSet::default();
+            for &held in slots.iter().filter(|&&held| held != slot.0) {
+                without.insert(WorkerSlot(held));
+            }
+            let mut with = without.clone();
+            with.insert(slot);
+            prop_assert!(with.differs_only_by(&without, slot) && without.differs_only_by(&with, slot));
+            prop_assert!(!with.differs_only_by(&with, slot));
+            if another != slot.0 && with.insert(WorkerSlot(another)) {
+                prop_assert!(!with.differs_only_by(&without, slot));
+            }
         }
     }
 

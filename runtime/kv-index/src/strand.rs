@@ -199,6 +199,9 @@ impl Strand {
         {
             return Change::default();
         }
+        if let Some(change) = self.move_boundary(&range, worker, tier, held) {
+            return change;
+        }
         let (first, last) = (self.cut(range.start), self.cut(range.end));
         let change = self.update(first..last, |holders| {
             let mut flipped = [false; 3];
@@ -207,6 +210,34 @@ impl Strand {
         });
         self.join(first.saturating_sub(1)..last + 1);
         change
+    }
+
+    /// The blocks of a chain are mostly told in order, each to join those before it: then the boundary between two segments
+    /// moves, and no set is copied. `None` where it is not so.
+    fn move_boundary(
+        &mut self,
+        range: &Range<usize>,
+        worker: WorkerSlot,
+        tier: CacheTier,
+        held: bool,
+    ) -> Option<Change> {
+        let index = self.segment_at(range.start);
+        let span = self.span(index);
+        if index == 0 || span.start != range.start || range.end >= span.end {
+            return None;
+        }
+        let (before, here) = (&self.segments[index - 1].holders, &self.segments[index].holders);
+        let has = |holders: &Holders| holders.on(tier).is_some_and(|set| set.contains(worker));
+        if has(before) != held || !before.differ_only_by(here, worker, tier) {
+            return None;
+        }
+        let mut change = Change::default();
+        change.memberships[tier.index()] = range.len();
+        if before.is_empty() != here.is_empty() {
+            change.blocks = range.len();
+        }
+        self.segments[index].start = range.end as u16;
+        Some(change)
     }
 
     /// The most heap a [`set`](Self::set) can add, with workers below slot `slots`.

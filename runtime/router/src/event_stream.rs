@@ -221,11 +221,7 @@ impl EventStream {
             Verdict::Apply => {
                 self.has_met = true;
                 let slot = self.config.slot;
-                self.change_index(|index| {
-                    for event in &batch.events {
-                        index.apply(slot, event);
-                    }
-                });
+                self.change_index(|index| index.apply_all(slot, &batch.events));
             }
             Verdict::Duplicate | Verdict::OldEpoch => {}
             Verdict::Gap { expected } => {

@@ -130,7 +130,7 @@ impl KvIndex {
         let start = self.strands[id].len();
         let most = blocks.len().min(APPENDED_AT_ONCE).min(MAX_STRAND_BLOCKS - start);
         if most > 1 {
-            self.places.touch(&blocks[..most]);
+            self.places.touch(blocks[..most].iter().copied());
         }
         let (mut pushed, mut known) = (0, None);
         for &block in &blocks[..most] {
@@ -219,7 +219,7 @@ impl KvIndex {
             let mut strand = std::mem::take(&mut self.strands[id]);
             self.strand_bytes -= strand.heap_bytes();
             for blocks in strand.hashes().chunks(APPENDED_AT_ONCE) {
-                self.places.touch(blocks);
+                self.places.touch(blocks.iter().copied());
             }
             strand.squeeze(|block, old, new| {
                 let old = Place::new(id, old);

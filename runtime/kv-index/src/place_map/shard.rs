@@ -8,8 +8,11 @@ use super::Place;
 /// shard of 2^17 blocks, 33 million in all, the strand is looked at in vain about once in thirty times.
 pub(super) const TAG_BITS: u32 = 24;
 const PLACE_BITS: u32 = 40;
-/// No strand has this number with this offset and tag: there is no memory for so many.
+/// No strand has this number with this offset and tag, nor the one before it: there is no memory for so many.
 const EMPTY: u64 = u64::MAX;
+/// Something was here and was taken out: searches go on past it. Moving back what had to go past it would cost more than
+/// all the rest of taking out.
+const TAKEN: u64 = u64::MAX - 1;
 /// More than three slots in four full, and runs of full slots get long.
 const FULL: (usize, usize) = (3, 4);
 /// A shard that is less than one part in this many full gives memory back.
@@ -22,6 +25,8 @@ const SMALLEST: usize = 8;
 pub(super) struct Shard {
     slots: Box<[u64]>,
     used: usize,
+    /// Slots that are [`TAKEN`].
+    taken: usize,
 }
 
 impl Shard {
@@ -47,15 +52,18 @@ impl Shard {
         if self.is_full() {
             self.resize(self.grown());
         }
-        let mut at = self.home(tag);
+        let (mut at, mut free) = (self.home(tag), None);
         while self.slots[at] != EMPTY {
             let slot = self.slots[at];
-            if tag_of(slot) == tag && is_it(place_of(slot)) {
+            if slot == TAKEN {
+                free = free.or(Some(at));
+            } else if tag_of(slot) == tag && is_it(place_of(slot)) {
                 return Some(place_of(slot));
             }
             at = self.after(at);
         }
-        self.slots[at] = pack(tag, place);
+        self.taken -= usize::from(free.is_some());
+        self.slots[free.unwrap_or(at)] = pack(tag, place);
         self.used += 1;
         None
     }
@@ -66,21 +74,15 @@ impl Shard {
         }
     }
 
-    /// Takes a place out, and moves back what had to go past it, so that searches still end at the first empty slot.
+    /// Takes a place out.
     pub(super) fn remove(&mut self, tag: u32, place: Place) {
-        let Some(mut hole) = self.position(tag, place) else {
+        let Some(at) = self.position(tag, place) else {
             return;
         };
-        let mut at = self.after(hole);
-        while self.slots[at] != EMPTY {
-            let slot = self.slots[at];
-            if self.steps(self.home(tag_of(slot)), at) >= self.steps(hole, at) {
-                self.slots[hole] = slot;
-                hole = at;
-            }
-            at = self.after(at);
-        }
-        self.slots[hole] = EMPTY;
+        // Nothing went past the last of a run.
+        let ends_run = self.slots[self.after(at)] == EMPTY;
+        self.slots[at] = if ends_run { EMPTY } else { TAKEN };
+        self.taken += usize::from(!ends_run);
         self.used -= 1;
         if self.used * SPARSE < self.slots.len() && self.slots.len() > SMALLEST {
             self.resize((self.used * 2).max(SMALLEST));
@@ -117,19 +119,25 @@ impl Shard {
     }
 
     fn is_full(&self) -> bool {
-        self.used * FULL.1 >= self.slots.len() * FULL.0
+        (self.used + self.taken) * FULL.1 >= self.slots.len() * FULL.0
     }
 
-    /// Twice as many, so at least three in eight are used while blocks come; less growth costs more copies.
+    /// Twice as many, so at least three in eight are used while blocks come; less growth costs more copies. As many, where
+    /// half of what fills the shard was taken out.
     fn grown(&self) -> usize {
-        (self.slots.len() * 2).max(SMALLEST)
+        if self.used < self.taken {
+            self.slots.len()
+        } else {
+            (self.slots.len() * 2).max(SMALLEST)
+        }
     }
 
     /// The order of homes is the order of tags whatever the number of slots, so both tables are walked from front to
     /// back.
     fn resize(&mut self, slots: usize) {
         let old = std::mem::replace(&mut self.slots, vec![EMPTY; slots].into());
-        for slot in old.into_iter().filter(|&slot| slot != EMPTY) {
+        self.taken = 0;
+        for slot in old.into_iter().filter(|&slot| slot < TAKEN) {
             let mut at = self.home(tag_of(slot));
             while self.slots[at] != EMPTY {
                 at = self.after(at);
@@ -144,15 +152,6 @@ impl Shard {
 
     fn after(&self, at: usize) -> usize {
         if at + 1 == self.slots.len() { 0 } else { at + 1 }
-    }
-
-    /// From one slot on to another.
-    fn steps(&self, from: usize, to: usize) -> usize {
-        if to >= from {
-            to - from
-        } else {
-            to + self.slots.len() - from
-        }
     }
 }
 
@@ -207,7 +206,9 @@ mod tests {
                 prop_assert!(shard.slots.len() <= 2 * SMALLEST);
             }
             prop_assert_eq!(shard.used, model.len());
-            prop_assert_eq!(shard.slots.iter().filter(|&&slot| slot != EMPTY).count(), model.len());
+            prop_assert_eq!(shard.slots.iter().filter(|&&slot| slot < TAKEN).count(), model.len());
+            prop_assert_eq!(shard.slots.iter().filter(|&&slot| slot == TAKEN).count(), shard.taken);
+            prop_assert!(shard.slots.is_empty() || shard.slots.contains(&EMPTY), "searches end");
             for &(tag, number) in &model {
                 let place = Place::new(tag as usize, number);
                 prop_assert_eq!(shard.find(tag, |found| found == place), Some(place));

@@ -46,6 +46,13 @@ impl Holders {
         }
     }
 
+    /// Whether `other` and these are the same but for `worker` on `tier`. False also where that is not cheap to tell.
+    pub(super) fn differ_only_by(&self, other: &Self, worker: WorkerSlot, tier: CacheTier) -> bool {
+        tier == CacheTier::Device
+            && self.device.differs_only_by(&other.device, worker)
+            && self.lower == other.lower
+    }
+
     /// Whether that changed something.
     pub(super) fn set(&mut self, worker: WorkerSlot, tier: CacheTier, held: bool) -> bool {
         let change = |set: &mut SlotSet| {
