@@ -4,6 +4,7 @@
 //! Counted by callgrind, in `runtime/http/examples/hot_paths.rs` built as optimised as a release.
 
 use std::{
+    env,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -50,12 +51,13 @@ fn the_hot_paths_take_no_more_instructions_than_recorded() -> anyhow::Result<()>
 }
 
 fn build() -> anyhow::Result<PathBuf> {
-    let built = Command::new(env!("CARGO"))
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = Command::new(&cargo)
         .args(["build", "--profile=counted", "--package=signalbox-http"])
         .args(["--example=hot_paths", "--message-format=json-render-diagnostics"])
         .current_dir(workspace_root())
         .output()
-        .context("cargo")?;
+        .with_context(|| format!("{cargo:?}"))?;
     let said = String::from_utf8_lossy(&built.stderr);
     ensure!(built.status.success(), "hot_paths was not built: {said}");
     String::from_utf8(built.stdout)?

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what a build needs beside Rust and Python, and only what is missing: cmake, a C++ compiler and libclang (they
 # compile llama.cpp and its bindings), protoc with the messages that Protocol Buffers define themselves (the etcd
-# client's), nats-server and etcd (tests and examples start their own), valgrind (a test), pip and venv (the model, the test clients).
+# client's), nats-server and etcd (tests and examples start their own), valgrind (a test counts instructions), pip and venv
+# (the model, the test clients).
 #
 # Meant for Debian and its relatives. Needs root, or sudo that does not ask for a password or a terminal to ask on; when
 # nothing is missing it needs neither and takes no time. `install-deps.sh --check` only says what is missing (exit code

@@ -90,25 +90,25 @@ impl Stream for AnswerStream {
         let Some(open) = &mut self.open else {
             return Poll::Ready(None);
         };
-        if open.deadline.as_mut().poll(cx).is_ready() {
-            self.open = None;
-            let late = WireError::new(
-                ErrorKind::DeadlineExceeded,
-                "the answer was not whole within the request's deadline",
-            );
-            return Poll::Ready(Some(Err(late)));
-        }
-        let error = match ready!(Pin::new(&mut open.response).poll_next(cx)) {
-            Some(Ok(ResponseEvent::Data { bytes, .. })) => return Poll::Ready(Some(Ok(bytes))),
-            Some(Ok(ResponseEvent::End(summary))) => {
+        let error = match Pin::new(&mut open.response).poll_next(cx) {
+            Poll::Ready(Some(Ok(ResponseEvent::Data { bytes, .. }))) => return Poll::Ready(Some(Ok(bytes))),
+            Poll::Ready(Some(Ok(ResponseEvent::End(summary)))) => {
                 self.summary = Some(summary);
                 None
             }
-            Some(Err(error)) => Some(lost(error)),
-            None => Some(WireError::new(
+            Poll::Ready(Some(Err(error))) => Some(lost(error)),
+            Poll::Ready(None) => Some(WireError::new(
                 ErrorKind::Internal,
                 "the worker's answer ended without its end",
             )),
+            // Asked only while there is nothing to pass on: tokens come far apart.
+            Poll::Pending => {
+                ready!(open.deadline.as_mut().poll(cx));
+                Some(WireError::new(
+                    ErrorKind::DeadlineExceeded,
+                    "the answer was not whole within the request's deadline",
+                ))
+            }
         };
         self.open = None;
         Poll::Ready(error.map(Err))
