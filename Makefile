@@ -39,7 +39,7 @@ policies-check: ## Build the policies from source; fail if one decides otherwise
 	runtime/scripts/build-policies.sh --check
 
 bench: deps tokenizer wrk ## Run the benches of all crates; `runtime/docs/performance.md` says what they measure
-	$(CARGO) bench --workspace
+	$(CARGO) bench --workspace --bench '*'
 
 tokenizer: ## Fetch the tokenizer that the benches use (11 MB) into .local/
 	@runtime/scripts/fetch-tokenizer.sh >/dev/null

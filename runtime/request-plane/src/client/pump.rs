@@ -113,11 +113,11 @@ fn poll_frames(
         }
         Err(error) => Err(Ended::Read(error)),
     });
-    if is_shared || room.is_empty() {
+    if is_shared {
         left.extend_from_slice(&room);
         room.clear();
         ROOM.set(room);
-    } else {
+    } else if !room.is_empty() {
         *left = room;
     }
     taken
