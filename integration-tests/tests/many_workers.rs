@@ -1,4 +1,4 @@
-//! A thousand workers register and go.
+//! A thousand workers register and go; one process simulates several.
 
 use std::{
     collections::BTreeSet,

@@ -2,8 +2,9 @@
 //! or a part of it: `-- 8`, `64` or `1024` workers, `long` or `shared`.
 //!
 //! Every worker holds its sequences of 256 blocks, the first 64 from one of 16 system prompts that all workers hold
-//! too; stored in events of 16 blocks and of 1, the latter also in batches. Blocks of a prompt past the 256th are held by nobody. Prints one line
-//! a figure; times nothing but the index. `tests/memory.rs` checks the bytes against the allocator.
+//! too; stored in events of 16 blocks and of 1, the latter also in batches. Blocks of a prompt past the 256th are held
+//! by nobody. Prints one line a figure; times nothing but the index. `tests/memory.rs` checks the bytes against the
+//! allocator.
 #![expect(
     clippy::print_stdout,
     clippy::expect_used,

@@ -137,7 +137,7 @@ impl StateChanges {
     }
 
     /// One more.
-    pub fn note(&self) {
+    fn note(&self) {
         self.0.set(self.0.get() + 1);
     }
 }

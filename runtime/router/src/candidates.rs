@@ -1,7 +1,7 @@
 //! The candidates of one decision, as the columns a policy sees.
 
 use itertools::izip;
-use signalbox_kv_index::{OverlapScores, WorkerSlot};
+use signalbox_kv_index::OverlapScores;
 use signalbox_policy_host::{Candidates, candidate_flags};
 use signalbox_protocol::WorkerRole;
 
@@ -80,9 +80,9 @@ fn fill(
         };
         left_out |= own.requests >= traits.most_requests || !may_use(entry);
         *worker = traits.slot.0;
-        *device = at(&overlaps.device, traits.slot);
-        *host = at(&overlaps.host, traits.slot);
-        *disk = at(&overlaps.disk, traits.slot);
+        *device = overlaps.device(traits.slot);
+        *host = overlaps.host(traits.slot);
+        *disk = overlaps.disk(traits.slot);
         (*prefill, *decode, *requests) = (own.prefill_tokens, own.decode_blocks, own.requests);
         *total = traits.kv_blocks;
         *used = kv_blocks_used;
@@ -113,10 +113,6 @@ pub(crate) fn fill_further(
         (*prefill, *decode, *requests) = (all.prefill_tokens, all.decode_blocks, all.requests);
         *queue = now.reported_waiting;
     }
-}
-
-fn at(column: &[u32], worker: WorkerSlot) -> u32 {
-    column.get(worker.0 as usize).copied().unwrap_or(0)
 }
 
 fn role_flags(role: WorkerRole) -> u32 {

@@ -209,11 +209,7 @@ impl EventStream {
         let EventStreamConfig {
             index, load, slot, ..
         } = &self.config;
-        let blocks = index.write(|index| {
-            change(index);
-            index.blocks_of(*slot)
-        });
-        load.set_indexed_blocks(*slot, blocks);
+        load.change_index(index, *slot, change);
     }
 
     fn receive(&mut self, ctx: &mut Context<Self>, batch: &KvEventBatch) {

@@ -15,7 +15,7 @@ use crate::{
 pub(crate) struct Links {
     by_slot: Vec<Option<(WorkerEpoch, LinkHandle)>>,
     changes: StateChanges,
-    /// Whether all were usable, and after how many changes.
+    /// Whether all are usable, and after how many changes they were asked; `None` since the links are others.
     all_usable: Cell<Option<(u64, bool)>>,
 }
 
@@ -33,7 +33,7 @@ impl Links {
                 .is_some_and(|(epoch, _)| !present.contains(&(slot, *epoch)));
             if gone && let Some((_, link)) = entry.take() {
                 link.close();
-                self.changes.note();
+                self.all_usable.set(None);
             }
         }
         for worker in &view.workers {
@@ -56,7 +56,7 @@ impl Links {
                 let link = LinkHandle::start(worker.card.address.clone(), shared.links.clone(), None);
                 link.count_changes(self.changes.clone());
                 self.by_slot[place] = Some((worker.card.epoch, link.clone()));
-                self.changes.note();
+                self.all_usable.set(None);
                 link
             }
         }

@@ -15,7 +15,7 @@ use std::sync::{
     },
 };
 
-use signalbox_kv_index::WorkerSlot;
+use signalbox_kv_index::{KvIndex, SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{ReplicaLoad, WorkerReport};
 use tokio::sync::Notify;
 
@@ -184,8 +184,21 @@ impl LoadTable {
         }
     }
 
-    /// Takes over how many blocks of the worker's the index knows.
-    pub(crate) fn set_indexed_blocks(&self, worker: WorkerSlot, blocks: usize) {
+    /// Changes what the index says of a worker, and takes over how many of its blocks that are now.
+    pub(crate) fn change_index(
+        &self,
+        index: &SharedKvIndex,
+        worker: WorkerSlot,
+        change: impl FnOnce(&mut KvIndex),
+    ) {
+        let blocks = index.write(|index| {
+            change(index);
+            index.blocks_of(worker)
+        });
+        self.set_indexed_blocks(worker, blocks);
+    }
+
+    fn set_indexed_blocks(&self, worker: WorkerSlot, blocks: usize) {
         if let Some(told) = self.told(worker) {
             let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
             told.indexed_blocks.store(blocks, Relaxed);

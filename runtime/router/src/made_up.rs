@@ -115,11 +115,9 @@ impl MadeUp {
             parent: None,
             blocks,
         };
-        let blocks = self.index.write(|index| {
-            index.apply(WorkerSlot(worker), &stored);
-            index.blocks_of(WorkerSlot(worker))
-        });
-        self.load.set_indexed_blocks(WorkerSlot(worker), blocks);
+        let slot = WorkerSlot(worker);
+        self.load
+            .change_index(&self.index, slot, |index| index.apply(slot, &stored));
     }
 
     /// What the index takes, in bytes, and the (worker, block) pairs it knows.

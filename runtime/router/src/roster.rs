@@ -108,7 +108,7 @@ pub(crate) enum WorkerPhase {
 }
 
 impl WorkerEntry {
-    pub(crate) fn traits(&self) -> WorkerTraits {
+    fn traits(&self) -> WorkerTraits {
         let capacity = self.card.capacity;
         WorkerTraits {
             slot: self.slot,

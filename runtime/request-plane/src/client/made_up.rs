@@ -3,7 +3,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::{LinkConfig, ResponseStream, mux::OpenRefusal, pump::take_frames, state::SharedLink};
+use super::{LinkConfig, ResponseStream, pump::take_frames, state::SharedLink};
 use crate::{
     CallParts,
     frame::{FrameCodec, MAX_DATA_FRAME_BYTES, put_data},
@@ -35,7 +35,7 @@ impl MadeUpLink {
     /// # Errors
     /// Those of the link, as text.
     pub fn open(&mut self, parts: &CallParts) -> Result<(u32, ResponseStream), String> {
-        let opened: Result<u32, OpenRefusal> = self.link.with(|link| link.mux.open(parts));
+        let opened = self.link.with(|link| link.mux.open(parts));
         let stream = opened.map_err(|refusal| format!("{refusal:?}"))?;
         self.take_written();
         Ok((stream, ResponseStream::new(self.link.clone(), stream)))
