@@ -81,7 +81,7 @@ fn lookups(times: usize) -> anyhow::Result<()> {
             parent: None,
             blocks,
         };
-        index.write(|index| index.apply(WorkerSlot(worker), &stored));
+        index.apply_all(WorkerSlot(worker), std::slice::from_ref(&stored));
     }
     let (blocks, mut overlaps) = (blocks(PROMPT), OverlapScores::default());
     repeat(times, || {

@@ -159,11 +159,7 @@ fn lookup_beside_a_writer(workers: u64, sessions: u64) {
     let index = SharedKvIndex::new(usize::MAX);
     for worker in 0..workers {
         let events = events_of(worker, sessions, 16);
-        index.write(|index| {
-            for event in &events {
-                index.apply(WorkerSlot(worker as u32), event);
-            }
-        });
+        index.apply_all(WorkerSlot(worker as u32), &events);
     }
     let print = |what: &str| {
         for length in [10, 100, 1000] {
@@ -186,10 +182,10 @@ fn lookup_beside_a_writer(workers: u64, sessions: u64) {
                 let (start, mut blocks) = (Instant::now(), 0);
                 while !done.load(Ordering::Relaxed) {
                     for stored in &events {
-                        index.write(|index| index.apply(WorkerSlot(workers as u32), stored));
+                        index.apply_all(WorkerSlot(workers as u32), std::slice::from_ref(stored));
                         blocks += event;
                     }
-                    index.write(|index| index.apply(WorkerSlot(workers as u32), &KvEvent::Cleared));
+                    index.apply_all(WorkerSlot(workers as u32), &[KvEvent::Cleared]);
                 }
                 blocks as f64 / start.elapsed().as_secs_f64() / 1e6
             });

@@ -7,6 +7,7 @@ use crate::{
     WorkerSlot,
     place_map::{Place, PlaceMap},
     strand::Strand,
+    strands::Strands,
 };
 
 mod accounting;
@@ -14,16 +15,14 @@ mod changes;
 #[cfg(test)]
 mod tests;
 
-/// Events whose first blocks are asked for together: as many as the processor fetches at once, about.
-const FETCHED_AT_ONCE: usize = 16;
+/// Events whose blocks are fetched together: of a block or two each, about what the processor fetches at once.
+pub(crate) const FETCHED_AT_ONCE: usize = 16;
 
 /// Which worker holds which blocks on which tier. See the [crate] page for the layout.
 #[derive(Debug)]
 pub struct KvIndex {
     max_bytes: usize,
-    /// Those in `free` are empty.
-    strands: Vec<Strand>,
-    free: Vec<u32>,
+    strands: Strands,
     places: PlaceMap,
     /// By slot.
     workers: Vec<Holdings>,
@@ -65,8 +64,7 @@ impl KvIndex {
     pub fn new(max_bytes: usize) -> Self {
         Self {
             max_bytes,
-            strands: Vec::new(),
-            free: Vec::new(),
+            strands: Strands::default(),
             places: PlaceMap::new(),
             workers: Vec::new(),
             strand_bytes: 0,
@@ -87,6 +85,7 @@ impl KvIndex {
             KvEvent::Removed { tier, blocks } => self.remove(worker, *tier, blocks),
             KvEvent::Cleared => self.remove_worker(worker),
         }
+        self.sweep(usize::MAX);
         debug_assert_eq!(
             self.workers
                 .iter()
@@ -101,12 +100,8 @@ impl KvIndex {
     /// sequences. What they are about is fetched from memory for all of them at once, not for one after the other.
     pub fn apply_all(&mut self, worker: WorkerSlot, events: &[KvEvent]) {
         for some in events.chunks(FETCHED_AT_ONCE) {
-            let few = some.iter().filter_map(|event| match event {
-                KvEvent::Stored { blocks, .. } | KvEvent::Removed { blocks, .. } => blocks.first(),
-                KvEvent::Cleared => None,
-            });
             if some.len() > 1 {
-                self.places.touch(few.copied());
+                self.fetch(worker, some);
             }
             for event in some {
                 self.apply(worker, event);
@@ -118,16 +113,8 @@ impl KvIndex {
     ///
     /// Takes time in proportion to what the worker holds.
     pub fn remove_worker(&mut self, worker: WorkerSlot) {
-        let Some(holdings) = self.workers.get_mut(worker.0 as usize) else {
-            return;
-        };
-        let strands = std::mem::take(&mut holdings.strands);
-        self.worker_bytes -= accounting::set_bytes(&strands);
-        for strand in strands {
-            let change = self.change_strand(strand as usize, |strand| strand.remove_worker(worker));
-            self.count_removed(worker, change);
-            self.settle(strand as usize);
-        }
+        self.remove_from(worker, &self.strands_of(worker));
+        self.sweep(usize::MAX);
         debug_assert!(
             self.blocks_of(worker) == 0,
             "K-1: nothing of a removed worker is left"
@@ -183,6 +170,12 @@ impl KvIndex {
 
     pub(crate) fn holds_below_device(&self) -> bool {
         self.memberships[1..].iter().any(|&count| count > 0)
+    }
+
+    /// The strands with a block that `worker` holds.
+    pub(crate) fn strands_of(&self, worker: WorkerSlot) -> Vec<u32> {
+        let holdings = self.workers.get(worker.0 as usize);
+        holdings.map_or_else(Vec::new, |holdings| holdings.strands.iter().copied().collect())
     }
 
     pub(crate) fn find(&self, block: SequenceHash) -> Option<Place> {

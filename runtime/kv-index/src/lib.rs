@@ -41,6 +41,7 @@ mod scores;
 mod shared;
 mod slot_set;
 mod strand;
+mod strands;
 
 pub use index::{IndexStats, KvIndex};
 pub use scores::OverlapScores;

@@ -7,13 +7,17 @@
 //!
 //! The table is split into shards that grow one at a time: growing a single table of ten million blocks would stop
 //! the readers for some ten milliseconds, a shard takes a tenth of one.
+//!
+//! Blocks that go together with their strand are not taken out one by one, each at the price of a visit to memory:
+//! their slots lead nowhere, which a search sees. They are swept away shard by shard, and a strand's number is not given
+//! to another before all shards were swept.
 
 use std::hash::BuildHasher;
 
 use hashbrown::DefaultHashBuilder;
 use signalbox_protocol::SequenceHash;
 
-use crate::strand::Strand;
+use crate::strands::Strands;
 
 mod shard;
 
@@ -47,9 +51,17 @@ impl Place {
     }
 }
 
+/// Slots swept for each block that went with its strand. So slots that lead nowhere are a quarter of all at most, about,
+/// and sweeping a block away costs some nanoseconds.
+const SWEPT_PER_BLOCK: usize = 4;
+
 #[derive(Debug)]
 pub(crate) struct PlaceMap {
     shards: Vec<Shard>,
+    /// The shard that is being swept.
+    broom: usize,
+    /// Slots that are to be swept for blocks that went.
+    sweep_due: usize,
     /// Seeded, so that nobody can choose prompts whose blocks all fall into one shard or one run of slots.
     hasher: DefaultHashBuilder,
     shard_bytes: usize,
@@ -59,12 +71,14 @@ impl PlaceMap {
     pub(crate) fn new() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
+            broom: 0,
+            sweep_due: 0,
             hasher: DefaultHashBuilder::default(),
             shard_bytes: 0,
         }
     }
 
-    pub(crate) fn find(&self, block: SequenceHash, strands: &[Strand]) -> Option<Place> {
+    pub(crate) fn find(&self, block: SequenceHash, strands: &Strands) -> Option<Place> {
         let (shard, tag) = self.locate(block);
         self.shards[shard].find(tag, |place| lies_at(block, place, strands))
     }
@@ -80,10 +94,13 @@ impl PlaceMap {
     }
 
     /// Adds a block; where it is there already, says where and changes nothing.
-    pub(crate) fn insert(&mut self, block: SequenceHash, place: Place, strands: &[Strand]) -> Option<Place> {
+    pub(crate) fn insert(&mut self, block: SequenceHash, place: Place, strands: &Strands) -> Option<Place> {
         let (shard, tag) = self.locate(block);
         self.resizing(shard, |shard| {
-            shard.insert(tag, place, |place| lies_at(block, place, strands))
+            if shard.is_full() && strands.any_gone() {
+                shard.sweep(strands.gone());
+            }
+            shard.insert(tag, place, |place| lies_at(block, place, strands), strands.gone())
         })
     }
 
@@ -97,6 +114,49 @@ impl PlaceMap {
     pub(crate) fn forget(&mut self, block: SequenceHash, old: Place) {
         let (shard, tag) = self.locate(block);
         self.resizing(shard, |shard| shard.remove(tag, old));
+    }
+
+    /// So many blocks went with their strand.
+    pub(crate) fn leave(&mut self, blocks: usize) {
+        self.sweep_due += blocks * SWEPT_PER_BLOCK;
+    }
+
+    /// Whether there is something to [`sweep`](Self::sweep).
+    pub(crate) fn is_sweep_due(&self) -> bool {
+        self.sweep_due > 0
+    }
+
+    /// Sweeps what is due, up to so many slots. Whether that ended a round of all shards.
+    pub(crate) fn sweep(&mut self, most: usize, strands: &Strands) -> bool {
+        let end = self.sweep_due.saturating_sub(most);
+        while self.sweep_due > end {
+            let most = self.sweep_due - end;
+            let sweep = |shard: &mut Shard| shard.sweep_on(most, strands.gone());
+            let (swept, is_through) = self.resizing(self.broom, sweep);
+            // A look at a shard without slots counts too.
+            self.sweep_due -= swept.max(1);
+            if is_through {
+                self.broom = (self.broom + 1) % SHARDS;
+                if self.broom == 0 {
+                    // A further round would find little.
+                    self.sweep_due = 0;
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Forgets all blocks.
+    pub(crate) fn clear(&mut self) {
+        self.shards.fill_with(Shard::default);
+        (self.broom, self.sweep_due, self.shard_bytes) = (0, 0, 0);
+    }
+
+    /// Where the slots lead, to no block any more included.
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> {
+        self.shards.iter().flat_map(Shard::places)
     }
 
     /// The most memory that adding `block` can take, the old slots beside the new ones included.
@@ -125,7 +185,7 @@ impl PlaceMap {
 }
 
 /// Whether `block` lies at `place`: the tags of different blocks may agree.
-fn lies_at(block: SequenceHash, place: Place, strands: &[Strand]) -> bool {
+fn lies_at(block: SequenceHash, place: Place, strands: &Strands) -> bool {
     strands
         .get(place.strand())
         .is_some_and(|strand| strand.hash(place.offset()) == Some(block))

@@ -15,7 +15,12 @@ use std::{
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::KvIndex;
+use signalbox_protocol::KvEvent;
+
+use crate::{KvIndex, WorkerSlot, index::FETCHED_AT_ONCE};
+
+/// Slots of the place map swept at a time: half a microsecond.
+const SWEPT_AT_ONCE: usize = 512;
 
 /// How often a reader looks again before it goes to sleep: some microseconds, a few events' time.
 const READER_LOOKS: usize = 128;
@@ -48,6 +53,31 @@ impl SharedKvIndex {
         }
     }
 
+    /// See [`KvIndex::apply_all`]. Each event is applied by itself, so that lookups go on in between, and what it is about
+    /// is fetched from memory before, beside them: they wait for some ten nanoseconds a block at most, not for memory.
+    pub fn apply_all(&self, worker: WorkerSlot, events: &[KvEvent]) {
+        for some in events.chunks(FETCHED_AT_ONCE) {
+            self.read(|index| index.fetch(worker, some));
+            for event in some {
+                match event {
+                    KvEvent::Cleared => self.remove_worker(worker),
+                    _ => self.write(|index| index.apply(worker, event)),
+                }
+            }
+        }
+    }
+
+    /// See [`KvIndex::remove_worker`]. Strand by strand, which takes about as long as an event, so that lookups go on in
+    /// between.
+    pub fn remove_worker(&self, worker: WorkerSlot) {
+        let strands = self.read(|index| index.strands_of(worker));
+        for strand in strands {
+            self.write(|index| index.remove_from(worker, &[strand]));
+            while self.write(|index| index.sweep(SWEPT_AT_ONCE)) {}
+        }
+        self.write(|index| index.remove_worker(worker));
+    }
+
     /// Looks at the index, beside other readers. `f` must not call back into this handle.
     pub fn read<R>(&self, f: impl FnOnce(&KvIndex) -> R) -> R {
         let index = self.shared.index.try_read();
@@ -56,7 +86,7 @@ impl SharedKvIndex {
 
     /// Changes the index, alone. Keep it to one event or a few, since every decision waits for it; `f` must not call
     /// back into this handle.
-    pub fn write<R>(&self, f: impl FnOnce(&mut KvIndex) -> R) -> R {
+    fn write<R>(&self, f: impl FnOnce(&mut KvIndex) -> R) -> R {
         f(&mut self.shared.wait_for_readers())
     }
 }

@@ -11,7 +11,7 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 use actix::prelude::*;
 use futures_util::stream;
 use signalbox_event_plane::{Delivery, EventPlane, StreamCursor, Verdict, decode_snapshot};
-use signalbox_kv_index::{KvIndex, SharedKvIndex, WorkerSlot};
+use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{Call, KvEventBatch, KvSnapshot, PlaneState, WorkerCard};
 use signalbox_request_plane::LinkHandle;
 use tracing::{debug, warn};
@@ -140,7 +140,7 @@ impl EventStream {
         self.config
             .load
             .set_event_state(self.config.slot, EventState::Resyncing);
-        self.change_index(|index| index.remove_worker(self.config.slot));
+        self.change_index(SharedKvIndex::remove_worker);
         metrics::counter!("signalbox_kv_resyncs_total").increment(1);
         self.fetch_snapshot(ctx);
     }
@@ -183,10 +183,7 @@ impl EventStream {
     /// Credits the snapshot and reads on from its end.
     fn follow(&mut self, ctx: &mut Context<Self>, snapshot: &KvSnapshot) {
         let slot = self.config.slot;
-        // One lock a chain, not one for all: decisions go on in between.
-        for event in &snapshot.stored {
-            self.change_index(|index| index.apply(slot, event));
-        }
+        self.change_index(|index, slot| index.apply_all(slot, &snapshot.stored));
         self.cursor.resume(snapshot.epoch, snapshot.next_sequence);
         self.has_met = false;
         self.config.load.set_event_state(slot, EventState::Following);
@@ -205,19 +202,19 @@ impl EventStream {
     }
 
     /// Changes what the index says of the worker, and tells decisions how much that is now.
-    fn change_index(&self, change: impl FnOnce(&mut KvIndex)) {
+    fn change_index(&self, change: impl FnOnce(&SharedKvIndex, WorkerSlot)) {
         let EventStreamConfig {
             index, load, slot, ..
         } = &self.config;
-        load.change_index(index, *slot, change);
+        change(index, *slot);
+        load.take_indexed_blocks(*slot, index);
     }
 
     fn receive(&mut self, ctx: &mut Context<Self>, batch: &KvEventBatch) {
         match self.cursor.judge(batch.epoch, batch.sequence) {
             Verdict::Apply => {
                 self.has_met = true;
-                let slot = self.config.slot;
-                self.change_index(|index| index.apply_all(slot, &batch.events));
+                self.change_index(|index, slot| index.apply_all(slot, &batch.events));
             }
             Verdict::Duplicate | Verdict::OldEpoch => {}
             Verdict::Gap { expected } => {

@@ -15,7 +15,7 @@ use std::sync::{
     },
 };
 
-use signalbox_kv_index::{KvIndex, SharedKvIndex, WorkerSlot};
+use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{ReplicaLoad, WorkerReport};
 use tokio::sync::Notify;
 
@@ -184,18 +184,9 @@ impl LoadTable {
         }
     }
 
-    /// Changes what the index says of a worker, and takes over how many of its blocks that are now.
-    pub(crate) fn change_index(
-        &self,
-        index: &SharedKvIndex,
-        worker: WorkerSlot,
-        change: impl FnOnce(&mut KvIndex),
-    ) {
-        let blocks = index.write(|index| {
-            change(index);
-            index.blocks_of(worker)
-        });
-        self.set_indexed_blocks(worker, blocks);
+    /// Takes over how many blocks the index credits a worker with, after that changed.
+    pub(crate) fn take_indexed_blocks(&self, worker: WorkerSlot, index: &SharedKvIndex) {
+        self.set_indexed_blocks(worker, index.read(|index| index.blocks_of(worker)));
     }
 
     fn set_indexed_blocks(&self, worker: WorkerSlot, blocks: usize) {

@@ -116,8 +116,8 @@ impl MadeUp {
             blocks,
         };
         let slot = WorkerSlot(worker);
-        self.load
-            .change_index(&self.index, slot, |index| index.apply(slot, &stored));
+        self.index.apply_all(slot, std::slice::from_ref(&stored));
+        self.load.take_indexed_blocks(slot, &self.index);
     }
 
     /// What the index takes, in bytes, and the (worker, block) pairs it knows.

@@ -113,7 +113,7 @@ impl Drop for Session {
         self.link.close();
         // K-1: the index holds no block of an absent worker. The actor may still be handed a message before it stops,
         // and sees that it is over.
-        self.shared.index.write(|index| index.remove_worker(self.slot));
+        self.shared.index.remove_worker(self.slot);
         self.shared.load.forget_reports(self.slot);
         self.shared.plane.forget(&self.card.id);
     }

@@ -16,7 +16,7 @@ const SMALLEST_SET: usize = 64;
 impl KvIndex {
     /// Changes a strand and keeps count of its memory.
     pub(super) fn change_strand(&mut self, id: usize, change: impl FnOnce(&mut Strand) -> Change) -> Change {
-        let strand = &mut self.strands[id];
+        let strand = self.strands.get_mut(id);
         let before = strand.heap_bytes();
         let change = change(strand);
         self.strand_bytes = self.strand_bytes + strand.heap_bytes() - before;
@@ -57,34 +57,12 @@ impl KvIndex {
         self.worker_bytes = self.worker_bytes + set_bytes(listed) - before;
     }
 
-    pub(super) fn new_strand(&mut self) -> usize {
-        if let Some(id) = self.free.pop() {
-            return id as usize;
-        }
-        if self.strands.len() == self.strands.capacity() {
-            self.strands.reserve_exact(self.strands_reserve());
-            // Paid for here: a removal that frees strands must not take memory.
-            let free = self.strands.capacity() - self.free.len();
-            self.free.reserve_exact(free);
-        }
-        self.strands.push(Strand::default());
-        self.strands.len() - 1
-    }
-
-    /// Grows by an eighth: large allocations are extended in place, and half-empty ones are memory wasted.
-    pub(super) fn strands_reserve(&self) -> usize {
-        (self.strands.len() / 8).max(64)
-    }
-
     pub(super) fn has_room(&self, growth: usize) -> bool {
         self.bytes() + growth <= self.max_bytes
     }
 
     pub(super) fn bytes(&self) -> usize {
-        let own = size_of::<Self>()
-            + self.strands.capacity() * size_of::<Strand>()
-            + self.free.capacity() * size_of::<u32>()
-            + self.workers.capacity() * size_of::<Holdings>();
+        let own = size_of::<Self>() + self.strands.bytes() + self.workers.capacity() * size_of::<Holdings>();
         own + self.places.bytes() + self.strand_bytes + self.worker_bytes
     }
 
@@ -96,14 +74,6 @@ impl KvIndex {
         } else {
             2 * listed.allocation_size() + SMALLEST_SET
         }
-    }
-
-    /// The most memory that [`new_strand`](Self::new_strand) can take.
-    pub(super) fn new_strand_bytes(&self) -> usize {
-        if self.strands.len() < self.strands.capacity() {
-            return 0;
-        }
-        self.strands_reserve() * (size_of::<Strand>() + size_of::<u32>())
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use signalbox_protocol::{CacheTier, SequenceHash};
+use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
 
 use super::{Holdings, KvIndex};
 use crate::{
     MAX_WORKER_SLOTS, WorkerSlot,
     place_map::Place,
-    strand::{Change, MAX_STRAND_BLOCKS, Strand},
+    strand::{Change, MAX_STRAND_BLOCKS},
+    strands::Strands,
 };
 
 /// Blocks of an event that are new are asked for and added so many at a time: a few more than the processor fetches
@@ -118,14 +119,14 @@ impl KvIndex {
         blocks: &[SequenceHash],
     ) -> Option<(Place, usize)> {
         let listing = self.listing_bytes(worker);
-        if !self.has_room(self.new_strand_bytes() + listing) {
+        if !self.has_room(self.strands.give_bytes() + listing) {
             return None;
         }
         let continued = previous.filter(|previous| {
             let strand = self.strand(*previous);
             previous.offset() + 1 == strand.len() && !strand.is_full()
         });
-        let id = continued.map_or_else(|| self.new_strand(), Place::strand);
+        let id = continued.map_or_else(|| self.strands.give(), Place::strand);
         let listed = self.strands[id].holds(worker);
         let start = self.strands[id].len();
         let most = blocks.len().min(APPENDED_AT_ONCE).min(MAX_STRAND_BLOCKS - start);
@@ -146,11 +147,13 @@ impl KvIndex {
             if known.is_some() {
                 break;
             }
-            self.strand_bytes += self.strands[id].push(block, coming, worker, tier);
+            self.strand_bytes += self.strands.get_mut(id).push(block, coming, worker, tier);
             pushed += 1;
         }
         if pushed == 0 {
-            self.settle(id);
+            if start == 0 {
+                self.strands.take_back(id);
+            }
             return known.and_then(|place| self.join_holders(worker, tier, place, blocks));
         }
         let mut change = Change {
@@ -163,6 +166,34 @@ impl KvIndex {
             self.list_strand(worker, id);
         }
         Some((Place::new(id, start + pushed - 1), pushed))
+    }
+
+    /// Forgets the worker's blocks in some strands, but for the [sweep](Self::sweep).
+    pub(crate) fn remove_from(&mut self, worker: WorkerSlot, strands: &[u32]) {
+        for id in strands.iter().map(|&id| id as usize) {
+            if self.strands.get(id).is_some_and(|strand| strand.holds(worker)) {
+                let change = self.change_strand(id, |strand| strand.remove_worker(worker));
+                self.count_removed(worker, change);
+                self.unlist_strand(worker, id);
+                self.settle(id);
+            }
+        }
+    }
+
+    /// Brings into the cache what `events` are about: the blocks' slots in the place map, and what they continue. One
+    /// after the other, each would be waited for.
+    pub(crate) fn fetch(&self, worker: WorkerSlot, events: &[KvEvent]) {
+        self.places.touch(events.iter().flat_map(|event| match event {
+            KvEvent::Stored { blocks, .. } | KvEvent::Removed { blocks, .. } => {
+                blocks[..blocks.len().min(APPENDED_AT_ONCE)].iter().copied()
+            }
+            KvEvent::Cleared => [].iter().copied(),
+        }));
+        let parents = events.iter().filter_map(|event| match event {
+            KvEvent::Stored { parent, .. } => self.find_parent(worker, (*parent)?),
+            KvEvent::Removed { .. } | KvEvent::Cleared => None,
+        });
+        std::hint::black_box(parents.map(Place::offset).fold(0, usize::wrapping_add));
     }
 
     pub(super) fn remove(&mut self, worker: WorkerSlot, tier: CacheTier, blocks: &[SequenceHash]) {
@@ -210,30 +241,53 @@ impl KvIndex {
         self.settle(id);
     }
 
-    /// Drops dead blocks from a strand once they outnumber the others, and frees it when it is empty: so what is
-    /// dead never takes more than what is held, and each block is moved at most about once for each removal.
+    /// Drops dead blocks from a strand once they outnumber the others, and the strand with them when nothing else is
+    /// left: so what is dead never takes more than what is held, and each block is moved at most about once for each
+    /// removal.
     pub(super) fn settle(&mut self, id: usize) {
-        let dead = self.strands[id].dead();
-        let len = self.strands[id].len();
-        if dead > 0 && dead > len - dead {
-            let mut strand = std::mem::take(&mut self.strands[id]);
-            self.strand_bytes -= strand.heap_bytes();
-            for blocks in strand.hashes().chunks(APPENDED_AT_ONCE) {
-                self.places.touch(blocks.iter().copied());
+        let (dead, len) = (self.strands[id].dead(), self.strands[id].len());
+        if dead == len {
+            self.retire(id);
+        } else if dead > len - dead {
+            self.squeeze(id);
+        }
+    }
+
+    fn retire(&mut self, id: usize) {
+        let strand = &self.strands[id];
+        let blocks = strand.len();
+        self.strand_bytes -= strand.heap_bytes();
+        self.strands.retire(id);
+        if self.blocks == 0 {
+            self.places.clear();
+            self.strands = Strands::default();
+        } else {
+            self.places.leave(blocks);
+        }
+    }
+
+    /// Sweeps the place map for strands that are gone, up to so many slots. Whether there is more to be done.
+    pub(crate) fn sweep(&mut self, most: usize) -> bool {
+        if self.places.sweep(most, &self.strands) {
+            self.strands.round_ended();
+        }
+        self.places.is_sweep_due()
+    }
+
+    fn squeeze(&mut self, id: usize) {
+        let mut strand = std::mem::take(self.strands.get_mut(id));
+        self.strand_bytes -= strand.heap_bytes();
+        for blocks in strand.hashes().chunks(APPENDED_AT_ONCE) {
+            self.places.touch(blocks.iter().copied());
+        }
+        strand.squeeze(|block, old, new| {
+            let old = Place::new(id, old);
+            match new {
+                Some(new) => self.places.follow(block, old, Place::new(id, new)),
+                None => self.places.forget(block, old),
             }
-            strand.squeeze(|block, old, new| {
-                let old = Place::new(id, old);
-                match new {
-                    Some(new) => self.places.follow(block, old, Place::new(id, new)),
-                    None => self.places.forget(block, old),
-                }
-            });
-            self.strand_bytes += strand.heap_bytes();
-            self.strands[id] = strand;
-        }
-        if self.strands[id].len() == 0 {
-            self.strands[id] = Strand::default();
-            self.free.push(id as u32);
-        }
+        });
+        self.strand_bytes += strand.heap_bytes();
+        *self.strands.get_mut(id) = strand;
     }
 }

@@ -165,6 +165,49 @@ fn memory_comes_back_when_blocks_go() {
     );
 }
 
+/// A block that comes and goes leaves one slot behind, not one each time.
+#[test]
+fn the_slot_of_a_block_that_went_is_used_again() {
+    let mut index = KvIndex::new(ROOMY);
+    // So many that a sweep takes long.
+    index.apply(WorkerSlot(0), &stored(DEVICE, None, 1000..41_000));
+    for _ in 0..50 {
+        index.apply(WorkerSlot(1), &stored(DEVICE, None, 1..=200));
+        index.apply(WorkerSlot(1), &KvEvent::Cleared);
+    }
+    check_state(&index);
+    let slots = index.places.places().count();
+    assert!((40_000..=40_200).contains(&slots), "{slots} slots");
+}
+
+/// Workers that come and go leave nothing behind that grows.
+#[test]
+fn slots_of_blocks_that_went_with_their_strand_are_swept() {
+    let mut index = KvIndex::new(ROOMY);
+    let mut full = 0;
+    for round in 0..8u64 {
+        for worker in 0..4 {
+            index.remove_worker(WorkerSlot(worker));
+            for sequence in 0..300 {
+                let owner = (round * 4 + u64::from(worker)) * 300 + sequence;
+                let hashes = (0..30).map(|i| (owner * 100 + i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                index.apply(WorkerSlot(worker), &stored(DEVICE, None, hashes));
+            }
+        }
+        check_state(&index);
+        let (slots, live) = (index.places.places().count(), index.stats().blocks);
+        assert!(slots < 2 * live, "{slots} slots for {live} blocks");
+        if round == 1 {
+            full = index.stats().bytes;
+        }
+        let now = index.stats().bytes;
+        assert!(
+            round < 2 || now < full + full / 4,
+            "{now} bytes in round {round}, {full} at first"
+        );
+    }
+}
+
 /// What the index must answer, the slow way.
 #[derive(Debug, Default)]
 struct Model {
@@ -374,6 +417,11 @@ fn check_state(index: &KvIndex) {
         }
     }
     assert_eq!(blocks, index.stats().blocks);
+    let led_to: BTreeSet<_> = index.places.places().map(Place::strand).collect();
+    assert!(
+        index.strands.reusable().all(|id| !led_to.contains(&id)),
+        "no strand is reused that the map still leads to"
+    );
     assert_eq!(
         index.strand_bytes,
         index.strands.iter().map(Strand::heap_bytes).sum::<usize>()

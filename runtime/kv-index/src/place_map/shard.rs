@@ -1,5 +1,7 @@
 //! One of the tables a place map is made of: linear probing over packed slots.
 
+use std::ops::Range;
+
 use crate::ALLOCATION_OVERHEAD;
 
 use super::Place;
@@ -24,9 +26,12 @@ const SMALLEST: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct Shard {
     slots: Box<[u64]>,
+    /// Slots with a place, be its block still there or not.
     used: usize,
     /// Slots that are [`TAKEN`].
     taken: usize,
+    /// How far a sweep has come.
+    swept: usize,
 }
 
 impl Shard {
@@ -47,24 +52,32 @@ impl Shard {
         self.slots.get(self.home(tag)).copied().unwrap_or(EMPTY)
     }
 
-    /// Adds a place, or says at which the block is already.
-    pub(super) fn insert(&mut self, tag: u32, place: Place, is_it: impl Fn(Place) -> bool) -> Option<Place> {
+    /// Adds a place, or says at which the block is already. The slot of a block with the same tag that went with its strand
+    /// is used again, so that one that comes and goes leaves no more than one behind.
+    pub(super) fn insert(
+        &mut self,
+        tag: u32,
+        place: Place,
+        is_it: impl Fn(Place) -> bool,
+        gone: impl Fn(usize) -> bool,
+    ) -> Option<Place> {
         if self.is_full() {
             self.resize(self.grown());
         }
         let (mut at, mut free) = (self.home(tag), None);
         while self.slots[at] != EMPTY {
             let slot = self.slots[at];
-            if slot == TAKEN {
+            if slot == TAKEN || tag_of(slot) == tag && gone(place_of(slot).strand()) {
                 free = free.or(Some(at));
             } else if tag_of(slot) == tag && is_it(place_of(slot)) {
                 return Some(place_of(slot));
             }
             at = self.after(at);
         }
-        self.taken -= usize::from(free.is_some());
-        self.slots[free.unwrap_or(at)] = pack(tag, place);
-        self.used += 1;
+        let at = free.unwrap_or(at);
+        self.taken -= usize::from(self.slots[at] == TAKEN);
+        self.used += usize::from(self.slots[at] >= TAKEN);
+        self.slots[at] = pack(tag, place);
         None
     }
 
@@ -79,14 +92,65 @@ impl Shard {
         let Some(at) = self.position(tag, place) else {
             return;
         };
-        // Nothing went past the last of a run.
+        // No search goes past the last of a run.
         let ends_run = self.slots[self.after(at)] == EMPTY;
         self.slots[at] = if ends_run { EMPTY } else { TAKEN };
         self.taken += usize::from(!ends_run);
         self.used -= 1;
+        self.give_back();
+    }
+
+    /// Takes out all places in strands that are `gone`.
+    pub(super) fn sweep(&mut self, gone: impl Fn(usize) -> bool) {
+        self.sweep_slots(0..self.slots.len(), gone);
+        self.give_back();
+    }
+
+    /// Goes on sweeping, for so many slots. How many that were, and whether the end was reached.
+    pub(super) fn sweep_on(&mut self, most: usize, gone: impl Fn(usize) -> bool) -> (usize, bool) {
+        let (start, end) = (self.swept, self.slots.len().min(self.swept + most));
+        self.sweep_slots(start..end, gone);
+        let is_through = end == self.slots.len();
+        self.swept = if is_through { 0 } else { end };
+        if is_through {
+            self.give_back();
+        }
+        (end - start, is_through)
+    }
+
+    /// One pass over memory, without a branch, which would be guessed wrong half of the time.
+    fn sweep_slots(&mut self, range: Range<usize>, gone: impl Fn(usize) -> bool) {
+        let mut next = if range.is_empty() {
+            EMPTY
+        } else {
+            self.slots[self.after(range.end - 1)]
+        };
+        let (mut went, mut was_taken, mut is_taken) = (0, 0, 0);
+        // Backwards, so that a run which ends with several that go gets shorter by all.
+        for slot in self.slots[range].iter_mut().rev() {
+            let goes = (*slot < TAKEN) & gone(place_of(*slot).strand());
+            let taken = *slot == TAKEN;
+            let instead = if next == EMPTY { EMPTY } else { TAKEN };
+            next = if goes | taken { instead } else { *slot };
+            *slot = next;
+            went += usize::from(goes);
+            was_taken += usize::from(taken);
+            is_taken += usize::from(next == TAKEN);
+        }
+        self.used -= went;
+        self.taken = self.taken + is_taken - was_taken;
+    }
+
+    fn give_back(&mut self) {
         if self.used * SPARSE < self.slots.len() && self.slots.len() > SMALLEST {
             self.resize((self.used * 2).max(SMALLEST));
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn places(&self) -> impl Iterator<Item = Place> {
+        let full = self.slots.iter().filter(|&&slot| slot < TAKEN);
+        full.map(|&slot| place_of(slot))
     }
 
     /// The most memory that one more can take, the old slots beside the new ones included.
@@ -118,7 +182,8 @@ impl Shard {
         }
     }
 
-    fn is_full(&self) -> bool {
+    /// Whether the next one makes it grow.
+    pub(super) fn is_full(&self) -> bool {
         (self.used + self.taken) * FULL.1 >= self.slots.len() * FULL.0
     }
 
@@ -136,7 +201,7 @@ impl Shard {
     /// back.
     fn resize(&mut self, slots: usize) {
         let old = std::mem::replace(&mut self.slots, vec![EMPTY; slots].into());
-        self.taken = 0;
+        (self.taken, self.swept) = (0, 0);
         for slot in old.into_iter().filter(|&slot| slot < TAKEN) {
             let mut at = self.home(tag_of(slot));
             while self.slots[at] != EMPTY {
@@ -190,7 +255,7 @@ mod tests {
                 // Each block has its own place.
                 let place = Place::new(tag as usize, number);
                 if add {
-                    let found = shard.insert(tag, place, |found| found == place);
+                    let found = shard.insert(tag, place, |found| found == place, |_| false);
                     prop_assert_eq!(found, (!model.insert((tag, number))).then_some(place));
                 } else {
                     shard.remove(tag, place);
@@ -206,7 +271,7 @@ mod tests {
                 prop_assert!(shard.slots.len() <= 2 * SMALLEST);
             }
             prop_assert_eq!(shard.used, model.len());
-            prop_assert_eq!(shard.slots.iter().filter(|&&slot| slot < TAKEN).count(), model.len());
+            prop_assert_eq!(shard.places().count(), model.len());
             prop_assert_eq!(shard.slots.iter().filter(|&&slot| slot == TAKEN).count(), shard.taken);
             prop_assert!(shard.slots.is_empty() || shard.slots.contains(&EMPTY), "searches end");
             for &(tag, number) in &model {
@@ -216,7 +281,16 @@ mod tests {
                 let moved = Place::new(tag as usize, number + 100);
                 shard.replace(tag, place, moved);
                 prop_assert_eq!(shard.find(tag, |found| found == moved), Some(moved));
+                shard.replace(tag, moved, place);
             }
+            // Strands are numbered as tags here.
+            shard.sweep(|strand| strand % 2 == 1);
+            for &(tag, number) in &model {
+                let place = Place::new(tag as usize, number);
+                let left = (tag % 2 == 0).then_some(place);
+                prop_assert_eq!(shard.find(tag, |found| found == place), left);
+            }
+            prop_assert_eq!(shard.places().count(), shard.used);
         }
     }
 }
