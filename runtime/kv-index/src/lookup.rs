@@ -18,7 +18,7 @@ impl KvIndex {
     /// `blocks` are the hashes of the prompt's whole blocks, first block first.
     pub fn overlaps(&self, blocks: &[SequenceHash], scores: &mut OverlapScores) {
         let slots = self.slots();
-        scores.reset(slots);
+        scores.reset(slots, if self.holds_below_device() { slots } else { 0 });
         let words = slots.div_ceil(64);
         let (mut inline, mut spilled);
         let running = if words <= INLINE_WORDS {

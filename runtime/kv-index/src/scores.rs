@@ -2,7 +2,8 @@
 
 use crate::WorkerSlot;
 
-/// Columns indexed by [`WorkerSlot`], all of one length; a worker past the end holds nothing.
+/// Columns indexed by [`WorkerSlot`]; a worker past a column's end holds nothing there. `host` and `disk` are empty where
+/// the index knows of no block below the device.
 ///
 /// The three columns of a worker add up: `device + host + disk` leading blocks of the prompt are held on some tier.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -31,11 +32,15 @@ impl OverlapScores {
         at(&self.disk, worker)
     }
 
-    /// Zeroes all columns at `slots` rows.
-    pub(crate) fn reset(&mut self, slots: usize) {
-        for column in [&mut self.device, &mut self.host, &mut self.disk] {
+    /// Zeroes the columns, at so many rows on the device and below.
+    pub(crate) fn reset(&mut self, slots: usize, slots_below: usize) {
+        for (column, rows) in [
+            (&mut self.device, slots),
+            (&mut self.host, slots_below),
+            (&mut self.disk, slots_below),
+        ] {
             column.clear();
-            column.resize(slots, 0);
+            column.resize(rows, 0);
         }
     }
 }

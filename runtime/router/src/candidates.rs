@@ -1,13 +1,13 @@
 //! The candidates of one decision, as the columns a policy sees.
 
 use itertools::izip;
-use signalbox_kv_index::OverlapScores;
+use signalbox_kv_index::{OverlapScores, WorkerSlot};
 use signalbox_policy_host::{Candidates, candidate_flags};
 use signalbox_protocol::WorkerRole;
 
 use crate::{
     load::{EventState, LoadTable},
-    roster::{ReadyWorkers, WorkerEntry},
+    roster::{ReadyWorkers, WorkerColumns, WorkerEntry},
 };
 
 /// Why a request has no candidate.
@@ -21,73 +21,74 @@ pub(crate) enum NoCandidate {
 
 /// Fills `columns` with those of `workers` that may be given a request now. `rows[i]` is the place of row `i`'s worker
 /// in `workers`. `may_use` says whether this request may go to a worker: its link works and it did not fail this
-/// request before.
+/// request before; `None` where it may go to all of them.
 pub(crate) fn assemble(
     workers: &ReadyWorkers,
     load: &LoadTable,
     overlaps: &OverlapScores,
-    may_use: impl Fn(&WorkerEntry) -> bool,
+    may_use: Option<impl Fn(&WorkerEntry) -> bool>,
     columns: &mut Candidates,
     rows: &mut Vec<usize>,
 ) -> Result<(), NoCandidate> {
+    fill(workers, load, overlaps, columns);
     rows.clear();
     rows.extend(0..workers.len());
-    let left_out = fill(workers, load, overlaps, &may_use, columns);
-    if left_out {
-        let is_free = |place: usize| {
-            may_use(&workers[place]) && columns.requests[place] < workers.traits()[place].most_requests
-        };
-        rows.retain(|&place| is_free(place));
+    let most_requests = &workers.columns().most_requests;
+    if may_use.is_some() || any_busy(&columns.requests, most_requests) {
+        let may_use = |place: usize| may_use.as_ref().is_none_or(|may_use| may_use(&workers[place]));
+        rows.retain(|&place| columns.requests[place] < most_requests[place] && may_use(place));
+        if rows.is_empty() && (0..workers.len()).any(may_use) {
+            return Err(NoCandidate::Busy);
+        }
         columns.keep_rows(rows);
     }
-    if !rows.is_empty() {
-        return Ok(());
-    }
-    if workers.iter().any(may_use) {
-        Err(NoCandidate::Busy)
-    } else {
+    if rows.is_empty() {
         Err(NoCandidate::Unavailable)
+    } else {
+        Ok(())
     }
 }
 
-/// A row for each worker; whether there are workers that must not have one. It mostly is the only pass over a thousand of
-/// them: columns walked side by side need no bounds checks, which took more time than what they guarded.
-fn fill(
-    workers: &ReadyWorkers,
-    load: &LoadTable,
-    overlaps: &OverlapScores,
-    may_use: impl Fn(&WorkerEntry) -> bool,
-    columns: &mut Candidates,
-) -> bool {
+/// A row for each worker. Few columns a pass: what a pass walks along stays in registers then, and much of it becomes
+/// vector instructions.
+fn fill(workers: &ReadyWorkers, load: &LoadTable, overlaps: &OverlapScores, columns: &mut Candidates) {
     columns.resize(workers.len());
-    let mut left_out = false;
-    for (entry, traits, worker, device, host, disk, prefill, decode, requests, total, used) in izip!(
-        workers.iter(),
-        workers.traits(),
-        &mut columns.worker,
-        &mut columns.overlap_device,
-        &mut columns.overlap_host,
-        &mut columns.overlap_disk,
+    let WorkerColumns { slots, kv_blocks, .. } = workers.columns();
+    columns.worker.copy_from_slice(slots);
+    columns.kv_blocks_total.copy_from_slice(kv_blocks);
+    pick(&overlaps.device, slots, &mut columns.overlap_device);
+    pick(&overlaps.host, slots, &mut columns.overlap_host);
+    pick(&overlaps.disk, slots, &mut columns.overlap_disk);
+    for (&slot, prefill, decode, requests, used) in izip!(
+        slots,
         &mut columns.prefill_tokens,
         &mut columns.decode_blocks,
         &mut columns.requests,
-        &mut columns.kv_blocks_total,
         &mut columns.kv_blocks_used,
     ) {
-        let Some((own, kv_blocks_used)) = load.own(traits.slot) else {
-            (*requests, left_out) = (u32::MAX, true);
-            continue;
-        };
-        left_out |= own.requests >= traits.most_requests || !may_use(entry);
-        *worker = traits.slot.0;
-        *device = overlaps.device(traits.slot);
-        *host = overlaps.host(traits.slot);
-        *disk = overlaps.disk(traits.slot);
+        // Nobody past the table's end has a slot.
+        let (own, used_blocks) = load.own(WorkerSlot(slot)).unwrap_or_default();
         (*prefill, *decode, *requests) = (own.prefill_tokens, own.decode_blocks, own.requests);
-        *total = traits.kv_blocks;
-        *used = kv_blocks_used;
+        *used = used_blocks;
     }
-    left_out
+}
+
+/// The overlaps of the workers in `slots`; 0 where nobody holds anything, as mostly below the device.
+fn pick(overlaps: &[u32], slots: &[u32], column: &mut [u32]) {
+    if overlaps.is_empty() {
+        return column.fill(0);
+    }
+    for (overlap, &slot) in column.iter_mut().zip(slots) {
+        *overlap = overlaps.get(slot as usize).copied().unwrap_or(0);
+    }
+}
+
+/// Without a way out in the middle, so that it is vector instructions.
+fn any_busy(requests: &[u32], most_requests: &[u32]) -> bool {
+    requests
+        .iter()
+        .zip(most_requests)
+        .fold(false, |busy, (requests, most)| busy | (requests >= most))
 }
 
 /// The columns that few policies want, for the rows there are.
@@ -98,20 +99,29 @@ pub(crate) fn fill_further(
     columns: &mut Candidates,
 ) {
     columns.resize_further();
-    for (&place, flags, prefill, decode, requests, queue) in izip!(
-        rows,
-        &mut columns.flags,
+    for (&slot, prefill, decode, requests, queue) in izip!(
+        &columns.worker,
         &mut columns.prefill_tokens_all,
         &mut columns.decode_blocks_all,
         &mut columns.requests_all,
         &mut columns.queue_depth,
     ) {
-        let traits = workers.traits()[place];
-        let now = load.get(traits.slot);
-        let all = now.of_all_routers();
-        *flags = role_flags(traits.role) | certainty_flags(now.event_state);
-        (*prefill, *decode, *requests) = (all.prefill_tokens, all.decode_blocks, all.requests);
-        *queue = now.reported_waiting;
+        let (others, waiting) = load.others(WorkerSlot(slot)).unwrap_or_default();
+        (*prefill, *decode, *requests) = (others.prefill_tokens, others.decode_blocks, others.requests);
+        *queue = waiting;
+    }
+    for (all, own) in [
+        (&mut columns.prefill_tokens_all, &columns.prefill_tokens),
+        (&mut columns.decode_blocks_all, &columns.decode_blocks),
+        (&mut columns.requests_all, &columns.requests),
+    ] {
+        for (all, own) in all.iter_mut().zip(own) {
+            *all = all.saturating_add(*own);
+        }
+    }
+    let roles = &workers.columns().roles;
+    for (flags, &place, &slot) in izip!(&mut columns.flags, rows, &columns.worker) {
+        *flags = role_flags(roles[place]) | certainty_flags(load.event_state(WorkerSlot(slot)));
     }
 }
 

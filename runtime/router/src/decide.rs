@@ -79,12 +79,12 @@ impl Decider {
         }
     }
 
-    /// Picks one of `model`'s workers that `may_use` allows and reserves the load there.
+    /// Picks one of `model`'s workers, of those that `may_use` allows if it is given, and reserves the load there.
     pub(crate) fn decide(
         &mut self,
         model: &ModelEntry,
         demand: Demand<'_>,
-        may_use: impl Fn(&WorkerEntry) -> bool,
+        may_use: Option<impl Fn(&WorkerEntry) -> bool>,
     ) -> Result<Choice, NoCandidate> {
         let started = Instant::now();
         self.index

@@ -108,11 +108,6 @@ impl WorkerLoad {
             requests: self.requests,
         }
     }
-
-    /// What this router and the others have in flight there together.
-    pub(crate) fn of_all_routers(&self) -> ReplicaLoad {
-        self.others.saturating_add(self.own())
-    }
 }
 
 impl Default for LoadTable {
@@ -135,11 +130,7 @@ impl LoadTable {
             prefill_tokens: own.prefill_tokens,
             decode_blocks: own.decode_blocks,
             requests: own.requests,
-            others: ReplicaLoad {
-                prefill_tokens: told.others_prefill_tokens.load(Relaxed),
-                decode_blocks: told.others_decode_blocks.load(Relaxed),
-                requests: told.others_requests.load(Relaxed),
-            },
+            others: told.others(),
             reported_waiting: told.reported_waiting.load(Relaxed),
             event_state: told.event_state(),
         }
@@ -155,6 +146,13 @@ impl LoadTable {
             requests: slot.requests.load(Relaxed),
         };
         Some((own, slot.used_blocks.load(Relaxed)))
+    }
+
+    /// What other routers have in flight on a worker, and the requests that wait in its engine; `None` for a slot past the
+    /// table's end.
+    pub(crate) fn others(&self, worker: WorkerSlot) -> Option<(ReplicaLoad, u32)> {
+        let told = self.told(worker)?;
+        Some((told.others(), told.reported_waiting.load(Relaxed)))
     }
 
     /// Counts a request on `worker` until the reservation is dropped.
@@ -253,6 +251,14 @@ impl LoadTable {
 }
 
 impl ToldLoad {
+    fn others(&self) -> ReplicaLoad {
+        ReplicaLoad {
+            prefill_tokens: self.others_prefill_tokens.load(Relaxed),
+            decode_blocks: self.others_decode_blocks.load(Relaxed),
+            requests: self.others_requests.load(Relaxed),
+        }
+    }
+
     fn event_state(&self) -> EventState {
         match self.event_state.load(Relaxed) {
             1 => EventState::Resyncing,
@@ -356,13 +362,10 @@ mod tests {
         };
         table.set_others(WORKER, others);
         let held = table.reserve(WORKER, 100, 7);
-        let all = table.get(WORKER).of_all_routers();
-        assert_eq!(
-            (all.prefill_tokens, all.decode_blocks, all.requests),
-            (110, 27, 3)
-        );
+        let both = table.get(WORKER);
+        assert_eq!((both.own().requests, both.others), (1, others));
         drop(held);
-        assert_eq!(table.get(WORKER).of_all_routers(), others);
+        assert_eq!(table.others(WORKER), Some((others, 0)));
         table.forget_reports(WORKER);
         assert_eq!(table.get(WORKER), WorkerLoad::default());
     }

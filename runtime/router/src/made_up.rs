@@ -136,7 +136,10 @@ impl MadeUp {
             session: 0,
             lora: 0,
         };
-        let choice = self.decider.decide(&self.model, demand, |_| true).ok()?;
+        let choice = self
+            .decider
+            .decide(&self.model, demand, None::<fn(&WorkerEntry) -> bool>)
+            .ok()?;
         let place = self.next;
         self.next = (place + 1) % self.held.len();
         self.held[place] = Some(choice.reservation);

@@ -186,9 +186,8 @@ impl ReplicaState {
             lora: lora_id(&request.generate.lora),
         };
         let links = self.links.borrow();
-        let anybody = failed.is_empty() && links.are_all_usable();
-        let may_use =
-            |worker: &WorkerEntry| anybody || !failed.contains(&worker.slot) && links.is_usable(worker);
+        let may_use = |worker: &WorkerEntry| !failed.contains(&worker.slot) && links.is_usable(worker);
+        let may_use = (!failed.is_empty() || !links.are_all_usable()).then_some(may_use);
         self.decider.borrow_mut().decide(model, demand, may_use)
     }
 

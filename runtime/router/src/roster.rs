@@ -44,27 +44,26 @@ pub(crate) struct ModelEntry {
     pub(crate) workers: ReadyWorkers,
 }
 
-/// The workers that may be given work, and beside them what every decision reads of each, close together.
+/// The workers that may be given work, and beside them what every decision reads of each.
 #[derive(Debug, Default)]
 pub(crate) struct ReadyWorkers {
     entries: Vec<WorkerEntry>,
-    traits: Vec<WorkerTraits>,
+    columns: WorkerColumns,
 }
 
-/// What a decision reads of a worker that does not change while it is present.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct WorkerTraits {
-    pub(crate) slot: WorkerSlot,
-    pub(crate) kv_blocks: u32,
-    /// Most requests it takes, running and waiting.
-    pub(crate) most_requests: u32,
-    pub(crate) role: WorkerRole,
+/// What a decision reads of workers that does not change while they are present: a row for each, in their order.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerColumns {
+    pub(crate) slots: Vec<u32>,
+    pub(crate) kv_blocks: Vec<u32>,
+    /// Most requests a worker takes, running and waiting.
+    pub(crate) most_requests: Vec<u32>,
+    pub(crate) roles: Vec<WorkerRole>,
 }
 
 impl ReadyWorkers {
-    /// A row for each worker, in their order.
-    pub(crate) fn traits(&self) -> &[WorkerTraits] {
-        &self.traits
+    pub(crate) fn columns(&self) -> &WorkerColumns {
+        &self.columns
     }
 }
 
@@ -79,8 +78,16 @@ impl Deref for ReadyWorkers {
 impl FromIterator<WorkerEntry> for ReadyWorkers {
     fn from_iter<T: IntoIterator<Item = WorkerEntry>>(workers: T) -> Self {
         let entries: Vec<_> = workers.into_iter().collect();
-        let traits = entries.iter().map(WorkerEntry::traits).collect();
-        Self { entries, traits }
+        let mut columns = WorkerColumns::default();
+        for worker in &entries {
+            let capacity = worker.card.capacity;
+            columns.slots.push(worker.slot.0);
+            columns.kv_blocks.push(capacity.kv_blocks);
+            let most_requests = capacity.max_sequences.saturating_add(capacity.max_waiting);
+            columns.most_requests.push(most_requests);
+            columns.roles.push(worker.card.role);
+        }
+        Self { entries, columns }
     }
 }
 
@@ -105,18 +112,6 @@ pub(crate) enum WorkerPhase {
     Draining,
     /// Its card contradicts that of the model's other workers.
     Refused,
-}
-
-impl WorkerEntry {
-    fn traits(&self) -> WorkerTraits {
-        let capacity = self.card.capacity;
-        WorkerTraits {
-            slot: self.slot,
-            role: self.card.role,
-            kv_blocks: capacity.kv_blocks,
-            most_requests: capacity.max_sequences.saturating_add(capacity.max_waiting),
-        }
-    }
 }
 
 impl WorkerPhase {

@@ -10,7 +10,7 @@ use signalbox_tokenize::{ModelArtifacts, ModelText};
 use crate::{
     candidates::{NoCandidate, assemble},
     load::LoadTable,
-    roster::{Roster, RosterError, WorkerPhase},
+    roster::{Roster, RosterError, WorkerEntry, WorkerPhase},
 };
 
 fn card(name: &str, epoch: u64) -> Arc<WorkerCard> {
@@ -106,22 +106,26 @@ fn a_full_worker_is_busy_and_an_excluded_one_unavailable() {
     let model = roster.view().models["m"].clone();
     let load = LoadTable::default();
     let (mut columns, mut rows) = (Candidates::default(), Vec::new());
-    let mut check = |load: &LoadTable, usable| {
+    let mut check = |load: &LoadTable, usable: Option<bool>| {
         assemble(
             &model.workers,
             load,
             &OverlapScores::default(),
-            |_| usable,
+            usable.map(|usable| move |_: &WorkerEntry| usable),
             &mut columns,
             &mut rows,
         )
     };
-    assert_eq!(check(&load, true), Ok(()));
-    assert_eq!(check(&load, false), Err(NoCandidate::Unavailable));
+    assert_eq!(check(&load, None), Ok(()));
+    assert_eq!(check(&load, Some(true)), Ok(()));
+    assert_eq!(check(&load, Some(false)), Err(NoCandidate::Unavailable));
     let _held = [load.reserve(slot, 1, 1), load.reserve(slot, 1, 1)];
-    assert_eq!(
-        check(&load, true),
-        Err(NoCandidate::Busy),
-        "one running and one waiting is all it takes"
-    );
+    for usable in [None, Some(true)] {
+        assert_eq!(
+            check(&load, usable),
+            Err(NoCandidate::Busy),
+            "one running and one waiting is all it takes"
+        );
+    }
+    assert_eq!(check(&load, Some(false)), Err(NoCandidate::Unavailable));
 }
