@@ -26,6 +26,7 @@ use signalbox_request_plane::{LinkConfig, ServerConfig};
 use signalbox_router::{ReplicaHandle, RouteRequest, RouterConfig, RouterShared};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use signalbox_worker::{
+    runner::EngineThread,
     service::{self, ModelFiles, RunningWorker, WorkerConfig},
     sim::{SimConfig, SimEngine, ordinary_tokens},
 };
@@ -68,7 +69,9 @@ async fn full_worker(number: u64, blocks: u64) -> RunningWorker {
         labels: BTreeMap::new(),
         server: ServerConfig::default(),
     };
-    let worker = service::run(config, Box::new(engine), ModelFiles::new(&artifacts, text))
+    let files = ModelFiles::new(&artifacts, text);
+    let thread = EngineThread::start("sim").unwrap();
+    let worker = service::run(config, Box::new(engine), files, &thread)
         .await
         .unwrap();
     for chain in 0..blocks / CHAIN {

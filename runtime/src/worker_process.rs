@@ -18,6 +18,7 @@ use signalbox_request_plane::{NatsTransport, ServerConfig};
 use signalbox_tokenize::ModelText;
 use signalbox_worker::{
     engine::StepEngine,
+    runner::EngineThread,
     service::{self, ModelFiles, RunningWorker, WorkerConfig},
     sim::{SimConfig, SimEngine, ordinary_tokens},
 };
@@ -164,16 +165,27 @@ async fn start_workers(
         );
         let engine = llama(&options.engine, &model, options.child)?;
         let config = config(options.id.clone(), options.listen);
-        return Ok(vec![service::run(config, engine, files).await?]);
+        let thread = engine_thread("llama")?;
+        return Ok(vec![service::run(config, engine, files, &thread).await?]);
     }
+    // Simulated engines hardly compute: more threads than cores would only be switched between.
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads: Vec<_> = (0..cores.min(usize::from(options.sim_workers)))
+        .map(|_| engine_thread("sim"))
+        .collect::<Result<_, _>>()?;
     let vocabulary = ordinary_tokens(&text);
     let mut workers = Vec::new();
-    for number in 0..options.sim_workers {
+    for (number, thread) in (0..options.sim_workers).zip(threads.iter().cycle()) {
         let (id, listen) = nth_worker(options, number)?;
         let engine = sim(&options.engine, &model, vocabulary.clone())?;
-        workers.push(service::run(config(id, listen), Box::new(engine), files.clone()).await?);
+        let config = config(id, listen);
+        workers.push(service::run(config, Box::new(engine), files.clone(), thread).await?);
     }
     Ok(workers)
+}
+
+fn engine_thread(engine: &str) -> anyhow::Result<EngineThread> {
+    EngineThread::start(engine).context("there is no thread for the engine")
 }
 
 /// What a simulated worker is called and where it listens.

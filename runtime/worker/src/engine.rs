@@ -3,7 +3,7 @@
 //! An engine advances all its sequences together, one *step* at a time (continuous batching): a step prefills some
 //! prompt tokens and decodes one token of each running sequence. [`StepEngine`] is that and nothing more: it owns its
 //! KV cache and its arithmetic, and knows nothing of text, JSON, networks or clocks. The runner (`runner.rs`) owns
-//! the engine on a thread of its own, turns tokens into answers, and publishes what the step did to the KV cache.
+//! the engine on its thread, turns tokens into answers, and publishes what the step did to the KV cache.
 
 use std::time::Duration;
 

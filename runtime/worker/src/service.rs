@@ -19,7 +19,7 @@ use signalbox_tokenize::{ModelArtifacts, ModelText};
 
 use crate::{
     engine::StepEngine,
-    runner::{Runner, RunnerHandle, RunnerState},
+    runner::{EngineThread, RunnerHandle, RunnerState},
 };
 
 use self::calls::WorkerService;
@@ -93,9 +93,6 @@ pub enum WorkerError {
     /// The card would be refused.
     #[error("worker has {0} labels; at most {MAX_LABELS} are carried")]
     TooManyLabels(usize),
-    /// The engine needs a thread.
-    #[error("no thread for the engine")]
-    Thread(#[source] io::Error),
 }
 
 /// A worker that serves. Dropping it leaves it running: see [`Self::drain`].
@@ -107,7 +104,7 @@ pub struct RunningWorker {
     runner: RunnerHandle,
 }
 
-/// Brings a worker up; call it inside a tokio runtime.
+/// Brings a worker up whose engine is stepped on `thread`; call it inside a tokio runtime.
 ///
 /// # Errors
 /// See [`WorkerError`]; nothing is left running then.
@@ -115,6 +112,7 @@ pub async fn run(
     config: WorkerConfig,
     engine: Box<dyn StepEngine>,
     files: ModelFiles,
+    thread: &EngineThread,
 ) -> Result<RunningWorker, WorkerError> {
     if config.labels.len() > MAX_LABELS {
         return Err(WorkerError::TooManyLabels(config.labels.len()));
@@ -153,7 +151,7 @@ pub async fn run(
         labels: config.labels,
     });
     let log = EventLog::new(card.epoch);
-    let runner = Runner::start(engine, &card.model, files.text, log.clone()).map_err(WorkerError::Thread)?;
+    let runner = thread.run(engine, &card.model, files.text, log.clone());
     let service = WorkerService::new(
         runner.clone(),
         log.clone(),

@@ -16,6 +16,7 @@ use signalbox_request_plane::{
 };
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use signalbox_worker::{
+    runner::EngineThread,
     service::{ModelFiles, RunningWorker, WorkerConfig, WorkerError, run},
     sim::{SimConfig, SimEngine, ordinary_tokens},
 };
@@ -37,7 +38,14 @@ async fn start(config: WorkerConfig, sim: SimConfig) -> Result<RunningWorker, Wo
     let artifacts = ModelArtifacts::byte_level_fixture();
     let text = Arc::new(ModelText::load(&artifacts).unwrap());
     let engine = SimEngine::new(sim, ordinary_tokens(&text)).unwrap();
-    run(config, Box::new(engine), ModelFiles::new(&artifacts, text)).await
+    let files = ModelFiles::new(&artifacts, text);
+    run(
+        config,
+        Box::new(engine),
+        files,
+        &EngineThread::start("sim").unwrap(),
+    )
+    .await
 }
 
 async fn worker(sim: SimConfig) -> (RunningWorker, LinkHandle) {

@@ -1,21 +1,20 @@
 use std::{
     collections::VecDeque,
-    sync::{
-        Condvar, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Condvar, Mutex},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
+use signalbox_event_plane::EventLog;
 use signalbox_protocol::{
     AnswerFormat, FinishReason, RequestId, SamplingParams, StreamSummary, WorkerCapacity, WorkerEpoch,
 };
 use signalbox_request_plane::CallerGone;
-use signalbox_tokenize::ModelArtifacts;
+use signalbox_tokenize::{ModelArtifacts, ModelText};
 
 use super::*;
 use crate::{
-    engine::{NewSequence, SampledToken, TokenLogprobs},
+    engine::{NewSequence, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus, TokenLogprobs},
     sim::{SimConfig, SimEngine, ordinary_tokens},
 };
 
@@ -151,7 +150,8 @@ fn submit(runner: &RunnerHandle, request: &GenerateRequest, tokens: Vec<u32>) ->
 }
 
 fn start(engine: impl StepEngine) -> RunnerHandle {
-    Runner::start(Box::new(engine), "m", text(), log()).unwrap()
+    let thread = EngineThread::start("test").unwrap();
+    thread.run(Box::new(engine), "m", text(), log())
 }
 
 fn sim(config: SimConfig) -> SimEngine {
@@ -377,7 +377,8 @@ fn text_held_back_for_a_stop_text_keeps_its_log_probabilities() {
 #[test]
 fn kv_events_are_told_before_the_tokens_of_their_step() {
     let log = log();
-    let runner = Runner::start(Box::new(sim(fast())), "m", text(), log.clone()).unwrap();
+    let thread = EngineThread::start("test").unwrap();
+    let runner = thread.run(Box::new(sim(fast())), "m", text(), log.clone());
     let received = Arc::new(Received {
         log: Some(log.clone()),
         ..Received::default()
@@ -455,6 +456,78 @@ async fn stopping_fails_what_is_open() {
     let received = submit(&runner, &request(true, SamplingParams::default()), prompt(64));
     runner.stop().await;
     assert_eq!(received.wait().unwrap_err().kind, ErrorKind::Unavailable);
+}
+
+/// As many as `--sim-workers` puts on one thread, some of them in steps that last.
+#[tokio::test]
+async fn engines_on_one_thread_do_not_mind_one_another() {
+    let thread = EngineThread::start("test").unwrap();
+    let run = |engine: Box<dyn StepEngine>| thread.run(engine, "m", text(), log());
+    let slow = run(Box::new(sim(SimConfig {
+        speedup: 1e-3,
+        ..SimConfig::default()
+    })));
+    let faulty = run(Box::new(Script {
+        panics: true,
+        ..Script::default()
+    }));
+    let quick: Vec<_> = (0..100).map(|_| run(Box::new(sim(fast())))).collect();
+    let sampling = || SamplingParams {
+        max_tokens: 20,
+        ..SamplingParams::default()
+    };
+    let never = submit(&slow, &request(true, sampling()), prompt(64));
+    let fault = submit(&faulty, &request(true, sampling()), prompt(64));
+    let answers: Vec<_> = quick
+        .iter()
+        .map(|runner| submit(runner, &request(true, sampling()), prompt(64)))
+        .collect();
+    tokio::task::spawn_blocking(move || {
+        assert_eq!(fault.wait().unwrap_err().kind, ErrorKind::Unavailable);
+        let said: Vec<_> = answers
+            .iter()
+            .map(|answer| (answer.wait().unwrap().completion_tokens, answer.said(0)))
+            .collect();
+        assert_eq!(said[0].0, 20);
+        assert!(
+            said.iter().all(|one| *one == said[0]),
+            "the same request, the same answer"
+        );
+    })
+    .await
+    .unwrap();
+    assert_eq!(*slow.state().borrow(), RunnerState::Running);
+    assert_eq!(*faulty.state().borrow(), RunnerState::Failed);
+
+    quick[0].stop().await;
+    let refused = submit(&quick[0], &request(true, sampling()), prompt(64));
+    let answered = submit(&quick[1], &request(true, sampling()), prompt(64));
+    tokio::task::spawn_blocking(move || {
+        assert_eq!(refused.wait().unwrap_err().kind, ErrorKind::Unavailable);
+        answered.wait().unwrap();
+    })
+    .await
+    .unwrap();
+    slow.stop().await;
+    assert_eq!(never.wait().unwrap_err().kind, ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_thread_that_nobody_can_reach_finishes_what_is_open_and_ends() {
+    let thread = EngineThread::start("test").unwrap();
+    let runners = [(); 2].map(|()| thread.run(Box::new(sim(fast())), "m", text(), log()));
+    let mut states = runners.each_ref().map(RunnerHandle::state);
+    let open = runners
+        .each_ref()
+        .map(|runner| submit(runner, &request(true, SamplingParams::default()), prompt(64)));
+    drop((thread, runners));
+    for state in &mut states {
+        state
+            .wait_for(|state| *state == RunnerState::Stopped)
+            .await
+            .unwrap();
+    }
+    assert!(open.iter().all(|answer| answer.wait().is_ok()));
 }
 
 #[test]
