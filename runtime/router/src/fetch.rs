@@ -1,6 +1,6 @@
 //! Whole answers over a worker link: tokenizer files, KV snapshots; and the endless ones: events, load.
 
-use std::time::Duration;
+use std::{ops::ControlFlow, time::Duration};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -44,20 +44,24 @@ pub(crate) async fn fetch(link: &LinkHandle, call: Call, max_bytes: usize) -> Re
         .unwrap_or(Err(FetchError::TimedOut))
 }
 
-/// Hands each piece of an endless answer to `take` until the stream fails or ends.
+/// Hands each piece of an endless answer to `take` until that has enough, or the stream fails or ends.
 pub(crate) async fn watch(
     link: &LinkHandle,
     call: Call,
-    mut take: impl FnMut(Bytes),
-) -> Result<(), LinkError> {
+    mut take: impl FnMut(Bytes) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, LinkError> {
     let mut stream = link.open(parts(call))?;
     while let Some(event) = stream.next().await {
         match event? {
-            ResponseEvent::Data { bytes, .. } => take(bytes),
+            ResponseEvent::Data { bytes, .. } => {
+                if take(bytes).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
             ResponseEvent::End(_) => break,
         }
     }
-    Ok(())
+    Ok(ControlFlow::Continue(()))
 }
 
 fn parts(call: Call) -> CallParts {

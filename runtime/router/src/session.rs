@@ -1,7 +1,16 @@
 //! What a router keeps running for each present worker beside its requests: a control link, the KV event feed and
 //! the load watch. All of it ends when the session is dropped.
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    ops::ControlFlow,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use actix::prelude::*;
 use signalbox_event_plane::{EventPlane, decode_batch};
@@ -23,6 +32,9 @@ const WATCH_RETRY: Duration = Duration::from_millis(100);
 /// Shortest time between two load reports of a worker. Routers know their own requests at once; the reports add
 /// what others send and how the cache fills, which moves slowly.
 const LOAD_INTERVAL_MS: u64 = 200;
+/// Most reports of all workers together in a second: in a large fleet each reports less often, or reading them would
+/// cost as much as routing.
+const REPORTS_PER_SECOND: u64 = 1_000;
 
 /// One present worker.
 #[derive(Debug)]
@@ -45,6 +57,8 @@ pub(crate) struct SessionShared {
     pub(crate) index: SharedKvIndex,
     pub(crate) load: LoadTable,
     pub(crate) links: LinkConfig,
+    /// How many workers are present.
+    pub(crate) present: Arc<AtomicU64>,
 }
 
 impl Session {
@@ -56,7 +70,7 @@ impl Session {
         watcher: Recipient<LinkEvent>,
     ) -> Self {
         let link = LinkHandle::start(card.address.clone(), shared.links.clone(), Some(watcher));
-        let mut watches = vec![spawn(watch_load(link.clone(), slot, shared.load.clone()))];
+        let mut watches = vec![spawn(watch_load(link.clone(), slot, shared.clone()))];
         if card.kv_events && shared.feeds_plane {
             watches.push(spawn(feed_events(
                 link.clone(),
@@ -123,20 +137,33 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(actix_rt::spawn(task))
 }
 
-async fn watch_load(link: LinkHandle, slot: WorkerSlot, load: LoadTable) {
+async fn watch_load(link: LinkHandle, slot: WorkerSlot, shared: SessionShared) {
+    let right_interval = || report_interval_ms(shared.present.load(Relaxed));
     loop {
-        let call = Call::WatchLoad {
-            interval_ms: LOAD_INTERVAL_MS,
+        let interval_ms = right_interval();
+        let take = |bytes: bytes::Bytes| {
+            match serde_json::from_slice::<WorkerReport>(&bytes) {
+                Ok(report) => shared.load.report(slot, &report),
+                Err(error) => debug!(%error, "a load report could not be read"),
+            }
+            if (interval_ms / 2..=interval_ms * 2).contains(&right_interval()) {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         };
-        let take = |bytes: bytes::Bytes| match serde_json::from_slice::<WorkerReport>(&bytes) {
-            Ok(report) => load.report(slot, &report),
-            Err(error) => debug!(%error, "a load report could not be read"),
-        };
-        if let Err(error) = watch(&link, call, take).await {
-            debug!(%error, "load reports interrupted");
+        match watch(&link, Call::WatchLoad { interval_ms }, take).await {
+            // The fleet grew or shrank: ask for another interval.
+            Ok(ControlFlow::Break(())) => continue,
+            Ok(ControlFlow::Continue(())) => {}
+            Err(error) => debug!(%error, "load reports interrupted"),
         }
         tokio::time::sleep(WATCH_RETRY).await;
     }
+}
+
+fn report_interval_ms(workers: u64) -> u64 {
+    LOAD_INTERVAL_MS.max(workers * 1000 / REPORTS_PER_SECOND)
 }
 
 /// Copies the worker's batches into the plane, from the one after the last copied. Where the worker no longer keeps
@@ -144,15 +171,18 @@ async fn watch_load(link: LinkHandle, slot: WorkerSlot, load: LoadTable) {
 async fn feed_events(link: LinkHandle, card: Arc<WorkerCard>, plane: Arc<dyn EventPlane>) {
     let next: Rc<Cell<Option<(WorkerEpoch, u64)>>> = Rc::default();
     loop {
-        let take = |bytes: bytes::Bytes| match decode_batch(&bytes) {
-            Ok(batch) if batch.epoch == card.epoch => {
-                next.set(Some((batch.epoch, batch.sequence + 1)));
-                plane.publish(&card.id, Arc::new(batch));
+        let take = |bytes: bytes::Bytes| {
+            match decode_batch(&bytes) {
+                Ok(batch) if batch.epoch == card.epoch => {
+                    next.set(Some((batch.epoch, batch.sequence + 1)));
+                    plane.publish(&card.id, Arc::new(batch));
+                }
+                Ok(batch) => {
+                    debug!(worker.id = %card.id, epoch = %batch.epoch, "a batch of another epoch is ignored")
+                }
+                Err(error) => warn!(worker.id = %card.id, %error, "a KV event batch could not be read"),
             }
-            Ok(batch) => {
-                debug!(worker.id = %card.id, epoch = %batch.epoch, "a batch of another epoch is ignored")
-            }
-            Err(error) => warn!(worker.id = %card.id, %error, "a KV event batch could not be read"),
+            ControlFlow::Continue(())
         };
         let wanted = next.get();
         match watch(&link, Call::WatchKvEvents { after: wanted }, take).await {
@@ -161,8 +191,21 @@ async fn feed_events(link: LinkHandle, card: Arc<WorkerCard>, plane: Arc<dyn Eve
                 next.set(None);
             }
             Err(error) => debug!(worker.id = %card.id, %error, "KV events interrupted"),
-            Ok(()) => {}
+            Ok(_) => {}
         }
         tokio::time::sleep(WATCH_RETRY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_fleet_reports_less_often() {
+        assert_eq!([1, 200].map(report_interval_ms), [LOAD_INTERVAL_MS; 2]);
+        for workers in [500, 4_096] {
+            assert!(workers * 1000 / report_interval_ms(workers) <= REPORTS_PER_SECOND);
+        }
     }
 }

@@ -108,6 +108,7 @@ impl RouterShared {
             index: index.clone(),
             load: load.clone(),
             links: config.links.clone(),
+            present: Arc::default(),
         };
         let arbiter = Arbiter::new().handle();
         let (discovery, roster_view) = (config.discovery.clone(), view.clone());

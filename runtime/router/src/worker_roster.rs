@@ -9,7 +9,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -199,6 +199,7 @@ impl WorkerRoster {
 
     fn publish(&mut self) {
         let view = self.roster.view();
+        self.shared.present.store(view.workers.len() as u64, Relaxed);
         metrics::gauge!("signalbox_workers").set(view.workers.len() as f64);
         self.view.store(Arc::new(view));
         // A full mailbox needs no second hint; a closed one belongs to a thread that ended.
