@@ -153,7 +153,7 @@ fn lookup_of_a_long_prompt_held_by_all() {
     }
 }
 
-/// The writer stores the sequences of one more worker and clears it, again and again, one event a lock, and never
+/// The writer stores the sequences of one more worker and clears it, again and again, one event at a time, and never
 /// waits by itself.
 fn lookup_beside_a_writer(workers: u64, sessions: u64) {
     let index = SharedKvIndex::new(usize::MAX);

@@ -25,7 +25,8 @@
 //! A store costs one visit to the table for each block that is new, and that is nearly all it costs: a table of
 //! millions of blocks is in no near cache. So its slots are eight bytes and visited many at a time; a worker's
 //! next event mostly continues what it stored last, which is found without the table, and so is a block that
-//! follows its parent in a strand.
+//! follows its parent in a strand. Blocks that go together go with their strand, without a visit each: the table leads
+//! nowhere for them until it is swept.
 //!
 //! ```text
 //! places:  hash ─▶ (strand, offset)

@@ -98,9 +98,14 @@ impl PlaceMap {
         let (shard, tag) = self.locate(block);
         self.resizing(shard, |shard| {
             if shard.is_full() && strands.any_gone() {
-                shard.sweep(strands.gone());
+                shard.sweep(strands.is_gone());
             }
-            shard.insert(tag, place, |place| lies_at(block, place, strands), strands.gone())
+            shard.insert(
+                tag,
+                place,
+                |place| lies_at(block, place, strands),
+                strands.is_gone(),
+            )
         })
     }
 
@@ -116,9 +121,12 @@ impl PlaceMap {
         self.resizing(shard, |shard| shard.remove(tag, old));
     }
 
-    /// So many blocks went with their strand.
-    pub(crate) fn leave(&mut self, blocks: usize) {
-        self.sweep_due += blocks * SWEPT_PER_BLOCK;
+    /// So many blocks went with their strand: makes a part of the table due for [sweeping](Self::sweep), all of it at
+    /// most.
+    pub(crate) fn owe_sweep(&mut self, blocks: usize) {
+        // A look at a shard without slots counts too.
+        let whole = self.shard_bytes / size_of::<u64>() + SHARDS;
+        self.sweep_due = (self.sweep_due + blocks * SWEPT_PER_BLOCK).min(whole);
     }
 
     /// Whether there is something to [`sweep`](Self::sweep).
@@ -126,20 +134,17 @@ impl PlaceMap {
         self.sweep_due > 0
     }
 
-    /// Sweeps what is due, up to so many slots. Whether that ended a round of all shards.
+    /// Sweeps what is due, up to so many slots and to the end of a round of all shards. Whether one ended.
     pub(crate) fn sweep(&mut self, most: usize, strands: &Strands) -> bool {
         let end = self.sweep_due.saturating_sub(most);
         while self.sweep_due > end {
             let most = self.sweep_due - end;
-            let sweep = |shard: &mut Shard| shard.sweep_on(most, strands.gone());
+            let sweep = |shard: &mut Shard| shard.sweep_on(most, strands.is_gone());
             let (swept, is_through) = self.resizing(self.broom, sweep);
-            // A look at a shard without slots counts too.
             self.sweep_due -= swept.max(1);
             if is_through {
                 self.broom = (self.broom + 1) % SHARDS;
                 if self.broom == 0 {
-                    // A further round would find little.
-                    self.sweep_due = 0;
                     return true;
                 }
             }

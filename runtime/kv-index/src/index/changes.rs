@@ -168,8 +168,8 @@ impl KvIndex {
         Some((Place::new(id, start + pushed - 1), pushed))
     }
 
-    /// Forgets the worker's blocks in some strands, but for the [sweep](Self::sweep).
-    pub(crate) fn remove_from(&mut self, worker: WorkerSlot, strands: &[u32]) {
+    /// Forgets the worker's blocks in some strands. Whether there is something to [`sweep`](Self::sweep) now.
+    pub(crate) fn remove_from(&mut self, worker: WorkerSlot, strands: &[u32]) -> bool {
         for id in strands.iter().map(|&id| id as usize) {
             if self.strands.get(id).is_some_and(|strand| strand.holds(worker)) {
                 let change = self.change_strand(id, |strand| strand.remove_worker(worker));
@@ -178,6 +178,7 @@ impl KvIndex {
                 self.settle(id);
             }
         }
+        self.places.is_sweep_due()
     }
 
     /// Brings into the cache what `events` are about: the blocks' slots in the place map, and what they continue. One
@@ -259,14 +260,16 @@ impl KvIndex {
         self.strand_bytes -= strand.heap_bytes();
         self.strands.retire(id);
         if self.blocks == 0 {
+            // Nobody holds anything: no sweep is as quick.
             self.places.clear();
             self.strands = Strands::default();
         } else {
-            self.places.leave(blocks);
+            self.places.owe_sweep(blocks);
         }
     }
 
-    /// Sweeps the place map for strands that are gone, up to so many slots. Whether there is more to be done.
+    /// Sweeps the place map for strands that are gone, up to so many slots and to the end of a round. Whether there is more
+    /// to be done.
     pub(crate) fn sweep(&mut self, most: usize) -> bool {
         if self.places.sweep(most, &self.strands) {
             self.strands.round_ended();

@@ -165,6 +165,24 @@ fn memory_comes_back_when_blocks_go() {
     );
 }
 
+/// Not even where the sweep had only a little to go to the end of its round.
+#[test]
+fn slots_of_half_the_blocks_do_not_stay() {
+    let mut index = KvIndex::new(ROOMY);
+    for worker in 0..3u32 {
+        let hashes =
+            (0..30_000u64).map(|i| ((u64::from(worker) << 32) + i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        index.apply(WorkerSlot(worker), &stored(DEVICE, None, hashes));
+    }
+    assert_eq!(index.places.places().count(), 90_000);
+    for (worker, left) in [(0, 60_000), (1, 30_000)] {
+        index.remove_worker(WorkerSlot(worker));
+        let (slots, blocks) = (index.places.places().count(), index.stats().blocks);
+        assert_eq!(blocks, left);
+        assert!(slots < left + left / 4, "{slots} slots for {blocks} blocks");
+    }
+}
+
 /// A block that comes and goes leaves one slot behind, not one each time.
 #[test]
 fn the_slot_of_a_block_that_went_is_used_again() {
@@ -417,7 +435,9 @@ fn check_state(index: &KvIndex) {
         }
     }
     assert_eq!(blocks, index.stats().blocks);
+    index.strands.check();
     let led_to: BTreeSet<_> = index.places.places().map(Place::strand).collect();
+    assert!(led_to.iter().all(|&id| id < index.strands.len()));
     assert!(
         index.strands.reusable().all(|id| !led_to.contains(&id)),
         "no strand is reused that the map still leads to"
