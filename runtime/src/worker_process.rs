@@ -1,4 +1,4 @@
-//! A worker process: one engine behind the request plane.
+//! A worker process: one engine behind the request plane, or many simulated ones.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -7,8 +7,8 @@
 //!
 //! - every request it was given ends once: with its answer, an error, or because its caller left;
 //! - a caller that left costs the engine nothing after the step at hand, and in a simulated step not 50 ms;
-//! - a fault of the engine, panics included, ends in an error for everybody and in [`RunnerState::Failed`]. The
-//!   process is expected to exit then and be started again: a worker without its engine is of no use.
+//! - a fault of an engine, panics included, ends in an error for everybody who asked it and in [`RunnerState::Failed`];
+//!   other engines on the thread go on. The process is expected to exit then and be started again: a worker without its engine is of no use.
 
 use std::sync::{
     Arc,
@@ -99,7 +99,7 @@ impl RunnerHandle {
     /// Ends the engine after the step at hand, failing what is open, and waits until that is done.
     pub async fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.to_thread.stops.store(true, Ordering::Release);
+        self.to_thread.stops.swap(true, Ordering::AcqRel);
         // Full: then the thread is awake anyway. Disconnected: it has ended.
         let _ = self.to_thread.messages.try_send(Message::Wake);
         let mut state = self.state.clone();

@@ -43,6 +43,7 @@ pub(super) struct EngineRun {
     under_way: Option<Duration>,
     /// When it ends, or the last one ended.
     due: Instant,
+    /// When callers that left and deadlines are looked for, at the latest.
     next_reap: Instant,
     load: watch::Sender<LoadReport>,
     state: watch::Sender<RunnerState>,
@@ -87,17 +88,16 @@ impl EngineRun {
         (run, load, state)
     }
 
-    /// Steps the engine, or waits for the end of a simulated step. Call it when [`Next`] says so.
+    /// Steps the engine, or tells what a simulated step did that is over. Call it when [`Next`] says so.
     pub(super) fn advance(&mut self, now: Instant) -> Next {
-        if let Some(step_time) = self.under_way {
+        if self.under_way.is_some() {
             if now < self.due {
                 if now >= self.next_reap {
                     self.reap(now);
                 }
                 return Next::At(self.due.min(self.next_reap));
             }
-            self.under_way = None;
-            self.deliver(step_time);
+            self.finish_step();
         }
         if self.is_done() {
             return Next::OnJob;
@@ -106,6 +106,7 @@ impl EngineRun {
         if self.status == StepStatus::Idle {
             self.due = now;
         }
+        let began = Instant::now();
         self.status = self.engine.step(&mut self.output);
         if let StepStatus::BusyFor(duration) = self.status {
             // Counted from when the last step was due, so that waking late does not add up.
@@ -114,7 +115,7 @@ impl EngineRun {
             self.under_way = Some(duration);
             return Next::At(self.due.min(self.next_reap));
         }
-        self.deliver(now.elapsed());
+        self.deliver(began.elapsed());
         match self.status {
             StepStatus::Idle if self.requests.is_empty() => Next::OnJob,
             // An engine at rest with requests open has lost them: they end by their deadlines.
@@ -149,12 +150,21 @@ impl EngineRun {
         self.status == StepStatus::Idle && self.requests.is_empty()
     }
 
+    /// Tells what the step at hand did.
+    pub(super) fn finish_step(&mut self) {
+        if let Some(step_time) = self.under_way.take() {
+            self.deliver(step_time);
+        }
+    }
+
     /// Fails what is open.
-    pub(super) fn end(mut self, end: RunnerState) {
+    pub(super) fn fail_all(&mut self) {
         self.requests.fail_all(&engine_is_gone());
-        let state = self.state.clone();
-        drop(self);
-        state.send_replace(end);
+    }
+
+    /// Says what became of it, once it is dropped.
+    pub(super) fn state(&self) -> watch::Sender<RunnerState> {
+        self.state.clone()
     }
 
     /// What the step did: to the event log, then to the requests.

@@ -26,9 +26,9 @@ use super::{
 };
 use crate::engine::StepEngine;
 
-/// Messages that may lie between the network and the thread: what can arrive during one long step. The engines' own
-/// queues come after it.
-const BACKLOG: usize = 1_024;
+/// Messages that may lie between the network and the thread: what can arrive during one long step, or while a thousand
+/// engines are stepped once. The engines' own queues come after it.
+const BACKLOG: usize = 4_096;
 
 /// Steps engines. The thread ends when this and all handles of its engines are dropped and what was open is finished.
 #[derive(Debug)]
@@ -222,7 +222,10 @@ impl Stepping {
         };
         // What a panic may have left half done is only failed and dropped afterwards.
         let Ok(next) = catch_unwind(AssertUnwindSafe(|| call(stepped))) else {
-            tracing::error!("the engine panicked; this worker can answer nothing any more");
+            tracing::error!(
+                engine = number,
+                "the engine panicked; its worker can answer nothing any more"
+            );
             return self.end(number, RunnerState::Failed);
         };
         let Some(next) = next else { return };
@@ -243,9 +246,19 @@ impl Stepping {
         }
     }
 
-    fn end(&mut self, number: usize, state: RunnerState) {
-        if let Some(stepped) = self.engines.get_mut(number).and_then(Option::take) {
-            stepped.run.end(state);
-        }
+    /// Ends an engine. Foreign code runs there, in sinks and in the engine's drop: neighbours must not fall with it.
+    fn end(&mut self, number: usize, end: RunnerState) {
+        let Some(mut stepped) = self.engines.get_mut(number).and_then(Option::take) else {
+            return;
+        };
+        let state = stepped.run.state();
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            if end == RunnerState::Stopped {
+                stepped.run.finish_step();
+            }
+            stepped.run.fail_all();
+            drop(stepped);
+        }));
+        state.send_replace(if ended.is_ok() { end } else { RunnerState::Failed });
     }
 }

@@ -1,4 +1,4 @@
-//! What an engine's thread tells of itself in `/metrics`.
+//! What an engine tells of itself in `/metrics`: of several in a process, whichever spoke last.
 
 use std::time::Duration;
 

@@ -458,7 +458,7 @@ async fn stopping_fails_what_is_open() {
     assert_eq!(received.wait().unwrap_err().kind, ErrorKind::Unavailable);
 }
 
-/// As many as `--sim-workers` puts on one thread, some of them in steps that last.
+/// As `--sim-workers` puts them on one thread, one of them in a step that lasts.
 #[tokio::test]
 async fn engines_on_one_thread_do_not_mind_one_another() {
     let thread = EngineThread::start("test").unwrap();
