@@ -30,7 +30,7 @@ const SNAPSHOT_RETRY: Duration = Duration::from_millis(50);
 const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether the stream stands still although the worker has said more. Events take milliseconds;
-/// what the worker had said one look ago and is still not here has been lost.
+/// what the worker had reported one look ago and is still not here has been lost.
 const LAG_CHECK: Duration = Duration::from_secs(2);
 
 /// What an event stream works on.
@@ -207,7 +207,7 @@ impl EventStream {
             index, load, slot, ..
         } = &self.config;
         change(index, *slot);
-        load.take_indexed_blocks(*slot, index);
+        load.refresh_indexed_blocks(*slot, index);
     }
 
     fn receive(&mut self, ctx: &mut Context<Self>, batch: &KvEventBatch) {

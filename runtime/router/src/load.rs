@@ -136,7 +136,7 @@ impl LoadTable {
         }
     }
 
-    /// What this router has in flight on a worker, and the KV blocks in use there: as it last said, a few times a second, or
+    /// What this router has in flight on a worker, and the KV blocks in use there: as it last reported, or
     /// as its events say, which come with every prompt, if that is more. `None` for a slot past the table's end.
     pub(crate) fn own(&self, worker: WorkerSlot) -> Option<(ReplicaLoad, u32)> {
         let slot = self.own.get(worker.0 as usize)?;
@@ -183,7 +183,7 @@ impl LoadTable {
     }
 
     /// Takes over how many blocks the index credits a worker with, after that changed.
-    pub(crate) fn take_indexed_blocks(&self, worker: WorkerSlot, index: &SharedKvIndex) {
+    pub(crate) fn refresh_indexed_blocks(&self, worker: WorkerSlot, index: &SharedKvIndex) {
         self.set_indexed_blocks(worker, index.read(|index| index.blocks_of(worker)));
     }
 

@@ -117,7 +117,7 @@ impl MadeUp {
         };
         let slot = WorkerSlot(worker);
         self.index.apply_all(slot, std::slice::from_ref(&stored));
-        self.load.take_indexed_blocks(slot, &self.index);
+        self.load.refresh_indexed_blocks(slot, &self.index);
     }
 
     /// What the index takes, in bytes, and the (worker, block) pairs it knows.

@@ -205,17 +205,16 @@ impl Roster {
         text: Arc<ModelText>,
         now_unix: u64,
     ) -> Option<WorkerPhase> {
-        let fits = self.fit_model(card, text, now_unix);
-        let entry = self
-            .workers
-            .get_mut(&card.id)
-            .filter(|entry| entry.card.epoch == card.epoch)?;
-        entry.phase = if fits {
+        let is_here = |entry: &&mut WorkerEntry| entry.card.epoch == card.epoch;
+        // Who left defines no model.
+        self.workers.get_mut(&card.id).filter(is_here)?;
+        let phase = if self.fit_model(card, text, now_unix) {
             WorkerPhase::Ready
         } else {
             WorkerPhase::Refused
         };
-        Some(entry.phase)
+        self.workers.get_mut(&card.id)?.phase = phase;
+        Some(phase)
     }
 
     /// Whether `card` agrees with its model, which it defines where no other worker serves it now.

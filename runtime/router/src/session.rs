@@ -32,8 +32,8 @@ const WATCH_RETRY: Duration = Duration::from_millis(100);
 /// Shortest time between two load reports of a worker. Routers know their own requests at once; the reports add
 /// what others send and how the cache fills, which moves slowly.
 const LOAD_INTERVAL_MS: u64 = 200;
-/// Most reports of all workers together in a second: in a large fleet each reports less often, or reading them would
-/// cost as much as routing.
+/// About the most reports of all workers together in a second: in a large fleet each reports less often, or reading them
+/// would cost as much as routing.
 const REPORTS_PER_SECOND: u64 = 1_000;
 
 /// One present worker.
@@ -146,7 +146,7 @@ async fn watch_load(link: LinkHandle, slot: WorkerSlot, shared: SessionShared) {
                 Ok(report) => shared.load.report(slot, &report),
                 Err(error) => debug!(%error, "a load report could not be read"),
             }
-            if (interval_ms / 2..=interval_ms * 2).contains(&right_interval()) {
+            if is_about(interval_ms, right_interval()) {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())
@@ -164,6 +164,11 @@ async fn watch_load(link: LinkHandle, slot: WorkerSlot, shared: SessionShared) {
 
 fn report_interval_ms(workers: u64) -> u64 {
     LOAD_INTERVAL_MS.max(workers * 1000 / REPORTS_PER_SECOND)
+}
+
+/// Whether an interval asked for before is still good: hardly too short, and not more than twice as long as it needs to be.
+fn is_about(asked_ms: u64, right_ms: u64) -> bool {
+    (asked_ms / 2..=asked_ms + asked_ms / 8).contains(&right_ms)
 }
 
 /// Copies the worker's batches into the plane, from the one after the last copied. Where the worker no longer keeps
@@ -206,6 +211,23 @@ mod tests {
         assert_eq!([1, 200].map(report_interval_ms), [LOAD_INTERVAL_MS; 2]);
         for workers in [500, 4_096] {
             assert!(workers * 1000 / report_interval_ms(workers) <= REPORTS_PER_SECOND);
+        }
+    }
+
+    #[test]
+    fn however_a_fleet_grows_or_shrinks_it_reports_about_as_often_as_it_should() {
+        let mut asked = LOAD_INTERVAL_MS;
+        for workers in (1..4_096).chain((1..4_096).rev()) {
+            let right = report_interval_ms(workers);
+            if !is_about(asked, right) {
+                asked = right;
+            }
+            let reports = workers * 1000 / asked;
+            assert!(
+                reports <= REPORTS_PER_SECOND * 9 / 8,
+                "{reports}/s of {workers} workers"
+            );
+            assert!(asked <= 2 * right + 1, "{asked} ms where {right} would do");
         }
     }
 }

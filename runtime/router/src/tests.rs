@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use signalbox_kv_index::{OverlapScores, WorkerSlot};
-use signalbox_policy_host::Candidates;
-use signalbox_protocol::{WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole};
+use signalbox_policy_host::{Candidates, candidate_flags};
+use signalbox_protocol::{ReplicaLoad, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 
 use crate::{
-    candidates::{NoCandidate, assemble},
+    candidates::{NoCandidate, assemble, fill_further},
     load::LoadTable,
     roster::{Roster, RosterError, WorkerEntry, WorkerPhase},
 };
@@ -89,6 +89,16 @@ fn a_worker_that_contradicts_its_model_is_refused() {
 }
 
 #[test]
+fn a_worker_that_left_before_it_was_ready_defines_no_model() {
+    let mut roster = Roster::default();
+    let left = card("a", 1);
+    roster.join(left.clone(), |_| true).unwrap();
+    roster.leave(&left.id, left.epoch);
+    assert_eq!(roster.ready(&left, text(), 1), None);
+    assert!(roster.view().models.is_empty());
+}
+
+#[test]
 fn a_draining_worker_is_no_candidate_and_its_model_stays_known() {
     let mut roster = Roster::default();
     join(&mut roster, &card("a", 1));
@@ -128,4 +138,49 @@ fn a_full_worker_is_busy_and_an_excluded_one_unavailable() {
         );
     }
     assert_eq!(check(&load, Some(false)), Err(NoCandidate::Unavailable));
+}
+
+#[test]
+fn rows_that_are_left_keep_what_is_theirs() {
+    let mut roster = Roster::default();
+    let workers = [
+        ("a", WorkerRole::Prefill),
+        ("b", WorkerRole::Aggregated),
+        ("c", WorkerRole::Decode),
+    ];
+    let slots = workers.map(|(name, role)| {
+        let card = Arc::new(WorkerCard {
+            role,
+            ..(*card(name, 1)).clone()
+        });
+        join(&mut roster, &card)
+    });
+    let model = roster.view().models["m"].clone();
+    let load = LoadTable::default();
+    let held = slots.map(|slot| load.reserve(slot, 10 * (slot.0 + 1), 1));
+    load.set_others(
+        slots[2],
+        ReplicaLoad {
+            prefill_tokens: 500,
+            decode_blocks: 5,
+            requests: 1,
+        },
+    );
+    let overlaps = OverlapScores {
+        device: vec![1, 2, 3],
+        ..OverlapScores::default()
+    };
+    let (mut columns, mut rows) = (Candidates::default(), Vec::new());
+    let may_use = Some(|worker: &WorkerEntry| worker.slot != slots[1]);
+    assemble(&model.workers, &load, &overlaps, may_use, &mut columns, &mut rows).unwrap();
+    fill_further(&model.workers, &load, &rows, &mut columns);
+    drop(held);
+    assert_eq!(rows, [0, 2]);
+    assert_eq!(columns.worker, [slots[0].0, slots[2].0]);
+    assert_eq!(columns.overlap_device, [1, 3]);
+    assert_eq!(columns.overlap_host, [0, 0]);
+    assert_eq!(columns.prefill_tokens, [10, 30]);
+    assert_eq!(columns.prefill_tokens_all, [10, 530]);
+    assert_eq!(columns.requests_all, [1, 2]);
+    assert_eq!(columns.flags, [candidate_flags::PREFILL, candidate_flags::DECODE]);
 }
