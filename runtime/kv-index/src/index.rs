@@ -85,7 +85,9 @@ impl KvIndex {
             KvEvent::Removed { tier, blocks } => self.remove(worker, *tier, blocks),
             KvEvent::Cleared => self.remove_worker(worker),
         }
-        while self.sweep(usize::MAX) {}
+        if self.places.is_sweep_due() {
+            while self.sweep(usize::MAX) {}
+        }
         debug_assert_eq!(
             self.workers
                 .iter()

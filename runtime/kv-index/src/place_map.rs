@@ -55,6 +55,13 @@ impl Place {
 /// and sweeping a block away costs some nanoseconds.
 const SWEPT_PER_BLOCK: usize = 4;
 
+/// Where a block belongs in the table: its shard, and its tag there, which are different bits of its hash.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spot {
+    shard: usize,
+    tag: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct PlaceMap {
     shards: Vec<Shard>,
@@ -79,7 +86,7 @@ impl PlaceMap {
     }
 
     pub(crate) fn find(&self, block: SequenceHash, strands: &Strands) -> Option<Place> {
-        let (shard, tag) = self.locate(block);
+        let Spot { shard, tag } = self.spot(block);
         self.shards[shard].find(tag, |place| lies_at(block, place, strands))
     }
 
@@ -87,15 +94,20 @@ impl PlaceMap {
     /// together, with nothing to decide in between, they arrive together.
     pub(crate) fn touch(&self, blocks: impl IntoIterator<Item = SequenceHash>) {
         let slots = blocks.into_iter().map(|block| {
-            let (shard, tag) = self.locate(block);
+            let Spot { shard, tag } = self.spot(block);
             self.shards[shard].home_slot(tag)
         });
         std::hint::black_box(slots.fold(0, |all, slot| all ^ slot));
     }
 
-    /// Adds a block; where it is there already, says where and changes nothing.
-    pub(crate) fn insert(&mut self, block: SequenceHash, place: Place, strands: &Strands) -> Option<Place> {
-        let (shard, tag) = self.locate(block);
+    /// Adds a block at its spot; where it is there already, says where and changes nothing.
+    pub(crate) fn insert(
+        &mut self,
+        Spot { shard, tag }: Spot,
+        block: SequenceHash,
+        place: Place,
+        strands: &Strands,
+    ) -> Option<Place> {
         self.resizing(shard, |shard| {
             if shard.is_full() && strands.any_gone() {
                 shard.sweep(strands.is_gone());
@@ -111,13 +123,13 @@ impl PlaceMap {
 
     /// Follows a block to its new place. The strands may be in between: hashes are not read.
     pub(crate) fn follow(&mut self, block: SequenceHash, old: Place, new: Place) {
-        let (shard, tag) = self.locate(block);
+        let Spot { shard, tag } = self.spot(block);
         self.shards[shard].replace(tag, old, new);
     }
 
     /// Forgets a block, and gives memory back where its shard became sparse. Hashes are not read.
     pub(crate) fn forget(&mut self, block: SequenceHash, old: Place) {
-        let (shard, tag) = self.locate(block);
+        let Spot { shard, tag } = self.spot(block);
         self.resizing(shard, |shard| shard.remove(tag, old));
     }
 
@@ -164,19 +176,21 @@ impl PlaceMap {
         self.shards.iter().flat_map(Shard::places)
     }
 
-    /// The most memory that adding `block` can take, the old slots beside the new ones included.
-    pub(crate) fn insert_bytes(&self, block: SequenceHash) -> usize {
-        self.shards[self.locate(block).0].insert_bytes()
+    /// The most memory that adding a block there can take, the old slots beside the new ones included.
+    pub(crate) fn insert_bytes(&self, spot: Spot) -> usize {
+        self.shards[spot.shard].insert_bytes()
     }
 
     pub(crate) fn bytes(&self) -> usize {
         self.shards.capacity() * size_of::<Shard>() + self.shard_bytes
     }
 
-    /// The shard of a block, and its tag there: of different bits.
-    fn locate(&self, block: SequenceHash) -> (usize, u32) {
+    pub(crate) fn spot(&self, block: SequenceHash) -> Spot {
         let hash = self.hasher.hash_one(block.0);
-        (hash as usize % SHARDS, (hash >> (64 - shard::TAG_BITS)) as u32)
+        Spot {
+            shard: hash as usize % SHARDS,
+            tag: (hash >> (64 - shard::TAG_BITS)) as u32,
+        }
     }
 
     /// Runs what may change a shard's size, and counts it.

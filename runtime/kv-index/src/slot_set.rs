@@ -29,6 +29,11 @@ impl SlotSet {
         }
     }
 
+    pub(crate) fn is_only(&self, slot: WorkerSlot) -> bool {
+        let (place, bit) = split(slot);
+        matches!(self, Self::Word { at, bits } if *at as usize == place && *bits == bit)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::Word { bits: 0, .. })
     }

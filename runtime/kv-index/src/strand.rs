@@ -124,26 +124,24 @@ impl Strand {
         &self.hashes
     }
 
-    /// Appends a block held by `worker` alone, the first of about `coming`. The heap bytes that took.
+    /// Appends a block, the first of about `coming`: held as the last one is, or by `holder` alone. The heap bytes that
+    /// took.
     pub(crate) fn push(
         &mut self,
         hash: SequenceHash,
         coming: usize,
-        worker: WorkerSlot,
-        tier: CacheTier,
+        holder: Option<(WorkerSlot, CacheTier)>,
     ) -> usize {
-        debug_assert!(!self.is_full());
-        let mut grown = if self.hashes.capacity() == 0 {
-            2 * ALLOCATION_OVERHEAD
-        } else {
-            0
-        };
+        debug_assert!(!self.is_full() && (holder.is_some() || self.len() > 0));
+        let mut grown = 0;
         if self.hashes.len() == self.hashes.capacity() {
+            if self.hashes.capacity() == 0 {
+                grown += 2 * ALLOCATION_OVERHEAD;
+            }
             self.hashes.reserve_exact(self.push_reserve(coming));
             grown += (self.hashes.capacity() - self.hashes.len()) * size_of::<SequenceHash>();
         }
-        let continues = self.ends_with_only(worker, tier);
-        if !continues {
+        if let Some((worker, tier)) = holder {
             let room = self.segments.capacity();
             let holders = Holders::only(worker, tier);
             grown += holders.heap_bytes();
@@ -158,13 +156,13 @@ impl Strand {
         grown
     }
 
-    /// The most heap a [`push`](Self::push) can add.
-    pub(crate) fn push_bytes(&self, coming: usize, worker: WorkerSlot, tier: CacheTier) -> usize {
+    /// The most heap a [`push`](Self::push) can add; `continues` where it needs no holder.
+    pub(crate) fn push_bytes(&self, coming: usize, continues: bool) -> usize {
         let mut bytes = 0;
         if self.hashes.len() == self.hashes.capacity() {
             bytes += self.push_reserve(coming) * size_of::<SequenceHash>() + ALLOCATION_OVERHEAD;
         }
-        if !self.ends_with_only(worker, tier) {
+        if !continues {
             bytes += size_of::<Segment>() + Holders::max_heap_bytes(1) + ALLOCATION_OVERHEAD;
         }
         bytes
@@ -178,7 +176,8 @@ impl Strand {
             .min(MAX_STRAND_BLOCKS - self.len())
     }
 
-    fn ends_with_only(&self, worker: WorkerSlot, tier: CacheTier) -> bool {
+    /// Whether the last block is held by `worker` on `tier` and by nobody else.
+    pub(crate) fn ends_with_only(&self, worker: WorkerSlot, tier: CacheTier) -> bool {
         self.segments
             .last()
             .is_some_and(|last| last.holders.are_only(worker, tier))

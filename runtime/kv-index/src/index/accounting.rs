@@ -1,6 +1,7 @@
 //! Counting: memberships, lists of strands, and memory against its bound.
 
 use hashbrown::HashSet;
+use signalbox_protocol::CacheTier;
 
 use super::{Holdings, KvIndex};
 use crate::{
@@ -29,6 +30,13 @@ impl KvIndex {
             *total += added;
         }
         self.workers[worker.0 as usize].memberships += change.memberships.iter().sum::<usize>();
+    }
+
+    /// Blocks found their first holder.
+    pub(super) fn count_appended(&mut self, worker: WorkerSlot, tier: CacheTier, blocks: usize) {
+        self.blocks += blocks;
+        self.memberships[tier.index()] += blocks;
+        self.workers[worker.0 as usize].memberships += blocks;
     }
 
     pub(super) fn count_removed(&mut self, worker: WorkerSlot, change: Change) {

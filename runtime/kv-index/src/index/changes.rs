@@ -127,7 +127,8 @@ impl KvIndex {
             previous.offset() + 1 == strand.len() && !strand.is_full()
         });
         let id = continued.map_or_else(|| self.strands.give(), Place::strand);
-        let listed = self.strands[id].holds(worker);
+        let mut continues = self.strands[id].ends_with_only(worker, tier);
+        let listed = continues || self.strands[id].holds(worker);
         let start = self.strands[id].len();
         let most = blocks.len().min(APPENDED_AT_ONCE).min(MAX_STRAND_BLOCKS - start);
         if most > 1 {
@@ -135,19 +136,20 @@ impl KvIndex {
         }
         let (mut pushed, mut known) = (0, None);
         for &block in &blocks[..most] {
-            let strand = &self.strands[id];
-            let coming = most - pushed;
-            let growth = strand.push_bytes(coming, worker, tier) + self.places.insert_bytes(block);
+            let (coming, spot) = (most - pushed, self.places.spot(block));
+            let growth = self.strands[id].push_bytes(coming, continues) + self.places.insert_bytes(spot);
             if growth > 0 && !self.has_room(growth + listing) {
                 break;
             }
             let place = Place::new(id, start + pushed);
             // A chain that names a block twice finds it here the second time.
-            known = self.places.insert(block, place, &self.strands);
+            known = self.places.insert(spot, block, place, &self.strands);
             if known.is_some() {
                 break;
             }
-            self.strand_bytes += self.strands.get_mut(id).push(block, coming, worker, tier);
+            let holder = (!continues).then_some((worker, tier));
+            self.strand_bytes += self.strands.get_mut(id).push(block, coming, holder);
+            continues = true;
             pushed += 1;
         }
         if pushed == 0 {
@@ -156,12 +158,7 @@ impl KvIndex {
             }
             return known.and_then(|place| self.join_holders(worker, tier, place, blocks));
         }
-        let mut change = Change {
-            memberships: [0; 3],
-            blocks: pushed,
-        };
-        change.memberships[tier.index()] = pushed;
-        self.count_added(worker, change);
+        self.count_appended(worker, tier, pushed);
         if !listed {
             self.list_strand(worker, id);
         }

@@ -40,7 +40,7 @@ impl Holders {
 
     pub(super) fn are_only(&self, worker: WorkerSlot, tier: CacheTier) -> bool {
         match (&self.lower, tier) {
-            (None, CacheTier::Device) => self.device == SlotSet::only(worker),
+            (None, CacheTier::Device) => self.device.is_only(worker),
             (None, _) => false,
             (Some(_), _) => *self == Self::only(worker, tier),
         }
