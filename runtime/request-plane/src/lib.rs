@@ -21,6 +21,7 @@ mod client;
 mod frame;
 mod hello;
 mod nats;
+mod read_room;
 mod server;
 mod stream;
 #[cfg(test)]

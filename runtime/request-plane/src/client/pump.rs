@@ -1,35 +1,20 @@
 //! Moves bytes between a link's state and its socket.
 
-use std::{
-    cell::Cell,
-    future::poll_fn,
-    io, mem,
-    pin::pin,
-    task::{Context, Poll},
-    time::Instant,
-};
+use std::{future::poll_fn, io, task::Poll, time::Instant};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio_util::codec::Decoder;
 
 use super::{liveness::Verdict, mux::Violation, state::SharedLink};
 use crate::{
     frame::{FrameCodec, FrameError, MAX_DATA_FRAME_BYTES},
+    read_room::poll_read,
     stream::{ReadHalf, Stream, WriteHalf},
 };
 
-/// Room offered to each read: a step of 128 sequences at 200 bytes a token is 27 KB, and comes in one.
-const READ_BYTES: usize = 64 << 10;
-
 /// A write buffer larger than this is not kept: a prompt's is used once in a while, on each of a thousand links.
 const KEEP_BYTES: usize = 4 << 10;
-
-thread_local! {
-    /// What the links of a thread read into, one after the other. A buffer for each would be found cold by every read, and
-    /// be a hundred megabytes on a thousand links.
-    static ROOM: Cell<BytesMut> = Cell::default();
-}
 
 /// Why the connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -89,38 +74,18 @@ async fn read_frames(mut socket: ReadHalf, mut left: BytesMut, max_frame: usize,
         if let Err(ended) = taken {
             return ended;
         }
-        taken = poll_fn(|cx| poll_frames(cx, &mut socket, &mut codec, &mut left, link)).await;
+        let read = poll_fn(|cx| {
+            poll_read(cx, &mut socket, &mut left, |room| {
+                link.with(|link| link.liveness.heard(Instant::now()));
+                take_frames(&mut codec, room, link)
+            })
+        });
+        taken = match read.await {
+            Ok(Some(taken)) => taken,
+            Ok(None) => return Ended::ByWorker,
+            Err(error) => return Ended::Read(error),
+        };
     }
-}
-
-/// Reads once and takes the frames that are whole. `left` keeps the beginning of one that is not; mostly there is none.
-fn poll_frames(
-    cx: &mut Context<'_>,
-    socket: &mut ReadHalf,
-    codec: &mut FrameCodec,
-    left: &mut BytesMut,
-    link: &SharedLink,
-) -> Poll<Result<(), Ended>> {
-    let is_shared = left.is_empty();
-    let mut room = if is_shared { ROOM.take() } else { mem::take(left) };
-    room.reserve(READ_BYTES);
-    let read = pin!(socket.read_buf(&mut room)).poll(cx);
-    let taken = read.map(|read| match read {
-        Ok(0) => Err(Ended::ByWorker),
-        Ok(_) => {
-            link.with(|link| link.liveness.heard(Instant::now()));
-            take_frames(codec, &mut room, link)
-        }
-        Err(error) => Err(Ended::Read(error)),
-    });
-    if is_shared {
-        left.extend_from_slice(&room);
-        room.clear();
-        ROOM.set(room);
-    } else if !room.is_empty() {
-        *left = room;
-    }
-    taken
 }
 
 /// All frames of a read are taken before any reader of a stream runs.

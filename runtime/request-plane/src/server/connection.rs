@@ -1,6 +1,7 @@
 //! One router's connection: reader, writer, and the outbox between.
 
 use std::{
+    future::poll_fn,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -14,7 +15,7 @@ use bytes::BytesMut;
 use parking_lot::Mutex;
 use signalbox_protocol::{Call, ErrorKind, WireError};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     sync::Notify,
     time::{Instant, sleep, timeout},
 };
@@ -30,11 +31,9 @@ use crate::{
     CallParts,
     frame::{Frame, FrameCodec, FrameError},
     hello::HelloError,
+    read_room::poll_read,
     stream::{ReadHalf, Stream, WriteHalf},
 };
-
-/// Room offered to each read: a typical prompt with its tokens comes in one.
-const READ_BYTES: usize = 64 << 10;
 
 /// A write buffer larger than this, after a bulk answer, is not kept.
 const KEEP_BYTES: usize = 256 << 10;
@@ -184,9 +183,10 @@ pub(super) async fn serve(mut socket: Stream, peer: String, shared: Arc<Shared>)
     drop((close, entered));
 }
 
+/// `left` is what came with the hello.
 async fn read_frames(
     socket: &mut ReadHalf,
-    mut buffer: BytesMut,
+    mut left: BytesMut,
     connection: &Arc<Connection>,
     shared: &Shared,
 ) -> Ended {
@@ -195,28 +195,25 @@ async fn read_frames(
     let mut heard = Instant::now();
     let alarm = sleep(silence);
     tokio::pin!(alarm);
+    let mut taken = take_frames(&mut codec, &mut left, connection, shared);
     loop {
-        loop {
-            match codec.decode(&mut buffer) {
-                Ok(Some(frame)) => {
-                    if let Err(ended) = on_frame(frame, connection, shared) {
-                        return ended;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => return error.into(),
-            }
+        if let Err(ended) = taken {
+            return ended;
         }
         if let Some(bytes) = connection.queue(|outbox| outbox.unread()) {
             return Ended::NotReading(bytes);
         }
         connection.flush();
-        buffer.reserve(READ_BYTES);
         // One timer, moved only when it fires: a read costs no timer of its own.
         let read = loop {
+            let read = poll_fn(|cx| {
+                poll_read(cx, socket, &mut left, |room| {
+                    take_frames(&mut codec, room, connection, shared)
+                })
+            });
             tokio::select! {
                 biased;
-                read = socket.read_buf(&mut buffer) => break read,
+                read = read => break read,
                 () = &mut alarm => {
                     if heard.elapsed() >= silence {
                         return Ended::Silent(silence);
@@ -225,12 +222,25 @@ async fn read_frames(
                 }
             }
         };
-        match read {
-            Ok(0) => return Ended::ByRouter,
-            Ok(_) => heard = Instant::now(),
+        taken = match read {
+            Ok(Some(taken)) => taken,
+            Ok(None) => return Ended::ByRouter,
             Err(error) => return error.into(),
-        }
+        };
+        heard = Instant::now();
     }
+}
+
+fn take_frames(
+    codec: &mut FrameCodec,
+    buffer: &mut BytesMut,
+    connection: &Arc<Connection>,
+    shared: &Shared,
+) -> Result<(), Ended> {
+    while let Some(frame) = codec.decode(buffer)? {
+        on_frame(frame, connection, shared)?;
+    }
+    Ok(())
 }
 
 fn on_frame(frame: Frame, connection: &Arc<Connection>, shared: &Shared) -> Result<(), Ended> {
