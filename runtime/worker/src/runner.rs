@@ -8,7 +8,8 @@
 //! - every request it was given ends once: with its answer, an error, or because its caller left;
 //! - a caller that left costs the engine nothing after the step at hand, and in a simulated step not 50 ms;
 //! - a fault of an engine, panics included, ends in an error for everybody who asked it and in [`RunnerState::Failed`];
-//!   other engines on the thread go on. The process is expected to exit then and be started again: a worker without its engine is of no use.
+//!   other engines on the thread go on. The process is expected to exit then and be started again: a worker without
+//!   its engine is of no use.
 
 use std::sync::{
     Arc,

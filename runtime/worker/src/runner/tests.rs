@@ -18,6 +18,8 @@ use crate::{
     sim::{SimConfig, SimEngine, ordinary_tokens},
 };
 
+mod endings;
+
 /// Long enough for a loaded machine; only a hang meets it.
 const HANG: Duration = Duration::from_secs(60);
 
@@ -391,143 +393,6 @@ fn kv_events_are_told_before_the_tokens_of_their_step() {
     received.wait().unwrap();
     assert_eq!(received.pieces.lock().unwrap().told_before_first, Some(1));
     assert!(!log.snapshot().stored.is_empty());
-}
-
-#[tokio::test]
-async fn a_caller_that_leaves_frees_the_engine_during_a_long_step() {
-    // A prefill of minutes: only a runner that looks up while it waits frees it in time.
-    let runner = start(sim(SimConfig {
-        speedup: 1e-3,
-        ..SimConfig::default()
-    }));
-    let received = submit(&runner, &request(true, SamplingParams::default()), prompt(64));
-    received.cancelled.store(true, Ordering::Release);
-    let outcome = tokio::task::spawn_blocking({
-        let received = received.clone();
-        move || received.wait()
-    });
-    assert_eq!(outcome.await.unwrap().unwrap_err().kind, ErrorKind::Cancelled);
-    assert_eq!(received.pieces.lock().unwrap().queues, 0);
-    runner.stop().await;
-    assert_eq!(*runner.state().borrow(), RunnerState::Stopped);
-}
-
-#[test]
-fn an_answer_that_takes_too_long_fails_with_its_deadline() {
-    let runner = start(sim(SimConfig {
-        speedup: 1e-3,
-        ..SimConfig::default()
-    }));
-    let late = GenerateRequest {
-        deadline_ms: 30,
-        ..request(true, SamplingParams::default())
-    };
-    let error = submit(&runner, &late, prompt(64)).wait().unwrap_err();
-    assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
-    assert!(error.message.contains("30 ms"), "{error}");
-}
-
-#[tokio::test]
-async fn an_engine_that_panics_fails_every_request_and_is_known_to_have() {
-    let runner = start(Script {
-        panics: true,
-        ..Script::default()
-    });
-    let received = submit(&runner, &request(true, SamplingParams::default()), prompt(4));
-    let outcome = tokio::task::spawn_blocking(move || received.wait())
-        .await
-        .unwrap();
-    assert_eq!(outcome.unwrap_err().kind, ErrorKind::Unavailable);
-    runner
-        .state()
-        .wait_for(|state| *state == RunnerState::Failed)
-        .await
-        .unwrap();
-    let later = submit(&runner, &request(true, SamplingParams::default()), prompt(4));
-    assert_eq!(later.wait().unwrap_err().kind, ErrorKind::Unavailable);
-}
-
-#[tokio::test]
-async fn stopping_fails_what_is_open() {
-    let runner = start(sim(SimConfig {
-        speedup: 1e-3,
-        ..SimConfig::default()
-    }));
-    let received = submit(&runner, &request(true, SamplingParams::default()), prompt(64));
-    runner.stop().await;
-    assert_eq!(received.wait().unwrap_err().kind, ErrorKind::Unavailable);
-}
-
-/// As `--sim-workers` puts them on one thread, one of them in a step that lasts.
-#[tokio::test]
-async fn engines_on_one_thread_do_not_mind_one_another() {
-    let thread = EngineThread::start("test").unwrap();
-    let run = |engine: Box<dyn StepEngine>| thread.run(engine, "m", text(), log());
-    let slow = run(Box::new(sim(SimConfig {
-        speedup: 1e-3,
-        ..SimConfig::default()
-    })));
-    let faulty = run(Box::new(Script {
-        panics: true,
-        ..Script::default()
-    }));
-    let quick: Vec<_> = (0..100).map(|_| run(Box::new(sim(fast())))).collect();
-    let sampling = || SamplingParams {
-        max_tokens: 20,
-        ..SamplingParams::default()
-    };
-    let never = submit(&slow, &request(true, sampling()), prompt(64));
-    let fault = submit(&faulty, &request(true, sampling()), prompt(64));
-    let answers: Vec<_> = quick
-        .iter()
-        .map(|runner| submit(runner, &request(true, sampling()), prompt(64)))
-        .collect();
-    tokio::task::spawn_blocking(move || {
-        assert_eq!(fault.wait().unwrap_err().kind, ErrorKind::Unavailable);
-        let said: Vec<_> = answers
-            .iter()
-            .map(|answer| (answer.wait().unwrap().completion_tokens, answer.said(0)))
-            .collect();
-        assert_eq!(said[0].0, 20);
-        assert!(
-            said.iter().all(|one| *one == said[0]),
-            "the same request, the same answer"
-        );
-    })
-    .await
-    .unwrap();
-    assert_eq!(*slow.state().borrow(), RunnerState::Running);
-    assert_eq!(*faulty.state().borrow(), RunnerState::Failed);
-
-    quick[0].stop().await;
-    let refused = submit(&quick[0], &request(true, sampling()), prompt(64));
-    let answered = submit(&quick[1], &request(true, sampling()), prompt(64));
-    tokio::task::spawn_blocking(move || {
-        assert_eq!(refused.wait().unwrap_err().kind, ErrorKind::Unavailable);
-        answered.wait().unwrap();
-    })
-    .await
-    .unwrap();
-    slow.stop().await;
-    assert_eq!(never.wait().unwrap_err().kind, ErrorKind::Unavailable);
-}
-
-#[tokio::test]
-async fn a_thread_that_nobody_can_reach_finishes_what_is_open_and_ends() {
-    let thread = EngineThread::start("test").unwrap();
-    let runners = [(); 2].map(|()| thread.run(Box::new(sim(fast())), "m", text(), log()));
-    let mut states = runners.each_ref().map(RunnerHandle::state);
-    let open = runners
-        .each_ref()
-        .map(|runner| submit(runner, &request(true, SamplingParams::default()), prompt(64)));
-    drop((thread, runners));
-    for state in &mut states {
-        state
-            .wait_for(|state| *state == RunnerState::Stopped)
-            .await
-            .unwrap();
-    }
-    assert!(open.iter().all(|answer| answer.wait().is_ok()));
 }
 
 #[test]
