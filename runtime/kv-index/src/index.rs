@@ -85,9 +85,7 @@ impl KvIndex {
             KvEvent::Removed { tier, blocks } => self.remove(worker, *tier, blocks),
             KvEvent::Cleared => self.remove_worker(worker),
         }
-        if self.places.is_sweep_due() {
-            while self.sweep(usize::MAX) {}
-        }
+        self.sweep_all();
         debug_assert_eq!(
             self.workers
                 .iter()
@@ -116,7 +114,7 @@ impl KvIndex {
     /// Takes time in proportion to what the worker holds.
     pub fn remove_worker(&mut self, worker: WorkerSlot) {
         self.remove_from(worker, &self.strands_of(worker));
-        while self.sweep(usize::MAX) {}
+        self.sweep_all();
         debug_assert!(
             self.blocks_of(worker) == 0,
             "K-1: nothing of a removed worker is left"

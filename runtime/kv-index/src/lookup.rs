@@ -18,7 +18,8 @@ impl KvIndex {
     /// `blocks` are the hashes of the prompt's whole blocks, first block first.
     pub fn overlaps(&self, blocks: &[SequenceHash], scores: &mut OverlapScores) {
         let slots = self.slots();
-        scores.reset(slots, if self.holds_below_device() { slots } else { 0 });
+        let below_device = self.holds_below_device();
+        scores.reset(slots, if below_device { slots } else { 0 });
         let words = slots.div_ceil(64);
         let (mut inline, mut spilled);
         let running = if words <= INLINE_WORDS {
@@ -36,7 +37,7 @@ impl KvIndex {
             running: device,
             column: &mut scores.device,
         };
-        if !self.holds_below_device() {
+        if !below_device {
             return self.run(blocks, [device]);
         }
         let host = Race {

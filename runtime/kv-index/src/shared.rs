@@ -14,7 +14,6 @@ use std::{
 };
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-
 use signalbox_protocol::KvEvent;
 
 use crate::{KvIndex, WorkerSlot, index::FETCHED_AT_ONCE};

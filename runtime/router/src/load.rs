@@ -123,16 +123,17 @@ impl Default for LoadTable {
 impl LoadTable {
     /// A worker's counts now; zero for a slot past the table's end.
     pub(crate) fn get(&self, worker: WorkerSlot) -> WorkerLoad {
-        let (Some((own, _)), Some(told)) = (self.own(worker), self.told(worker)) else {
+        let (Some((own, _)), Some((others, reported_waiting))) = (self.own(worker), self.others(worker))
+        else {
             return WorkerLoad::default();
         };
         WorkerLoad {
             prefill_tokens: own.prefill_tokens,
             decode_blocks: own.decode_blocks,
             requests: own.requests,
-            others: told.others(),
-            reported_waiting: told.reported_waiting.load(Relaxed),
-            event_state: told.event_state(),
+            others,
+            reported_waiting,
+            event_state: self.event_state(worker),
         }
     }
 
@@ -152,7 +153,12 @@ impl LoadTable {
     /// table's end.
     pub(crate) fn others(&self, worker: WorkerSlot) -> Option<(ReplicaLoad, u32)> {
         let told = self.told(worker)?;
-        Some((told.others(), told.reported_waiting.load(Relaxed)))
+        let others = ReplicaLoad {
+            prefill_tokens: told.others_prefill_tokens.load(Relaxed),
+            decode_blocks: told.others_decode_blocks.load(Relaxed),
+            requests: told.others_requests.load(Relaxed),
+        };
+        Some((others, told.reported_waiting.load(Relaxed)))
     }
 
     /// Counts a request on `worker` until the reservation is dropped.
@@ -251,14 +257,6 @@ impl LoadTable {
 }
 
 impl ToldLoad {
-    fn others(&self) -> ReplicaLoad {
-        ReplicaLoad {
-            prefill_tokens: self.others_prefill_tokens.load(Relaxed),
-            decode_blocks: self.others_decode_blocks.load(Relaxed),
-            requests: self.others_requests.load(Relaxed),
-        }
-    }
-
     fn event_state(&self) -> EventState {
         match self.event_state.load(Relaxed) {
             1 => EventState::Resyncing,

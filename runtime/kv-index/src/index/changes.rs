@@ -265,6 +265,13 @@ impl KvIndex {
         }
     }
 
+    /// [Sweeps](Self::sweep) all that is due; mostly there is nothing.
+    pub(super) fn sweep_all(&mut self) {
+        while self.places.is_sweep_due() {
+            self.sweep(usize::MAX);
+        }
+    }
+
     /// Sweeps the place map for strands that are gone, up to so many slots and to the end of a round. Whether there is more
     /// to be done.
     pub(crate) fn sweep(&mut self, most: usize) -> bool {
