@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use signalbox_discovery::{Discovery, MemoryDiscovery};
 use signalbox_event_plane::{MemoryPlane, MemoryStore};
-use signalbox_policy_host::{PolicyDepot, PolicyEngine, PolicyLimits};
+use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::{
     AnswerFormat, CacheTier, GenerateRequest, KvEvent, RequestId, SamplingParams, SequenceHash, WorkerRole,
 };
@@ -94,7 +94,7 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
         .map(|worker| discovery.register(worker.card().clone()).unwrap())
         .collect();
     let engine = PolicyEngine::new(PolicyLimits::default()).unwrap();
-    let policies = PolicyDepot::new(engine, "kv-aware").unwrap();
+    let policies = PolicyRegistry::new(engine, "kv-aware").unwrap();
     let began = Instant::now();
     let router = RouterShared::start(RouterConfig {
         discovery: vec![discovery],

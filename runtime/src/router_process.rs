@@ -9,7 +9,7 @@ use actix::prelude::*;
 use anyhow::{Context, ensure};
 use signalbox_discovery::{Discovery, EtcdDiscovery, MemoryDiscovery, Registration};
 use signalbox_http::{HttpConfig, HttpServer, RunningHttp};
-use signalbox_policy_host::{PolicyDepot, PolicyEngine, PolicyLimits};
+use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::{RouterCard, RouterId};
 use signalbox_request_plane::{LinkConfig, NatsTransport};
 use signalbox_router::{ReplicaConfig, RouterConfig, RouterShared};
@@ -62,7 +62,7 @@ impl RouterProcess {
     pub(crate) async fn start(options: &FrontendOptions, planes: RouterPlanes) -> anyhow::Result<Self> {
         let metrics = telemetry::start_metrics()?;
         let engine = PolicyEngine::new(PolicyLimits::default()).context("the policy engine cannot start")?;
-        let policies = PolicyDepot::new(engine, &options.policy)?;
+        let policies = PolicyRegistry::new(engine, &options.policy)?;
         let RouterPlanes {
             membership: Membership { addresses, etcd },
             events,

@@ -16,7 +16,7 @@ use signalbox_protocol::{CacheTier, Call, KvEvent, SequenceHash};
 use signalbox_request_plane::{CallParts, made_up::MadeUpLink};
 use signalbox_router::{
     made_up::{MadeUp, answer},
-    policies::{PolicyDepot, PolicyEngine, PolicyLimits},
+    policies::{PolicyEngine, PolicyLimits, PolicyRegistry},
 };
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 
@@ -99,8 +99,8 @@ fn router(prompt: u64) -> anyhow::Result<MadeUp> {
         ..PolicyLimits::default()
     };
     let engine = PolicyEngine::new(limits)?;
-    let depot = PolicyDepot::new(engine, "kv-aware")?;
-    let router = MadeUp::new(WORKERS, 2 * WORKERS as usize, text, depot)?;
+    let registry = PolicyRegistry::new(engine, "kv-aware")?;
+    let router = MadeUp::new(WORKERS, 2 * WORKERS as usize, text, registry)?;
     for (worker, blocks) in beginnings(prompt) {
         router.store(worker, blocks);
     }

@@ -14,7 +14,7 @@ use actix_web::{
 use signalbox_protocol::{ErrorKind, RequestId, WireError};
 use signalbox_router::{
     PolicyChangeError, StoreError,
-    policies::{AdmissionError, DepotError},
+    policies::{AdmissionError, RegistryError},
 };
 
 /// The header that names a request in both sides' logs.
@@ -108,15 +108,15 @@ fn shown(request: &HttpRequest) -> String {
     request.path().chars().take(SHOWN_CHARS).collect()
 }
 
-impl From<DepotError> for ApiError {
-    fn from(error: DepotError) -> Self {
+impl From<RegistryError> for ApiError {
+    fn from(error: RegistryError) -> Self {
         let message = error.to_string();
         Self::new(
             match error {
-                DepotError::Unknown { .. } => ErrorKind::NotFound,
-                DepotError::Admission(AdmissionError::TooLarge { .. }) => ErrorKind::TooLarge,
-                DepotError::Admission(_) => ErrorKind::Unprocessable,
-                DepotError::Conflict(_) => ErrorKind::Conflict,
+                RegistryError::Unknown { .. } => ErrorKind::NotFound,
+                RegistryError::Admission(AdmissionError::TooLarge { .. }) => ErrorKind::TooLarge,
+                RegistryError::Admission(_) => ErrorKind::Unprocessable,
+                RegistryError::Conflict(_) => ErrorKind::Conflict,
             },
             message,
         )
@@ -126,7 +126,7 @@ impl From<DepotError> for ApiError {
 impl From<PolicyChangeError> for ApiError {
     fn from(error: PolicyChangeError) -> Self {
         let kind = match &error {
-            PolicyChangeError::Depot(error) => return error.clone().into(),
+            PolicyChangeError::Registry(error) => return error.clone().into(),
             PolicyChangeError::Conflict(_) => ErrorKind::Conflict,
             PolicyChangeError::BrokeOff => ErrorKind::Internal,
             PolicyChangeError::Store(error) => match error {

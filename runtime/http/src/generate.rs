@@ -19,8 +19,8 @@ use crate::{
     frontend::Frontend,
     metrics::{Endpoint, RequestRecord},
     openai::{
-        ChatRequest, CompletionRequest, DefaultLength, Generation, Prompt, check_vocabulary, fit_context,
-        model_of,
+        ChatRequest, CompletionRequest, DefaultLength, GenerationParams, Prompt, check_vocabulary,
+        fit_context, model_of,
     },
 };
 
@@ -129,7 +129,7 @@ async fn answer(
 /// A request that fits its model.
 #[derive(Debug)]
 struct Prepared {
-    generation: Generation,
+    generation: GenerationParams,
     tokens: Vec<u32>,
     /// Text that the answer begins with.
     echo: Option<String>,
@@ -199,7 +199,7 @@ fn prepare_completion(
 }
 
 fn fit(
-    mut generation: Generation,
+    mut generation: GenerationParams,
     tokens: Vec<u32>,
     echo: Option<String>,
     model: &ModelView,

@@ -15,7 +15,7 @@ mod sampling;
 pub(crate) use chat::ChatRequest;
 pub(crate) use completions::{CompletionRequest, Prompt};
 pub(crate) use context::{DefaultLength, check_vocabulary, fit_context};
-pub(crate) use sampling::{Generation, model_of};
+pub(crate) use sampling::{GenerationParams, model_of};
 
 #[cfg(test)]
 mod tests;

@@ -19,7 +19,7 @@ use signalbox_protocol::{Call, GenerateRequest, StreamSummary, WorkerCard};
 use signalbox_request_plane::{CallHandler, CallParts, LinkConfig, Responder, Server, ServerConfig};
 use signalbox_router::{
     RouterConfig, RouterShared,
-    policies::{PolicyDepot, PolicyEngine, PolicyLimits},
+    policies::{PolicyEngine, PolicyLimits, PolicyRegistry},
 };
 use signalbox_tokenize::ModelArtifacts;
 use tokio::{
@@ -57,7 +57,7 @@ impl Rig {
             planes: Vec::new(),
             events: MemoryPlane::new(),
             feeds_events: false,
-            policies: PolicyDepot::new(engine, "round-robin").unwrap(),
+            policies: PolicyRegistry::new(engine, "round-robin").unwrap(),
             policy_store: MemoryStore::new(),
             links: LinkConfig::default(),
             index_bytes: 1 << 20,

@@ -11,7 +11,7 @@
 use std::{hint::black_box, sync::Arc, time::Instant};
 
 use signalbox_policy_host::{
-    Candidates, Decision, Fallback, PolicyDepot, PolicyEngine, PolicyLimits, RequestFeatures,
+    Candidates, Decision, Fallback, PolicyEngine, PolicyLimits, PolicyRegistry, RequestFeatures,
     builtin_policies, made_up_decisions,
 };
 
@@ -47,10 +47,10 @@ fn main() -> anyhow::Result<()> {
             instantiation(&component)?
         );
     }
-    let depot = PolicyDepot::new(engine, "kv-aware")?;
-    let mut seat = depot.seat("model");
-    row("kv-aware, through a seat", |request, candidates, decision| {
-        black_box(seat.decide(request, |_| candidates, decision));
+    let registry = PolicyRegistry::new(engine, "kv-aware")?;
+    let mut runner = registry.runner("model");
+    row("kv-aware, through a runner", |request, candidates, decision| {
+        black_box(runner.decide(request, |_| candidates, decision));
     });
     Ok(())
 }

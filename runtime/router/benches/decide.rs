@@ -8,7 +8,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use signalbox_policy_host::{PolicyDepot, PolicyEngine, PolicyLimits};
+use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::SequenceHash;
 use signalbox_router::made_up::MadeUp;
 use signalbox_tokenize::{ModelArtifacts, ModelText};
@@ -40,8 +40,8 @@ fn main() -> anyhow::Result<()> {
     for policy in policies.iter().filter(|policy| is_named(&policies, policy)) {
         for workers in sizes.iter().filter(|size| is_named(&sizes, size)) {
             let workers = workers.parse()?;
-            let depot = PolicyDepot::new(engine.clone(), policy)?;
-            let mut made_up = MadeUp::new(workers, 2 * workers as usize, text.clone(), depot)?;
+            let registry = PolicyRegistry::new(engine.clone(), policy)?;
+            let mut made_up = MadeUp::new(workers, 2 * workers as usize, text.clone(), registry)?;
             // Each holds the beginnings of as many prompts as are asked for, and not of the same length.
             for worker in 0..workers {
                 for prompt in 0..PROMPTS {
@@ -103,8 +103,8 @@ fn large(engine: &PolicyEngine, text: Arc<ModelText>) -> anyhow::Result<()> {
     const WORKERS: u32 = 1_024;
     const CHAIN: u64 = 1_000;
     const CHAINS: u64 = 100;
-    let depot = PolicyDepot::new(engine.clone(), "kv-aware")?;
-    let mut made_up = MadeUp::new(WORKERS, 2 * WORKERS as usize, text, depot)?;
+    let registry = PolicyRegistry::new(engine.clone(), "kv-aware")?;
+    let mut made_up = MadeUp::new(WORKERS, 2 * WORKERS as usize, text, registry)?;
     let began = Instant::now();
     for worker in 0..WORKERS {
         for chain in 0..CHAINS {

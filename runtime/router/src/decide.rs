@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use metrics::{Counter, Histogram};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use signalbox_kv_index::{OverlapScores, SharedKvIndex};
-use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyDepot, PolicySeat, RequestFeatures};
+use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyRegistry, PolicyRunner, RequestFeatures};
 use signalbox_protocol::SequenceHash;
 
 use crate::{
@@ -50,9 +50,9 @@ pub(crate) struct Choice {
 pub(crate) struct Decider {
     index: SharedKvIndex,
     load: LoadTable,
-    policies: PolicyDepot,
+    policies: PolicyRegistry,
     /// By model.
-    seats: HashMap<String, PolicySeat>,
+    runners: HashMap<String, PolicyRunner>,
     random: StdRng,
     overlaps: OverlapScores,
     columns: Candidates,
@@ -63,12 +63,12 @@ pub(crate) struct Decider {
 }
 
 impl Decider {
-    pub(crate) fn new(index: SharedKvIndex, load: LoadTable, policies: PolicyDepot) -> Self {
+    pub(crate) fn new(index: SharedKvIndex, load: LoadTable, policies: PolicyRegistry) -> Self {
         Self {
             index,
             load,
             policies,
-            seats: HashMap::new(),
+            runners: HashMap::new(),
             random: StdRng::from_rng(&mut rand::rng()),
             overlaps: OverlapScores::default(),
             columns: Candidates::default(),
@@ -109,12 +109,12 @@ impl Decider {
             seed: self.random.random(),
             decision_number: model.decisions.fetch_add(1, Relaxed),
         };
-        let seat = self
-            .seats
+        let runner = self
+            .runners
             .entry_ref(&model.name)
-            .or_insert_with(|| self.policies.seat(&model.name));
+            .or_insert_with(|| self.policies.runner(&model.name));
         let columns = &mut self.columns;
-        let decided = seat.decide(
+        let decided = runner.decide(
             &request,
             |further| {
                 if further {

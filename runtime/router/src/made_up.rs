@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
-use signalbox_policy_host::PolicyDepot;
+use signalbox_policy_host::PolicyRegistry;
 use signalbox_protocol::{
     CacheTier, KvEvent, SequenceHash, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole,
 };
@@ -57,7 +57,7 @@ impl MadeUp {
         workers: u32,
         in_flight: usize,
         text: Arc<ModelText>,
-        policies: PolicyDepot,
+        policies: PolicyRegistry,
     ) -> Result<Self, signalbox_protocol::InvalidWorkerId> {
         let index = SharedKvIndex::new(usize::MAX);
         let workers = (0..workers).map(|slot| {

@@ -5,10 +5,10 @@
 //!                   │   ▲                                    │
 //!              admit, publish └────────── Follower ◀── watch ┘
 //!                   ▼
-//!              PolicyDepot ──▶ decisions
+//!              PolicyRegistry ──▶ decisions
 //! ```
 //!
-//! The store says who decides for a model; the depot is what decides here. A change is admitted and tried by the depot
+//! The store says who decides for a model; the registry is what decides here. A change is admitted and tried by the registry
 //! first, so that nothing unsound reaches the store; then it is put into the store, where of two who change the same at
 //! once one is refused; then it is published here. Everybody else follows the store ([`follower`]). An activation names
 //! its component by digest, and is never visible before that component is.
@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use signalbox_event_plane::{Revision, SharedStore, StoreEntry, StoreError};
-use signalbox_policy_host::{DepotError, Generation, PolicyDepot, PreparedPolicy, Succession};
+use signalbox_policy_host::{Activation, PolicyRegistry, PreparedPolicy, RegistryError, Succession};
 
 use entries::{ActiveEntry, Choice, Subject, object, settings_text};
 use ledger::Ledger;
@@ -32,13 +32,13 @@ mod ledger;
 mod tests;
 mod uploads;
 
-/// Changes policies on every router and keeps the depot of this one as the store says. Clone = handle.
+/// Changes policies on every router and keeps the registry of this one as the store says. Clone = handle.
 #[derive(Debug, Clone)]
 pub struct PolicyKeeper(Arc<Keeper>);
 
 #[derive(Debug)]
 struct Keeper {
-    depot: PolicyDepot,
+    registry: PolicyRegistry,
     store: Arc<dyn SharedStore>,
     ledger: Mutex<Ledger>,
     /// Held from asking the store until that is done here too, so that what is done last is what was asked last.
@@ -49,9 +49,9 @@ struct Keeper {
 #[derive(Debug, Clone)]
 pub struct PolicyChange {
     /// What decided here before.
-    pub before: Arc<Generation>,
+    pub before: Arc<Activation>,
     /// What decides here now.
-    pub active: Arc<Generation>,
+    pub active: Arc<Activation>,
     /// Which change of the store this was.
     pub revision: u64,
 }
@@ -59,9 +59,9 @@ pub struct PolicyChange {
 /// Why a change was not made.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PolicyChangeError {
-    /// The depot does not accept it.
+    /// The registry does not accept it.
     #[error(transparent)]
-    Depot(#[from] DepotError),
+    Registry(#[from] RegistryError),
     /// The store did not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -69,15 +69,15 @@ pub enum PolicyChangeError {
     #[error("{0}")]
     Conflict(String),
     /// A defect here.
-    #[error("the policy depot broke off; see the log")]
+    #[error("the policy registry broke off; see the log")]
     BrokeOff,
 }
 
 impl PolicyKeeper {
     /// A keeper that has seen nothing of the store yet.
-    pub(crate) fn new(depot: PolicyDepot, store: Arc<dyn SharedStore>) -> Self {
+    pub(crate) fn new(registry: PolicyRegistry, store: Arc<dyn SharedStore>) -> Self {
         Self(Arc::new(Keeper {
-            depot,
+            registry,
             store,
             ledger: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -85,8 +85,8 @@ impl PolicyKeeper {
     }
 
     /// What decides here.
-    pub(crate) fn depot(&self) -> &PolicyDepot {
-        &self.0.depot
+    pub(crate) fn registry(&self) -> &PolicyRegistry {
+        &self.0.registry
     }
 
     /// Which change of the store the choice for `model` is, as far as it is known here; 0 where nothing was chosen and
@@ -112,7 +112,7 @@ impl PolicyKeeper {
     ) -> Result<PolicyChange, PolicyChangeError> {
         let expected = Revision(expected.unwrap_or_else(|| self.revision(model)));
         let _turn = self.0.turn.lock().await;
-        let record = self.0.depot.find(policy)?;
+        let record = self.0.registry.find(policy)?;
         let settings = settings.unwrap_or_else(|| object(record.settings.clone()));
         let choice = Choice::of_record(&record, settings);
         if !self.is_everywhere(&choice) {
@@ -123,7 +123,7 @@ impl PolicyKeeper {
         }
         let present = self.looked_at(model, expected).await?;
         let prepared = self.prepare(model, &choice).await?;
-        let default = Choice::of_generation(&self.0.depot.deciding(model));
+        let default = Choice::of_activation(&self.0.registry.deciding(model));
         let entry = ActiveEntry::after(present.as_ref(), default, choice);
         self.commit(model, entry, expected, prepared, Succession::Forward)
             .await
@@ -181,11 +181,11 @@ impl PolicyKeeper {
             Err(error) => return Err(error.into()),
         };
         self.0.ledger.lock().active.note(model, revision, Some(entry));
-        let before = self.0.depot.publish(prepared, succession)?;
+        let before = self.0.registry.publish(prepared, succession)?;
         self.0.ledger.lock().active.followed(model, revision);
         Ok(PolicyChange {
             before,
-            active: self.0.depot.deciding(model),
+            active: self.0.registry.deciding(model),
             revision: revision.0,
         })
     }
@@ -212,19 +212,24 @@ impl PolicyKeeper {
 
     /// Whether every router has, or can get, the component of a choice.
     fn is_everywhere(&self, choice: &Choice) -> bool {
-        let record = self.0.depot.by_digest(&choice.policy, &choice.digest);
+        let record = self.0.registry.by_digest(&choice.policy, &choice.digest);
         record.is_some_and(|record| record.builtin) || self.0.ledger.lock().has_upload(choice)
     }
 
     /// Gets a choice ready to decide here, fetching its component where it is not known yet.
     async fn prepare(&self, model: &str, choice: &Choice) -> Result<PreparedPolicy, PolicyChangeError> {
-        if self.0.depot.by_digest(&choice.policy, &choice.digest).is_none() {
+        if self
+            .0
+            .registry
+            .by_digest(&choice.policy, &choice.digest)
+            .is_none()
+        {
             self.fetch(&choice.policy, &choice.version, &choice.digest, String::new())
                 .await?;
         }
-        let (depot, model, choice) = (self.0.depot.clone(), model.to_owned(), choice.clone());
+        let (registry, model, choice) = (self.0.registry.clone(), model.to_owned(), choice.clone());
         let settings = settings_text(&choice.settings);
-        blocking(move || depot.prepare(&model, &choice.policy, &choice.digest, &settings)).await
+        blocking(move || registry.prepare(&model, &choice.policy, &choice.digest, &settings)).await
     }
 }
 
@@ -246,9 +251,9 @@ fn changed_meanwhile(model: &str, expected: Revision, present: Option<&StoreEntr
 
 /// Runs what compiles, tries or starts policies off this thread.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, DepotError> + Send + 'static,
+    work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
 ) -> Result<T, PolicyChangeError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|_| PolicyChangeError::BrokeOff)?
-        .map_err(PolicyChangeError::Depot)
+        .map_err(PolicyChangeError::Registry)
 }

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use signalbox_discovery::Discovery;
 use signalbox_event_plane::{EventPlane, SharedStore};
 use signalbox_kv_index::SharedKvIndex;
-use signalbox_policy_host::PolicyDepot;
+use signalbox_policy_host::PolicyRegistry;
 use signalbox_protocol::{PlaneStatus, ReplicaLoad, WorkerCard};
 use signalbox_request_plane::LinkConfig;
 use signalbox_tokenize::ModelText;
@@ -32,7 +32,7 @@ pub struct RouterConfig {
     /// Copy events from the workers' request plane into `events`: where nothing else carries them there.
     pub feeds_events: bool,
     /// Decides.
-    pub policies: PolicyDepot,
+    pub policies: PolicyRegistry,
     /// What `policies` are kept in agreement with.
     pub policy_store: Arc<dyn SharedStore>,
     /// Tells other routers what this one has in flight, and it what they have; `None`: it counts its own load only.
@@ -187,8 +187,8 @@ impl RouterShared {
     }
 
     /// The policies and which of them decides.
-    pub fn policies(&self) -> &PolicyDepot {
-        self.policies.depot()
+    pub fn policies(&self) -> &PolicyRegistry {
+        self.policies.registry()
     }
 
     /// Changes the policies, here and on all routers.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use signalbox_protocol::{ErrorKind, WireError};
 use signalbox_router::{
     PolicyChange,
-    policies::{AdmissionError, DepotError, Generation},
+    policies::{Activation, AdmissionError, RegistryError},
 };
 use tokio::time::timeout;
 
@@ -48,8 +48,8 @@ pub(crate) async fn upload(
         body::read(&request, payload, admin.policy_limits)
             .await
             .map_err(|error| match error.kind {
-                // In the words of the depot, which has the same limit.
-                ErrorKind::TooLarge => DepotError::from(AdmissionError::TooLarge { limit }).into(),
+                // In the words of the registry, which has the same limit.
+                ErrorKind::TooLarge => RegistryError::from(AdmissionError::TooLarge { limit }).into(),
                 _ => ApiError(error),
             })?;
     let keeper = admin.shared.policy_keeper();
@@ -62,7 +62,7 @@ pub(crate) async fn upload(
     Ok(response.json(record))
 }
 
-/// Name and settings; what they may be is the depot's to judge.
+/// Name and settings; what they may be is the registry's to judge.
 fn upload_query(query: &str) -> Result<(String, String), ApiError> {
     let UploadQuery { name, settings } = Query::<UploadQuery>::from_query(query)
         .map_err(|error| {
@@ -82,7 +82,7 @@ pub(crate) async fn list(admin: Data<Admin>) -> HttpResponse {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Activation {
+struct ActivationRequest {
     /// `name`, for its newest version, or `name@version`.
     policy: String,
     #[serde(default)]
@@ -102,7 +102,7 @@ pub(crate) async fn activate(
 ) -> Result<HttpResponse, ApiError> {
     let model = served_model(&admin.shared, &model)?.name;
     let body = body::read(&request, payload, admin.body_limits).await?;
-    let Activation {
+    let ActivationRequest {
         policy,
         settings,
         revision,
@@ -112,7 +112,7 @@ pub(crate) async fn activate(
     Ok(changed(&model, &change))
 }
 
-fn activation(body: &[u8]) -> Result<Activation, ApiError> {
+fn activation(body: &[u8]) -> Result<ActivationRequest, ApiError> {
     serde_json::from_slice(body).map_err(|error| {
         let message = format!(
             r#"the body cannot be read: {error}; give {{"policy":"NAME"}} or {{"policy":"NAME@VERSION"}}, and perhaps "settings":{{…}} and "revision":N"#
@@ -146,11 +146,11 @@ fn changed(model: &str, change: &PolicyChange) -> HttpResponse {
     }))
 }
 
-fn describe(generation: &Generation) -> Value {
-    let component = &generation.component;
+fn describe(activation: &Activation) -> Value {
+    let component = &activation.component;
     json!({
-        "policy": &*generation.label,
-        "generation": generation.number,
+        "policy": &*activation.label,
+        "generation": activation.number,
         "digest": component.digest(),
         "settings": component.settings_json(),
     })

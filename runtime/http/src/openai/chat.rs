@@ -6,7 +6,7 @@ use signalbox_protocol::WireError;
 use super::{
     fields::{Fields, wrong},
     refused,
-    sampling::{self, Generation, max_tokens, top_logprobs},
+    sampling::{self, GenerationParams, max_tokens, top_logprobs},
 };
 
 /// Most messages of one conversation: templates run once a message, and their cost is not linear in all models.
@@ -22,7 +22,7 @@ const NAMES: [&str; 4] = ["messages", "max_completion_tokens", "top_logprobs", "
 #[derive(Debug)]
 pub(crate) struct ChatRequest {
     /// What is to be generated.
-    pub(crate) generation: Generation,
+    pub(crate) generation: GenerationParams,
     /// OpenAI's array: each an object with a `role` and, where the role needs one, a text `content`.
     pub(crate) messages: Value,
 }
@@ -31,7 +31,7 @@ impl ChatRequest {
     /// Reads and checks a request body.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, WireError> {
         let mut fields = Fields::parse(body, &[&sampling::NAMES, &NAMES, &refused::NAMES])?;
-        let mut generation = Generation::take(&mut fields)?;
+        let mut generation = GenerationParams::take(&mut fields)?;
         // `max_tokens` is the older name of the same limit.
         let newer = max_tokens(&mut fields, "max_completion_tokens")?;
         generation.max_tokens = newer.or(generation.max_tokens);

@@ -6,7 +6,7 @@ use signalbox_protocol::WireError;
 use super::{
     fields::{Fields, wrong},
     refused,
-    sampling::{self, Generation, token_id, top_logprobs},
+    sampling::{self, GenerationParams, token_id, top_logprobs},
 };
 
 /// Most likeliest tokens told beside each token, as at OpenAI.
@@ -19,7 +19,7 @@ const NAMES: [&str; 4] = ["prompt", "echo", "suffix", "best_of"];
 #[derive(Debug, PartialEq)]
 pub(crate) struct CompletionRequest {
     /// What is to be generated.
-    pub(crate) generation: Generation,
+    pub(crate) generation: GenerationParams,
     /// What it continues.
     pub(crate) prompt: Prompt,
     /// Whether the answer begins with the prompt.
@@ -39,7 +39,7 @@ impl CompletionRequest {
     /// Reads and checks a request body.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, WireError> {
         let mut fields = Fields::parse(body, &[&sampling::NAMES, &NAMES, &refused::NAMES])?;
-        let mut generation = Generation::take(&mut fields)?;
+        let mut generation = GenerationParams::take(&mut fields)?;
         generation.sampling.logprobs = top_logprobs(&mut fields, "logprobs", MAX_LOGPROBS)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         if echo && generation.sampling.logprobs.is_some() {

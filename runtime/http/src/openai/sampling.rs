@@ -52,7 +52,7 @@ pub(super) const NAMES: [&str; 19] = [
 
 /// What is to be generated, whatever it starts from.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Generation {
+pub(crate) struct GenerationParams {
     /// The model's name as the client wrote it.
     pub(crate) model: String,
     /// All but `max_tokens`, which depends on the model's context.
@@ -71,7 +71,7 @@ pub(crate) struct Generation {
     pub(crate) priority: i32,
 }
 
-impl Generation {
+impl GenerationParams {
     /// Takes the shared parameters, `logprobs` aside, and refuses what no engine honours.
     pub(super) fn take(fields: &mut Fields) -> Result<Self, WireError> {
         refused::check(fields)?;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use signalbox_event_plane::MAX_VALUE_BYTES;
-use signalbox_policy_host::{Generation, PolicyRecord};
+use signalbox_policy_host::{Activation, PolicyRecord};
 
 /// Choices a model can be rolled back through.
 const MAX_BEFORE: usize = 8;
@@ -84,16 +84,16 @@ impl Choice {
         }
     }
 
-    pub(super) fn of_generation(generation: &Generation) -> Self {
-        let (policy, version) = generation
+    pub(super) fn of_activation(activation: &Activation) -> Self {
+        let (policy, version) = activation
             .label
             .split_once('@')
-            .unwrap_or((&generation.label, ""));
+            .unwrap_or((&activation.label, ""));
         Self {
             policy: policy.into(),
             version: version.into(),
-            digest: generation.component.digest().into(),
-            settings: object(generation.component.settings_json()),
+            digest: activation.component.digest().into(),
+            settings: object(activation.component.settings_json()),
         }
     }
 
@@ -148,7 +148,7 @@ impl UploadEntry {
     }
 }
 
-/// Settings as the depot takes them: empty for the defaults.
+/// Settings as the registry takes them: empty for the defaults.
 pub(super) fn settings_text(settings: &Map<String, Value>) -> String {
     if settings.is_empty() {
         return String::new();
@@ -156,7 +156,7 @@ pub(super) fn settings_text(settings: &Map<String, Value>) -> String {
     Value::Object(settings.clone()).to_string()
 }
 
-/// Settings as the depot tells them, which are an object.
+/// Settings as the registry tells them, which are an object.
 pub(super) fn object(settings: Value) -> Map<String, Value> {
     match settings {
         Value::Object(settings) => settings,

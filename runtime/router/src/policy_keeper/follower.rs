@@ -1,4 +1,4 @@
-//! Makes the depot do as the store says.
+//! Makes the registry do as the store says.
 //!
 //! Entries are followed one after the other in the order of their revisions, so that all routers give uploads the same
 //! versions. What cannot be followed yet, such as an activation whose object is not to be had, is tried again, with
@@ -202,13 +202,13 @@ impl Follower {
             return Ok(());
         }
         // What decides now and is not remembered by the choice was left by a rollback.
-        let deciding = Choice::of_generation(&keeper.0.depot.deciding(model));
+        let deciding = Choice::of_activation(&keeper.0.registry.deciding(model));
         let succession = if entry.before.iter().any(|before| before.is(&deciding)) {
             Succession::Forward
         } else {
             Succession::Back
         };
-        let published = keeper.0.depot.publish(prepared, succession);
+        let published = keeper.0.registry.publish(prepared, succession);
         published.map_err(|error| named(error.into()))?;
         keeper.0.ledger.lock().active.followed(model, revision);
         info!(model, policy.name = entry.choice.label(), %revision, "policy activated by the store");
@@ -220,7 +220,9 @@ impl Follower {
 fn may_pass(error: &PolicyChangeError) -> bool {
     match error {
         PolicyChangeError::Store(error) => !matches!(error, StoreError::Refused(_)),
-        PolicyChangeError::Depot(_) | PolicyChangeError::Conflict(_) | PolicyChangeError::BrokeOff => false,
+        PolicyChangeError::Registry(_) | PolicyChangeError::Conflict(_) | PolicyChangeError::BrokeOff => {
+            false
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use signalbox_event_plane::Revision;
 
 use super::entries::{ActiveEntry, Choice, UploadEntry};
 
-/// Uploads kept in the store, or more where more are in use. Fewer than the 64 versions a depot holds, the built-in
+/// Uploads kept in the store, or more where more are in use. Fewer than the 64 versions a registry holds, the built-in
 /// ones among them, so that every router can hold them all.
 const MAX_UPLOADS: usize = 48;
 
@@ -27,7 +27,7 @@ struct Known<T> {
     revision: Revision,
     /// `None` where it cannot be read.
     entry: Option<T>,
-    /// Whether the depot does as it says.
+    /// Whether the registry does as it says.
     followed: bool,
 }
 
@@ -92,7 +92,7 @@ impl<T> Table<T> {
         }
     }
 
-    /// The depot does as this revision says.
+    /// The registry does as this revision says.
     pub(super) fn followed(&mut self, key: &str, revision: Revision) {
         if let Some(known) = self.0.get_mut(key).filter(|known| known.revision == revision) {
             known.followed = true;

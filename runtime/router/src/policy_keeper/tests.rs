@@ -1,4 +1,4 @@
-//! Routers that share a store, each with a depot and a keeper of its own.
+//! Routers that share a store, each with a registry and a keeper of its own.
 
 mod away;
 
@@ -31,17 +31,17 @@ struct Router {
 
 impl Router {
     fn start(store: Arc<dyn SharedStore>) -> Self {
-        let keeper = PolicyKeeper::new(depot(), store);
+        let keeper = PolicyKeeper::new(registry(), store);
         let follower = tokio::spawn(keeper.clone().follow());
         Self { keeper, follower }
     }
 
-    fn depot(&self) -> &PolicyDepot {
-        self.keeper.depot()
+    fn registry(&self) -> &PolicyRegistry {
+        self.keeper.registry()
     }
 
     fn decides(&self) -> String {
-        self.depot().deciding(MODEL).label.to_string()
+        self.registry().deciding(MODEL).label.to_string()
     }
 
     async fn upload(&self, name: &str, wasm: Vec<u8>) -> Result<PolicyRecord, PolicyChangeError> {
@@ -69,7 +69,7 @@ impl Drop for Router {
     }
 }
 
-/// The depot tells nobody of a change: seats look at each decision.
+/// The registry tells nobody of a change: runners look at each decision.
 async fn eventually(mut there: impl FnMut() -> bool, instead: impl Fn() -> String) {
     let wait = async {
         while !there() {
@@ -80,10 +80,10 @@ async fn eventually(mut there: impl FnMut() -> bool, instead: impl Fn() -> Strin
 }
 
 /// Of the process's one engine.
-fn depot() -> PolicyDepot {
+fn registry() -> PolicyRegistry {
     static ENGINE: OnceLock<PolicyEngine> = OnceLock::new();
     let engine = ENGINE.get_or_init(|| PolicyEngine::new(PolicyLimits::default()).unwrap());
-    PolicyDepot::new(engine.clone(), "round-robin").unwrap()
+    PolicyRegistry::new(engine.clone(), "round-robin").unwrap()
 }
 
 /// The bytes of `kv-aware`, and as many others that decide the same as there are salts: a custom section has no
@@ -101,9 +101,10 @@ fn guest(name: &str) -> Vec<u8> {
 #[track_caller]
 fn conflict<T: std::fmt::Debug>(outcome: Result<T, PolicyChangeError>) -> String {
     match outcome {
-        Err(error @ (PolicyChangeError::Conflict(_) | PolicyChangeError::Depot(DepotError::Conflict(_)))) => {
-            error.to_string()
-        }
+        Err(
+            error
+            @ (PolicyChangeError::Conflict(_) | PolicyChangeError::Registry(RegistryError::Conflict(_))),
+        ) => error.to_string(),
         other => panic!("{other:?} instead of a conflict"),
     }
 }
@@ -147,11 +148,11 @@ async fn what_is_activated_at_one_decides_at_the_other(a: &Router, b: &Router) {
         "the first activation of an upload took {:?} to the other router",
         began.elapsed()
     );
-    let at_b = b.depot().deciding(MODEL);
+    let at_b = b.registry().deciding(MODEL);
     assert_eq!(at_b.component.digest(), record.digest);
     assert_eq!(at_b.component.settings_json(), settings);
     assert_eq!(
-        b.depot().by_digest("mine", &record.digest).unwrap().settings,
+        b.registry().by_digest("mine", &record.digest).unwrap().settings,
         json!({})
     );
 }
@@ -223,7 +224,7 @@ async fn one_who_comes_late_catches_up(a: &Router, late: &Router) {
     late.reaches(&format!("mine@{}", second.version), change.revision)
         .await;
     let labels = |router: &Router| -> Vec<_> {
-        let records = router.depot().list();
+        let records = router.registry().list();
         records
             .into_iter()
             .map(|it| (it.name, it.version, it.digest))
@@ -306,11 +307,11 @@ async fn a_quarantine_is_each_routers_own_and_a_rollback_passes_it_by() {
     a.upload("trap", guest("trap")).await.unwrap();
     let trap = a.activate("trap").await.unwrap();
     b.reaches("trap@1.0.0", trap.revision).await;
-    let mut seat = a.depot().seat(MODEL);
+    let mut runner = a.registry().runner(MODEL);
     for (mut request, candidates) in made_up_decisions(&[8], 3) {
         // No trial any more.
         request.decision_number = 0;
-        seat.decide(&request, |_| &candidates, &mut Decision::default());
+        runner.decide(&request, |_| &candidates, &mut Decision::default());
     }
     assert_eq!(a.decides(), "kv-aware@1.0.0");
     assert_eq!(
@@ -331,7 +332,10 @@ async fn what_is_refused_reaches_no_other_router() {
     let a = Router::start(store.clone());
     let broken = a.upload("mine", b"no component".to_vec()).await;
     assert!(
-        matches!(broken, Err(PolicyChangeError::Depot(DepotError::Admission(_)))),
+        matches!(
+            broken,
+            Err(PolicyChangeError::Registry(RegistryError::Admission(_)))
+        ),
         "{broken:?}"
     );
     let settings = json!({"nonsense": 1});
@@ -340,12 +344,18 @@ async fn what_is_refused_reaches_no_other_router() {
         .activate(MODEL, "kv-aware", settings.as_object().cloned(), None)
         .await;
     assert!(
-        matches!(refused, Err(PolicyChangeError::Depot(DepotError::Admission(_)))),
+        matches!(
+            refused,
+            Err(PolicyChangeError::Registry(RegistryError::Admission(_)))
+        ),
         "{refused:?}"
     );
     let unknown = a.activate("nobody").await;
     assert!(
-        matches!(unknown, Err(PolicyChangeError::Depot(DepotError::Unknown { .. }))),
+        matches!(
+            unknown,
+            Err(PolicyChangeError::Registry(RegistryError::Unknown { .. }))
+        ),
         "{unknown:?}"
     );
     let mut watch = store.watch();

@@ -26,10 +26,10 @@ impl PolicyKeeper {
         wasm: Bytes,
         settings: String,
     ) -> Result<(PolicyRecord, bool), PolicyChangeError> {
-        let (depot, component) = (self.0.depot.clone(), wasm.clone());
+        let (registry, component) = (self.0.registry.clone(), wasm.clone());
         let (record, known_before) = blocking(move || {
-            let before = depot.list();
-            let record = depot.upload(&name, &component, &settings)?;
+            let before = registry.list();
+            let record = registry.upload(&name, &component, &settings)?;
             let same = |known: &PolicyRecord| (&known.name, &known.digest) == (&record.name, &record.digest);
             let known_before = before.iter().any(same);
             Ok((record, known_before))
@@ -102,8 +102,8 @@ impl PolicyKeeper {
         settings: String,
     ) -> Result<(), PolicyChangeError> {
         let wasm = self.0.store.get_object(digest).await?;
-        let (depot, name, version) = (self.0.depot.clone(), name.to_owned(), version.to_owned());
-        blocking(move || depot.restore(&name, &version, &wasm, &settings).map(drop)).await
+        let (registry, name, version) = (self.0.registry.clone(), name.to_owned(), version.to_owned());
+        blocking(move || registry.restore(&name, &version, &wasm, &settings).map(drop)).await
     }
 }
 

@@ -33,7 +33,7 @@ async fn without_the_store_policies_decide_as_they_are_and_nothing_changes() {
     server.start();
     late.reaches("mine@1.0.0", change.revision).await;
     // What was uploaded meanwhile is here alone, until it is uploaded again.
-    let second = format!("mine@1.0.0+{}", &a.depot().find("mine").unwrap().digest[..8]);
+    let second = format!("mine@1.0.0+{}", &a.registry().find("mine").unwrap().digest[..8]);
     assert!(conflict(a.activate("mine").await).contains("upload it again"));
     let uploaded = a
         .keeper
@@ -125,8 +125,8 @@ async fn what_cannot_be_had_yet_is_tried_again_and_holds_nothing_up() {
     )
     .await;
     eventually(
-        || &*b.depot().deciding("other").label == "kv-aware@1.0.0",
-        || b.depot().deciding("other").label.to_string(),
+        || &*b.registry().deciding("other").label == "kv-aware@1.0.0",
+        || b.registry().deciding("other").label.to_string(),
     )
     .await;
     assert_eq!(b.decides(), "round-robin@1.0.0");

@@ -3,20 +3,20 @@
 use std::sync::Arc;
 
 use crate::{
-    depot::{Generation, Line, PolicyDepot},
     fallback::{self, Fallback},
     fault::PolicyFault,
     features::{Candidates, Decision, Outcome, RequestFeatures},
     instance::PolicyInstance,
+    registry::{Activation, ActivePolicy, PolicyRegistry},
 };
 
-/// One thread's instance of whatever generation is active for one model.
+/// One thread's instance of whatever activation is active for one model.
 #[derive(Debug)]
-pub struct PolicySeat {
-    depot: PolicyDepot,
+pub struct PolicyRunner {
+    registry: PolicyRegistry,
     model: Arc<str>,
-    line: Arc<Line>,
-    generation: Arc<Generation>,
+    active_policy: Arc<ActivePolicy>,
+    activation: Arc<Activation>,
     /// Absent after a fault, until the next decision.
     instance: Option<PolicyInstance>,
     fallback: Arc<str>,
@@ -31,22 +31,22 @@ pub struct Decided {
     pub fault: Option<PolicyFault>,
 }
 
-impl PolicySeat {
-    pub(crate) fn new(depot: PolicyDepot, model: &str, line: Arc<Line>) -> Self {
-        line.seat_taken();
-        let generation = line.active();
-        let mut seat = Self {
-            depot,
+impl PolicyRunner {
+    pub(crate) fn new(registry: PolicyRegistry, model: &str, active_policy: Arc<ActivePolicy>) -> Self {
+        active_policy.runner_started();
+        let activation = active_policy.active();
+        let mut runner = Self {
+            registry,
             model: model.into(),
-            line,
-            generation,
+            active_policy,
+            activation,
             instance: None,
             fallback: fallback::LABEL.into(),
         };
-        if seat.generation.decides() {
-            seat.instance = seat.start();
+        if runner.activation.decides() {
+            runner.instance = runner.start();
         }
-        seat
+        runner
     }
 
     /// Leaves a decision on the candidates in `decision` and says whose it is. Never fails: a policy that faults is
@@ -61,11 +61,11 @@ impl PolicySeat {
         decision: &mut Decision,
     ) -> Decided {
         self.follow();
-        let candidates = candidates(self.generation.component.wants_further());
+        let candidates = candidates(self.activation.component.wants_further());
         let fault = match self.ask(|instance| instance.decide(request, candidates, decision)) {
             Some(Ok(())) => {
                 return Decided {
-                    by: Arc::clone(&self.generation.label),
+                    by: Arc::clone(&self.activation.label),
                     fault: None,
                 };
             }
@@ -79,7 +79,7 @@ impl PolicySeat {
         }
     }
 
-    /// Whether the policy in this seat wants to hear of outcomes; otherwise there is no use in gathering them.
+    /// Whether the policy in this runner wants to hear of outcomes; otherwise there is no use in gathering them.
     #[must_use]
     pub fn observes(&self) -> bool {
         self.instance.as_ref().is_some_and(PolicyInstance::observes)
@@ -92,7 +92,7 @@ impl PolicySeat {
     }
 
     /// The policy's own words on why the candidate in row `chosen` has the request; call it right after
-    /// [`PolicySeat::decide`], with the same arguments. `None` when it does not explain itself.
+    /// [`PolicyRunner::decide`], with the same arguments. `None` when it does not explain itself.
     pub fn explain(
         &mut self,
         request: &RequestFeatures,
@@ -103,10 +103,10 @@ impl PolicySeat {
             .ok()?
     }
 
-    /// What decides in this seat since its last call.
+    /// What decides in this runner since its last call.
     #[must_use]
-    pub const fn generation(&self) -> &Arc<Generation> {
-        &self.generation
+    pub const fn activation(&self) -> &Arc<Activation> {
+        &self.activation
     }
 
     /// Calls the instance, started if need be; `None` when no policy is to be asked. A fault is noted and ends the
@@ -115,13 +115,13 @@ impl PolicySeat {
         &mut self,
         call: impl FnOnce(&mut PolicyInstance) -> Result<R, PolicyFault>,
     ) -> Option<Result<R, PolicyFault>> {
-        if !self.generation.decides() {
+        if !self.activation.decides() {
             return None;
         }
         let called = match self.instance.as_mut() {
             Some(instance) => call(instance),
             None => self
-                .generation
+                .activation
                 .component
                 .instantiate()
                 .and_then(|instance| call(self.instance.insert(instance))),
@@ -129,41 +129,41 @@ impl PolicySeat {
         if let Err(fault) = &called {
             self.note(fault);
             if let Some(instance) = self.instance.take() {
-                self.depot.retire(instance);
+                self.registry.retire(instance);
             }
         }
         Some(called)
     }
 
-    /// Changes over to the active generation, if it is another: takes an instance that was started for it, hands over
+    /// Changes over to the active activation, if it is another: takes an instance that was started for it, hands over
     /// what the old one learnt, and leaves the old one to the reaper.
     fn follow(&mut self) {
-        let Some(next) = self.line.newer_than(&self.generation) else {
+        let Some(next) = self.active_policy.newer_than(&self.activation) else {
             return;
         };
-        let before = std::mem::replace(&mut self.generation, next);
-        let old = std::mem::replace(&mut self.instance, self.generation.take_warm());
+        let before = std::mem::replace(&mut self.activation, next);
+        let old = std::mem::replace(&mut self.instance, self.activation.take_warm());
         if let Some(mut old) = old {
-            if self.generation.decides() && self.generation.policy() == before.policy() {
+            if self.activation.decides() && self.activation.policy() == before.policy() {
                 self.inherit(&before, &mut old);
             }
-            self.depot.retire(old);
+            self.registry.retire(old);
         }
-        self.depot.retire(before);
+        self.registry.retire(before);
     }
 
     /// Hands over what `old` learnt to the present instance, if both keep state. It starts without where that fails.
-    fn inherit(&mut self, before: &Generation, old: &mut PolicyInstance) {
+    fn inherit(&mut self, before: &Activation, old: &mut PolicyInstance) {
         let snapshot = match old.snapshot() {
             Ok(Some(snapshot)) => snapshot,
             Ok(None) => return,
             Err(fault) => {
-                self.depot.note_fault(&self.model, before, &fault);
+                self.registry.note_fault(&self.model, before, &fault);
                 return;
             }
         };
         if let Some(Ok(Err(refusal))) = self.ask(|instance| instance.restore(&snapshot)) {
-            let (from, to) = (&*before.label, &*self.generation.label);
+            let (from, to) = (&*before.label, &*self.activation.label);
             tracing::info!(
                 from,
                 to,
@@ -175,20 +175,20 @@ impl PolicySeat {
 
     fn start(&self) -> Option<PolicyInstance> {
         let started = self
-            .generation
+            .activation
             .take_warm()
-            .map_or_else(|| self.generation.component.instantiate(), Ok);
+            .map_or_else(|| self.activation.component.instantiate(), Ok);
         started.inspect_err(|fault| self.note(fault)).ok()
     }
 
     fn note(&self, fault: &PolicyFault) {
-        self.depot.note_fault(&self.model, &self.generation, fault);
+        self.registry.note_fault(&self.model, &self.activation, fault);
     }
 }
 
-impl Drop for PolicySeat {
+impl Drop for PolicyRunner {
     fn drop(&mut self) {
-        self.line.seat_left();
+        self.active_policy.runner_stopped();
     }
 }
 

@@ -5,71 +5,71 @@ use crate::testing;
 
 const MODEL: &str = "model";
 
-fn depot() -> PolicyDepot {
-    PolicyDepot::for_tests("kv-aware").expect("depot")
+fn registry() -> PolicyRegistry {
+    PolicyRegistry::for_tests("kv-aware").expect("registry")
 }
 
 fn learner(salt: u8) -> Arc<PolicyComponent> {
     testing::variant(&testing::admitted("learner"), salt)
 }
 
-fn active(depot: &PolicyDepot) -> String {
-    depot
+fn active(registry: &PolicyRegistry) -> String {
+    registry
         .active(MODEL)
-        .map_or_else(String::new, |generation| generation.label.to_string())
+        .map_or_else(String::new, |activation| activation.label.to_string())
 }
 
 #[test]
 fn a_version_declared_for_other_bytes_is_told_apart_by_its_digest() {
-    let depot = depot();
-    let first = depot.store("mine", learner(1), None).expect("first");
-    let second = depot.store("mine", learner(2), None).expect("second");
+    let registry = registry();
+    let first = registry.store("mine", learner(1), None).expect("first");
+    let second = registry.store("mine", learner(2), None).expect("second");
     assert_eq!(first.version, "1.0.0");
     assert_eq!(second.version, format!("1.0.0+{}", &second.digest[..8]));
     // Under another name there is nothing to tell apart.
     assert_eq!(
-        depot
+        registry
             .store("yours", learner(2), None)
             .expect("other name")
             .version,
         "1.0.0"
     );
     // By name the newest, by version the one that is meant.
-    depot.activate(MODEL, "mine", None).expect("activate");
-    assert_eq!(active(&depot), format!("mine@{}", second.version));
-    depot.activate(MODEL, "mine@1.0.0", None).expect("activate");
-    assert_eq!(active(&depot), "mine@1.0.0");
+    registry.activate(MODEL, "mine", None).expect("activate");
+    assert_eq!(active(&registry), format!("mine@{}", second.version));
+    registry.activate(MODEL, "mine@1.0.0", None).expect("activate");
+    assert_eq!(active(&registry), "mine@1.0.0");
 }
 
 #[test]
 fn the_same_bytes_again_are_the_same_record() {
-    let depot = depot();
-    let first = depot
+    let registry = registry();
+    let first = registry
         .upload("mine", &testing::guest("learner"), "")
         .expect("upload");
     assert_eq!(
-        depot
+        registry
             .upload("mine", &testing::guest("learner"), "")
             .expect("again"),
         first
     );
-    let other = depot
+    let other = registry
         .upload("mine", &testing::guest("learner"), r#"{"forget": true}"#)
         .expect("other settings");
     assert_eq!(other.version, first.version);
     assert_eq!(other.settings["forget"], true);
-    assert_eq!(depot.list().len(), 4);
+    assert_eq!(registry.list().len(), 4);
 }
 
 #[test]
 fn settings_belong_to_the_generation() {
-    let depot = depot();
-    depot
+    let registry = registry();
+    registry
         .activate(MODEL, "kv-aware", Some(r#"{"overlap_credit": 2}"#))
         .expect("activate");
-    depot.activate("other", "kv-aware", None).expect("activate");
+    registry.activate("other", "kv-aware", None).expect("activate");
     let settings = |model| {
-        depot
+        registry
             .active(model)
             .expect("active")
             .component
@@ -82,59 +82,59 @@ fn settings_belong_to_the_generation() {
     );
     // What is active already is left alone, however its settings are spelled.
     assert_eq!(
-        depot
+        registry
             .activate(MODEL, "kv-aware", Some(r#"{ "overlap_credit":2 }"#))
             .expect("activate")
             .number,
         2
     );
-    assert_eq!(depot.active(MODEL).expect("active").number, 2);
+    assert_eq!(registry.active(MODEL).expect("active").number, 2);
     assert_eq!(
-        depot
+        registry
             .activate("other", "kv-aware", None)
             .expect("activate")
             .number,
         1
     );
-    assert_eq!(depot.active("other").expect("active").number, 1);
+    assert_eq!(registry.active("other").expect("active").number, 1);
 }
 
 #[test]
 fn refusals_change_nothing() {
-    let depot = depot();
-    depot.activate(MODEL, "round-robin", None).expect("activate");
-    let refused = |result: Result<Arc<Generation>, DepotError>| result.expect_err("refused").to_string();
-    let unknown = refused(depot.activate(MODEL, "nobody", None));
+    let registry = registry();
+    registry.activate(MODEL, "round-robin", None).expect("activate");
+    let refused = |result: Result<Arc<Activation>, RegistryError>| result.expect_err("refused").to_string();
+    let unknown = refused(registry.activate(MODEL, "nobody", None));
     assert!(
         unknown.contains("\"nobody\"") && unknown.contains("kv-aware@1.0.0"),
         "{unknown}"
     );
-    refused(depot.activate(MODEL, "kv-aware@9", None));
-    let settings = refused(depot.activate(MODEL, "kv-aware", Some(r#"{"x": 1}"#)));
+    refused(registry.activate(MODEL, "kv-aware@9", None));
+    let settings = refused(registry.activate(MODEL, "kv-aware", Some(r#"{"x": 1}"#)));
     assert!(settings.contains("no setting \"x\""), "{settings}");
-    let json = refused(depot.activate(MODEL, "kv-aware", Some("{")));
+    let json = refused(registry.activate(MODEL, "kv-aware", Some("{")));
     assert!(json.contains("no JSON"), "{json}");
-    assert!(refused(depot.activate(MODEL, "kv-aware", Some("3"))).contains("JSON object"));
+    assert!(refused(registry.activate(MODEL, "kv-aware", Some("3"))).contains("JSON object"));
     for name in ["", "Mine", "-x", "a b", "a@1", &"x".repeat(65)] {
-        let refusal = depot
+        let refusal = registry
             .upload(name, &testing::guest("learner"), "")
             .expect_err(name)
             .to_string();
         assert!(refusal.contains("cannot name a policy"), "{refusal}");
     }
-    assert_eq!(active(&depot), "round-robin@1.0.0");
-    assert_eq!(depot.list().len(), 3);
+    assert_eq!(active(&registry), "round-robin@1.0.0");
+    assert_eq!(registry.list().len(), 3);
     assert!(matches!(
-        PolicyDepot::for_tests("nobody"),
-        Err(DepotError::Unknown { .. })
+        PolicyRegistry::for_tests("nobody"),
+        Err(RegistryError::Unknown { .. })
     ));
 }
 
 /// Lets an earlier policy decide again, as a rollback does.
-fn back_to(depot: &PolicyDepot, policy: &str) -> Result<Arc<Generation>, DepotError> {
-    let record = depot.find(policy)?;
-    let prepared = depot.prepare(MODEL, &record.name, &record.digest, "")?;
-    depot.publish(prepared, Succession::Back)
+fn back_to(registry: &PolicyRegistry, policy: &str) -> Result<Arc<Activation>, RegistryError> {
+    let record = registry.find(policy)?;
+    let prepared = registry.prepare(MODEL, &record.name, &record.digest, "")?;
+    registry.publish(prepared, Succession::Back)
 }
 
 #[test]
@@ -143,55 +143,61 @@ fn what_was_left_by_a_rollback_does_not_come_back_by_a_quarantine() {
         (Succession::Forward, "replica-synced"),
         (Succession::Back, "kv-aware"),
     ] {
-        let depot = depot();
-        depot.activate(MODEL, "round-robin", None).expect("activate");
-        let before = depot.activate(MODEL, "replica-synced", None).expect("activate");
+        let registry = registry();
+        registry.activate(MODEL, "round-robin", None).expect("activate");
+        let before = registry
+            .activate(MODEL, "replica-synced", None)
+            .expect("activate");
         assert_eq!(&*before.label, "round-robin@1.0.0");
         match succession {
-            Succession::Forward => depot.activate(MODEL, "round-robin", None).expect("activate"),
-            Succession::Back => back_to(&depot, "round-robin").expect("rollback"),
+            Succession::Forward => registry.activate(MODEL, "round-robin", None).expect("activate"),
+            Succession::Back => back_to(&registry, "round-robin").expect("rollback"),
         };
-        let generation = depot.active(MODEL).expect("active");
-        assert_eq!((&*generation.label, generation.number), ("round-robin@1.0.0", 4));
+        let activation = registry.active(MODEL).expect("active");
+        assert_eq!((&*activation.label, activation.number), ("round-robin@1.0.0", 4));
         for _ in 0..3 {
-            depot.note_fault(MODEL, &generation, &PolicyFault::Stack);
+            registry.note_fault(MODEL, &activation, &PolicyFault::Stack);
         }
-        assert_eq!(active(&depot), format!("{expected}@1.0.0"));
+        assert_eq!(active(&registry), format!("{expected}@1.0.0"));
     }
 }
 
 #[test]
 fn what_is_prepared_decides_nothing_until_it_is_published() {
-    let depot = depot();
-    let _seat = depot.seat(MODEL);
-    let digest = depot.find("round-robin").expect("built in").digest;
-    let prepare = || depot.prepare(MODEL, "round-robin", &digest, "").expect("prepare");
+    let registry = registry();
+    let _runner = registry.runner(MODEL);
+    let digest = registry.find("round-robin").expect("built in").digest;
+    let prepare = || {
+        registry
+            .prepare(MODEL, "round-robin", &digest, "")
+            .expect("prepare")
+    };
     drop(prepare());
-    assert_eq!(active(&depot), "kv-aware@1.0.0");
+    assert_eq!(active(&registry), "kv-aware@1.0.0");
     let prepared = prepare();
-    depot.publish(prepare(), Succession::Forward).expect("publish");
-    assert_eq!(active(&depot), "round-robin@1.0.0");
-    assert_eq!(depot.active(MODEL).expect("active").warm_left(), 1);
+    registry.publish(prepare(), Succession::Forward).expect("publish");
+    assert_eq!(active(&registry), "round-robin@1.0.0");
+    assert_eq!(registry.active(MODEL).expect("active").warm_left(), 1);
     // What was quarantined in between is not published.
-    let generation = depot.active(MODEL).expect("active");
+    let activation = registry.active(MODEL).expect("active");
     for _ in 0..3 {
-        depot.note_fault(MODEL, &generation, &PolicyFault::Stack);
+        registry.note_fault(MODEL, &activation, &PolicyFault::Stack);
     }
-    let refusal = depot
+    let refusal = registry
         .publish(prepared, Succession::Forward)
         .expect_err("quarantined");
-    assert!(matches!(refusal, DepotError::Conflict(_)), "{refusal}");
+    assert!(matches!(refusal, RegistryError::Conflict(_)), "{refusal}");
     assert!(matches!(
-        depot.prepare(MODEL, "round-robin", "0000", ""),
-        Err(DepotError::Unknown { .. })
+        registry.prepare(MODEL, "round-robin", "0000", ""),
+        Err(RegistryError::Unknown { .. })
     ));
 }
 
 #[test]
 fn what_was_uploaded_elsewhere_keeps_its_version() {
-    let depot = depot();
+    let registry = registry();
     let restored = |name: &str, version| {
-        depot
+        registry
             .restore(name, version, &testing::guest("learner"), "")
             .expect("restore")
             .version
@@ -202,18 +208,18 @@ fn what_was_uploaded_elsewhere_keeps_its_version() {
         "1.0.0+0a1b2c3d",
         "the same bytes are the same record"
     );
-    depot.store("yours", learner(1), None).expect("upload");
-    let digest = depot.by_digest("mine", depot.find("mine").expect("mine").digest.as_str());
+    registry.store("yours", learner(1), None).expect("upload");
+    let digest = registry.by_digest("mine", registry.find("mine").expect("mine").digest.as_str());
     let digest = digest.expect("the same").digest;
     assert_eq!(restored("yours", "1.0.0"), format!("1.0.0+{}", &digest[..8]));
 }
 
 #[test]
 fn records_say_what_decides_for_which_models() {
-    let depot = depot();
-    depot.activate("a", "round-robin", None).expect("activate");
-    depot.activate("b", "round-robin", None).expect("activate");
-    let records = depot.list();
+    let registry = registry();
+    registry.activate("a", "round-robin", None).expect("activate");
+    registry.activate("b", "round-robin", None).expect("activate");
+    let records = registry.list();
     let names: Vec<_> = records
         .iter()
         .map(|it| (it.name.as_str(), it.state.as_str()))
@@ -234,14 +240,14 @@ fn records_say_what_decides_for_which_models() {
 
 #[test]
 fn a_full_shelf_drops_the_oldest_nobody_needs() {
-    let depot = depot();
-    let keep = depot.store("mine", learner(0), None).expect("upload");
+    let registry = registry();
+    let keep = registry.store("mine", learner(0), None).expect("upload");
     let keep = format!("mine@{}", keep.version);
-    depot.activate(MODEL, &keep, None).expect("activate");
+    registry.activate(MODEL, &keep, None).expect("activate");
     for salt in 1..64 {
-        depot.store("mine", learner(salt), None).expect("upload");
+        registry.store("mine", learner(salt), None).expect("upload");
     }
-    let records = depot.list();
+    let records = registry.list();
     assert_eq!(records.len(), 64);
     let labels: Vec<_> = records
         .iter()
@@ -258,14 +264,14 @@ fn a_full_shelf_drops_the_oldest_nobody_needs() {
 
 #[test]
 fn instances_nobody_took_give_back_their_places() {
-    let depot = depot();
-    // Seats on threads that make no decision: each swap starts an instance for them that is never taken.
-    let _seats: Vec<_> = (0..40).map(|_| depot.seat(MODEL)).collect();
+    let registry = registry();
+    // Runners on threads that make no decision: each swap starts an instance for them that is never taken.
+    let _runners: Vec<_> = (0..40).map(|_| registry.runner(MODEL)).collect();
     for swap in 0..60 {
         let policy = ["round-robin", "replica-synced"][swap % 2];
-        depot.activate(MODEL, policy, None).expect("activate");
+        registry.activate(MODEL, policy, None).expect("activate");
         assert_eq!(
-            depot.active(MODEL).expect("active").warm_left(),
+            registry.active(MODEL).expect("active").warm_left(),
             40,
             "no places left at swap {swap}"
         );
@@ -298,35 +304,35 @@ proptest! {
     /// Whatever happens, a version in quarantine does not decide, and numbers count the swaps.
     #[test]
     fn quarantined_versions_never_decide(steps in prop::collection::vec(step(), 1..30)) {
-        let depot = depot();
-        depot.activate(MODEL, "round-robin", None).expect("activate");
+        let registry = registry();
+        registry.activate(MODEL, "round-robin", None).expect("activate");
         let mut number = 0;
         for step in steps {
             match step {
-                Step::Activate(policy) => drop(depot.activate(MODEL, POLICIES[policy], None)),
-                Step::Rollback(policy) => drop(back_to(&depot, POLICIES[policy])),
+                Step::Activate(policy) => drop(registry.activate(MODEL, POLICIES[policy], None)),
+                Step::Rollback(policy) => drop(back_to(&registry, POLICIES[policy])),
                 Step::Faults => {
-                    let generation = depot.active(MODEL).expect("active");
+                    let activation = registry.active(MODEL).expect("active");
                     for _ in 0..3 {
-                        depot.note_fault(MODEL, &generation, &PolicyFault::Stack);
+                        registry.note_fault(MODEL, &activation, &PolicyFault::Stack);
                     }
                 }
                 Step::Upload(policy) => {
                     let name = POLICIES[policy];
-                    depot.store(name, testing::admitted(name), None).expect("upload");
+                    registry.store(name, testing::admitted(name), None).expect("upload");
                 }
             }
-            let generation = depot.active(MODEL).expect("active");
-            prop_assert!(generation.number >= number);
-            number = generation.number;
-            let records = depot.list();
+            let activation = registry.active(MODEL).expect("active");
+            prop_assert!(activation.number >= number);
+            number = activation.number;
+            let records = registry.list();
             let state = |label: &str| {
                 let record = records.iter().find(|it| format!("{}@{}", it.name, it.version) == label);
                 record.map(|it| it.state.clone()).unwrap_or_default()
             };
             // Otherwise the fallback decides, until something is activated.
-            if generation.decides() {
-                prop_assert_eq!(state(&generation.label), "active");
+            if activation.decides() {
+                prop_assert_eq!(state(&activation.label), "active");
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::DepotError;
+use super::RegistryError;
 use crate::component::PolicyComponent;
 
 /// Versions that are kept. Each holds about 120 KB of machine code for a policy in Rust; when they are used up the
@@ -40,7 +40,7 @@ pub struct PolicyRecord {
 
 /// All stored versions, the one uploaded last at the end.
 #[derive(Debug, Default)]
-pub(super) struct Shelf(Vec<Stored>);
+pub(super) struct VersionStore(Vec<Stored>);
 
 #[derive(Debug)]
 pub(super) struct Stored {
@@ -55,10 +55,10 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    fn if_usable(&self) -> Result<&Self, DepotError> {
+    fn if_usable(&self) -> Result<&Self, RegistryError> {
         match &self.quarantined {
             None => Ok(self),
-            Some(reason) => Err(DepotError::Conflict(format!(
+            Some(reason) => Err(RegistryError::Conflict(format!(
                 "{} is in quarantine, because it {reason}; uploading it again tries it again and lifts that",
                 self.label
             ))),
@@ -85,7 +85,7 @@ impl Stored {
     }
 }
 
-impl Shelf {
+impl VersionStore {
     pub(super) fn iter(&self) -> impl Iterator<Item = &Stored> {
         self.0.iter()
     }
@@ -98,7 +98,7 @@ impl Shelf {
         component: Arc<PolicyComponent>,
         version: Option<&str>,
         builtin: bool,
-    ) -> Result<Arc<str>, DepotError> {
+    ) -> Result<Arc<str>, RegistryError> {
         let again = self
             .0
             .iter()
@@ -134,7 +134,7 @@ impl Shelf {
         name: &str,
         component: &PolicyComponent,
         version: Option<&str>,
-    ) -> Result<String, DepotError> {
+    ) -> Result<String, RegistryError> {
         let declared = component.version();
         let free = |version: &String| !self.0.iter().any(|it| it.name == name && it.version == *version);
         // `+` begins what is only information in a version, and can stand there once.
@@ -152,14 +152,14 @@ impl Shelf {
             .chain(DIGEST_DIGITS.into_iter().filter_map(with_digest))
             .find(free)
             .ok_or_else(|| {
-                DepotError::Conflict(format!(
+                RegistryError::Conflict(format!(
                     "{name:?} has a version {declared} with this digest already"
                 ))
             })
     }
 
     /// The version asked for by `name@version`, or the newest by `name`, if it may be activated.
-    pub(super) fn find(&self, policy: &str) -> Result<&Stored, DepotError> {
+    pub(super) fn find(&self, policy: &str) -> Result<&Stored, RegistryError> {
         let stored = if policy.contains('@') {
             self.by_label(policy)?
         } else {
@@ -172,7 +172,7 @@ impl Shelf {
     }
 
     /// The version with exactly these bytes, if it may be activated.
-    pub(super) fn usable(&self, name: &str, digest: &str) -> Result<&Stored, DepotError> {
+    pub(super) fn usable(&self, name: &str, digest: &str) -> Result<&Stored, RegistryError> {
         self.by_digest(name, digest)
             .ok_or_else(|| self.unknown(&format!("{name} with the digest {digest}")))?
             .if_usable()
@@ -184,7 +184,7 @@ impl Shelf {
             .find(|it| it.name == name && it.component.digest() == digest)
     }
 
-    pub(super) fn by_label(&self, label: &str) -> Result<&Stored, DepotError> {
+    pub(super) fn by_label(&self, label: &str) -> Result<&Stored, RegistryError> {
         self.0
             .iter()
             .find(|it| *it.label == *label)
@@ -220,8 +220,8 @@ impl Shelf {
             .any(|it| *it.label == *label && it.quarantined.is_some())
     }
 
-    /// When the shelf is full, drops the oldest version that is not `needed`.
-    pub(super) fn make_room(&mut self, needed: impl Fn(&str) -> bool) -> Result<(), DepotError> {
+    /// When the versions is full, drops the oldest version that is not `needed`.
+    pub(super) fn make_room(&mut self, needed: impl Fn(&str) -> bool) -> Result<(), RegistryError> {
         if self.0.len() < MAX_STORED {
             return Ok(());
         }
@@ -234,15 +234,15 @@ impl Shelf {
                 );
                 Ok(())
             }
-            None => Err(DepotError::Conflict(format!(
+            None => Err(RegistryError::Conflict(format!(
                 "all {MAX_STORED} policy versions that can be stored are in use; activate others for some models first"
             ))),
         }
     }
 
-    fn unknown(&self, name: &str) -> DepotError {
+    fn unknown(&self, name: &str) -> RegistryError {
         let known: Vec<&str> = self.0.iter().map(|it| &*it.label).collect();
-        DepotError::Unknown {
+        RegistryError::Unknown {
             name: name.to_owned(),
             known: known.join(", "),
         }

@@ -20,12 +20,12 @@ use crate::{component::PolicyComponent, instance::PolicyInstance};
 const FAULTS_TO_QUARANTINE: usize = 3;
 /// How long a fault is held against a version.
 const FAULT_WINDOW: Duration = Duration::from_secs(60);
-/// Generations a model can be rolled back through.
+/// Activations a model can be rolled back through.
 const MAX_EARLIER: usize = 8;
 
 /// The version that decides for a model from some moment on.
 #[derive(Debug)]
-pub struct Generation {
+pub struct Activation {
     /// Counts the swaps of its model, from 1.
     pub number: u64,
     /// `name@version`, ready as a header value.
@@ -34,12 +34,12 @@ pub struct Generation {
     pub component: Arc<PolicyComponent>,
     /// False when the version is in quarantine and nothing could take its place: the fallback decides.
     decides: bool,
-    /// Instances started before publication, for the seats to take.
+    /// Instances started before publication, for the runners to take.
     warm: Mutex<Vec<PolicyInstance>>,
     faults: Mutex<FaultWindow>,
 }
 
-impl Generation {
+impl Activation {
     /// Whether its component is asked, rather than the fallback.
     pub(crate) const fn decides(&self) -> bool {
         self.decides
@@ -71,19 +71,19 @@ impl Generation {
     }
 }
 
-/// Who decides for one model, in succession. Seats read it, the depot changes it.
+/// Who decides for one model, in succession. Runners read it, the registry changes it.
 #[derive(Debug)]
-pub(crate) struct Line {
-    active: ArcSwap<Generation>,
+pub(crate) struct ActivePolicy {
+    active: ArcSwap<Activation>,
     /// What decided before, latest last; their instances are gone.
-    earlier: Mutex<VecDeque<Arc<Generation>>>,
-    seats: AtomicUsize,
+    earlier: Mutex<VecDeque<Arc<Activation>>>,
+    runners: AtomicUsize,
 }
 
-impl Line {
-    /// A line that begins with this policy.
+impl ActivePolicy {
+    /// An active policy that begins with this policy.
     pub(crate) fn new(label: Arc<str>, component: Arc<PolicyComponent>, decides: bool) -> Self {
-        let first = Generation {
+        let first = Activation {
             number: 1,
             label,
             component,
@@ -94,16 +94,16 @@ impl Line {
         Self {
             active: ArcSwap::from_pointee(first),
             earlier: Mutex::default(),
-            seats: AtomicUsize::new(0),
+            runners: AtomicUsize::new(0),
         }
     }
 
-    pub(crate) fn active(&self) -> Arc<Generation> {
+    pub(crate) fn active(&self) -> Arc<Activation> {
         self.active.load_full()
     }
 
     /// What decides now, when it is another than `known`: an atomic load and a comparison.
-    pub(crate) fn newer_than(&self, known: &Arc<Generation>) -> Option<Arc<Generation>> {
+    pub(crate) fn newer_than(&self, known: &Arc<Activation>) -> Option<Arc<Activation>> {
         let active = self.active.load();
         if Arc::ptr_eq(&active, known) {
             None
@@ -113,14 +113,14 @@ impl Line {
     }
 
     /// Lets another policy decide and answers with what did so far, which `remember` keeps for a rollback. Callers
-    /// hold the depot's lock.
+    /// hold the registry's lock.
     pub(crate) fn publish(
         &self,
         label: Arc<str>,
         component: Arc<PolicyComponent>,
         warm: Vec<PolicyInstance>,
         remember: bool,
-    ) -> Arc<Generation> {
+    ) -> Arc<Activation> {
         counter!("signalbox_policy_swaps_total", "policy" => label.to_string()).increment(1);
         self.succeed(label, component, warm, true, remember)
     }
@@ -144,9 +144,9 @@ impl Line {
         warm: Vec<PolicyInstance>,
         decides: bool,
         remember: bool,
-    ) -> Arc<Generation> {
+    ) -> Arc<Activation> {
         let number = self.active.load().number + 1;
-        let next = Generation {
+        let next = Activation {
             number,
             label,
             component,
@@ -155,7 +155,7 @@ impl Line {
             faults: Mutex::default(),
         };
         let before = self.active.swap(Arc::new(next));
-        // Instances no seat came for would keep their places for as long as this is remembered.
+        // Instances no runner came for would keep their places for as long as this is remembered.
         drop(std::mem::take(&mut *before.warm.lock()));
         if remember && before.decides {
             let mut earlier = self.earlier.lock();
@@ -167,21 +167,21 @@ impl Line {
         before
     }
 
-    /// Takes the latest earlier generation that `may_return` off the record; those after it are forgotten.
-    pub(crate) fn predecessor(&self, may_return: impl Fn(&str) -> bool) -> Option<Arc<Generation>> {
+    /// Takes the latest earlier activation that `may_return` off the record; those after it are forgotten.
+    pub(crate) fn predecessor(&self, may_return: impl Fn(&str) -> bool) -> Option<Arc<Activation>> {
         let mut earlier = self.earlier.lock();
-        while let Some(generation) = earlier.pop_back() {
-            if may_return(&generation.label) {
-                return Some(generation);
+        while let Some(activation) = earlier.pop_back() {
+            if may_return(&activation.label) {
+                return Some(activation);
             }
         }
         None
     }
 
-    /// Forgets the latest earlier generation of this version and those after it, if there is one.
+    /// Forgets the latest earlier activation of this version and those after it, if there is one.
     pub(crate) fn forget_since(&self, label: &str) {
         let mut earlier = self.earlier.lock();
-        if let Some(latest) = earlier.iter().rposition(|generation| *generation.label == *label) {
+        if let Some(latest) = earlier.iter().rposition(|activation| *activation.label == *label) {
             earlier.truncate(latest);
         }
     }
@@ -196,20 +196,20 @@ impl Line {
                 .is_some_and(|latest| *latest.label == *label)
     }
 
-    pub(crate) fn seats(&self) -> usize {
-        self.seats.load(Relaxed)
+    pub(crate) fn runners(&self) -> usize {
+        self.runners.load(Relaxed)
     }
 
-    pub(crate) fn seat_taken(&self) {
-        self.seats.fetch_add(1, Relaxed);
+    pub(crate) fn runner_started(&self) {
+        self.runners.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn seat_left(&self) {
-        self.seats.fetch_sub(1, Relaxed);
+    pub(crate) fn runner_stopped(&self) {
+        self.runners.fetch_sub(1, Relaxed);
     }
 }
 
-/// The latest faults of a generation.
+/// The latest faults of an activation.
 #[derive(Debug, Default)]
 struct FaultWindow(VecDeque<Instant>);
 

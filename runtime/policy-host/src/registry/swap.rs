@@ -3,20 +3,20 @@
 
 use std::sync::Arc;
 
-use super::{DepotError, Generation, Line, MAX_MODELS, PolicyDepot};
+use super::{Activation, ActivePolicy, MAX_MODELS, PolicyRegistry, RegistryError};
 use crate::{
     admission::AdmissionError,
     component::{PolicyComponent, settings_json},
     instance::PolicyInstance,
 };
 
-/// Most instances started ahead for one swap. Seats beyond it, one a thread, start theirs in their first decision.
+/// Most instances started ahead for one swap. Runners beyond it, one a thread, start theirs in their first decision.
 const MAX_WARM: usize = 64;
 
-/// A version with its settings, tried and started for the seats of a model, that decides nothing yet.
+/// A version with its settings, tried and started for the runners of a model, that decides nothing yet.
 #[derive(Debug)]
 pub struct PreparedPolicy {
-    line: Arc<Line>,
+    active_policy: Arc<ActivePolicy>,
     label: Arc<str>,
     component: Arc<PolicyComponent>,
     warm: Vec<PolicyInstance>,
@@ -31,9 +31,9 @@ pub enum Succession {
     Back,
 }
 
-impl PolicyDepot {
+impl PolicyRegistry {
     /// Makes a policy (its newest version, unless `policy` is `name@version`) decide for `model` from the next decision
-    /// on, and answers with what decided before. `settings` replace those it was uploaded with, for this model. Blocking for some milliseconds: instances for all seats are started before anything changes.
+    /// on, and answers with what decided before. `settings` replace those it was uploaded with, for this model. Blocking for some milliseconds: instances for all runners are started before anything changes.
     ///
     /// # Errors
     /// There is no such policy, it is in quarantine, or it does not take the settings.
@@ -42,7 +42,7 @@ impl PolicyDepot {
         model: &str,
         policy: &str,
         settings: Option<&str>,
-    ) -> Result<Arc<Generation>, DepotError> {
+    ) -> Result<Arc<Activation>, RegistryError> {
         let record = self.find(policy)?;
         let own = record.settings.to_string();
         let prepared = self.prepare(model, &record.name, &record.digest, settings.unwrap_or(&own))?;
@@ -60,28 +60,28 @@ impl PolicyDepot {
         name: &str,
         digest: &str,
         settings: &str,
-    ) -> Result<PreparedPolicy, DepotError> {
-        let (label, mut component, line) = {
+    ) -> Result<PreparedPolicy, RegistryError> {
+        let (label, mut component, active_policy) = {
             let mut state = self.0.state.lock();
-            let stored = state.shelf.usable(name, digest)?;
+            let stored = state.versions.usable(name, digest)?;
             let (label, component) = (Arc::clone(&stored.label), Arc::clone(&stored.component));
-            if state.lines.len() >= MAX_MODELS && !state.lines.contains_key(model) {
-                return Err(DepotError::Conflict(format!(
+            if state.active_policies.len() >= MAX_MODELS && !state.active_policies.contains_key(model) {
+                return Err(RegistryError::Conflict(format!(
                     "policies are set for {MAX_MODELS} models, no more are kept"
                 )));
             }
-            (label, component, self.line(&mut state, model))
+            (label, component, self.active_policy(&mut state, model))
         };
         if settings_json(settings) != Some(component.settings_json()) {
             component = self.0.engine.reconfigure(&component, settings)?;
         }
-        let warm = if line.active().is(&label, &component) {
+        let warm = if active_policy.active().is(&label, &component) {
             Vec::new()
         } else {
-            warm(&component, line.seats().min(MAX_WARM))?
+            warm(&component, active_policy.runners().min(MAX_WARM))?
         };
         Ok(PreparedPolicy {
-            line,
+            active_policy,
             label,
             component,
             warm,
@@ -97,28 +97,28 @@ impl PolicyDepot {
         &self,
         prepared: PreparedPolicy,
         succession: Succession,
-    ) -> Result<Arc<Generation>, DepotError> {
+    ) -> Result<Arc<Activation>, RegistryError> {
         let PreparedPolicy {
-            line,
+            active_policy,
             label,
             component,
             warm,
         } = prepared;
         let state = self.0.state.lock();
-        state.shelf.find(&label)?;
-        let active = line.active();
+        state.versions.find(&label)?;
+        let active = active_policy.active();
         if active.is(&label, &component) {
             return Ok(active);
         }
         if succession == Succession::Back {
-            line.forget_since(&label);
+            active_policy.forget_since(&label);
         }
-        Ok(line.publish(label, component, warm, succession == Succession::Forward))
+        Ok(active_policy.publish(label, component, warm, succession == Succession::Forward))
     }
 }
 
-/// `count` instances, or fewer when the host has no more places: seats without one start it themselves.
-fn warm(component: &Arc<PolicyComponent>, count: usize) -> Result<Vec<PolicyInstance>, DepotError> {
+/// `count` instances, or fewer when the host has no more places: runners without one start it themselves.
+fn warm(component: &Arc<PolicyComponent>, count: usize) -> Result<Vec<PolicyInstance>, RegistryError> {
     let mut instances = Vec::with_capacity(count);
     for _ in 0..count {
         match component.instantiate() {

@@ -1,4 +1,4 @@
-//! Drops instances and generations away from the request threads: unmapping memory takes microseconds to milliseconds.
+//! Drops instances and activations away from the request threads: unmapping memory takes microseconds to milliseconds.
 
 use std::{
     io,
@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use super::generation::Generation;
+use super::active_policy::Activation;
 use crate::instance::PolicyInstance;
 
 /// What may wait to be dropped: the instances of all threads and models in a swap of everything. Beyond it the
@@ -17,7 +17,7 @@ const MAX_WAITING: usize = 256;
 #[derive(Debug)]
 pub(crate) enum Retired {
     Instance(#[expect(dead_code, reason = "it is here to be dropped")] Box<PolicyInstance>),
-    Generation(#[expect(dead_code, reason = "it is here to be dropped")] Arc<Generation>),
+    Activation(#[expect(dead_code, reason = "it is here to be dropped")] Arc<Activation>),
 }
 
 /// A handle on the thread, which ends with the last one.
@@ -45,8 +45,8 @@ impl From<PolicyInstance> for Retired {
     }
 }
 
-impl From<Arc<Generation>> for Retired {
-    fn from(generation: Arc<Generation>) -> Self {
-        Self::Generation(generation)
+impl From<Arc<Activation>> for Retired {
+    fn from(activation: Arc<Activation>) -> Self {
+        Self::Activation(activation)
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Everything slow (compiling, trying, starting instances, dropping them) happens on the caller of an admin method or
 //! on the reaper thread; a decision meets only the finished thing, through one atomic load. Stored versions are on the
-//! [`shelf`](shelf::Shelf), who decides for a model is its [`Line`].
+//! [`versions`](version_store::VersionStore), who decides for a model is its [`ActivePolicy`].
 //!
-//! Three faults within a minute (`generation.rs`) quarantine a version: it decides for no model any more, and each
+//! Three faults within a minute (`active_policy.rs`) quarantine a version: it decides for no model any more, and each
 //! model it decided for goes back to what decided before it, at last to the default policy, and if that is in
 //! quarantine itself to the native fallback. A quarantined version never returns by itself: whatever made it fault is
 //! still in it. Uploading it again, which tries it again, lifts the quarantine.
@@ -14,10 +14,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use metrics::{counter, describe_counter};
 use parking_lot::Mutex;
 
-pub use activation::{PreparedPolicy, Succession};
-pub use generation::Generation;
-pub(crate) use generation::Line;
-pub use shelf::PolicyRecord;
+pub use active_policy::Activation;
+pub(crate) use active_policy::ActivePolicy;
+pub use swap::{PreparedPolicy, Succession};
+pub use version_store::PolicyRecord;
 
 use crate::{
     admission::AdmissionError,
@@ -27,15 +27,15 @@ use crate::{
     fault::PolicyFault,
     instance::{MAX_NAME, is_policy_name},
     limits::PolicyLimits,
-    seat::PolicySeat,
+    runner::PolicyRunner,
 };
 use reaper::{Reaper, Retired};
-use shelf::{Shelf, Stored};
+use version_store::{Stored, VersionStore};
 
-mod activation;
-mod generation;
+mod active_policy;
 mod reaper;
-mod shelf;
+mod swap;
+mod version_store;
 
 /// Models a policy can be activated for before anybody serves them: a bound on what admin calls can pile up.
 const MAX_MODELS: usize = 4096;
@@ -43,10 +43,10 @@ const MAX_MODELS: usize = 4096;
 /// The policies a router knows and which one decides for each model: uploads, versions, activation, faults,
 /// quarantine, rollback. It does no I/O. A clone is a handle; threads share it.
 #[derive(Debug, Clone)]
-pub struct PolicyDepot(Arc<Depot>);
+pub struct PolicyRegistry(Arc<Registry>);
 
 #[derive(Debug)]
-struct Depot {
+struct Registry {
     engine: PolicyEngine,
     default_policy: String,
     state: Mutex<State>,
@@ -55,13 +55,13 @@ struct Depot {
 
 #[derive(Debug, Default)]
 struct State {
-    shelf: Shelf,
-    lines: BTreeMap<String, Arc<Line>>,
+    versions: VersionStore,
+    active_policies: BTreeMap<String, Arc<ActivePolicy>>,
 }
 
 /// Why an admin call did nothing.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum DepotError {
+pub enum RegistryError {
     /// No such policy or version.
     #[error("no policy is called {name:?}; known: {known}")]
     Unknown {
@@ -78,12 +78,12 @@ pub enum DepotError {
     Conflict(String),
 }
 
-impl PolicyDepot {
-    /// A depot with the built-in policies admitted; `default_policy` decides for every model that was given no other.
+impl PolicyRegistry {
+    /// A registry with the built-in policies admitted; `default_policy` decides for every model that was given no other.
     ///
     /// # Errors
     /// `default_policy` is none of the built-in ones, or one of those is not admitted by `engine`'s limits.
-    pub fn new(engine: PolicyEngine, default_policy: &str) -> Result<Self, DepotError> {
+    pub fn new(engine: PolicyEngine, default_policy: &str) -> Result<Self, RegistryError> {
         let admit = |(name, wasm)| Ok((name, engine.admit(wasm, "")?));
         let builtin = builtin_policies()
             .into_iter()
@@ -96,7 +96,7 @@ impl PolicyDepot {
         engine: PolicyEngine,
         builtin: &[(&'static str, Arc<PolicyComponent>)],
         default_policy: &str,
-    ) -> Result<Self, DepotError> {
+    ) -> Result<Self, RegistryError> {
         describe_counter!(
             "signalbox_policy_faults_total",
             "Calls in which a policy failed, by policy and kind"
@@ -114,11 +114,11 @@ impl PolicyDepot {
         })?;
         let mut state = State::default();
         for (name, component) in builtin {
-            state.shelf.keep(name, Arc::clone(component), None, true)?;
+            state.versions.keep(name, Arc::clone(component), None, true)?;
         }
-        state.shelf.find(default_policy)?;
+        state.versions.find(default_policy)?;
         let default_policy = default_policy.to_owned();
-        Ok(Self(Arc::new(Depot {
+        Ok(Self(Arc::new(Registry {
             engine,
             default_policy,
             state: Mutex::new(state),
@@ -133,7 +133,7 @@ impl PolicyDepot {
     ///
     /// # Errors
     /// The name cannot be one, the component or its settings are not accepted, or there is no room.
-    pub fn upload(&self, name: &str, wasm: &[u8], settings: &str) -> Result<PolicyRecord, DepotError> {
+    pub fn upload(&self, name: &str, wasm: &[u8], settings: &str) -> Result<PolicyRecord, RegistryError> {
         check_name(name)?;
         self.store(name, self.0.engine.admit(wasm, settings)?, None)
     }
@@ -149,7 +149,7 @@ impl PolicyDepot {
         version: &str,
         wasm: &[u8],
         settings: &str,
-    ) -> Result<PolicyRecord, DepotError> {
+    ) -> Result<PolicyRecord, RegistryError> {
         check_name(name)?;
         self.store(name, self.0.engine.admit(wasm, settings)?, Some(version))
     }
@@ -159,10 +159,10 @@ impl PolicyDepot {
         name: &str,
         component: Arc<PolicyComponent>,
         version: Option<&str>,
-    ) -> Result<PolicyRecord, DepotError> {
+    ) -> Result<PolicyRecord, RegistryError> {
         let mut state = self.0.state.lock();
         state.make_room()?;
-        let label = state.shelf.keep(name, component, version, false)?;
+        let label = state.versions.keep(name, component, version, false)?;
         tracing::info!(policy.name = &*label, "policy stored");
         state.record(&label)
     }
@@ -177,7 +177,11 @@ impl PolicyDepot {
     #[must_use]
     pub fn list(&self) -> Vec<PolicyRecord> {
         let state = self.0.state.lock();
-        let mut records: Vec<_> = state.shelf.iter().map(|stored| state.record_of(stored)).collect();
+        let mut records: Vec<_> = state
+            .versions
+            .iter()
+            .map(|stored| state.record_of(stored))
+            .collect();
         records.sort_by(|a, b| a.name.cmp(&b.name));
         records
     }
@@ -186,41 +190,46 @@ impl PolicyDepot {
     ///
     /// # Errors
     /// There is none, or it is in quarantine.
-    pub fn find(&self, policy: &str) -> Result<PolicyRecord, DepotError> {
+    pub fn find(&self, policy: &str) -> Result<PolicyRecord, RegistryError> {
         let state = self.0.state.lock();
-        state.shelf.find(policy).map(|stored| state.record_of(stored))
+        state.versions.find(policy).map(|stored| state.record_of(stored))
     }
 
     /// The version with exactly these bytes, in quarantine or not.
     #[must_use]
     pub fn by_digest(&self, name: &str, digest: &str) -> Option<PolicyRecord> {
         let state = self.0.state.lock();
-        let stored = state.shelf.by_digest(name, digest)?;
+        let stored = state.versions.by_digest(name, digest)?;
         Some(state.record_of(stored))
     }
 
     /// What decides for `model` now: the default policy, unless another one was activated.
     #[must_use]
-    pub fn deciding(&self, model: &str) -> Arc<Generation> {
-        self.line(&mut self.0.state.lock(), model).active()
+    pub fn deciding(&self, model: &str) -> Arc<Activation> {
+        self.active_policy(&mut self.0.state.lock(), model).active()
     }
 
-    /// What decides for `model` now; `None` when nobody asked for a seat or activated a policy for it yet.
+    /// What decides for `model` now; `None` when nobody asked for a runner or activated a policy for it yet.
     #[must_use]
-    pub fn active(&self, model: &str) -> Option<Arc<Generation>> {
-        self.0.state.lock().lines.get(model).map(|line| line.active())
+    pub fn active(&self, model: &str) -> Option<Arc<Activation>> {
+        self.0
+            .state
+            .lock()
+            .active_policies
+            .get(model)
+            .map(|active_policy| active_policy.active())
     }
 
     /// A thread's view of what decides for `model`, with an instance of its own started here.
     #[must_use]
-    pub fn seat(&self, model: &str) -> PolicySeat {
-        let line = self.line(&mut self.0.state.lock(), model);
-        PolicySeat::new(self.clone(), model, line)
+    pub fn runner(&self, model: &str) -> PolicyRunner {
+        let active_policy = self.active_policy(&mut self.0.state.lock(), model);
+        PolicyRunner::new(self.clone(), model, active_policy)
     }
 
-    /// Notes a fault of `generation`: counted, logged, and after too many the version goes into quarantine.
-    pub(crate) fn note_fault(&self, model: &str, generation: &Generation, fault: &PolicyFault) {
-        let label = &generation.label;
+    /// Notes a fault of `activation`: counted, logged, and after too many the version goes into quarantine.
+    pub(crate) fn note_fault(&self, model: &str, activation: &Activation, fault: &PolicyFault) {
+        let label = &activation.label;
         counter!("signalbox_policy_faults_total", "policy" => label.to_string(), "kind" => fault.kind())
             .increment(1);
         if !fault.blamed() {
@@ -237,7 +246,7 @@ impl PolicyDepot {
             kind = fault.kind(),
             "policy fault, fallback decides: {fault}"
         );
-        if generation.fault_is_one_too_many(Instant::now()) {
+        if activation.fault_is_one_too_many(Instant::now()) {
             self.quarantine(label, fault);
         }
     }
@@ -249,20 +258,20 @@ impl PolicyDepot {
 
     fn quarantine(&self, label: &str, fault: &PolicyFault) {
         let mut state = self.0.state.lock();
-        if !state.shelf.quarantine(label, fault.to_string()) {
+        if !state.versions.quarantine(label, fault.to_string()) {
             return;
         }
         counter!("signalbox_policy_quarantines_total", "policy" => label.to_owned()).increment(1);
-        for (model, line) in &state.lines {
-            if &*line.active().label != label {
+        for (model, active_policy) in &state.active_policies {
+            if &*active_policy.active().label != label {
                 continue;
             }
-            let earlier = line
-                .predecessor(|label| !state.shelf.is_quarantined(label))
+            let earlier = active_policy
+                .predecessor(|label| !state.versions.is_quarantined(label))
                 .map(|earlier| (Arc::clone(&earlier.label), Arc::clone(&earlier.component)));
             let default = || {
                 state
-                    .shelf
+                    .versions
                     .find(&self.0.default_policy)
                     .ok()
                     .map(|it| (Arc::clone(&it.label), Arc::clone(&it.component)))
@@ -275,7 +284,7 @@ impl PolicyDepot {
                         next = &*next,
                         "policy quarantined, another one decides"
                     );
-                    line.publish(next, component, Vec::new(), false);
+                    active_policy.publish(next, component, Vec::new(), false);
                 }
                 None => {
                     tracing::error!(
@@ -283,59 +292,66 @@ impl PolicyDepot {
                         model,
                         "policy quarantined, the fallback decides"
                     );
-                    line.suspend();
+                    active_policy.suspend();
                 }
             }
         }
     }
 
-    /// The line of `model`, begun with the default policy when there is none yet.
-    fn line(&self, state: &mut State, model: &str) -> Arc<Line> {
-        if let Some(line) = state.lines.get(model) {
-            return Arc::clone(line);
+    /// The active policy of `model`, begun with the default policy when there is none yet.
+    fn active_policy(&self, state: &mut State, model: &str) -> Arc<ActivePolicy> {
+        if let Some(active_policy) = state.active_policies.get(model) {
+            return Arc::clone(active_policy);
         }
-        let line = Arc::new(match state.shelf.find(&self.0.default_policy) {
-            Ok(stored) => Line::new(Arc::clone(&stored.label), Arc::clone(&stored.component), true),
+        let active_policy = Arc::new(match state.versions.find(&self.0.default_policy) {
+            Ok(stored) => ActivePolicy::new(Arc::clone(&stored.label), Arc::clone(&stored.component), true),
             // In quarantine: the fallback decides until something is activated.
             Err(_) => {
-                let stored = state.shelf.newest(&self.0.default_policy);
-                Line::new(Arc::clone(&stored.label), Arc::clone(&stored.component), false)
+                let stored = state.versions.newest(&self.0.default_policy);
+                ActivePolicy::new(Arc::clone(&stored.label), Arc::clone(&stored.component), false)
             }
         });
-        state.lines.insert(model.to_owned(), Arc::clone(&line));
-        line
+        state
+            .active_policies
+            .insert(model.to_owned(), Arc::clone(&active_policy));
+        active_policy
     }
 }
 
 impl State {
-    fn record(&self, label: &str) -> Result<PolicyRecord, DepotError> {
-        self.shelf.by_label(label).map(|stored| self.record_of(stored))
+    fn record(&self, label: &str) -> Result<PolicyRecord, RegistryError> {
+        self.versions.by_label(label).map(|stored| self.record_of(stored))
     }
 
     fn record_of(&self, stored: &Stored) -> PolicyRecord {
-        let decides = |line: &Line| line.active().decides() && line.active().label == stored.label;
+        let decides = |active_policy: &ActivePolicy| {
+            active_policy.active().decides() && active_policy.active().label == stored.label
+        };
         let models = self
-            .lines
+            .active_policies
             .iter()
-            .filter(|(_, line)| decides(line))
+            .filter(|(_, active_policy)| decides(active_policy))
             .map(|(model, _)| model.clone())
             .collect();
         stored.record(models)
     }
 
-    /// Drops the oldest version nobody would miss when the shelf is full.
-    fn make_room(&mut self) -> Result<(), DepotError> {
-        let lines = &self.lines;
-        self.shelf
-            .make_room(|label| lines.values().any(|line| line.needs(label)))
+    /// Drops the oldest version nobody would miss when the versions is full.
+    fn make_room(&mut self) -> Result<(), RegistryError> {
+        let active_policies = &self.active_policies;
+        self.versions.make_room(|label| {
+            active_policies
+                .values()
+                .any(|active_policy| active_policy.needs(label))
+        })
     }
 }
 
-fn check_name(name: &str) -> Result<(), DepotError> {
+fn check_name(name: &str) -> Result<(), RegistryError> {
     if is_policy_name(name) {
         return Ok(());
     }
-    Err(DepotError::Admission(AdmissionError::Unsound(format!(
+    Err(RegistryError::Admission(AdmissionError::Unsound(format!(
         "{name:?} cannot name a policy; a name has 1 to {MAX_NAME} lower-case letters, digits, `-`, `_` and `.`, a \
          letter or digit first"
     ))))
@@ -345,14 +361,14 @@ fn check_name(name: &str) -> Result<(), DepotError> {
 mod tests;
 
 #[cfg(test)]
-impl PolicyDepot {
-    /// As [`PolicyDepot::new`], with components that were admitted once for all tests.
-    pub(crate) fn for_tests(default_policy: &str) -> Result<Self, DepotError> {
+impl PolicyRegistry {
+    /// As [`PolicyRegistry::new`], with components that were admitted once for all tests.
+    pub(crate) fn for_tests(default_policy: &str) -> Result<Self, RegistryError> {
         use crate::testing;
         Self::with_builtin(testing::engine(), &testing::builtin(), default_policy)
     }
 
-    /// As [`PolicyDepot::upload`] of one of the guests, which is admitted once for all tests.
+    /// As [`PolicyRegistry::upload`] of one of the guests, which is admitted once for all tests.
     pub(crate) fn stock(&self, guest: &str) -> PolicyRecord {
         self.store(guest, crate::testing::admitted(guest), None)
             .expect(guest)

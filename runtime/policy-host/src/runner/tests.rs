@@ -12,19 +12,19 @@ use crate::testing;
 
 const MODEL: &str = "model";
 
-/// A depot in which the guests of these names are stored.
-fn depot(guests: &[&str]) -> PolicyDepot {
-    let depot = PolicyDepot::for_tests("kv-aware").expect("depot");
+/// A registry in which the guests of these names are stored.
+fn registry(guests: &[&str]) -> PolicyRegistry {
+    let registry = PolicyRegistry::for_tests("kv-aware").expect("registry");
     for guest in guests {
-        depot.stock(guest);
+        registry.stock(guest);
     }
-    depot
+    registry
 }
 
-fn decide(seat: &mut PolicySeat) -> (Decided, Decision) {
+fn decide(runner: &mut PolicyRunner) -> (Decided, Decision) {
     let mut decision = Decision::default();
     let candidates = testing::idle(3);
-    let decided = seat.decide(&testing::request(0), |_| &candidates, &mut decision);
+    let decided = runner.decide(&testing::request(0), |_| &candidates, &mut decision);
     assert!(
         decision.pick.is_some() || decision.costs.len() == 3,
         "no decision by {}",
@@ -33,16 +33,16 @@ fn decide(seat: &mut PolicySeat) -> (Decided, Decision) {
     (decided, decision)
 }
 
-fn decided_by(seat: &mut PolicySeat) -> String {
-    decide(seat).0.by.to_string()
+fn decided_by(runner: &mut PolicyRunner) -> String {
+    decide(runner).0.by.to_string()
 }
 
 #[test]
 fn the_default_decides_until_another_is_activated_for_the_next_decision() {
-    let depot = depot(&[]);
-    let (mut one, mut other) = (depot.seat(MODEL), depot.seat("another model"));
+    let registry = registry(&[]);
+    let (mut one, mut other) = (registry.runner(MODEL), registry.runner("another model"));
     assert_eq!(decided_by(&mut one), "kv-aware@1.0.0");
-    depot.activate(MODEL, "round-robin", None).expect("activate");
+    registry.activate(MODEL, "round-robin", None).expect("activate");
     assert_eq!(decided_by(&mut one), "round-robin@1.0.0");
     assert_eq!(decided_by(&mut other), "kv-aware@1.0.0");
 }
@@ -59,23 +59,27 @@ fn faults_are_answered_by_the_fallback_and_the_third_brings_the_previous_version
     ] {
         let recorder = PrometheusBuilder::new().build_recorder();
         metrics::with_local_recorder(&recorder, || {
-            let depot = depot(&[guest]);
-            let mut seat = depot.seat(MODEL);
-            depot.activate(MODEL, "round-robin", None).expect("activate");
-            depot.activate(MODEL, guest, None).expect("activate");
+            let registry = registry(&[guest]);
+            let mut runner = registry.runner(MODEL);
+            registry.activate(MODEL, "round-robin", None).expect("activate");
+            registry.activate(MODEL, guest, None).expect("activate");
             for _ in 0..3 {
-                let (decided, decision) = decide(&mut seat);
+                let (decided, decision) = decide(&mut runner);
                 assert_eq!((&*decided.by, decision.costs), (fallback::LABEL, vec![20.0; 3]));
                 assert!(decided.fault.is_some());
             }
-            let (decided, _) = decide(&mut seat);
+            let (decided, _) = decide(&mut runner);
             assert_eq!(&*decided.by, "round-robin@1.0.0");
             assert!(decided.fault.is_none());
 
-            let record = depot.list().into_iter().find(|it| it.name == guest).expect(guest);
+            let record = registry
+                .list()
+                .into_iter()
+                .find(|it| it.name == guest)
+                .expect(guest);
             assert_eq!(record.state, "quarantined");
             assert!(record.reason.is_some());
-            let refusal = depot
+            let refusal = registry
                 .activate(MODEL, guest, None)
                 .expect_err("quarantined")
                 .to_string();
@@ -95,10 +99,10 @@ fn faults_are_answered_by_the_fallback_and_the_third_brings_the_previous_version
 
 #[test]
 fn a_version_in_quarantine_decides_for_no_model() {
-    let depot = depot(&["trap"]);
-    let (mut one, mut other) = (depot.seat("one"), depot.seat("other"));
+    let registry = registry(&["trap"]);
+    let (mut one, mut other) = (registry.runner("one"), registry.runner("other"));
     for model in ["one", "other"] {
-        depot.activate(model, "trap", None).expect("activate");
+        registry.activate(model, "trap", None).expect("activate");
     }
     for _ in 0..3 {
         decide(&mut one);
@@ -108,83 +112,84 @@ fn a_version_in_quarantine_decides_for_no_model() {
 
 #[test]
 fn uploading_it_again_lifts_the_quarantine() {
-    let depot = depot(&["trap"]);
-    let mut seat = depot.seat(MODEL);
-    depot.activate(MODEL, "trap", None).expect("activate");
+    let registry = registry(&["trap"]);
+    let mut runner = registry.runner(MODEL);
+    registry.activate(MODEL, "trap", None).expect("activate");
     for _ in 0..3 {
-        decide(&mut seat);
+        decide(&mut runner);
     }
     assert_eq!(
-        depot
+        registry
             .upload("trap", &testing::guest("trap"), "")
             .expect("upload")
             .state,
         "stored"
     );
-    depot.activate(MODEL, "trap", None).expect("activate");
-    assert!(decide(&mut seat).0.fault.is_some());
+    registry.activate(MODEL, "trap", None).expect("activate");
+    assert!(decide(&mut runner).0.fault.is_some());
 }
 
 #[test]
 fn without_any_sound_policy_the_fallback_decides_unfaulted() {
-    let depot = depot(&[]);
-    let mut seat = depot.seat(MODEL);
-    let generation = Arc::clone(seat.generation());
+    let registry = registry(&[]);
+    let mut runner = registry.runner(MODEL);
+    let activation = Arc::clone(runner.activation());
     for _ in 0..3 {
-        depot.note_fault(MODEL, &generation, &PolicyFault::Stack);
+        registry.note_fault(MODEL, &activation, &PolicyFault::Stack);
     }
-    let (decided, _) = decide(&mut seat);
+    let (decided, _) = decide(&mut runner);
     assert_eq!(&*decided.by, fallback::LABEL);
     assert!(decided.fault.is_none());
     // A model nobody knew before has no other choice either.
-    assert_eq!(decided_by(&mut depot.seat("new model")), fallback::LABEL);
-    depot.activate(MODEL, "round-robin", None).expect("activate");
-    assert_eq!(decided_by(&mut seat), "round-robin@1.0.0");
+    assert_eq!(decided_by(&mut registry.runner("new model")), fallback::LABEL);
+    registry.activate(MODEL, "round-robin", None).expect("activate");
+    assert_eq!(decided_by(&mut runner), "round-robin@1.0.0");
 }
 
 #[test]
 fn faults_the_policy_is_not_to_blame_for_do_not_count_against_it() {
-    let depot = depot(&[]);
-    let mut seat = depot.seat(MODEL);
+    let registry = registry(&[]);
+    let mut runner = registry.runner(MODEL);
     for _ in 0..10 {
         let mut decision = Decision::default();
         let none = Candidates::default();
-        let decided = seat.decide(&testing::request(0), |_| &none, &mut decision);
+        let decided = runner.decide(&testing::request(0), |_| &none, &mut decision);
         assert_eq!(decided.fault.expect("nothing to decide on").kind(), "candidates");
         assert_eq!(decision, Decision::default());
     }
-    assert_eq!(decided_by(&mut seat), "kv-aware@1.0.0");
+    assert_eq!(decided_by(&mut runner), "kv-aware@1.0.0");
 }
 
 #[test]
 fn what_a_policy_learnt_survives_a_swap_to_its_next_generation() {
-    let depot = depot(&["learner"]);
-    let mut seat = depot.seat(MODEL);
-    depot.activate(MODEL, "learner", None).expect("activate");
-    decide(&mut seat);
-    assert!(seat.observes());
-    seat.observe(&[Outcome {
+    let registry = registry(&["learner"]);
+    let mut runner = registry.runner(MODEL);
+    registry.activate(MODEL, "learner", None).expect("activate");
+    decide(&mut runner);
+    assert!(runner.observes());
+    runner.observe(&[Outcome {
         worker: 2,
         ttft_ms: 30.0,
         completed: true,
         ..Outcome::default()
     }]);
-    assert_eq!(decide(&mut seat).1.costs, [0.0, 30.0, 0.0]);
+    assert_eq!(decide(&mut runner).1.costs, [0.0, 30.0, 0.0]);
 
-    depot
+    registry
         .activate(MODEL, "learner", Some(r#"{"forget": false}"#))
         .expect("activate");
-    assert_eq!(decide(&mut seat).1.costs, [0.0, 30.0, 0.0]);
+    assert_eq!(decide(&mut runner).1.costs, [0.0, 30.0, 0.0]);
     assert_eq!(
-        seat.explain(&testing::request(0), &testing::idle(3), 1)
+        runner
+            .explain(&testing::request(0), &testing::idle(3), 1)
             .as_deref(),
         Some("worker 2 answers in 30.0 ms")
     );
     // One that does not want it starts without, and is no worse for it.
-    depot
+    registry
         .activate(MODEL, "learner", Some(r#"{"forget": true}"#))
         .expect("activate");
-    let (decided, decision) = decide(&mut seat);
+    let (decided, decision) = decide(&mut runner);
     assert!(decided.fault.is_none());
     assert_eq!(decision.costs, [0.0; 3]);
 }
@@ -194,17 +199,17 @@ fn what_a_policy_learnt_survives_a_swap_to_its_next_generation() {
 #[test]
 fn swaps_under_load_interrupt_no_decision() {
     const SWAPS: usize = 200;
-    let depot = depot(&["learner"]);
+    let registry = registry(&["learner"]);
     let swapping = AtomicBool::new(true);
     let seen: BTreeSet<String> = thread::scope(|scope| {
         let deciders: Vec<_> = (0..3)
             .map(|_| {
-                let mut seat = depot.seat(MODEL);
+                let mut runner = registry.runner(MODEL);
                 let swapping = &swapping;
                 scope.spawn(move || {
                     let mut seen = BTreeSet::new();
                     while swapping.load(Relaxed) {
-                        let (decided, decision) = decide(&mut seat);
+                        let (decided, decision) = decide(&mut runner);
                         assert!(decided.fault.is_none(), "{:?}", decided.fault);
                         // Round-robin picks, the others give costs: the answer fits the name.
                         assert_eq!(decided.by.starts_with("round-robin@"), decision.pick.is_some());
@@ -216,7 +221,7 @@ fn swaps_under_load_interrupt_no_decision() {
             .collect();
         for swap in 0..SWAPS {
             let policy = ["round-robin", "learner", "kv-aware"][swap % 3];
-            let before = depot.activate(MODEL, policy, None).expect("activate");
+            let before = registry.activate(MODEL, policy, None).expect("activate");
             assert_eq!(before.number, swap as u64 + 1);
         }
         swapping.store(false, Relaxed);
@@ -232,11 +237,13 @@ fn swaps_under_load_interrupt_no_decision() {
 /// What the worst request pays: stated as a bound far above the 4 ms a loop is meant to last, since machines stall.
 #[test]
 fn a_loop_costs_its_request_milliseconds() {
-    let depot = depot(&["loop-in-decide"]);
-    let mut seat = depot.seat(MODEL);
-    depot.activate(MODEL, "loop-in-decide", None).expect("activate");
+    let registry = registry(&["loop-in-decide"]);
+    let mut runner = registry.runner(MODEL);
+    registry
+        .activate(MODEL, "loop-in-decide", None)
+        .expect("activate");
     let asked = Instant::now();
-    let (decided, _) = decide(&mut seat);
+    let (decided, _) = decide(&mut runner);
     assert_eq!(decided.fault.expect("a loop").kind(), "deadline");
     assert!(
         asked.elapsed() < Duration::from_secs(5),
