@@ -9,7 +9,7 @@
 //!
 //! [`RouterShared`] is what all threads share: the roster's view, the KV index, the load table, the policies. Each
 //! HTTP thread has a replica of its own ([`ReplicaHandle`]) with its links and policy instances, so that a request is
-//! decided and streamed on the thread that accepted it, and no token crosses threads. [`PolicyKeeper`] keeps the
+//! decided and streamed on the thread that accepted it, and no token crosses threads. [`PolicyReplicator`] keeps the
 //! policies as all routers agreed.
 //!
 //! Promised here: R-1 (load is counted exactly from reservation to end), R-2 (no token twice: a request moves to
@@ -25,7 +25,7 @@ mod links;
 mod load;
 #[doc(hidden)]
 pub mod made_up;
-mod policy_keeper;
+mod policy_replicator;
 mod replica;
 mod replica_sync;
 mod roster;
@@ -39,7 +39,7 @@ mod worker_roster;
 mod tests;
 
 pub use answer::{AnswerStream, RoutedAnswer};
-pub use policy_keeper::{PolicyChange, PolicyChangeError, PolicyKeeper};
+pub use policy_replicator::{PolicyChange, PolicyChangeError, PolicyReplicator};
 pub use replica::{ReplicaHandle, RouteRequest};
 pub use replica_sync::ReplicaConfig;
 pub use shared::{InstanceView, ModelView, RouterConfig, RouterShared};

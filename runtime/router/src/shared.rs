@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     load::LoadTable,
-    policy_keeper::PolicyKeeper,
+    policy_replicator::PolicyReplicator,
     replica_sync::{ReplicaConfig, ReplicaSync},
     roster::{ModelEntry, RosterView},
     session::SessionShared,
@@ -54,7 +54,7 @@ pub struct RouterShared {
     pub(crate) links: LinkConfig,
     pub(crate) roster: Addr<WorkerRoster>,
     planes: Arc<[(&'static str, watch::Receiver<PlaneStatus>)]>,
-    policies: PolicyKeeper,
+    policies: PolicyReplicator,
     arbiter: ArbiterHandle,
 }
 
@@ -120,7 +120,7 @@ impl RouterShared {
                 ReplicaSync::new(replicas, load, view, roster, config.discovery)
             });
         }
-        let policies = PolicyKeeper::new(config.policies, config.policy_store);
+        let policies = PolicyReplicator::new(config.policies, config.policy_store);
         // Refused only by an arbiter that has stopped, and this one has just started.
         arbiter.spawn(policies.clone().follow());
         Self {
@@ -192,7 +192,7 @@ impl RouterShared {
     }
 
     /// Changes the policies, here and on all routers.
-    pub fn policy_keeper(&self) -> &PolicyKeeper {
+    pub fn policy_replicator(&self) -> &PolicyReplicator {
         &self.policies
     }
 

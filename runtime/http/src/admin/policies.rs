@@ -52,8 +52,8 @@ pub(crate) async fn upload(
                 ErrorKind::TooLarge => RegistryError::from(AdmissionError::TooLarge { limit }).into(),
                 _ => ApiError(error),
             })?;
-    let keeper = admin.shared.policy_keeper();
-    let (record, created) = keeper.upload(name, component, settings).await?;
+    let replicator = admin.shared.policy_replicator();
+    let (record, created) = replicator.upload(name, component, settings).await?;
     let mut response = if created {
         HttpResponse::Created()
     } else {
@@ -107,8 +107,8 @@ pub(crate) async fn activate(
         settings,
         revision,
     } = activation(&body)?;
-    let keeper = admin.shared.policy_keeper();
-    let change = keeper.activate(&model, &policy, settings, revision).await?;
+    let replicator = admin.shared.policy_replicator();
+    let change = replicator.activate(&model, &policy, settings, revision).await?;
     Ok(changed(&model, &change))
 }
 
@@ -124,14 +124,14 @@ fn activation(body: &[u8]) -> Result<ActivationRequest, ApiError> {
 /// `POST /admin/v1/models/{model}/policy/rollback`: back to what decided before.
 pub(crate) async fn rollback(model: Path<String>, admin: Data<Admin>) -> Result<HttpResponse, ApiError> {
     let model = served_model(&admin.shared, &model)?.name;
-    let change = admin.shared.policy_keeper().rollback(&model).await?;
+    let change = admin.shared.policy_replicator().rollback(&model).await?;
     Ok(changed(&model, &change))
 }
 
 /// `GET /admin/v1/models/{model}/policy`
 pub(crate) async fn active(model: Path<String>, admin: Data<Admin>) -> Result<HttpResponse, ApiError> {
     let model = served_model(&admin.shared, &model)?.name;
-    let revision = admin.shared.policy_keeper().revision(&model);
+    let revision = admin.shared.policy_replicator().revision(&model);
     let active = describe(&admin.shared.policies().deciding(&model));
     Ok(HttpResponse::Ok().json(json!({"active": active, "model": model, "revision": revision})))
 }

@@ -7,14 +7,14 @@ use signalbox_event_plane::{Revision, StoreError};
 use signalbox_policy_host::PolicyRecord;
 
 use super::{
-    PolicyChangeError, PolicyKeeper, blocking,
+    PolicyChangeError, PolicyReplicator, blocking,
     entries::{Subject, UploadEntry, object},
 };
 
 /// How often an upload is tried that others of the same component are faster than.
 const UPLOAD_ATTEMPTS: usize = 3;
 
-impl PolicyKeeper {
+impl PolicyReplicator {
     /// Admits a component, stores it for all routers, and says whether it is new here. `settings` are a JSON object,
     /// or empty for the defaults.
     ///
@@ -53,11 +53,11 @@ impl PolicyKeeper {
         let _turn = self.0.turn.lock().await;
         let (name, digest) = (entry.name.clone(), entry.digest.clone());
         let key = Subject::Upload { name, digest }.key();
-        let mut expected = self.0.ledger.lock().uploads.revision(&key);
+        let mut expected = self.0.store_view.lock().uploads.revision(&key);
         for attempt in 1.. {
             match self.0.store.set(&key, entry.to_value(), expected).await {
                 Ok(revision) => {
-                    let uploads = &mut self.0.ledger.lock().uploads;
+                    let uploads = &mut self.0.store_view.lock().uploads;
                     uploads.note(&key, revision, Some(entry));
                     uploads.followed(&key, revision);
                     break;
@@ -75,7 +75,7 @@ impl PolicyKeeper {
     /// Removes the oldest uploads that nobody needs from the store. What fails is left for the next upload.
     async fn make_room(&self) {
         loop {
-            let surplus = self.0.ledger.lock().surplus();
+            let surplus = self.0.store_view.lock().surplus();
             let Some(surplus) = surplus else { return };
             if let Err(error) = self.0.store.remove(&surplus.key, surplus.revision).await {
                 return tracing::debug!(key = surplus.key, %error, "an old policy stays in the store for now");
@@ -84,7 +84,7 @@ impl PolicyKeeper {
                 key = surplus.key,
                 "policy removed from the store to make room for newer ones"
             );
-            self.0.ledger.lock().uploads.forget(&surplus.key);
+            self.0.store_view.lock().uploads.forget(&surplus.key);
             if let Some(digest) = surplus.object
                 && let Err(error) = self.0.store.remove_object(&digest).await
             {

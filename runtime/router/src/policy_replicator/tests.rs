@@ -1,4 +1,4 @@
-//! Routers that share a store, each with a registry and a keeper of its own.
+//! Routers that share a store, each with a registry and a replicator of its own.
 
 mod away;
 
@@ -25,19 +25,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a router has of policies. Dropped, it stops, as a process does.
 struct Router {
-    keeper: PolicyKeeper,
+    replicator: PolicyReplicator,
     follower: JoinHandle<()>,
 }
 
 impl Router {
     fn start(store: Arc<dyn SharedStore>) -> Self {
-        let keeper = PolicyKeeper::new(registry(), store);
-        let follower = tokio::spawn(keeper.clone().follow());
-        Self { keeper, follower }
+        let replicator = PolicyReplicator::new(registry(), store);
+        let follower = tokio::spawn(replicator.clone().follow());
+        Self { replicator, follower }
     }
 
     fn registry(&self) -> &PolicyRegistry {
-        self.keeper.registry()
+        self.replicator.registry()
     }
 
     fn decides(&self) -> String {
@@ -45,19 +45,19 @@ impl Router {
     }
 
     async fn upload(&self, name: &str, wasm: Vec<u8>) -> Result<PolicyRecord, PolicyChangeError> {
-        let upload = self.keeper.upload(name.into(), wasm.into(), String::new());
+        let upload = self.replicator.upload(name.into(), wasm.into(), String::new());
         upload.await.map(|(record, _)| record)
     }
 
     async fn activate(&self, policy: &str) -> Result<PolicyChange, PolicyChangeError> {
-        self.keeper.activate(MODEL, policy, None, None).await
+        self.replicator.activate(MODEL, policy, None, None).await
     }
 
     /// Waits until a choice of this revision decides here.
     async fn reaches(&self, label: &str, revision: u64) {
-        let there = || self.decides() == label && self.keeper.revision(MODEL) == revision;
+        let there = || self.decides() == label && self.replicator.revision(MODEL) == revision;
         eventually(there, || {
-            format!("{} at {}", self.decides(), self.keeper.revision(MODEL))
+            format!("{} at {}", self.decides(), self.replicator.revision(MODEL))
         })
         .await;
     }
@@ -125,21 +125,21 @@ async fn routers_agree(store: impl AsyncFn() -> Arc<dyn SharedStore>) {
 
 async fn what_is_activated_at_one_decides_at_the_other(a: &Router, b: &Router) {
     assert_eq!(
-        (a.decides().as_str(), a.keeper.revision(MODEL)),
+        (a.decides().as_str(), a.replicator.revision(MODEL)),
         ("round-robin@1.0.0", 0)
     );
     let record = a.upload("mine", component(1)).await.unwrap();
     assert_eq!(record.version, "1.0.0");
     let settings = json!({"overlap_credit": 2});
     let change = a
-        .keeper
+        .replicator
         .activate(MODEL, "mine", settings.as_object().cloned(), None)
         .await
         .unwrap();
     assert_eq!(&*change.before.label, "round-robin@1.0.0");
     assert_eq!(&*change.active.label, "mine@1.0.0");
     assert_eq!(
-        (a.decides(), a.keeper.revision(MODEL)),
+        (a.decides(), a.replicator.revision(MODEL)),
         ("mine@1.0.0".into(), change.revision)
     );
     let began = Instant::now();
@@ -158,7 +158,7 @@ async fn what_is_activated_at_one_decides_at_the_other(a: &Router, b: &Router) {
 }
 
 async fn one_who_looked_at_something_else_is_told(a: &Router, b: &Router) {
-    let looked_at = b.keeper.revision(MODEL);
+    let looked_at = b.replicator.revision(MODEL);
     let began = Instant::now();
     let change = a.activate("kv-aware").await.unwrap();
     b.reaches("kv-aware@1.0.0", change.revision).await;
@@ -166,19 +166,19 @@ async fn one_who_looked_at_something_else_is_told(a: &Router, b: &Router) {
         "the activation of a built-in policy took {:?}, there and to the other router",
         began.elapsed()
     );
-    let stale = b.keeper.activate(MODEL, "mine", None, Some(looked_at)).await;
+    let stale = b.replicator.activate(MODEL, "mine", None, Some(looked_at)).await;
     let message = conflict(stale);
     let revision = change.revision.to_string();
     assert!(
         message.contains("kv-aware@1.0.0") && message.contains(&revision),
         "{message}"
     );
-    assert!(conflict(b.keeper.activate(MODEL, "mine", None, Some(0)).await).contains(&revision));
-    let other = b.keeper.activate("other", "mine", None, Some(7)).await;
+    assert!(conflict(b.replicator.activate(MODEL, "mine", None, Some(0)).await).contains(&revision));
+    let other = b.replicator.activate("other", "mine", None, Some(7)).await;
     assert!(conflict(other).contains("revision 0"));
     assert_eq!(b.decides(), "kv-aware@1.0.0");
     let change = b
-        .keeper
+        .replicator
         .activate(MODEL, "mine", None, Some(change.revision))
         .await
         .unwrap();
@@ -186,20 +186,20 @@ async fn one_who_looked_at_something_else_is_told(a: &Router, b: &Router) {
 }
 
 async fn a_rollback_goes_back_everywhere(a: &Router, b: &Router) {
-    let back = b.keeper.rollback(MODEL).await.unwrap();
+    let back = b.replicator.rollback(MODEL).await.unwrap();
     assert_eq!(&*back.active.label, "kv-aware@1.0.0");
     a.reaches("kv-aware@1.0.0", back.revision).await;
-    let back = a.keeper.rollback(MODEL).await.unwrap();
+    let back = a.replicator.rollback(MODEL).await.unwrap();
     assert_eq!(&*back.active.label, "mine@1.0.0");
     assert_eq!(
         back.active.component.settings_json(),
         json!({"overlap_credit": 2})
     );
     b.reaches("mine@1.0.0", back.revision).await;
-    let back = b.keeper.rollback(MODEL).await.unwrap();
+    let back = b.replicator.rollback(MODEL).await.unwrap();
     a.reaches("round-robin@1.0.0", back.revision).await;
-    assert!(conflict(a.keeper.rollback(MODEL).await).contains(MODEL));
-    assert!(conflict(a.keeper.rollback("never chosen").await).contains("never chosen"));
+    assert!(conflict(a.replicator.rollback(MODEL).await).contains(MODEL));
+    assert!(conflict(a.replicator.rollback("never chosen").await).contains("never chosen"));
 }
 
 async fn of_two_who_race_one_wins_everywhere(a: &Router, b: &Router) {
@@ -263,13 +263,13 @@ async fn a_folder_keeps_what_was_chosen_over_a_restart() {
     let router = Router::start(open());
     router.upload("mine", component(1)).await.unwrap();
     let change = router.activate("mine").await.unwrap();
-    let keeper = Arc::downgrade(&router.keeper.0);
+    let replicator = Arc::downgrade(&router.replicator.0);
     drop(router);
     // The folder is free once nothing of the router is left.
-    eventually(|| keeper.strong_count() == 0, || "running".into()).await;
+    eventually(|| replicator.strong_count() == 0, || "running".into()).await;
     let router = Router::start(open());
     router.reaches("mine@1.0.0", change.revision).await;
-    let back = router.keeper.rollback(MODEL).await.unwrap();
+    let back = router.replicator.rollback(MODEL).await.unwrap();
     assert_eq!(&*back.active.label, "round-robin@1.0.0");
 }
 
@@ -283,14 +283,14 @@ async fn entries_of_others_that_mean_nothing_here_change_nothing() {
         .set("shadow/m", "{}".into(), Revision::ABSENT)
         .await
         .unwrap();
-    eventually(|| a.keeper.revision(MODEL) == first.0, || a.decides()).await;
+    eventually(|| a.replicator.revision(MODEL) == first.0, || a.decides()).await;
     assert_eq!(a.decides(), "round-robin@1.0.0");
-    assert!(conflict(a.keeper.activate(MODEL, "kv-aware", None, Some(0)).await).contains("unreadable"));
+    assert!(conflict(a.replicator.activate(MODEL, "kv-aware", None, Some(0)).await).contains("unreadable"));
     // A built-in policy of another release: it is named by its digest, not by its name.
     let digest = "0".repeat(64);
     let foreign = json!({"policy": "kv-aware", "version": "9.0.0", "digest": digest, "settings": {}});
     let second = store.set(&key, foreign.to_string().into(), first).await.unwrap();
-    eventually(|| a.keeper.revision(MODEL) == second.0, || a.decides()).await;
+    eventually(|| a.replicator.revision(MODEL) == second.0, || a.decides()).await;
     // It can be replaced by one that is understood.
     let change = a.activate("kv-aware").await.unwrap();
     assert_eq!(
@@ -315,13 +315,13 @@ async fn a_quarantine_is_each_routers_own_and_a_rollback_passes_it_by() {
     }
     assert_eq!(a.decides(), "kv-aware@1.0.0");
     assert_eq!(
-        (b.decides(), b.keeper.revision(MODEL)),
+        (b.decides(), b.replicator.revision(MODEL)),
         ("trap@1.0.0".into(), trap.revision)
     );
     assert!(conflict(a.activate("trap").await).contains("quarantine"));
     let change = a.activate("round-robin").await.unwrap();
     b.reaches("round-robin@1.0.0", change.revision).await;
-    let back = a.keeper.rollback(MODEL).await.unwrap();
+    let back = a.replicator.rollback(MODEL).await.unwrap();
     assert_eq!(&*back.active.label, "kv-aware@1.0.0");
     b.reaches("kv-aware@1.0.0", back.revision).await;
 }
@@ -340,7 +340,7 @@ async fn what_is_refused_reaches_no_other_router() {
     );
     let settings = json!({"nonsense": 1});
     let refused = a
-        .keeper
+        .replicator
         .activate(MODEL, "kv-aware", settings.as_object().cloned(), None)
         .await;
     assert!(
@@ -390,7 +390,7 @@ async fn old_uploads_nobody_needs_make_room_for_new_ones() {
     }
     let a = Router::start(store.clone());
     let (last, _, revision) = &old[49];
-    let seen = || a.keeper.0.ledger.lock().uploads.revision(last) == *revision;
+    let seen = || a.replicator.0.store_view.lock().uploads.revision(last) == *revision;
     eventually(seen, || "unseen".into()).await;
     a.upload("mine", component(1)).await.unwrap();
     for (number, (key, digest, _)) in old.iter().enumerate() {

@@ -41,7 +41,7 @@ impl Subject {
 
 /// A policy with its settings, the same on every router.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Choice {
+pub(super) struct ChosenPolicy {
     /// The name it was uploaded under.
     pub(super) policy: String,
     /// What tells it apart from others of the name, for people.
@@ -57,10 +57,10 @@ pub(super) struct Choice {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct ActiveEntry {
     #[serde(flatten)]
-    pub(super) choice: Choice,
+    pub(super) choice: ChosenPolicy,
     /// What decided before, latest first.
     #[serde(default)]
-    pub(super) before: Vec<Choice>,
+    pub(super) before: Vec<ChosenPolicy>,
 }
 
 /// An upload: the value of `policies/{name}/{digest}`.
@@ -74,7 +74,7 @@ pub(super) struct UploadEntry {
     pub(super) uploaded_unix_ms: u64,
 }
 
-impl Choice {
+impl ChosenPolicy {
     pub(super) fn of_record(record: &PolicyRecord, settings: Map<String, Value>) -> Self {
         Self {
             policy: record.name.clone(),
@@ -110,7 +110,7 @@ impl Choice {
 
 impl ActiveEntry {
     /// `next`, after this or, where nothing was chosen yet, after what decides by default.
-    pub(super) fn after(present: Option<&Self>, default: Choice, next: Choice) -> Self {
+    pub(super) fn after(present: Option<&Self>, default: ChosenPolicy, next: ChosenPolicy) -> Self {
         let mut before = match present {
             // Chosen again, it is not what decided before itself.
             Some(present) if present.choice.is(&next) => present.before.clone(),
@@ -139,7 +139,7 @@ impl ActiveEntry {
 
 impl UploadEntry {
     /// Whether it brought the component of this choice.
-    pub(super) fn is_of(&self, choice: &Choice) -> bool {
+    pub(super) fn is_of(&self, choice: &ChosenPolicy) -> bool {
         (&self.name, &self.digest) == (&choice.policy, &choice.digest)
     }
 
@@ -180,8 +180,8 @@ mod tests {
 
     use super::*;
 
-    fn choice(version: usize) -> Choice {
-        Choice {
+    fn choice(version: usize) -> ChosenPolicy {
+        ChosenPolicy {
             policy: "mine".into(),
             version: version.to_string(),
             digest: format!("{version:064}"),
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn large_settings_cost_memory_of_what_was_before() {
-        let large = |version| Choice {
+        let large = |version| ChosenPolicy {
             settings: object(json!({"text": "x".repeat(20_000)})),
             ..choice(version)
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use signalbox_event_plane::Revision;
 
-use super::entries::{ActiveEntry, Choice, UploadEntry};
+use super::entries::{ActiveEntry, ChosenPolicy, UploadEntry};
 
 /// Uploads kept in the store, or more where more are in use. Fewer than the 64 versions a registry holds, the built-in
 /// ones among them, so that every router can hold them all.
@@ -12,7 +12,7 @@ const MAX_UPLOADS: usize = 48;
 
 /// The entries of the store by key, as they were last seen.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(super) struct StoreView {
     pub(super) uploads: Table<UploadEntry>,
     pub(super) active: Table<ActiveEntry>,
 }
@@ -40,9 +40,9 @@ pub(super) struct Surplus {
     pub(super) object: Option<String>,
 }
 
-impl Ledger {
+impl StoreView {
     /// Whether the component of this choice is in the store.
-    pub(super) fn has_upload(&self, choice: &Choice) -> bool {
+    pub(super) fn has_upload(&self, choice: &ChosenPolicy) -> bool {
         let mut uploads = self.uploads.entries();
         uploads.any(|(_, _, upload)| upload.is_of(choice))
     }
@@ -146,8 +146,8 @@ mod tests {
         }
     }
 
-    fn choice(name: &str, digest: usize) -> Choice {
-        Choice {
+    fn choice(name: &str, digest: usize) -> ChosenPolicy {
+        ChosenPolicy {
             policy: name.into(),
             version: "1".into(),
             digest: digest.to_string(),
@@ -183,13 +183,13 @@ mod tests {
 
     #[test]
     fn the_oldest_uploads_in_no_use_are_surplus() {
-        let mut ledger = Ledger::default();
+        let mut store_view = StoreView::default();
         // The fourth and the fifth have the same bytes.
         let digest = |number: usize| if number == 4 { 5 } else { number };
         for number in 1..=MAX_UPLOADS + 4 {
             let name = if number == 4 { "other" } else { "mine" };
             let upload = upload(name, digest(number));
-            ledger
+            store_view
                 .uploads
                 .note(&number.to_string(), Revision(number as u64), Some(upload));
         }
@@ -197,16 +197,16 @@ mod tests {
             choice: choice("mine", 1),
             before: vec![choice("mine", 2), choice("mine", 3)],
         };
-        ledger.active.note("m", Revision(100), Some(active));
+        store_view.active.note("m", Revision(100), Some(active));
         for (number, object) in [(3, Some("3")), (4, None), (5, Some("5")), (6, Some("6"))] {
             let expected = Surplus {
                 key: number.to_string(),
                 revision: Revision(number),
                 object: object.map(String::from),
             };
-            assert_eq!(ledger.surplus(), Some(expected));
-            ledger.uploads.forget(&number.to_string());
+            assert_eq!(store_view.surplus(), Some(expected));
+            store_view.uploads.forget(&number.to_string());
         }
-        assert_eq!(ledger.surplus(), None);
+        assert_eq!(store_view.surplus(), None);
     }
 }

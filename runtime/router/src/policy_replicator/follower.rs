@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::{
-    PolicyChangeError, PolicyKeeper,
-    entries::{Choice, Subject, settings_text},
+    PolicyChangeError, PolicyReplicator,
+    entries::{ChosenPolicy, Subject, settings_text},
 };
 
 /// Wait before an entry is tried again, doubled up to the longest after each failure.
@@ -34,7 +34,7 @@ struct Waiting {
     pause: Duration,
 }
 
-impl PolicyKeeper {
+impl PolicyReplicator {
     /// Follows the store for as long as the runtime lives, also over a panic in here.
     pub(crate) async fn follow(self) {
         loop {
@@ -50,21 +50,21 @@ impl PolicyKeeper {
 
 #[derive(Debug)]
 struct Follower {
-    keeper: PolicyKeeper,
+    replicator: PolicyReplicator,
     /// By key.
     waiting: HashMap<String, Waiting>,
 }
 
 impl Follower {
-    fn new(keeper: PolicyKeeper) -> Self {
+    fn new(replicator: PolicyReplicator) -> Self {
         Self {
-            keeper,
+            replicator,
             waiting: HashMap::new(),
         }
     }
 
     async fn run(mut self) {
-        let mut watch = self.keeper.0.store.watch();
+        let mut watch = self.replicator.0.store.watch();
         loop {
             let next_try = self.waiting.iter().min_by_key(|(_, waiting)| waiting.due);
             let next_try = next_try.map(|(key, waiting)| (key.clone(), waiting.due));
@@ -97,16 +97,16 @@ impl Follower {
             }
             StoreChange::Removed { key } => {
                 self.waiting.remove(&key);
-                let mut ledger = self.keeper.0.ledger.lock();
+                let mut store_view = self.replicator.0.store_view.lock();
                 match Subject::parse(&key) {
                     Some(Subject::Active { model }) => {
                         warn!(
                             model,
                             "the store has no policy for the model any more; what decides goes on"
                         );
-                        ledger.active.forget(&model);
+                        store_view.active.forget(&model);
                     }
-                    Some(Subject::Upload { .. }) => ledger.uploads.forget(&key),
+                    Some(Subject::Upload { .. }) => store_view.uploads.forget(&key),
                     None => {}
                 }
             }
@@ -115,10 +115,10 @@ impl Follower {
     }
 
     fn note(&self, key: &str, subject: &Subject, entry: &StoreEntry) {
-        let mut ledger = self.keeper.0.ledger.lock();
+        let mut store_view = self.replicator.0.store_view.lock();
         match subject {
-            Subject::Upload { .. } => ledger.uploads.note(key, entry.revision, read(key, entry)),
-            Subject::Active { model } => ledger.active.note(model, entry.revision, read(key, entry)),
+            Subject::Upload { .. } => store_view.uploads.note(key, entry.revision, read(key, entry)),
+            Subject::Active { model } => store_view.active.note(model, entry.revision, read(key, entry)),
         }
     }
 
@@ -169,19 +169,19 @@ impl Follower {
 
     /// Admits an upload of another router.
     async fn follow_upload(&self, key: &str, revision: Revision) -> Result<(), (String, PolicyChangeError)> {
-        let keeper = &self.keeper;
+        let replicator = &self.replicator;
         let due = {
             // An operator here may be about to note that this is followed.
-            let _turn = keeper.0.turn.lock().await;
-            keeper.0.ledger.lock().uploads.due(key, revision).cloned()
+            let _turn = replicator.0.turn.lock().await;
+            replicator.0.store_view.lock().uploads.due(key, revision).cloned()
         };
         let Some(upload) = due else { return Ok(()) };
         let settings = settings_text(&upload.settings);
-        let fetched = keeper.fetch(&upload.name, &upload.version, &upload.digest, settings);
+        let fetched = replicator.fetch(&upload.name, &upload.version, &upload.digest, settings);
         fetched
             .await
             .map_err(|error| (format!("{}@{}", upload.name, upload.version), error))?;
-        keeper.0.ledger.lock().uploads.followed(key, revision);
+        replicator.0.store_view.lock().uploads.followed(key, revision);
         Ok(())
     }
 
@@ -191,26 +191,39 @@ impl Follower {
         model: &str,
         revision: Revision,
     ) -> Result<(), (String, PolicyChangeError)> {
-        let keeper = &self.keeper;
-        let due = keeper.0.ledger.lock().active.due(model, revision).cloned();
+        let replicator = &self.replicator;
+        let due = replicator
+            .0
+            .store_view
+            .lock()
+            .active
+            .due(model, revision)
+            .cloned();
         let Some(entry) = due else { return Ok(()) };
         let named = |error| (entry.choice.label(), error);
-        let prepared = keeper.prepare(model, &entry.choice).await.map_err(named)?;
-        let _turn = keeper.0.turn.lock().await;
-        if keeper.0.ledger.lock().active.due(model, revision).is_none() {
+        let prepared = replicator.prepare(model, &entry.choice).await.map_err(named)?;
+        let _turn = replicator.0.turn.lock().await;
+        if replicator
+            .0
+            .store_view
+            .lock()
+            .active
+            .due(model, revision)
+            .is_none()
+        {
             // An operator here was faster meanwhile.
             return Ok(());
         }
         // What decides now and is not remembered by the choice was left by a rollback.
-        let deciding = Choice::of_activation(&keeper.0.registry.deciding(model));
+        let deciding = ChosenPolicy::of_activation(&replicator.0.registry.deciding(model));
         let succession = if entry.before.iter().any(|before| before.is(&deciding)) {
             Succession::Forward
         } else {
             Succession::Back
         };
-        let published = keeper.0.registry.publish(prepared, succession);
+        let published = replicator.0.registry.publish(prepared, succession);
         published.map_err(|error| named(error.into()))?;
-        keeper.0.ledger.lock().active.followed(model, revision);
+        replicator.0.store_view.lock().active.followed(model, revision);
         info!(model, policy.name = entry.choice.label(), %revision, "policy activated by the store");
         Ok(())
     }

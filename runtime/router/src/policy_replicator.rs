@@ -1,7 +1,7 @@
 //! Policies, the same on every router: what is uploaded or activated at one is so at all.
 //!
 //! ```text
-//! admin API ──▶ PolicyKeeper ──── objects, entries ───▶ SharedStore ◀──▶ other routers
+//! admin API ──▶ PolicyReplicator ──── objects, entries ───▶ SharedStore ◀──▶ other routers
 //!                   │   ▲                                    │
 //!              admit, publish └────────── Follower ◀── watch ┘
 //!                   ▼
@@ -22,25 +22,25 @@ use parking_lot::Mutex;
 use signalbox_event_plane::{Revision, SharedStore, StoreEntry, StoreError};
 use signalbox_policy_host::{Activation, PolicyRegistry, PreparedPolicy, RegistryError, Succession};
 
-use entries::{ActiveEntry, Choice, Subject, object, settings_text};
-use ledger::Ledger;
+use entries::{ActiveEntry, ChosenPolicy, Subject, object, settings_text};
+use store_view::StoreView;
 
 mod entries;
 mod follower;
-mod ledger;
+mod store_view;
 #[cfg(test)]
 mod tests;
 mod uploads;
 
 /// Changes policies on every router and keeps the registry of this one as the store says. Clone = handle.
 #[derive(Debug, Clone)]
-pub struct PolicyKeeper(Arc<Keeper>);
+pub struct PolicyReplicator(Arc<Replicator>);
 
 #[derive(Debug)]
-struct Keeper {
+struct Replicator {
     registry: PolicyRegistry,
     store: Arc<dyn SharedStore>,
-    ledger: Mutex<Ledger>,
+    store_view: Mutex<StoreView>,
     /// Held from asking the store until that is done here too, so that what is done last is what was asked last.
     turn: tokio::sync::Mutex<()>,
 }
@@ -73,13 +73,13 @@ pub enum PolicyChangeError {
     BrokeOff,
 }
 
-impl PolicyKeeper {
-    /// A keeper that has seen nothing of the store yet.
+impl PolicyReplicator {
+    /// A replicator that has seen nothing of the store yet.
     pub(crate) fn new(registry: PolicyRegistry, store: Arc<dyn SharedStore>) -> Self {
-        Self(Arc::new(Keeper {
+        Self(Arc::new(Replicator {
             registry,
             store,
-            ledger: Mutex::default(),
+            store_view: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         }))
     }
@@ -93,7 +93,7 @@ impl PolicyKeeper {
     /// the default policy decides.
     #[must_use]
     pub fn revision(&self, model: &str) -> u64 {
-        self.0.ledger.lock().active.revision(model).0
+        self.0.store_view.lock().active.revision(model).0
     }
 
     /// Lets a policy (its newest version here, unless `policy` is `name@version`) decide for `model` on every router.
@@ -114,7 +114,7 @@ impl PolicyKeeper {
         let _turn = self.0.turn.lock().await;
         let record = self.0.registry.find(policy)?;
         let settings = settings.unwrap_or_else(|| object(record.settings.clone()));
-        let choice = Choice::of_record(&record, settings);
+        let choice = ChosenPolicy::of_record(&record, settings);
         if !self.is_everywhere(&choice) {
             return Err(PolicyChangeError::Conflict(format!(
                 "{} is known to this router alone; upload it again, so that all routers can have it",
@@ -123,7 +123,7 @@ impl PolicyKeeper {
         }
         let present = self.looked_at(model, expected).await?;
         let prepared = self.prepare(model, &choice).await?;
-        let default = Choice::of_activation(&self.0.registry.deciding(model));
+        let default = ChosenPolicy::of_activation(&self.0.registry.deciding(model));
         let entry = ActiveEntry::after(present.as_ref(), default, choice);
         self.commit(model, entry, expected, prepared, Succession::Forward)
             .await
@@ -180,9 +180,9 @@ impl PolicyKeeper {
             }
             Err(error) => return Err(error.into()),
         };
-        self.0.ledger.lock().active.note(model, revision, Some(entry));
+        self.0.store_view.lock().active.note(model, revision, Some(entry));
         let before = self.0.registry.publish(prepared, succession)?;
-        self.0.ledger.lock().active.followed(model, revision);
+        self.0.store_view.lock().active.followed(model, revision);
         Ok(PolicyChange {
             before,
             active: self.0.registry.deciding(model),
@@ -198,9 +198,9 @@ impl PolicyKeeper {
         revision: Revision,
     ) -> Result<Option<ActiveEntry>, PolicyChangeError> {
         {
-            let ledger = self.0.ledger.lock();
-            if ledger.active.revision(model) == revision {
-                return Ok(ledger.active.entry(model).cloned());
+            let store_view = self.0.store_view.lock();
+            if store_view.active.revision(model) == revision {
+                return Ok(store_view.active.entry(model).cloned());
             }
         }
         let key = Subject::Active { model: model.into() }.key();
@@ -211,13 +211,13 @@ impl PolicyKeeper {
     }
 
     /// Whether every router has, or can get, the component of a choice.
-    fn is_everywhere(&self, choice: &Choice) -> bool {
+    fn is_everywhere(&self, choice: &ChosenPolicy) -> bool {
         let record = self.0.registry.by_digest(&choice.policy, &choice.digest);
-        record.is_some_and(|record| record.builtin) || self.0.ledger.lock().has_upload(choice)
+        record.is_some_and(|record| record.builtin) || self.0.store_view.lock().has_upload(choice)
     }
 
     /// Gets a choice ready to decide here, fetching its component where it is not known yet.
-    async fn prepare(&self, model: &str, choice: &Choice) -> Result<PreparedPolicy, PolicyChangeError> {
+    async fn prepare(&self, model: &str, choice: &ChosenPolicy) -> Result<PreparedPolicy, PolicyChangeError> {
         if self
             .0
             .registry

@@ -18,7 +18,7 @@ async fn without_the_store_policies_decide_as_they_are_and_nothing_changes() {
     server.kill();
     for outcome in [
         a.activate("kv-aware").await.map(drop),
-        a.keeper.rollback(MODEL).await.map(drop),
+        a.replicator.rollback(MODEL).await.map(drop),
         a.upload("mine", component(2)).await.map(drop),
     ] {
         let refused = matches!(outcome, Err(PolicyChangeError::Store(StoreError::Unavailable(_))));
@@ -26,7 +26,7 @@ async fn without_the_store_policies_decide_as_they_are_and_nothing_changes() {
     }
     assert_eq!(a.decides(), "mine@1.0.0");
     assert_eq!(
-        (b.decides(), b.keeper.revision(MODEL)),
+        (b.decides(), b.replicator.revision(MODEL)),
         ("mine@1.0.0".into(), change.revision)
     );
     let late = Router::start(connect(&server).await);
@@ -36,7 +36,7 @@ async fn without_the_store_policies_decide_as_they_are_and_nothing_changes() {
     let second = format!("mine@1.0.0+{}", &a.registry().find("mine").unwrap().digest[..8]);
     assert!(conflict(a.activate("mine").await).contains("upload it again"));
     let uploaded = a
-        .keeper
+        .replicator
         .upload("mine".into(), component(2).into(), String::new())
         .await;
     assert!(!uploaded.unwrap().1, "it was known here");
@@ -59,19 +59,19 @@ async fn after_the_store_lost_its_data_what_decides_goes_on() {
     server.wipe();
     server.start();
     for router in [&a, &b] {
-        let lost = || router.keeper.revision(MODEL) == 0;
-        eventually(lost, || router.keeper.revision(MODEL).to_string()).await;
+        let lost = || router.replicator.revision(MODEL) == 0;
+        eventually(lost, || router.replicator.revision(MODEL).to_string()).await;
         assert_eq!(router.decides(), "mine@1.0.0");
     }
     assert!(conflict(a.activate("mine").await).contains("upload it again"));
     let change = a.activate("kv-aware").await.unwrap();
     b.reaches("kv-aware@1.0.0", change.revision).await;
     a.upload("mine", component(1)).await.unwrap();
-    let change = b.keeper.rollback(MODEL).await;
+    let change = b.replicator.rollback(MODEL).await;
     let change = match change {
         Ok(change) => change,
         // The upload has not reached it yet.
-        Err(_) => a.keeper.rollback(MODEL).await.unwrap(),
+        Err(_) => a.replicator.rollback(MODEL).await.unwrap(),
     };
     for router in [&a, &b] {
         router.reaches("mine@1.0.0", change.revision).await;
@@ -116,11 +116,15 @@ async fn what_cannot_be_had_yet_is_tried_again_and_holds_nothing_up() {
     let a = Router::start(store.clone());
     a.upload("mine", component(1)).await.unwrap();
     let mine = a.activate("mine").await.unwrap();
-    let other = a.keeper.activate("other", "kv-aware", None, None).await.unwrap();
+    let other = a
+        .replicator
+        .activate("other", "kv-aware", None, None)
+        .await
+        .unwrap();
     let lacking = Arc::new(WithoutObjects(store, Mutex::new(false)));
     let b = Router::start(lacking.clone());
     eventually(
-        || b.keeper.revision("other") == other.revision,
+        || b.replicator.revision("other") == other.revision,
         || "nothing".into(),
     )
     .await;
