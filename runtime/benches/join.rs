@@ -23,7 +23,7 @@ use signalbox_protocol::{
     AnswerFormat, CacheTier, GenerateRequest, KvEvent, RequestId, SamplingParams, SequenceHash, WorkerRole,
 };
 use signalbox_request_plane::{LinkConfig, ServerConfig};
-use signalbox_router::{ReplicaHandle, RouteRequest, RouterConfig, RouterShared};
+use signalbox_router::{ReplicaHandle, RouteRequest, Router, RouterConfig};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use signalbox_worker::{
     runner::EngineThread,
@@ -96,7 +96,7 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
     let engine = PolicyEngine::new(PolicyLimits::default()).unwrap();
     let policies = PolicyRegistry::new(engine, "kv-aware").unwrap();
     let began = Instant::now();
-    let router = RouterShared::start(RouterConfig {
+    let router = Router::start(RouterConfig {
         discovery: vec![discovery],
         events: MemoryPlane::new(),
         feeds_events: true,

@@ -12,7 +12,7 @@ use signalbox_http::{HttpConfig, HttpServer, RunningHttp};
 use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::{RouterCard, RouterId};
 use signalbox_request_plane::{LinkConfig, NatsTransport};
-use signalbox_router::{ReplicaConfig, RouterConfig, RouterShared};
+use signalbox_router::{ReplicaConfig, Router, RouterConfig};
 
 use crate::{
     cli::{FrontendOptions, ServeOptions, Switch},
@@ -26,7 +26,7 @@ use crate::{
 /// The parts of a router, bound to their addresses.
 pub(crate) struct RouterProcess {
     pub(crate) http: RunningHttp,
-    pub(crate) router: RouterShared,
+    pub(crate) router: Router,
     /// Who the workers are that are known by address.
     pub(crate) workers: Addr<StaticWorkers>,
     membership: Option<(Arc<EtcdDiscovery>, Registration)>,
@@ -95,7 +95,7 @@ impl RouterProcess {
         }
         let policy_store = events.policy_store(&namespace, options.policy_dir.as_deref())?;
         let broadcast = events.broadcast(&namespace).filter(|_| replica_sync);
-        let router = RouterShared::start(RouterConfig {
+        let router = Router::start(RouterConfig {
             discovery,
             replicas: broadcast.map(|broadcast| ReplicaConfig {
                 id: id.clone(),

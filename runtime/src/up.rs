@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::bail;
-use signalbox_router::{InstanceView, RouterShared};
+use signalbox_router::{InstanceView, Router};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -92,7 +92,7 @@ fn introduce(options: &UpOptions, model: &ServedModel, process: &RouterProcess) 
 }
 
 /// Returns once the router would route to all workers.
-async fn all_taken_in(router: &RouterShared, workers: usize) {
+async fn all_taken_in(router: &Router, workers: usize) {
     let is_in = |instance: &&InstanceView| instance.state == "ready" && instance.events != "resyncing";
     while router.instances().iter().filter(is_in).count() < workers {
         tokio::time::sleep(READY_POLL).await;

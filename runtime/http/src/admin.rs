@@ -14,7 +14,7 @@ use actix_web::{
     web::Data,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use signalbox_router::RouterShared;
+use signalbox_router::Router;
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -33,7 +33,7 @@ const MAX_UPLOADS: usize = 2;
 /// What the admin listener's one thread holds.
 #[derive(Debug)]
 pub(crate) struct Admin {
-    shared: RouterShared,
+    router: Router,
     metrics: PrometheusHandle,
     token: Option<String>,
     body_limits: BodyLimits,
@@ -42,10 +42,10 @@ pub(crate) struct Admin {
 }
 
 impl Admin {
-    pub(crate) fn new(config: &HttpConfig, shared: RouterShared, metrics: PrometheusHandle) -> Self {
-        let limits = shared.policies().limits();
+    pub(crate) fn new(config: &HttpConfig, router: Router, metrics: PrometheusHandle) -> Self {
+        let limits = router.policies().limits();
         Self {
-            shared,
+            router,
             metrics,
             token: config.admin_token.clone(),
             body_limits: BodyLimits {

@@ -3,14 +3,14 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use signalbox_protocol::{ErrorKind, WireError};
-use signalbox_router::{ModelView, ReplicaHandle, RouterShared};
+use signalbox_router::{ModelView, ReplicaHandle, Router};
 
 use crate::{HttpConfig, body::BodyLimits, metrics::RequestMetrics, traffic::Traffic};
 
 /// One HTTP thread's view of the system: its own router replica and metric handles, and what all threads share.
 #[derive(Debug)]
 pub(crate) struct Frontend {
-    pub(crate) shared: RouterShared,
+    pub(crate) router: Router,
     pub(crate) replica: ReplicaHandle,
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) metrics: Rc<RequestMetrics>,
@@ -21,10 +21,10 @@ pub(crate) struct Frontend {
 
 impl Frontend {
     /// Starts this thread's router replica; called on an arbiter.
-    pub(crate) fn start(config: &HttpConfig, shared: RouterShared, traffic: Arc<Traffic>) -> Self {
+    pub(crate) fn start(config: &HttpConfig, router: Router, traffic: Arc<Traffic>) -> Self {
         Self {
-            replica: ReplicaHandle::start(shared.clone()),
-            shared,
+            replica: ReplicaHandle::start(router.clone()),
+            router,
             traffic,
             metrics: Rc::default(),
             body_limits: BodyLimits {
@@ -38,19 +38,19 @@ impl Frontend {
 
     /// A served model. Before any is served the answer is "not yet" rather than "no".
     pub(crate) fn model(&self, name: &str) -> Result<ModelView, WireError> {
-        served_model(&self.shared, name)
+        served_model(&self.router, name)
     }
 }
 
 /// As [`Frontend::model`], for the admin API.
-pub(crate) fn served_model(shared: &RouterShared, name: &str) -> Result<ModelView, WireError> {
+pub(crate) fn served_model(router: &Router, name: &str) -> Result<ModelView, WireError> {
     /// Longest part of an unknown name that is repeated, and most names told.
     const SHOWN_CHARS: usize = 100;
     const SHOWN_MODELS: usize = 8;
-    if let Some(model) = shared.model(name) {
+    if let Some(model) = router.model(name) {
         return Ok(model);
     }
-    let mut models: Vec<String> = shared.models().into_iter().map(|model| model.name).collect();
+    let mut models: Vec<String> = router.models().into_iter().map(|model| model.name).collect();
     if models.is_empty() {
         return Err(WireError::new(
             ErrorKind::Unavailable,

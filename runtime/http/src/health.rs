@@ -23,7 +23,7 @@ pub(crate) async fn live() -> HttpResponse {
 /// 200 once a model is served and until the process drains.
 pub(crate) async fn ready(frontend: Data<Frontend>) -> HttpResponse {
     let models: Vec<String> = frontend
-        .shared
+        .router
         .models()
         .into_iter()
         .map(|model| model.name)
@@ -44,12 +44,12 @@ pub(crate) async fn ready(frontend: Data<Frontend>) -> HttpResponse {
 
 /// How each plane is doing, by name.
 fn planes(frontend: &Frontend) -> BTreeMap<&'static str, PlaneStatus> {
-    frontend.shared.planes().into_iter().collect()
+    frontend.router.planes().into_iter().collect()
 }
 
 /// The workers, as Dynamo's `/health` tells them. 200 while at least one can take requests.
 pub(crate) async fn health(frontend: Data<Frontend>) -> HttpResponse {
-    let instances = frontend.shared.instances();
+    let instances = frontend.router.instances();
     let (healthy, mut report) = report(&frontend.namespace, &instances, frontend.traffic.is_draining());
     report["planes"] = json!(planes(&frontend));
     if healthy {

@@ -11,7 +11,7 @@ use crate::{error, frontend::Frontend};
 
 /// All served models, in OpenAI's list.
 pub(crate) async fn list(frontend: Data<Frontend>) -> HttpResponse {
-    let models: Vec<Value> = frontend.shared.models().iter().map(describe).collect();
+    let models: Vec<Value> = frontend.router.models().iter().map(describe).collect();
     HttpResponse::Ok().json(json!({"object": "list", "data": models}))
 }
 

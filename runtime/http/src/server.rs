@@ -13,7 +13,7 @@ use actix_web::{
     web::ServiceConfig,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use signalbox_router::RouterShared;
+use signalbox_router::Router;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::{task::JoinHandle, time::timeout};
 
@@ -85,7 +85,7 @@ pub enum HttpError {
 #[derive(Debug)]
 pub struct HttpServer {
     config: HttpConfig,
-    shared: RouterShared,
+    router: Router,
     metrics: PrometheusHandle,
     public: TcpListener,
     admin: TcpListener,
@@ -99,11 +99,7 @@ impl HttpServer {
     ///
     /// # Errors
     /// An address cannot be bound, or the admin API would be open to other machines without a token.
-    pub fn bind(
-        config: HttpConfig,
-        shared: RouterShared,
-        metrics: PrometheusHandle,
-    ) -> Result<Self, HttpError> {
+    pub fn bind(config: HttpConfig, router: Router, metrics: PrometheusHandle) -> Result<Self, HttpError> {
         if admin::is_exposed(config.admin) && config.admin_token.as_ref().is_none_or(String::is_empty) {
             return Err(HttpError::AdminExposed {
                 address: config.admin,
@@ -113,7 +109,7 @@ impl HttpServer {
         let admin = bind(config.admin, "the admin API")?;
         Ok(Self {
             config,
-            shared,
+            router,
             metrics,
             public,
             admin,
@@ -128,7 +124,7 @@ impl HttpServer {
     pub fn run(self) -> Result<RunningHttp, HttpError> {
         let Self {
             config,
-            shared,
+            router,
             metrics,
             public,
             admin,
@@ -149,16 +145,16 @@ impl HttpServer {
             })
         };
         let public = {
-            let (config, shared, traffic) = (config.clone(), shared.clone(), Arc::clone(&traffic));
+            let (config, router, traffic) = (config.clone(), router.clone(), Arc::clone(&traffic));
             serve(public, config.threads, move |app| {
                 routes::public(
                     app,
-                    Frontend::start(&config, shared.clone(), Arc::clone(&traffic)),
+                    Frontend::start(&config, router.clone(), Arc::clone(&traffic)),
                 );
             })
         };
         let admin = serve(admin, 1, move |app| {
-            routes::admin(app, Admin::new(&config, shared.clone(), metrics.clone()))
+            routes::admin(app, Admin::new(&config, router.clone(), metrics.clone()))
         });
         let (public, admin) = (
             public.map_err(HttpError::Serve)?,

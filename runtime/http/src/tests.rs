@@ -18,7 +18,7 @@ use signalbox_event_plane::{MemoryPlane, MemoryStore};
 use signalbox_protocol::{Call, GenerateRequest, StreamSummary, WorkerCard};
 use signalbox_request_plane::{CallHandler, CallParts, LinkConfig, Responder, Server, ServerConfig};
 use signalbox_router::{
-    RouterConfig, RouterShared,
+    Router, RouterConfig,
     policies::{PolicyEngine, PolicyLimits, PolicyRegistry},
 };
 use signalbox_tokenize::ModelArtifacts;
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Both listeners before a router. The test plays the engine of its one worker, if it has one.
 struct Rig {
     http: RunningHttp,
-    shared: RouterShared,
+    router: Router,
     calls: mpsc::Receiver<(CallParts, Responder)>,
     _registration: Option<Registration>,
 }
@@ -51,7 +51,7 @@ impl Rig {
     async fn start(model: Option<&str>, configure: impl FnOnce(&mut HttpConfig)) -> Self {
         let discovery = Arc::new(MemoryDiscovery::default());
         let engine = PolicyEngine::new(PolicyLimits::default()).unwrap();
-        let shared = RouterShared::start(RouterConfig {
+        let router = Router::start(RouterConfig {
             discovery: vec![discovery.clone()],
             replicas: None,
             planes: Vec::new(),
@@ -69,7 +69,7 @@ impl Rig {
             ..HttpConfig::default()
         };
         configure(&mut config);
-        let http = HttpServer::bind(config, shared.clone(), recorder())
+        let http = HttpServer::bind(config, router.clone(), recorder())
             .unwrap()
             .run()
             .unwrap();
@@ -78,12 +78,12 @@ impl Rig {
             Some(model) => Some(join(&discovery, model, sender).await),
             None => None,
         };
-        while model.is_some() && shared.models().is_empty() {
+        while model.is_some() && router.models().is_empty() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         Self {
             http,
-            shared,
+            router,
             calls,
             _registration: registration,
         }

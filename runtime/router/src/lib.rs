@@ -7,7 +7,7 @@
 //! http ──route──▶ RouterReplica: candidates ─▶ policy ─▶ verdict ─▶ reservation ─▶ worker link ──▶ AnswerStream
 //! ```
 //!
-//! [`RouterShared`] is what all threads share: the roster's view, the KV index, the load table, the policies. Each
+//! [`Router`] is what all threads share: the roster's view, the KV index, the load table, the policies. Each
 //! HTTP thread has a replica of its own ([`ReplicaHandle`]) with its links and policy instances, so that a request is
 //! decided and streamed on the thread that accepted it, and no token crosses threads. [`PolicyReplicator`] keeps the
 //! policies as all routers agreed.
@@ -29,8 +29,8 @@ mod policy_replicator;
 mod replica;
 mod replica_sync;
 mod roster;
+mod router;
 mod session;
-mod shared;
 mod text_loads;
 mod verdict;
 mod worker_roster;
@@ -42,7 +42,7 @@ pub use answer::{AnswerStream, RoutedAnswer};
 pub use policy_replicator::{PolicyChange, PolicyChangeError, PolicyReplicator};
 pub use replica::{ReplicaHandle, RouteRequest};
 pub use replica_sync::ReplicaConfig;
-pub use shared::{InstanceView, ModelView, RouterConfig, RouterShared};
+pub use router::{InstanceView, ModelView, Router, RouterConfig};
 /// Why the store of the policies did not do as told.
 pub use signalbox_event_plane::StoreError;
 /// The policies' lifecycle, for the admin API.

@@ -7,7 +7,7 @@ use signalbox_request_plane::{LinkHandle, LinkState, StateChanges};
 
 use crate::{
     roster::{RosterView, WorkerEntry},
-    shared::RouterShared,
+    router::Router,
 };
 
 /// This thread's links, by worker slot.
@@ -21,7 +21,7 @@ pub(crate) struct Links {
 
 impl Links {
     /// Opens links to newcomers and closes those to workers that left.
-    pub(crate) fn follow(&mut self, view: &RosterView, shared: &RouterShared) {
+    pub(crate) fn follow(&mut self, view: &RosterView, router: &Router) {
         let present: HashSet<_> = view
             .workers
             .iter()
@@ -37,12 +37,12 @@ impl Links {
             }
         }
         for worker in &view.workers {
-            let _ = self.get(worker, shared);
+            let _ = self.get(worker, router);
         }
     }
 
     /// The worker's link, opened now where there is none.
-    pub(crate) fn get(&mut self, worker: &WorkerEntry, shared: &RouterShared) -> LinkHandle {
+    pub(crate) fn get(&mut self, worker: &WorkerEntry, router: &Router) -> LinkHandle {
         let place = worker.slot.0 as usize;
         if self.by_slot.len() <= place {
             self.by_slot.resize_with(place + 1, || None);
@@ -53,7 +53,7 @@ impl Links {
                 if let Some((_, link)) = stale {
                     link.close();
                 }
-                let link = LinkHandle::start(worker.card.address.clone(), shared.links.clone(), None);
+                let link = LinkHandle::start(worker.card.address.clone(), router.links.clone(), None);
                 link.count_changes(self.changes.clone());
                 self.by_slot[place] = Some((worker.card.epoch, link.clone()));
                 self.all_usable.set(None);

@@ -25,7 +25,7 @@ use crate::{
     links::Links,
     load::Reservation,
     roster::{ModelEntry, WorkerEntry},
-    shared::RouterShared,
+    router::Router,
     worker_roster::{RegisterReplica, RosterChanged},
 };
 
@@ -56,7 +56,7 @@ pub struct ReplicaHandle {
 
 #[derive(Debug)]
 struct ReplicaState {
-    shared: RouterShared,
+    router: Router,
     decider: RefCell<Decider>,
     links: RefCell<Links>,
 }
@@ -75,7 +75,7 @@ impl Actor for RouterReplica {
             clippy::disallowed_methods,
             reason = "a control message, once in the thread's life"
         )]
-        self.state.shared.roster.do_send(RegisterReplica(changes));
+        self.state.router.roster.do_send(RegisterReplica(changes));
         self.state.update_links();
     }
 }
@@ -90,11 +90,11 @@ impl Handler<RosterChanged> for RouterReplica {
 
 impl ReplicaHandle {
     /// Starts this thread's replica. Call it on an arbiter.
-    pub fn start(shared: RouterShared) -> Self {
-        let (index, load) = (shared.index.clone(), shared.load.clone());
-        let decider = RefCell::new(Decider::new(index, load, shared.policies().clone()));
+    pub fn start(router: Router) -> Self {
+        let (index, load) = (router.index.clone(), router.load.clone());
+        let decider = RefCell::new(Decider::new(index, load, router.policies().clone()));
         let state = Rc::new(ReplicaState {
-            shared,
+            router,
             decider,
             links: RefCell::default(),
         });
@@ -122,7 +122,7 @@ impl ReplicaHandle {
         mut request: RouteRequest,
         deadline: Instant,
     ) -> Result<RoutedAnswer, WireError> {
-        let view = self.state.shared.view.load_full();
+        let view = self.state.router.view.load_full();
         let model = view
             .models
             .get(&request.generate.model)
@@ -134,7 +134,7 @@ impl ReplicaHandle {
         let mut last_error = None;
         for _ in 0..MAX_ATTEMPTS {
             // Workers may have come or gone since the last attempt.
-            let view = self.state.shared.view.load_full();
+            let view = self.state.router.view.load_full();
             let Some(model) = view.models.get(&model.name) else {
                 break;
             };
@@ -166,7 +166,7 @@ impl ReplicaState {
     fn update_links(&self) {
         self.links
             .borrow_mut()
-            .follow(&self.shared.view.load(), &self.shared);
+            .follow(&self.router.view.load(), &self.router);
     }
 
     fn decide(
@@ -198,7 +198,7 @@ impl ReplicaState {
         request: &mut RouteRequest,
         deadline: Instant,
     ) -> Result<RoutedAnswer, LinkError> {
-        let link = self.links.borrow_mut().get(&choice.worker, &self.shared);
+        let link = self.links.borrow_mut().get(&choice.worker, &self.router);
         let parts = CallParts {
             call: Call::Generate(request.generate.clone()),
             tokens: std::mem::take(&mut request.tokens),

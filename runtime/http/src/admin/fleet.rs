@@ -8,7 +8,7 @@ use super::Admin;
 
 /// Every known worker: its card, its state and what this router has it doing.
 pub(crate) async fn workers(admin: Data<Admin>) -> HttpResponse {
-    let workers: Vec<Value> = admin.shared.instances().iter().map(describe).collect();
+    let workers: Vec<Value> = admin.router.instances().iter().map(describe).collect();
     HttpResponse::Ok().json(json!({"workers": workers}))
 }
 
@@ -28,7 +28,7 @@ fn describe(instance: &InstanceView) -> Value {
 
 /// The size of the KV index.
 pub(crate) async fn index(admin: Data<Admin>) -> HttpResponse {
-    HttpResponse::Ok().json(admin.shared.index_json())
+    HttpResponse::Ok().json(admin.router.index_json())
 }
 
 /// All metrics in Prometheus' text format.

@@ -52,7 +52,7 @@ pub(crate) async fn upload(
                 ErrorKind::TooLarge => RegistryError::from(AdmissionError::TooLarge { limit }).into(),
                 _ => ApiError(error),
             })?;
-    let replicator = admin.shared.policy_replicator();
+    let replicator = admin.router.policy_replicator();
     let (record, created) = replicator.upload(name, component, settings).await?;
     let mut response = if created {
         HttpResponse::Created()
@@ -77,7 +77,7 @@ fn upload_query(query: &str) -> Result<(String, String), ApiError> {
 
 /// `GET /admin/v1/policies`
 pub(crate) async fn list(admin: Data<Admin>) -> HttpResponse {
-    HttpResponse::Ok().json(json!({"policies": admin.shared.policies().list()}))
+    HttpResponse::Ok().json(json!({"policies": admin.router.policies().list()}))
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,14 +100,14 @@ pub(crate) async fn activate(
     payload: Payload,
     admin: Data<Admin>,
 ) -> Result<HttpResponse, ApiError> {
-    let model = served_model(&admin.shared, &model)?.name;
+    let model = served_model(&admin.router, &model)?.name;
     let body = body::read(&request, payload, admin.body_limits).await?;
     let ActivationRequest {
         policy,
         settings,
         revision,
     } = activation(&body)?;
-    let replicator = admin.shared.policy_replicator();
+    let replicator = admin.router.policy_replicator();
     let change = replicator.activate(&model, &policy, settings, revision).await?;
     Ok(changed(&model, &change))
 }
@@ -123,16 +123,16 @@ fn activation(body: &[u8]) -> Result<ActivationRequest, ApiError> {
 
 /// `POST /admin/v1/models/{model}/policy/rollback`: back to what decided before.
 pub(crate) async fn rollback(model: Path<String>, admin: Data<Admin>) -> Result<HttpResponse, ApiError> {
-    let model = served_model(&admin.shared, &model)?.name;
-    let change = admin.shared.policy_replicator().rollback(&model).await?;
+    let model = served_model(&admin.router, &model)?.name;
+    let change = admin.router.policy_replicator().rollback(&model).await?;
     Ok(changed(&model, &change))
 }
 
 /// `GET /admin/v1/models/{model}/policy`
 pub(crate) async fn active(model: Path<String>, admin: Data<Admin>) -> Result<HttpResponse, ApiError> {
-    let model = served_model(&admin.shared, &model)?.name;
-    let revision = admin.shared.policy_replicator().revision(&model);
-    let active = describe(&admin.shared.policies().deciding(&model));
+    let model = served_model(&admin.router, &model)?.name;
+    let revision = admin.router.policy_replicator().revision(&model);
+    let active = describe(&admin.router.policies().deciding(&model));
     Ok(HttpResponse::Ok().json(json!({"active": active, "model": model, "revision": revision})))
 }
 

@@ -137,7 +137,7 @@ async fn an_upload_is_stored_once_and_an_unsound_one_told_why_not() {
     rig.admin(&upload("Bad%20Name", component))
         .await
         .check_error(422, None);
-    let limit = rig.shared.policies().limits().max_component_bytes;
+    let limit = rig.router.policies().limits().max_component_bytes;
     let message = rig
         .admin(&upload("large", &vec![0; limit + 1]))
         .await
@@ -192,7 +192,7 @@ async fn a_listener_that_cannot_or_must_not_be_is_told_at_once() {
             admin,
             ..HttpConfig::default()
         };
-        HttpServer::bind(config, rig.shared.clone(), recorder()).unwrap_err()
+        HttpServer::bind(config, rig.router.clone(), recorder()).unwrap_err()
     };
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
     let taken = bind(rig.http.public_address(), free);

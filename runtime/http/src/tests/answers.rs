@@ -24,7 +24,7 @@ async fn a_streamed_chat_is_the_workers_bytes_with_the_decision_in_its_headers()
         (9, 600)
     );
     assert_eq!(parts.body, body, "the body travels untouched");
-    let text = rig.shared.model("streamed").unwrap().text;
+    let text = rig.router.model("streamed").unwrap().text;
     let messages = serde_json::json!([{"role": "user", "content": "hello"}]);
     assert_eq!(parts.tokens, text.encode_chat(&messages).unwrap());
     for event in ["data: {\"a\":1}\n\n", "data: {\"b\":2}\n\n", "data: [DONE]\n\n"] {
@@ -77,7 +77,7 @@ async fn a_whole_completion_is_one_document_of_known_length() {
         (asked.sampling.max_tokens, asked.format.stream, asked.format.chat),
         (16, false, false)
     );
-    let text = rig.shared.model("whole").unwrap().text;
+    let text = rig.router.model("whole").unwrap().text;
     assert_eq!(asked.format.echo, Some(text.decode(&[5, 6, 7]).unwrap()));
     responder.queue(1, br#"{"whole":"#).unwrap();
     responder.queue(1, b"true}").unwrap();

@@ -47,7 +47,7 @@ pub struct RouterConfig {
 
 /// What every router replica of a process shares: roster, index, load, policies. Clone = handle.
 #[derive(Debug, Clone)]
-pub struct RouterShared {
+pub struct Router {
     pub(crate) view: Arc<ArcSwap<RosterView>>,
     pub(crate) index: SharedKvIndex,
     pub(crate) load: LoadTable,
@@ -96,7 +96,7 @@ pub struct InstanceView {
     pub events: &'static str,
 }
 
-impl RouterShared {
+impl Router {
     /// Starts the roster on an arbiter of its own, where the policy store is followed too. Needs an actix system.
     pub fn start(config: RouterConfig) -> Self {
         let view = Arc::new(ArcSwap::from_pointee(RosterView::default()));
