@@ -7,7 +7,7 @@ MODEL := .local/models/SmolLM2-135M-Instruct.Q4_1.gguf
 VENV := .local/venv
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The whole: the router and the real engine. A router alone: `cargo build --release`.
-FEATURES := --features runtime/llama,signalbox-integration-tests/llama
+FEATURES := --features runtime/llama,signalbox-integration-tests/llama,signalbox-http/bench-support
 
 .PHONY: run test build deps model tokenizer wrk policies policies-check client-tests-venv bench help
 
@@ -41,7 +41,7 @@ policies-check: ## Build the policies from source; fail if one decides otherwise
 # Not the worker's: it times the real engine, and is built with that alone.
 BENCHED := kv-index policy-host request-plane router tokenize
 bench: deps tokenizer wrk ## Run the benches; `runtime/docs/performance.md` says what they measure
-	$(CARGO) bench $(BENCHED:%=--package signalbox-%) --package runtime --bench '*'
+	$(CARGO) bench $(BENCHED:%=--package signalbox-%) --package runtime --features signalbox-router/bench-support --bench '*'
 
 tokenizer: ## Fetch the tokenizer that the benches use (11 MB) into .local/
 	@runtime/scripts/fetch-tokenizer.sh >/dev/null

@@ -54,7 +54,11 @@ fn build() -> anyhow::Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(&cargo)
         .args(["build", "--profile=counted", "--package=signalbox-http"])
-        .args(["--example=hot_paths", "--message-format=json-render-diagnostics"])
+        .args([
+            "--example=hot_paths",
+            "--features=bench-support",
+            "--message-format=json-render-diagnostics",
+        ])
         .current_dir(workspace_root())
         .output()
         .with_context(|| format!("{cargo:?}"))?;

@@ -52,7 +52,7 @@ fn main() {
 }
 
 async fn full_worker(number: u64, blocks: u64) -> RunningWorker {
-    let artifacts = ModelArtifacts::byte_level_fixture();
+    let artifacts = ModelArtifacts::byte_level();
     let text = Arc::new(ModelText::load(&artifacts).unwrap());
     let sim = SimConfig {
         speedup: 0.0,

@@ -49,7 +49,7 @@ impl ServedModel {
             }
             (Some(folder), _) => ModelArtifacts::from_hf_folder(folder)?,
             (None, Some(path)) => ModelArtifacts::from_gguf(path)?,
-            (None, None) => ModelArtifacts::byte_level_fixture(),
+            (None, None) => ModelArtifacts::byte_level(),
         };
         let context_length = match &metadata {
             Some(metadata) => Some(u32::try_from(metadata.context_length()?).unwrap_or(u32::MAX)),

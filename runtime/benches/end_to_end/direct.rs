@@ -24,7 +24,7 @@ impl Direct {
     pub(crate) fn new(addresses: &[&str], tokenizer: Option<&Path>, model: &str) -> anyhow::Result<Self> {
         let artifacts = match tokenizer {
             Some(folder) => ModelArtifacts::from_hf_folder(folder)?,
-            None => ModelArtifacts::byte_level_fixture(),
+            None => ModelArtifacts::byte_level(),
         };
         let link = |address: &&str| LinkHandle::start((*address).to_owned(), LinkConfig::default(), None);
         Ok(Self {

@@ -6,7 +6,7 @@ use signalbox_protocol::{KvEventBatch, PlaneStatus, WorkerEpoch, WorkerId};
 use tokio::sync::watch;
 
 #[cfg(test)]
-pub(crate) mod behaviour;
+pub(crate) mod conformance;
 
 /// Carries the KV events of workers to whoever subscribes.
 ///

@@ -12,9 +12,9 @@ use std::{fmt::Debug, path::PathBuf, pin::Pin};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-#[cfg(test)]
-pub(crate) mod behaviour;
 mod bounds;
+#[cfg(test)]
+pub(crate) mod conformance;
 mod directory;
 mod entries;
 mod memory;

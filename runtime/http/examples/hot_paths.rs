@@ -13,9 +13,9 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use signalbox_kv_index::{OverlapScores, SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{CacheTier, Call, KvEvent, SequenceHash};
-use signalbox_request_plane::{CallParts, made_up::MadeUpLink};
+use signalbox_request_plane::{CallParts, bench_support::BenchLink};
 use signalbox_router::{
-    made_up::{MadeUp, answer},
+    bench_support::{BenchRouter, answer},
     policies::{PolicyEngine, PolicyLimits, PolicyRegistry},
 };
 use signalbox_tokenize::{ModelArtifacts, ModelText};
@@ -90,8 +90,8 @@ fn lookups(times: usize) -> anyhow::Result<()> {
     })
 }
 
-fn router(prompt: u64) -> anyhow::Result<MadeUp> {
-    let text = Arc::new(ModelText::load(&ModelArtifacts::byte_level_fixture())?);
+fn router(prompt: u64) -> anyhow::Result<BenchRouter> {
+    let text = Arc::new(ModelText::load(&ModelArtifacts::byte_level())?);
     // Whoever counts instructions is fifty times as slow.
     let limits = PolicyLimits {
         decide_budget_ms: 10_000,
@@ -100,7 +100,7 @@ fn router(prompt: u64) -> anyhow::Result<MadeUp> {
     };
     let engine = PolicyEngine::new(limits)?;
     let registry = PolicyRegistry::new(engine, "kv-aware")?;
-    let router = MadeUp::new(WORKERS, 2 * WORKERS as usize, text, registry)?;
+    let router = BenchRouter::new(WORKERS, 2 * WORKERS as usize, text, registry)?;
     for (worker, blocks) in beginnings(prompt) {
         router.store(worker, blocks);
     }
@@ -120,7 +120,7 @@ fn blocks(length: u64) -> Vec<SequenceHash> {
 
 /// From the bytes of a read, a token for each stream, to the readers of the streams.
 fn frames(times: usize) -> anyhow::Result<()> {
-    let mut link = MadeUpLink::default();
+    let mut link = BenchLink::default();
     let (step, mut streams) = opened(&mut link)?;
     let mut cx = Context::from_waker(Waker::noop());
     repeat(times, || {
@@ -140,12 +140,12 @@ fn chunks(times: usize) -> anyhow::Result<()> {
         .enable_time()
         .build()?;
     let _entered = runtime.enter();
-    let mut link = MadeUpLink::default();
+    let mut link = BenchLink::default();
     let (step, streams) = opened(&mut link)?;
     let bodies = streams
         .into_iter()
         .map(|stream| answer(Bytes::from_static(b"data: \n\n"), stream));
-    let mut bodies: Vec<_> = bodies.map(signalbox_http::made_up::body).collect();
+    let mut bodies: Vec<_> = bodies.map(signalbox_http::bench_support::body).collect();
     let mut cx = Context::from_waker(Waker::noop());
     repeat(times, || {
         link.arrive(&step).map_err(anyhow::Error::msg)?;
@@ -159,7 +159,7 @@ fn chunks(times: usize) -> anyhow::Result<()> {
 }
 
 /// Streams on a link, and a token for each as the bytes of one read.
-fn opened(link: &mut MadeUpLink) -> anyhow::Result<(BytesMut, Vec<signalbox_request_plane::ResponseStream>)> {
+fn opened(link: &mut BenchLink) -> anyhow::Result<(BytesMut, Vec<signalbox_request_plane::ResponseStream>)> {
     let parts = CallParts {
         call: Call::WatchLoad { interval_ms: 1 },
         tokens: Vec::new(),
@@ -170,7 +170,7 @@ fn opened(link: &mut MadeUpLink) -> anyhow::Result<(BytesMut, Vec<signalbox_requ
     let mut streams = Vec::new();
     for _ in 0..STREAMS {
         let (stream, answer) = link.open(&parts).map_err(anyhow::Error::msg)?;
-        MadeUpLink::write_data(&mut step, stream, &token);
+        BenchLink::write_data(&mut step, stream, &token);
         streams.push(answer);
     }
     Ok((step, streams))

@@ -16,14 +16,14 @@
 
 mod admin;
 mod answer;
+#[cfg(feature = "bench-support")]
+pub mod bench_support;
 mod body;
 mod config;
 mod error;
 mod frontend;
 mod generate;
 mod health;
-#[doc(hidden)]
-pub mod made_up;
 mod metrics;
 mod models;
 mod openai;

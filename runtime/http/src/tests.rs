@@ -126,7 +126,7 @@ async fn join(
     model: &str,
     sender: mpsc::Sender<(CallParts, Responder)>,
 ) -> Registration {
-    let artifacts = ModelArtifacts::byte_level_fixture();
+    let artifacts = ModelArtifacts::byte_level();
     let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0)), ServerConfig::default())
         .await
         .unwrap();

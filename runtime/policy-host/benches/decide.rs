@@ -12,7 +12,7 @@ use std::{hint::black_box, sync::Arc, time::Instant};
 
 use signalbox_policy_host::{
     Candidates, Decision, Fallback, PolicyEngine, PolicyLimits, PolicyRegistry, RequestFeatures,
-    builtin_policies, made_up_decisions,
+    builtin_policies, trial_requests,
 };
 
 const SIZES: [usize; 4] = [8, 64, 512, 1024];
@@ -57,9 +57,7 @@ fn main() -> anyhow::Result<()> {
 
 fn row(name: &str, mut decide: impl FnMut(&RequestFeatures, &Candidates, &mut Decision)) {
     let figures = SIZES.map(|size| {
-        let (request, candidates) = made_up_decisions(&[size], 3)
-            .last()
-            .expect("three were asked for");
+        let (request, candidates) = trial_requests(&[size], 3).last().expect("three were asked for");
         let mut decision = Decision::default();
         let medians = (0..MEDIANS).map(|_| {
             median(|| {

@@ -3,7 +3,7 @@
 
 use std::io::{self, BufWriter, Write};
 
-use signalbox_policy_host::made_up_decisions;
+use signalbox_policy_host::trial_requests;
 
 /// Numbers of candidates, small enough that the file can be read and reviewed.
 const SIZES: [usize; 6] = [1, 2, 3, 8, 21, 64];
@@ -12,7 +12,7 @@ const ROUNDS: u64 = 16;
 
 fn main() -> anyhow::Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
-    for decision in made_up_decisions(&SIZES, ROUNDS) {
+    for decision in trial_requests(&SIZES, ROUNDS) {
         serde_json::to_writer(&mut out, &decision)?;
         out.write_all(b"\n")?;
     }

@@ -22,7 +22,7 @@ use crate::{
 mod inspect;
 mod trial;
 
-pub use trial::made_up_decisions;
+pub use trial::trial_requests;
 
 /// The interface whose absence makes a component no policy.
 const ROUTING: &str = "signalbox:policy/routing@0.1.0";

@@ -14,7 +14,7 @@
 //! (versions and who decides for which model). `wit/` is the contract with the guests; `bindings.rs` and `convert.rs`
 //! are all that knows its types.
 
-pub use admission::{AdmissionError, made_up_decisions};
+pub use admission::{AdmissionError, trial_requests};
 pub use builtin::builtin_policies;
 pub use component::PolicyComponent;
 pub use engine::PolicyEngine;
@@ -42,5 +42,5 @@ mod runner;
 mod sandbox;
 mod signals;
 #[cfg(test)]
-mod testing;
+mod test_support;
 mod ticker;

@@ -364,13 +364,13 @@ mod tests;
 impl PolicyRegistry {
     /// As [`PolicyRegistry::new`], with components that were admitted once for all tests.
     pub(crate) fn for_tests(default_policy: &str) -> Result<Self, RegistryError> {
-        use crate::testing;
-        Self::with_builtin(testing::engine(), &testing::builtin(), default_policy)
+        use crate::test_support;
+        Self::with_builtin(test_support::engine(), &test_support::builtin(), default_policy)
     }
 
     /// As [`PolicyRegistry::upload`] of one of the guests, which is admitted once for all tests.
     pub(crate) fn stock(&self, guest: &str) -> PolicyRecord {
-        self.store(guest, crate::testing::admitted(guest), None)
+        self.store(guest, crate::test_support::admitted(guest), None)
             .expect(guest)
     }
 }

@@ -5,12 +5,12 @@
 //! that state directly: no mailbox hop. While connected, one task (`pump`) moves bytes between state and socket.
 
 mod backoff;
+#[cfg(feature = "bench-support")]
+pub mod bench_support;
 mod dial;
 mod error;
 mod link;
 mod liveness;
-#[doc(hidden)]
-pub mod made_up;
 mod mux;
 mod notices;
 mod pump;

@@ -30,8 +30,8 @@ mod tests;
 use bytes::Bytes;
 use signalbox_protocol::Call;
 
-#[doc(hidden)]
-pub use client::made_up;
+#[cfg(feature = "bench-support")]
+pub use client::bench_support;
 pub use client::{
     LinkConfig, LinkError, LinkEvent, LinkHandle, LinkState, ResponseEvent, ResponseStream, StateChanges,
 };

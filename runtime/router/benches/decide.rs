@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Instant};
 
 use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::SequenceHash;
-use signalbox_router::made_up::MadeUp;
+use signalbox_router::bench_support::BenchRouter;
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 
 /// Blocks of a prompt of 2,000 bytes.
@@ -21,7 +21,7 @@ const SAMPLES: usize = 101;
 const DECISIONS: usize = 50;
 
 fn main() -> anyhow::Result<()> {
-    let text = Arc::new(ModelText::load(&ModelArtifacts::byte_level_fixture())?);
+    let text = Arc::new(ModelText::load(&ModelArtifacts::byte_level())?);
     let engine = PolicyEngine::new(PolicyLimits::default())?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let is_named = |names: &[String], name: &String| {
@@ -41,15 +41,15 @@ fn main() -> anyhow::Result<()> {
         for workers in sizes.iter().filter(|size| is_named(&sizes, size)) {
             let workers = workers.parse()?;
             let registry = PolicyRegistry::new(engine.clone(), policy)?;
-            let mut made_up = MadeUp::new(workers, 2 * workers as usize, text.clone(), registry)?;
+            let mut router = BenchRouter::new(workers, 2 * workers as usize, text.clone(), registry)?;
             // Each holds the beginnings of as many prompts as are asked for, and not of the same length.
             for worker in 0..workers {
                 for prompt in 0..PROMPTS {
                     let held = (u64::from(worker) * 7 + prompt) % (PROMPT + 1);
-                    made_up.store(worker, blocks(prompt, held));
+                    router.store(worker, blocks(prompt, held));
                 }
             }
-            report(policy, workers, &mut made_up);
+            report(policy, workers, &mut router);
         }
     }
     if arguments.iter().any(|argument| argument == "large") {
@@ -74,7 +74,7 @@ fn blocks(prompt: u64, length: u64) -> Vec<SequenceHash> {
         .collect()
 }
 
-fn report(policy: &str, workers: u32, made_up: &mut MadeUp) {
+fn report(policy: &str, workers: u32, router: &mut BenchRouter) {
     let prompts: Vec<_> = (0..PROMPTS).map(|prompt| blocks(prompt, PROMPT)).collect();
     let mut turn = 0;
     let mut sample = || {
@@ -82,7 +82,7 @@ fn report(policy: &str, workers: u32, made_up: &mut MadeUp) {
         for _ in 0..DECISIONS {
             turn += 1;
             assert!(
-                made_up.decide(&prompts[turn % prompts.len()]).is_some(),
+                router.decide(&prompts[turn % prompts.len()]).is_some(),
                 "somebody is free"
             );
         }
@@ -94,7 +94,7 @@ fn report(policy: &str, workers: u32, made_up: &mut MadeUp) {
         samples[SAMPLES / 2]
     });
     let least = medians.min_by(f64::total_cmp).unwrap_or(f64::NAN);
-    let (_, held) = made_up.index_size();
+    let (_, held) = router.index_size();
     println!("{policy:<16}{workers:>10}{least:>16.0}{held:>16}");
 }
 
@@ -104,7 +104,7 @@ fn large(engine: &PolicyEngine, text: Arc<ModelText>) -> anyhow::Result<()> {
     const CHAIN: u64 = 1_000;
     const CHAINS: u64 = 100;
     let registry = PolicyRegistry::new(engine.clone(), "kv-aware")?;
-    let mut made_up = MadeUp::new(WORKERS, 2 * WORKERS as usize, text, registry)?;
+    let mut router = BenchRouter::new(WORKERS, 2 * WORKERS as usize, text, registry)?;
     let began = Instant::now();
     for worker in 0..WORKERS {
         for chain in 0..CHAINS {
@@ -113,16 +113,16 @@ fn large(engine: &PolicyEngine, text: Arc<ModelText>) -> anyhow::Result<()> {
             } else {
                 u64::from(worker + 1) * CHAINS + chain
             };
-            made_up.store(worker, blocks(owner, CHAIN));
+            router.store(worker, blocks(owner, CHAIN));
         }
     }
-    let (bytes, held) = made_up.index_size();
+    let (bytes, held) = router.index_size();
     println!(
         "{WORKERS} workers hold {held} blocks: {:.2} GiB of index, {:.1} bytes each, stored in {:.1} s",
         bytes as f64 / f64::from(1 << 30),
         bytes as f64 / held as f64,
         began.elapsed().as_secs_f64()
     );
-    report("kv-aware", WORKERS, &mut made_up);
+    report("kv-aware", WORKERS, &mut router);
     Ok(())
 }

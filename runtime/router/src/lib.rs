@@ -17,14 +17,14 @@
 //! (the index holds what present workers hold, in order).
 
 mod answer;
+#[cfg(feature = "bench-support")]
+pub mod bench_support;
 mod candidates;
 mod decide;
 mod event_stream;
 mod fetch;
 mod links;
 mod load;
-#[doc(hidden)]
-pub mod made_up;
 mod policy_replicator;
 mod replica;
 mod replica_sync;

@@ -35,7 +35,7 @@ fn card(name: &str, epoch: u64) -> Arc<WorkerCard> {
 }
 
 fn text() -> Arc<ModelText> {
-    Arc::new(ModelText::load(&ModelArtifacts::byte_level_fixture()).unwrap())
+    Arc::new(ModelText::load(&ModelArtifacts::byte_level()).unwrap())
 }
 
 fn join(roster: &mut Roster, card: &Arc<WorkerCard>) -> WorkerSlot {

@@ -215,7 +215,7 @@ fn main() {
     let artifacts = match model.as_deref().map(Path::new) {
         Some(folder) if folder.is_dir() => ModelArtifacts::from_hf_folder(folder).unwrap(),
         Some(file) => ModelArtifacts::from_gguf(file).unwrap(),
-        None => ModelArtifacts::byte_level_fixture(),
+        None => ModelArtifacts::byte_level(),
     };
     let read = start.elapsed();
     let text = ModelText::load(&artifacts).unwrap();

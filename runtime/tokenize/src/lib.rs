@@ -13,11 +13,11 @@
 //! It knows nothing of requests, workers or engines.
 
 mod artifacts;
+mod byte_level;
 mod decoder;
 mod definition;
 mod encoder;
 mod error;
-mod fixture;
 mod gguf;
 mod hf_folder;
 mod messages;

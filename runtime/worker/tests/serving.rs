@@ -35,7 +35,7 @@ fn config() -> WorkerConfig {
 }
 
 async fn start(config: WorkerConfig, sim: SimConfig) -> Result<RunningWorker, WorkerError> {
-    let artifacts = ModelArtifacts::byte_level_fixture();
+    let artifacts = ModelArtifacts::byte_level();
     let text = Arc::new(ModelText::load(&artifacts).unwrap());
     let engine = SimEngine::new(sim, ordinary_tokens(&text)).unwrap();
     let files = ModelFiles::new(&artifacts, text);

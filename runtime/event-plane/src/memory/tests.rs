@@ -1,13 +1,13 @@
 use signalbox_protocol::PlaneState;
 
 use super::*;
-use crate::{Delivery, codec::HEADER_LEN, plane::behaviour};
+use crate::{Delivery, codec::HEADER_LEN, plane::conformance};
 
 const EPOCH: WorkerEpoch = WorkerEpoch(1);
 
 fn publish(plane: &MemoryPlane, worker: &str, sequence: u64) {
     plane.publish(
-        &behaviour::worker(worker),
+        &conformance::worker(worker),
         Arc::new(KvEventBatch {
             epoch: EPOCH,
             sequence,
@@ -17,7 +17,7 @@ fn publish(plane: &MemoryPlane, worker: &str, sequence: u64) {
 }
 
 fn follow(plane: &MemoryPlane, worker: &str, wanted: u64) -> Subscription {
-    plane.subscribe(&behaviour::worker(worker), Some((EPOCH, wanted)))
+    plane.subscribe(&conformance::worker(worker), Some((EPOCH, wanted)))
 }
 
 async fn expect_batch(subscription: &mut Subscription, sequence: u64) {
@@ -30,7 +30,7 @@ async fn expect_batch(subscription: &mut Subscription, sequence: u64) {
 #[tokio::test]
 async fn it_behaves_as_an_event_plane() {
     let retained = 8;
-    behaviour::of(retained, async || {
+    conformance::of(retained, async || {
         MemoryPlane::with_retention(Retention {
             batches: retained,
             bytes: 1 << 20,
@@ -72,8 +72,8 @@ async fn a_loss_is_told_to_all_even_where_nobody_speaks() {
     publish(&plane, "a", 5);
     expect_batch(&mut a, 5).await;
 
-    plane.skip(&behaviour::worker("a"));
-    plane.skip(&behaviour::worker("unknown"));
+    plane.skip(&conformance::worker("a"));
+    plane.skip(&conformance::worker("unknown"));
     publish(&plane, "silent", 0);
     assert_eq!(a.next().await, Delivery::Skipped);
     expect_batch(&mut silent, 0).await;
@@ -129,7 +129,7 @@ async fn there_is_a_bound_on_workers_and_those_followed_stay() {
             .workers
             .lock()
             .logs
-            .contains_key(&behaviour::worker("one-more"))
+            .contains_key(&conformance::worker("one-more"))
     );
     drop(all);
 }

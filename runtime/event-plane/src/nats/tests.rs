@@ -10,7 +10,7 @@ use signalbox_protocol::{KvEvent, PlaneState, SequenceHash};
 use signalbox_test_servers::NatsServer;
 
 use super::{stream::STREAM, *};
-use crate::{Delivery, plane::behaviour};
+use crate::{Delivery, plane::conformance};
 
 mod outages;
 pub(super) mod support;
@@ -25,7 +25,7 @@ async fn it_behaves_as_an_event_plane() {
     plane(&server).await.ready().await;
     for max_batches_per_message in [1, 256] {
         let (retained, made) = (8, Cell::new(0));
-        behaviour::of(retained, async || {
+        conformance::of(retained, async || {
             made.set(made.get() + 1);
             let config = NatsPlaneConfig {
                 namespace: format!("case {}, by {max_batches_per_message}", made.get()),

@@ -87,10 +87,10 @@ impl SharedStore for MemoryStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::behaviour;
+    use crate::store::conformance;
 
     #[tokio::test]
     async fn it_behaves_as_a_store() {
-        behaviour::of(|| MemoryStore::new()).await;
+        conformance::of(|| MemoryStore::new()).await;
     }
 }

@@ -1,15 +1,15 @@
 use super::*;
-use crate::{Candidates, PolicyLimits, RequestFeatures, builtin_policies, testing};
+use crate::{Candidates, PolicyLimits, RequestFeatures, builtin_policies, test_support};
 
 fn refusal(wasm: &[u8], settings: &str) -> String {
-    testing::engine()
+    test_support::engine()
         .admit(wasm, settings)
         .expect_err("refused")
         .to_string()
 }
 
 fn check_refused(guest: &str, settings: &str, reasons: &[&str]) {
-    let refusal = refusal(&testing::guest(guest), settings);
+    let refusal = refusal(&test_support::guest(guest), settings);
     for reason in reasons {
         assert!(
             refusal.contains(reason),
@@ -21,7 +21,7 @@ fn check_refused(guest: &str, settings: &str, reasons: &[&str]) {
 #[test]
 fn the_built_in_policies_are_admitted_and_tell_who_they_are() {
     for (name, wasm) in builtin_policies() {
-        let component = testing::engine().admit(wasm, "").expect(name);
+        let component = test_support::engine().admit(wasm, "").expect(name);
         assert_eq!((component.name(), component.version()), (name, "1.0.0"));
         assert_eq!(component.size_bytes(), wasm.len());
         assert_eq!(component.digest().len(), 64);
@@ -38,7 +38,7 @@ fn what_is_no_component_is_told_what_it_is() {
     check(b"", "empty");
     check(b"<html>no such file</html>", "no WebAssembly");
     check(b"(component)", "text");
-    check(&testing::guest("core-module"), "core WebAssembly module");
+    check(&test_support::guest("core-module"), "core WebAssembly module");
     let mut cut_short = builtin_policies()[0].1.to_vec();
     cut_short.truncate(20_000);
     check(&cut_short, "not valid");
@@ -134,7 +134,11 @@ fn guests_that_misbehave_from_the_start_fail_their_trial() {
 #[test]
 fn settings_are_refused_in_the_policys_own_words() {
     let (_, kv_aware) = builtin_policies()[1];
-    let refusal = |settings: &str| testing::engine().admit(kv_aware, settings).expect_err("refused");
+    let refusal = |settings: &str| {
+        test_support::engine()
+            .admit(kv_aware, settings)
+            .expect_err("refused")
+    };
     let check = |settings: &str, reason: &str| match refusal(settings) {
         AdmissionError::Settings(sentence) => assert!(sentence.contains(reason), "{sentence}"),
         other => panic!("{other}"),
@@ -156,7 +160,7 @@ fn settings_are_refused_in_the_policys_own_words() {
 #[test]
 fn a_component_is_reconfigured_without_its_bytes() {
     let (_, kv_aware) = builtin_policies()[1];
-    let engine = testing::engine();
+    let engine = test_support::engine();
     let component = engine.admit(kv_aware, "").expect("kv-aware");
     let other = engine
         .reconfigure(&component, r#"{"prefill_load_scale": 0}"#)
@@ -168,7 +172,7 @@ fn a_component_is_reconfigured_without_its_bytes() {
         block_size: 16,
         ..Default::default()
     };
-    let candidates = testing::idle(2);
+    let candidates = test_support::idle(2);
     let costs = |component: &Arc<PolicyComponent>| {
         let mut decision = Decision::default();
         let mut instance = component.instantiate().expect("instance");
@@ -184,8 +188,8 @@ fn a_component_is_reconfigured_without_its_bytes() {
 
 #[test]
 fn made_up_decisions_are_the_same_every_time_and_well_formed() {
-    let some: Vec<_> = made_up_decisions(&[1, 9], 8).collect();
-    assert_eq!(some, made_up_decisions(&[1, 9], 8).collect::<Vec<_>>());
+    let some: Vec<_> = trial_requests(&[1, 9], 8).collect();
+    assert_eq!(some, trial_requests(&[1, 9], 8).collect::<Vec<_>>());
     assert_eq!(
         some.iter()
             .map(|(_, candidates): &(_, Candidates)| candidates.len())

@@ -11,13 +11,13 @@ const FIRST_DECISION: u64 = 1 << 32;
 
 /// What every policy is tried on before it is accepted.
 pub(super) fn trial_decisions() -> impl Iterator<Item = (RequestFeatures, Candidates)> {
-    made_up_decisions(&SIZES, ROUNDS)
+    trial_requests(&SIZES, ROUNDS)
 }
 
 /// Requests with candidates, `rounds` for each number of candidates in `sizes`: short and long prompts; caches empty,
 /// shared and full; workers idle and overloaded; columns at their extremes. Always the same for the same arguments:
 /// for trying, recording and measuring policies.
-pub fn made_up_decisions(
+pub fn trial_requests(
     sizes: &[usize],
     rounds: u64,
 ) -> impl Iterator<Item = (RequestFeatures, Candidates)> + use<'_> {

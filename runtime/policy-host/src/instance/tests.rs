@@ -3,11 +3,11 @@ use std::{sync::Arc, thread};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Fallback, builtin_policies, made_up_decisions, testing};
+use crate::{Fallback, builtin_policies, test_support, trial_requests};
 
 fn admitted(guest: &str, settings: &str) -> Arc<PolicyComponent> {
-    testing::engine()
-        .admit(&testing::guest(guest), settings)
+    test_support::engine()
+        .admit(&test_support::guest(guest), settings)
         .expect(guest)
 }
 
@@ -16,9 +16,9 @@ fn fault_of(guest: &str) -> PolicyFault {
         costs: vec![7.0],
         pick: None,
     };
-    let mut instance = testing::admitted(guest).instantiate().expect(guest);
+    let mut instance = test_support::admitted(guest).instantiate().expect(guest);
     let fault = instance
-        .decide(&testing::request(0), &testing::idle(2), &mut decision)
+        .decide(&test_support::request(0), &test_support::idle(2), &mut decision)
         .expect_err(guest);
     assert_eq!(
         decision.costs,
@@ -47,18 +47,18 @@ fn each_way_to_misbehave_is_a_fault_of_its_kind() {
 
 #[test]
 fn an_instance_that_trapped_answers_no_more_and_its_successor_does() {
-    let component = testing::admitted("trap");
+    let component = test_support::admitted("trap");
     let mut instance = component.instantiate().expect("instance");
     let mut decision = Decision::default();
-    let calm = testing::request(1 << 32);
+    let calm = test_support::request(1 << 32);
     instance
-        .decide(&testing::request(0), &testing::idle(2), &mut decision)
+        .decide(&test_support::request(0), &test_support::idle(2), &mut decision)
         .expect_err("trap");
     instance
-        .decide(&calm, &testing::idle(2), &mut decision)
+        .decide(&calm, &test_support::idle(2), &mut decision)
         .expect_err("cannot be entered again");
     let mut next = component.instantiate().expect("instance");
-    next.decide(&calm, &testing::idle(2), &mut decision)
+    next.decide(&calm, &test_support::idle(2), &mut decision)
         .expect("decision");
 }
 
@@ -67,24 +67,31 @@ fn a_loop_ends_though_the_clock_had_gone_to_sleep() {
     // The clock of an engine nobody calls stops after a while; this one's is new, and has to be told each time.
     let engine = PolicyEngine::new(crate::PolicyLimits::default()).expect("engine");
     let component = engine
-        .admit(&testing::guest("loop-in-decide"), "")
+        .admit(&test_support::guest("loop-in-decide"), "")
         .expect("admitted");
     engine.0.ticker.doze();
     let mut instance = component.instantiate().expect("instance");
-    let fault = instance.decide(&testing::request(0), &testing::idle(2), &mut Decision::default());
+    let fault = instance.decide(
+        &test_support::request(0),
+        &test_support::idle(2),
+        &mut Decision::default(),
+    );
     assert_eq!(fault, Err(PolicyFault::Deadline { budget_ms: 2 }));
 }
 
 #[test]
 fn no_policy_is_asked_about_no_candidate_or_columns_of_different_lengths() {
-    let mut instance = testing::admitted("kv-aware").instantiate().expect("instance");
+    let mut instance = test_support::admitted("kv-aware")
+        .instantiate()
+        .expect("instance");
     let mut decision = Decision::default();
-    let mut ask = |candidates: &Candidates| instance.decide(&testing::request(0), candidates, &mut decision);
+    let mut ask =
+        |candidates: &Candidates| instance.decide(&test_support::request(0), candidates, &mut decision);
     assert!(matches!(
         ask(&Candidates::default()),
         Err(PolicyFault::Candidates(_))
     ));
-    let mut uneven = testing::idle(3);
+    let mut uneven = test_support::idle(3);
     uneven.requests.pop();
     let fault = ask(&uneven).expect_err("uneven");
     assert_eq!(
@@ -92,24 +99,26 @@ fn no_policy_is_asked_about_no_candidate_or_columns_of_different_lengths() {
         "not asked: the column requests has 2 rows for 3 of them"
     );
     assert!(!fault.blamed());
-    ask(&testing::idle(3)).expect("the instance is as good as before");
+    ask(&test_support::idle(3)).expect("the instance is as good as before");
 
     let mut without_further = Candidates::default();
     without_further.resize(3);
     ask(&without_further).expect("kv-aware wants none of them");
-    let mut instance = testing::admitted("replica-synced")
+    let mut instance = test_support::admitted("replica-synced")
         .instantiate()
         .expect("instance");
-    let fault = instance.decide(&testing::request(0), &without_further, &mut decision);
+    let fault = instance.decide(&test_support::request(0), &without_further, &mut decision);
     let fault = fault.expect_err("replica-synced wants them").to_string();
     assert!(fault.contains("has 0 rows for 3"), "{fault}");
 }
 
 #[test]
 fn the_fallback_decides_as_kv_aware_does() {
-    let mut instance = testing::admitted("kv-aware").instantiate().expect("instance");
+    let mut instance = test_support::admitted("kv-aware")
+        .instantiate()
+        .expect("instance");
     let (mut asked, mut native) = (Decision::default(), Decision::default());
-    for (request, candidates) in made_up_decisions(&[1, 5, 64], 16) {
+    for (request, candidates) in trial_requests(&[1, 5, 64], 16) {
         instance
             .decide(&request, &candidates, &mut asked)
             .expect("decision");
@@ -129,11 +138,11 @@ fn a_policy_that_learns_hears_of_outcomes_and_hands_on_what_it_knows() {
     let costs = |instance: &mut PolicyInstance| {
         let mut decision = Decision::default();
         instance
-            .decide(&testing::request(0), &testing::idle(2), &mut decision)
+            .decide(&test_support::request(0), &test_support::idle(2), &mut decision)
             .expect("decision");
         decision.costs
     };
-    let mut first = testing::admitted("learner").instantiate().expect("instance");
+    let mut first = test_support::admitted("learner").instantiate().expect("instance");
     assert!(first.observes());
     // More than one call takes.
     first.observe(&vec![outcome(1, 40.0); 600]).expect("observe");
@@ -142,12 +151,12 @@ fn a_policy_that_learns_hears_of_outcomes_and_hands_on_what_it_knows() {
         .expect("observe");
     assert_eq!(costs(&mut first), [40.0, 20.0]);
     let reason = first
-        .explain(&testing::request(0), &testing::idle(2), 1)
+        .explain(&test_support::request(0), &test_support::idle(2), 1)
         .expect("explain");
     assert_eq!(reason.as_deref(), Some("worker 2 answers in 20.0 ms"));
 
     let snapshot = first.snapshot().expect("snapshot").expect("something");
-    let mut second = testing::admitted("learner").instantiate().expect("instance");
+    let mut second = test_support::admitted("learner").instantiate().expect("instance");
     assert_eq!(second.restore(&snapshot).expect("restore"), Ok(()));
     assert_eq!(costs(&mut second), [40.0, 20.0]);
     let mut forgetful = admitted("learner", r#"{"forget": true}"#)
@@ -162,13 +171,15 @@ fn a_policy_that_learns_hears_of_outcomes_and_hands_on_what_it_knows() {
 
 #[test]
 fn a_policy_without_the_optional_interfaces_is_not_asked_for_them() {
-    let mut instance = testing::admitted("round-robin").instantiate().expect("instance");
+    let mut instance = test_support::admitted("round-robin")
+        .instantiate()
+        .expect("instance");
     assert!(!instance.observes());
     instance.observe(&[Outcome::default()]).expect("nothing happens");
     assert_eq!(instance.snapshot().expect("snapshot"), None);
     assert_eq!(
         instance
-            .explain(&testing::request(0), &testing::idle(1), 0)
+            .explain(&test_support::request(0), &test_support::idle(1), 0)
             .expect("explain"),
         None
     );
@@ -176,15 +187,15 @@ fn a_policy_without_the_optional_interfaces_is_not_asked_for_them() {
 
 #[test]
 fn extra_signals_come_in_the_order_asked_for() {
-    let mut candidates = testing::idle(3);
+    let mut candidates = test_support::idle(3);
     candidates.kv_blocks_total = vec![0, 100, 100];
     candidates.kv_blocks_used = vec![50, 50, 200];
     candidates.overlap_device = vec![0, 5, 10];
     candidates.overlap_host = vec![1, 0, 10];
     let mut decision = Decision::default();
-    let mut instance = testing::admitted("learner").instantiate().expect("instance");
+    let mut instance = test_support::admitted("learner").instantiate().expect("instance");
     instance
-        .decide(&testing::request(0), &candidates, &mut decision)
+        .decide(&test_support::request(0), &candidates, &mut decision)
         .expect("decision");
     // Nothing is known of the first one's cache; shares end at 1.
     assert_eq!(decision.costs, [0.0 + 0.1, 0.5 + 0.5, 1.0 + 1.0]);
@@ -192,12 +203,12 @@ fn extra_signals_come_in_the_order_asked_for() {
 
 #[test]
 fn instances_go_where_their_thread_goes() {
-    let component = testing::admitted("round-robin");
+    let component = test_support::admitted("round-robin");
     let mut instance = component.instantiate().expect("instance");
     let picked = thread::spawn(move || {
         let mut decision = Decision::default();
         instance
-            .decide(&testing::request(4), &testing::idle(3), &mut decision)
+            .decide(&test_support::request(4), &test_support::idle(3), &mut decision)
             .expect("decision");
         decision.pick
     });
@@ -232,7 +243,7 @@ proptest! {
                     std::cell::RefCell::default();
             }
             INSTANCES.with_borrow_mut(|instances| {
-                let instance = instances.entry(name).or_insert_with(|| testing::admitted(name).instantiate().expect(name));
+                let instance = instances.entry(name).or_insert_with(|| test_support::admitted(name).instantiate().expect(name));
                 let mut decision = Decision::default();
                 instance.decide(&request, &candidates, &mut decision).expect(name);
                 match decision.pick {

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing;
+use crate::test_support;
 
 const MODEL: &str = "model";
 
@@ -10,7 +10,7 @@ fn registry() -> PolicyRegistry {
 }
 
 fn learner(salt: u8) -> Arc<PolicyComponent> {
-    testing::variant(&testing::admitted("learner"), salt)
+    test_support::variant(&test_support::admitted("learner"), salt)
 }
 
 fn active(registry: &PolicyRegistry) -> String {
@@ -45,16 +45,16 @@ fn a_version_declared_for_other_bytes_is_told_apart_by_its_digest() {
 fn the_same_bytes_again_are_the_same_record() {
     let registry = registry();
     let first = registry
-        .upload("mine", &testing::guest("learner"), "")
+        .upload("mine", &test_support::guest("learner"), "")
         .expect("upload");
     assert_eq!(
         registry
-            .upload("mine", &testing::guest("learner"), "")
+            .upload("mine", &test_support::guest("learner"), "")
             .expect("again"),
         first
     );
     let other = registry
-        .upload("mine", &testing::guest("learner"), r#"{"forget": true}"#)
+        .upload("mine", &test_support::guest("learner"), r#"{"forget": true}"#)
         .expect("other settings");
     assert_eq!(other.version, first.version);
     assert_eq!(other.settings["forget"], true);
@@ -117,7 +117,7 @@ fn refusals_change_nothing() {
     assert!(refused(registry.activate(MODEL, "kv-aware", Some("3"))).contains("JSON object"));
     for name in ["", "Mine", "-x", "a b", "a@1", &"x".repeat(65)] {
         let refusal = registry
-            .upload(name, &testing::guest("learner"), "")
+            .upload(name, &test_support::guest("learner"), "")
             .expect_err(name)
             .to_string();
         assert!(refusal.contains("cannot name a policy"), "{refusal}");
@@ -198,7 +198,7 @@ fn what_was_uploaded_elsewhere_keeps_its_version() {
     let registry = registry();
     let restored = |name: &str, version| {
         registry
-            .restore(name, version, &testing::guest("learner"), "")
+            .restore(name, version, &test_support::guest("learner"), "")
             .expect("restore")
             .version
     };
@@ -319,7 +319,7 @@ proptest! {
                 }
                 Step::Upload(policy) => {
                     let name = POLICIES[policy];
-                    registry.store(name, testing::admitted(name), None).expect("upload");
+                    registry.store(name, test_support::admitted(name), None).expect("upload");
                 }
             }
             let activation = registry.active(MODEL).expect("active");

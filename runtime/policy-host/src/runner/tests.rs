@@ -8,7 +8,7 @@ use std::{
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::*;
-use crate::testing;
+use crate::test_support;
 
 const MODEL: &str = "model";
 
@@ -23,8 +23,8 @@ fn registry(guests: &[&str]) -> PolicyRegistry {
 
 fn decide(runner: &mut PolicyRunner) -> (Decided, Decision) {
     let mut decision = Decision::default();
-    let candidates = testing::idle(3);
-    let decided = runner.decide(&testing::request(0), |_| &candidates, &mut decision);
+    let candidates = test_support::idle(3);
+    let decided = runner.decide(&test_support::request(0), |_| &candidates, &mut decision);
     assert!(
         decision.pick.is_some() || decision.costs.len() == 3,
         "no decision by {}",
@@ -120,7 +120,7 @@ fn uploading_it_again_lifts_the_quarantine() {
     }
     assert_eq!(
         registry
-            .upload("trap", &testing::guest("trap"), "")
+            .upload("trap", &test_support::guest("trap"), "")
             .expect("upload")
             .state,
         "stored"
@@ -153,7 +153,7 @@ fn faults_the_policy_is_not_to_blame_for_do_not_count_against_it() {
     for _ in 0..10 {
         let mut decision = Decision::default();
         let none = Candidates::default();
-        let decided = runner.decide(&testing::request(0), |_| &none, &mut decision);
+        let decided = runner.decide(&test_support::request(0), |_| &none, &mut decision);
         assert_eq!(decided.fault.expect("nothing to decide on").kind(), "candidates");
         assert_eq!(decision, Decision::default());
     }
@@ -181,7 +181,7 @@ fn what_a_policy_learnt_survives_a_swap_to_its_next_generation() {
     assert_eq!(decide(&mut runner).1.costs, [0.0, 30.0, 0.0]);
     assert_eq!(
         runner
-            .explain(&testing::request(0), &testing::idle(3), 1)
+            .explain(&test_support::request(0), &test_support::idle(3), 1)
             .as_deref(),
         Some("worker 2 answers in 30.0 ms")
     );

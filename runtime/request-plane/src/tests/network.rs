@@ -21,17 +21,17 @@ pub(super) enum Over {
 
 /// Runs each of these behaviours, which take an [`Over`], once over TCP and once over NATS.
 macro_rules! over_tcp_and_nats {
-    ($($behaviour:ident),+ $(,)?) => {
+    ($($test:ident),+ $(,)?) => {
         mod tcp {
             $(#[actix_rt::test]
-            async fn $behaviour() {
-                super::$behaviour(crate::tests::Over::Tcp).await;
+            async fn $test() {
+                super::$test(crate::tests::Over::Tcp).await;
             })+
         }
         mod nats {
             $(#[actix_rt::test]
-            async fn $behaviour() {
-                super::$behaviour(crate::tests::Over::Nats).await;
+            async fn $test() {
+                super::$test(crate::tests::Over::Nats).await;
             })+
         }
     };

@@ -8,7 +8,7 @@ use serde_json::json;
 use signalbox_event_plane::{DirectoryStore, MemoryStore, NatsStore, StoreChange};
 use signalbox_nats::{NatsConfig, NatsConnection};
 use signalbox_policy_host::{
-    Decision, PolicyEngine, PolicyLimits, PolicyRecord, builtin_policies, made_up_decisions,
+    Decision, PolicyEngine, PolicyLimits, PolicyRecord, builtin_policies, trial_requests,
 };
 use signalbox_test_servers::NatsServer;
 use tempfile::TempDir;
@@ -308,7 +308,7 @@ async fn a_quarantine_is_each_routers_own_and_a_rollback_passes_it_by() {
     let trap = a.activate("trap").await.unwrap();
     b.reaches("trap@1.0.0", trap.revision).await;
     let mut runner = a.registry().runner(MODEL);
-    for (mut request, candidates) in made_up_decisions(&[8], 3) {
+    for (mut request, candidates) in trial_requests(&[8], 3) {
         // No trial any more.
         request.decision_number = 0;
         runner.decide(&request, |_| &candidates, &mut Decision::default());

@@ -5,7 +5,7 @@ use crate::ModelText;
 
 #[test]
 fn the_container_gives_back_what_was_put_in() {
-    let artifacts = ModelArtifacts::byte_level_fixture();
+    let artifacts = ModelArtifacts::byte_level();
     let bytes = artifacts.to_bytes();
     let read = ModelArtifacts::from_bytes(&bytes).unwrap();
     assert_eq!(read, artifacts);
@@ -23,14 +23,14 @@ fn the_container_gives_back_what_was_put_in() {
 /// Routers and workers of different builds must agree on it.
 #[test]
 fn the_digest_of_known_artifacts_never_changes() {
-    assert_eq!(ModelArtifacts::byte_level_fixture().digest(), FIXTURE_DIGEST);
+    assert_eq!(ModelArtifacts::byte_level().digest(), BYTE_LEVEL_DIGEST);
 }
 
-const FIXTURE_DIGEST: &str = "02fd5bd54c59e802c697a36a1dcdc8abe3e1baca4e109b7d85926b3c7714cb8e";
+const BYTE_LEVEL_DIGEST: &str = "02fd5bd54c59e802c697a36a1dcdc8abe3e1baca4e109b7d85926b3c7714cb8e";
 
 #[test]
 fn another_template_is_another_digest() {
-    let fixture = ModelArtifacts::byte_level_fixture();
+    let fixture = ModelArtifacts::byte_level();
     let mut other = fixture.clone();
     other.header.chat_template = None;
     assert_ne!(other.digest(), fixture.digest());
@@ -38,7 +38,7 @@ fn another_template_is_another_digest() {
 
 #[test]
 fn foreign_bytes_are_refused_with_the_reason() {
-    let good = ModelArtifacts::byte_level_fixture().to_bytes();
+    let good = ModelArtifacts::byte_level().to_bytes();
     let check = |bytes: &[u8], expected: &str| {
         let error = ModelArtifacts::from_bytes(bytes).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
@@ -60,7 +60,7 @@ fn foreign_bytes_are_refused_with_the_reason() {
 
 #[test]
 fn a_special_token_outside_the_vocabulary_is_refused_at_load() {
-    let mut artifacts = ModelArtifacts::byte_level_fixture();
+    let mut artifacts = ModelArtifacts::byte_level();
     artifacts.header.special_tokens.end = vec![300];
     let error = ModelText::load(&artifacts).unwrap_err().to_string();
     assert!(
@@ -79,7 +79,7 @@ fn harmony_goes_on_behind_a_messages_end() {
 proptest! {
     #[test]
     fn no_damage_makes_it_panic(place in any::<prop::sample::Index>(), byte: u8, cut in any::<prop::sample::Index>()) {
-        let mut bytes = ModelArtifacts::byte_level_fixture().to_bytes().to_vec();
+        let mut bytes = ModelArtifacts::byte_level().to_bytes().to_vec();
         let place = place.index(bytes.len());
         bytes[place] = byte;
         bytes.truncate(cut.index(bytes.len()) + 1);

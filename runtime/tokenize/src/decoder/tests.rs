@@ -7,7 +7,7 @@ use crate::ModelArtifacts;
 
 fn fixture() -> &'static ModelText {
     static FIXTURE: LazyLock<ModelText> =
-        LazyLock::new(|| ModelText::load(&ModelArtifacts::byte_level_fixture()).unwrap());
+        LazyLock::new(|| ModelText::load(&ModelArtifacts::byte_level()).unwrap());
     &FIXTURE
 }
 

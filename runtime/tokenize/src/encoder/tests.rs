@@ -13,7 +13,7 @@ fn reference_of(definition: &[u8]) -> Tokenizer {
 }
 
 fn edited(edit: impl FnOnce(&mut Json)) -> Vec<u8> {
-    let mut json = serde_json::from_slice(ModelArtifacts::byte_level_fixture().tokenizer_json()).unwrap();
+    let mut json = serde_json::from_slice(ModelArtifacts::byte_level().tokenizer_json()).unwrap();
     edit(&mut json);
     json.to_string().into_bytes()
 }
@@ -40,7 +40,7 @@ fn the_corpus_is_a_few_hundred_texts_and_the_same_each_time() {
 
 #[test]
 fn a_tokenizer_it_knows_is_encoded_fast() {
-    let artifacts = ModelArtifacts::byte_level_fixture();
+    let artifacts = ModelArtifacts::byte_level();
     let definition = artifacts.tokenizer_json();
     let encoder = Encoder::new(reference_of(definition), definition.clone());
     assert!(encoder.wait_until_tried());

@@ -8,7 +8,7 @@ fn folder(files: &[(&str, Value)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(
         folder.path().join("tokenizer.json"),
-        ModelArtifacts::byte_level_fixture().tokenizer_json(),
+        ModelArtifacts::byte_level().tokenizer_json(),
     )
     .unwrap();
     for (name, content) in files {
@@ -130,8 +130,7 @@ fn damaged_files_are_named() {
 
 #[test]
 fn settings_of_a_training_run_do_not_cut_prompts() {
-    let mut tokenizer: Value =
-        serde_json::from_slice(ModelArtifacts::byte_level_fixture().tokenizer_json()).unwrap();
+    let mut tokenizer: Value = serde_json::from_slice(ModelArtifacts::byte_level().tokenizer_json()).unwrap();
     tokenizer["truncation"] =
         json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
     let text = ModelText::load(&read(&[("tokenizer.json", tokenizer)]).unwrap()).unwrap();

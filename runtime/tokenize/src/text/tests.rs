@@ -7,7 +7,7 @@ use super::*;
 
 fn fixture() -> &'static ModelText {
     static FIXTURE: LazyLock<ModelText> =
-        LazyLock::new(|| ModelText::load(&ModelArtifacts::byte_level_fixture()).unwrap());
+        LazyLock::new(|| ModelText::load(&ModelArtifacts::byte_level()).unwrap());
     &FIXTURE
 }
 
@@ -73,7 +73,7 @@ fn parts_null_and_missing_content_take_the_shape_templates_know() {
 #[test]
 fn tool_calls_reach_the_template_with_their_arguments_parsed() {
     let artifacts = ModelArtifacts::assembled(
-        ModelArtifacts::byte_level_fixture().tokenizer_json().clone(),
+        ModelArtifacts::byte_level().tokenizer_json().clone(),
         Some("{% for m in messages %}{{ m.tool_calls[0].function.arguments | tojson }}{{ m.name }}{% endfor %}".to_owned()),
         SpecialTokens::default(),
     );
@@ -167,7 +167,7 @@ fn messages_of_another_shape_are_refused_by_place() {
 
 #[test]
 fn a_model_without_template_says_what_to_use() {
-    let fixture = ModelArtifacts::byte_level_fixture();
+    let fixture = ModelArtifacts::byte_level();
     let bare = ModelArtifacts::assembled(fixture.tokenizer_json().clone(), None, SpecialTokens::default());
     let error = ModelText::load(&bare)
         .unwrap()
@@ -184,7 +184,7 @@ fn a_model_without_template_says_what_to_use() {
 
 #[test]
 fn prompts_are_framed_where_the_model_wants_it() {
-    let fixture = ModelArtifacts::byte_level_fixture();
+    let fixture = ModelArtifacts::byte_level();
     let mut special = fixture.special_tokens().clone();
     (special.add_bos, special.add_eos) = (true, true);
     let framed = ModelArtifacts::assembled(fixture.tokenizer_json().clone(), None, special);
@@ -207,7 +207,7 @@ fn a_token_that_does_not_exist_is_named() {
 
 #[test]
 fn a_decoder_that_cannot_be_undone_exactly_is_refused() {
-    let fixture = ModelArtifacts::byte_level_fixture();
+    let fixture = ModelArtifacts::byte_level();
     let mut json: Json = serde_json::from_slice(fixture.tokenizer_json()).unwrap();
     json["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
     let artifacts = ModelArtifacts::assembled(json.to_string().into(), None, SpecialTokens::default());

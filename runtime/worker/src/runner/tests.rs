@@ -24,7 +24,7 @@ mod endings;
 const HANG: Duration = Duration::from_secs(60);
 
 fn text() -> Arc<ModelText> {
-    Arc::new(ModelText::load(&ModelArtifacts::byte_level_fixture()).unwrap())
+    Arc::new(ModelText::load(&ModelArtifacts::byte_level()).unwrap())
 }
 
 fn log() -> EventLog {

@@ -1,7 +1,7 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::behaviour::{self, entry, next, next_set, set};
+use crate::store::conformance::{self, entry, next, next_set, set};
 
 fn folder() -> TempDir {
     TempDir::new().unwrap()
@@ -15,7 +15,7 @@ fn refusal(folder: &TempDir) -> String {
 #[tokio::test]
 async fn it_behaves_as_a_store() {
     let mut folders = Vec::new();
-    behaviour::of(|| {
+    conformance::of(|| {
         folders.push(folder());
         DirectoryStore::open(folders.last().unwrap().path()).unwrap()
     })

@@ -12,7 +12,7 @@ use tokio::{
 use super::*;
 use crate::{
     StoreChange,
-    store::behaviour::{self, conflict, entry, next, next_set, set},
+    store::conformance::{self, conflict, entry, next, next_set, set},
 };
 
 async fn connect(server: &NatsServer) -> NatsConnection {
@@ -42,7 +42,7 @@ async fn it_behaves_as_a_store() {
     let server = NatsServer::started();
     let connection = connect(&server).await;
     let mut namespaces = 0;
-    behaviour::of(|| {
+    conformance::of(|| {
         namespaces += 1;
         NatsStore::start(connection.clone(), &format!("namespace {namespaces}"))
     })

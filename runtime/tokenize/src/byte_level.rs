@@ -59,7 +59,7 @@ impl ModelArtifacts {
     /// A byte-level tokenizer of exactly 300 tokens (three special ones, every byte, 41 merges) with a ChatML template.
     /// `<|endoftext|>` is 0, `<|im_start|>` 1, `<|im_end|>` 2; 0 and 2 end a generation.
     #[doc(hidden)]
-    pub fn byte_level_fixture() -> Self {
+    pub fn byte_level() -> Self {
         let special = SPECIAL.map(str::to_owned).into_iter();
         let bytes = (0..=u8::MAX).map(|byte| character_of(byte).to_string());
         let merged = MERGES.iter().map(|(left, right)| format!("{left}{right}"));

@@ -38,7 +38,7 @@ pub fn answer(first: Bytes, response: ResponseStream) -> AnswerStream {
 
 /// One thread's decider, the workers it decides among, and what they hold.
 #[derive(Debug)]
-pub struct MadeUp {
+pub struct BenchRouter {
     decider: Decider,
     index: SharedKvIndex,
     load: LoadTable,
@@ -48,7 +48,7 @@ pub struct MadeUp {
     next: usize,
 }
 
-impl MadeUp {
+impl BenchRouter {
     /// `workers` of one model, decided on by whatever `policies` have active, `in_flight` requests at a time.
     ///
     /// # Errors

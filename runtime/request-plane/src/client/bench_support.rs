@@ -11,14 +11,14 @@ use crate::{
 
 /// The router's end of a connection that nobody is at the other end of.
 #[derive(Debug)]
-pub struct MadeUpLink {
+pub struct BenchLink {
     link: SharedLink,
     codec: FrameCodec,
     arrived: BytesMut,
     written: BytesMut,
 }
 
-impl Default for MadeUpLink {
+impl Default for BenchLink {
     fn default() -> Self {
         Self {
             link: SharedLink::new(String::new(), LinkConfig::default(), false),
@@ -29,7 +29,7 @@ impl Default for MadeUpLink {
     }
 }
 
-impl MadeUpLink {
+impl BenchLink {
     /// Opens a stream and takes its Open frame as written. The streams count from 1.
     ///
     /// # Errors
