@@ -75,14 +75,14 @@ impl PolicyComponent {
     }
 
     /// Whether it wants to see any of the columns that few policies do.
-    pub(crate) fn wants_further(&self) -> bool {
+    pub(crate) fn wants_optional(&self) -> bool {
         use crate::bindings::types::Columns;
-        let further = Columns::TRAITS
+        let optional = Columns::TRAITS
             | Columns::PREFILL_TOKENS_ALL
             | Columns::DECODE_BLOCKS_ALL
             | Columns::REQUESTS_ALL
             | Columns::QUEUE_DEPTH;
-        self.description.columns & further != Columns::empty()
+        self.description.columns & optional != Columns::empty()
     }
 
     /// Bytes of the component as it was uploaded.

@@ -68,7 +68,7 @@ pub(crate) fn candidates<'a>(
     let column = |which: Columns, rows: &'a Vec<u32>| wanted.contains(which).then_some(rows.as_slice());
     types::Candidates {
         worker: &candidates.worker,
-        traits: column(Columns::TRAITS, &candidates.flags),
+        traits: column(Columns::TRAITS, &candidates.traits),
         overlap_device: column(Columns::OVERLAP_DEVICE, &candidates.overlap_device),
         overlap_host: column(Columns::OVERLAP_HOST, &candidates.overlap_host),
         overlap_disk: column(Columns::OVERLAP_DISK, &candidates.overlap_disk),

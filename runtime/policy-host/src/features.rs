@@ -32,8 +32,8 @@ pub struct RequestFeatures {
 pub struct Candidates {
     /// Stable number of the worker while it is present.
     pub worker: Vec<u32>,
-    /// Bits of [`candidate_flags`].
-    pub flags: Vec<u32>,
+    /// Bits of [`candidate_traits`].
+    pub traits: Vec<u32>,
     /// Leading blocks of the prompt in device memory.
     pub overlap_device: Vec<u32>,
     /// Leading blocks beyond those, in host memory.
@@ -60,8 +60,8 @@ pub struct Candidates {
     pub queue_depth: Vec<u32>,
 }
 
-/// Flag bits of [`Candidates::flags`].
-pub mod candidate_flags {
+/// Bits of [`Candidates::traits`].
+pub mod candidate_traits {
     /// The worker takes prefills.
     pub const PREFILL: u32 = 1;
     /// The worker takes decodes.
@@ -85,26 +85,26 @@ impl Candidates {
         self.worker.is_empty()
     }
 
-    /// Gives every column `rows` rows: what is there stays, new rows are 0. The further columns are emptied: fill them
-    /// after [`Candidates::resize_further`]. Keeps the memory.
+    /// Gives every column `rows` rows: what is there stays, new rows are 0. The optional columns are emptied: fill them
+    /// after [`Candidates::resize_optional`]. Keeps the memory.
     pub fn resize(&mut self, rows: usize) {
         self.worker.resize(rows, 0);
         self.usual_mut()
             .into_iter()
             .for_each(|column| column.resize(rows, 0));
-        self.further_mut().into_iter().for_each(Vec::clear);
+        self.optional_mut().into_iter().for_each(Vec::clear);
     }
 
-    /// Gives the further columns, which few policies want, a row for each candidate: `flags`, those of all routers, and
+    /// Gives the optional columns, which few policies want, a row for each candidate: `traits`, those of all routers, and
     /// `queue_depth`.
-    pub fn resize_further(&mut self) {
+    pub fn resize_optional(&mut self) {
         let rows = self.len();
-        self.further_mut()
+        self.optional_mut()
             .into_iter()
             .for_each(|column| column.resize(rows, 0));
     }
 
-    /// Keeps the rows of these places, which ascend, and no others; not those of the further columns.
+    /// Keeps the rows of these places, which ascend, and no others; not those of the optional columns.
     pub fn keep_rows(&mut self, places: &[usize]) {
         let keep = |column: &mut Vec<u32>| {
             for (row, &place) in places.iter().enumerate() {
@@ -131,9 +131,9 @@ impl Candidates {
     }
 
     /// The columns that are filled for a policy that wants one of them, with their names.
-    pub(crate) fn further(&self) -> [(&'static str, &Vec<u32>); 5] {
+    pub(crate) fn optional(&self) -> [(&'static str, &Vec<u32>); 5] {
         [
-            ("flags", &self.flags),
+            ("traits", &self.traits),
             ("prefill_tokens_all", &self.prefill_tokens_all),
             ("decode_blocks_all", &self.decode_blocks_all),
             ("requests_all", &self.requests_all),
@@ -154,9 +154,9 @@ impl Candidates {
         ]
     }
 
-    pub(crate) fn further_mut(&mut self) -> [&mut Vec<u32>; 5] {
+    pub(crate) fn optional_mut(&mut self) -> [&mut Vec<u32>; 5] {
         [
-            &mut self.flags,
+            &mut self.traits,
             &mut self.prefill_tokens_all,
             &mut self.decode_blocks_all,
             &mut self.requests_all,

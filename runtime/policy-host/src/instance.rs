@@ -212,11 +212,11 @@ impl PolicyInstance {
         if rows == 0 {
             return Err(PolicyFault::Candidates("there is none".into()));
         }
-        let further = self.component.wants_further().then(|| candidates.further());
+        let optional = self.component.wants_optional().then(|| candidates.optional());
         let mut shown = candidates
             .usual()
             .into_iter()
-            .chain(further.into_iter().flatten());
+            .chain(optional.into_iter().flatten());
         if let Some((name, column)) = shown.find(|(_, column)| column.len() != rows) {
             let found = column.len();
             return Err(PolicyFault::Candidates(format!(

@@ -20,7 +20,7 @@ pub use component::PolicyComponent;
 pub use engine::PolicyEngine;
 pub use fallback::Fallback;
 pub use fault::PolicyFault;
-pub use features::{Candidates, Decision, Outcome, RequestFeatures, candidate_flags};
+pub use features::{Candidates, Decision, Outcome, RequestFeatures, candidate_traits};
 pub use instance::PolicyInstance;
 pub use limits::PolicyLimits;
 pub use registry::{Activation, PolicyRecord, PolicyRegistry, PreparedPolicy, RegistryError, Succession};

@@ -52,8 +52,8 @@ impl PolicyRunner {
     /// Leaves a decision on the candidates in `decision` and says whose it is. Never fails: a policy that faults is
     /// counted, perhaps quarantined, and the fallback decides.
     ///
-    /// `candidates` gives them once it is known who is asked: it is told whether that policy wants the further columns
-    /// ([`Candidates::resize_further`]).
+    /// `candidates` gives them once it is known who is asked: it is told whether that policy wants the optional columns
+    /// ([`Candidates::resize_optional`]).
     pub fn decide<'a>(
         &mut self,
         request: &RequestFeatures,
@@ -61,7 +61,7 @@ impl PolicyRunner {
         decision: &mut Decision,
     ) -> Decided {
         self.follow();
-        let candidates = candidates(self.activation.component.wants_further());
+        let candidates = candidates(self.activation.component.wants_optional());
         let fault = match self.ask(|instance| instance.decide(request, candidates, decision)) {
             Some(Ok(())) => {
                 return Decided {

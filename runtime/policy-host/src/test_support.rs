@@ -66,7 +66,7 @@ pub(crate) fn idle(workers: u32) -> Candidates {
         ..Candidates::default()
     };
     candidates.resize(workers as usize);
-    candidates.resize_further();
+    candidates.resize_optional();
     candidates
 }
 

@@ -2,7 +2,7 @@
 
 use itertools::izip;
 use signalbox_kv_index::{OverlapScores, WorkerSlot};
-use signalbox_policy_host::{Candidates, candidate_flags};
+use signalbox_policy_host::{Candidates, candidate_traits};
 use signalbox_protocol::WorkerRole;
 
 use crate::{
@@ -92,13 +92,13 @@ fn any_busy(requests: &[u32], most_requests: &[u32]) -> bool {
 }
 
 /// The columns that few policies want, for the rows there are.
-pub(crate) fn fill_further(
+pub(crate) fn fill_optional(
     workers: &ReadyWorkers,
     load: &LoadTable,
     rows: &[usize],
     columns: &mut Candidates,
 ) {
-    columns.resize_further();
+    columns.resize_optional();
     for (&slot, prefill, decode, requests, queue) in izip!(
         &columns.worker,
         &mut columns.prefill_tokens_all,
@@ -120,22 +120,22 @@ pub(crate) fn fill_further(
         }
     }
     let roles = &workers.columns().roles;
-    for (flags, &place, &slot) in izip!(&mut columns.flags, rows, &columns.worker) {
-        *flags = role_flags(roles[place]) | certainty_flags(load.event_state(WorkerSlot(slot)));
+    for (traits, &place, &slot) in izip!(&mut columns.traits, rows, &columns.worker) {
+        *traits = role_traits(roles[place]) | certainty_traits(load.event_state(WorkerSlot(slot)));
     }
 }
 
-fn role_flags(role: WorkerRole) -> u32 {
+fn role_traits(role: WorkerRole) -> u32 {
     match role {
-        WorkerRole::Aggregated => candidate_flags::PREFILL | candidate_flags::DECODE,
-        WorkerRole::Prefill => candidate_flags::PREFILL,
-        WorkerRole::Decode => candidate_flags::DECODE,
+        WorkerRole::Aggregated => candidate_traits::PREFILL | candidate_traits::DECODE,
+        WorkerRole::Prefill => candidate_traits::PREFILL,
+        WorkerRole::Decode => candidate_traits::DECODE,
     }
 }
 
-fn certainty_flags(events: EventState) -> u32 {
+fn certainty_traits(events: EventState) -> u32 {
     if events == EventState::Resyncing {
-        candidate_flags::PARTIAL
+        candidate_traits::PARTIAL
     } else {
         0
     }

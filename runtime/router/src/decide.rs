@@ -14,7 +14,7 @@ use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyRegistry, Poli
 use signalbox_protocol::SequenceHash;
 
 use crate::{
-    candidates::{NoCandidate, assemble, fill_further},
+    candidates::{NoCandidate, assemble, fill_optional},
     load::{LoadTable, Reservation},
     roster::{ModelEntry, WorkerEntry},
     verdict,
@@ -116,9 +116,9 @@ impl Decider {
         let columns = &mut self.columns;
         let decided = runner.decide(
             &request,
-            |further| {
-                if further {
-                    fill_further(&model.workers, &self.load, &self.rows, columns);
+            |wants_optional| {
+                if wants_optional {
+                    fill_optional(&model.workers, &self.load, &self.rows, columns);
                 }
                 columns
             },

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use signalbox_kv_index::{OverlapScores, WorkerSlot};
-use signalbox_policy_host::{Candidates, candidate_flags};
+use signalbox_policy_host::{Candidates, candidate_traits};
 use signalbox_protocol::{ReplicaLoad, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 
 use crate::{
-    candidates::{NoCandidate, assemble, fill_further},
+    candidates::{NoCandidate, assemble, fill_optional},
     load::LoadTable,
     roster::{Roster, RosterError, WorkerEntry, WorkerPhase},
 };
@@ -173,7 +173,7 @@ fn rows_that_are_left_keep_what_is_theirs() {
     let (mut columns, mut rows) = (Candidates::default(), Vec::new());
     let may_use = Some(|worker: &WorkerEntry| worker.slot != slots[1]);
     assemble(&model.workers, &load, &overlaps, may_use, &mut columns, &mut rows).unwrap();
-    fill_further(&model.workers, &load, &rows, &mut columns);
+    fill_optional(&model.workers, &load, &rows, &mut columns);
     drop(held);
     assert_eq!(rows, [0, 2]);
     assert_eq!(columns.worker, [slots[0].0, slots[2].0]);
@@ -182,5 +182,8 @@ fn rows_that_are_left_keep_what_is_theirs() {
     assert_eq!(columns.prefill_tokens, [10, 30]);
     assert_eq!(columns.prefill_tokens_all, [10, 530]);
     assert_eq!(columns.requests_all, [1, 2]);
-    assert_eq!(columns.flags, [candidate_flags::PREFILL, candidate_flags::DECODE]);
+    assert_eq!(
+        columns.traits,
+        [candidate_traits::PREFILL, candidate_traits::DECODE]
+    );
 }

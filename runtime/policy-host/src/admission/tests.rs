@@ -199,7 +199,7 @@ fn made_up_decisions_are_the_same_every_time_and_well_formed() {
     assert!(some.iter().all(|(_, it)| {
         it.usual()
             .iter()
-            .chain(&it.further())
+            .chain(&it.optional())
             .all(|(_, column)| column.len() == it.len())
     }));
 }

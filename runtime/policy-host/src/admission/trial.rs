@@ -1,6 +1,6 @@
 //! Decisions a policy is tried on before it is accepted: made up, always the same, of every size it will meet.
 
-use crate::features::{Candidates, RequestFeatures, candidate_flags};
+use crate::features::{Candidates, RequestFeatures, candidate_traits};
 
 /// Numbers of candidates: the least there can be, a machine, a rack, the most that is measured.
 const SIZES: [usize; 5] = [1, 2, 8, 64, 1024];
@@ -65,8 +65,8 @@ fn decision(numbers: &mut Numbers, size: usize, round: u64, number: u64) -> (Req
         };
         candidates.worker.push(worker * 7 + 3);
         candidates
-            .flags
-            .push(candidate_flags::PREFILL | candidate_flags::DECODE | (upto(3) << 2));
+            .traits
+            .push(candidate_traits::PREFILL | candidate_traits::DECODE | (upto(3) << 2));
         candidates.overlap_device.push(device);
         candidates.overlap_host.push(host);
         candidates.overlap_disk.push(disk);

@@ -101,13 +101,13 @@ fn no_policy_is_asked_about_no_candidate_or_columns_of_different_lengths() {
     assert!(!fault.blamed());
     ask(&test_support::idle(3)).expect("the instance is as good as before");
 
-    let mut without_further = Candidates::default();
-    without_further.resize(3);
-    ask(&without_further).expect("kv-aware wants none of them");
+    let mut without_optional = Candidates::default();
+    without_optional.resize(3);
+    ask(&without_optional).expect("kv-aware wants none of them");
     let mut instance = test_support::admitted("replica-synced")
         .instantiate()
         .expect("instance");
-    let fault = instance.decide(&test_support::request(0), &without_further, &mut decision);
+    let fault = instance.decide(&test_support::request(0), &without_optional, &mut decision);
     let fault = fault.expect_err("replica-synced wants them").to_string();
     assert!(fault.contains("has 0 rows for 3"), "{fault}");
 }
@@ -230,7 +230,7 @@ proptest! {
             for (column, value) in candidates.usual_mut().into_iter().zip(row) {
                 column.push(*value);
             }
-            for (column, value) in candidates.further_mut().into_iter().zip(&row[8..]) {
+            for (column, value) in candidates.optional_mut().into_iter().zip(&row[8..]) {
                 column.push(*value);
             }
         }
