@@ -48,7 +48,7 @@ pub struct ProcessId {
 
 /// How a process ended, and what it said.
 #[derive(Debug)]
-pub struct Ended {
+pub struct ProcessEnd {
     /// Its exit status.
     pub status: ExitStatus,
     /// All of its standard output.
@@ -167,7 +167,7 @@ impl Process {
     }
 
     /// Waits for its end; fails once [`DEADLINE`] has passed.
-    pub async fn ended(&mut self) -> anyhow::Result<Ended> {
+    pub async fn ended(&mut self) -> anyhow::Result<ProcessEnd> {
         let Ok(status) = timeout(DEADLINE, self.child.wait()).await else {
             bail!("`runtime {}` does not end\n{}", self.command, self.said());
         };
@@ -176,7 +176,7 @@ impl Process {
         for output in [&mut self.stdout, &mut self.stderr] {
             let _ = timeout(REAPING, output.wait_for(|_| false)).await;
         }
-        Ok(Ended {
+        Ok(ProcessEnd {
             status,
             stdout: self.stdout.borrow().clone(),
             stderr: self.stderr.borrow().clone(),

@@ -70,7 +70,7 @@ impl RouterProcess {
             namespace,
             router_id,
         } = planes;
-        let id = this_life(&router_id)?;
+        let id = incarnation_id(&router_id)?;
 
         let known_by_address = Arc::new(MemoryDiscovery::default());
         let nats = events.nats.clone();
@@ -152,7 +152,7 @@ impl RouterProcess {
 }
 
 /// A name that no other life of this router has.
-fn this_life(name: &str) -> anyhow::Result<RouterId> {
+fn incarnation_id(name: &str) -> anyhow::Result<RouterId> {
     let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(format!("{name}-{}", started.as_millis()).parse()?)
 }

@@ -116,7 +116,7 @@ impl Discovery for EtcdDiscovery {
         self.membership.check(&card)?;
         self.registrations.check(&card)?;
         let wanted = Wanted {
-            life: Some((card.id.clone(), card.epoch)),
+            incarnation: Some((card.id.clone(), card.epoch)),
             value: json(&*card),
         };
         Ok(self.want(self.keys.worker(&card), wanted))
@@ -129,7 +129,7 @@ impl Discovery for EtcdDiscovery {
 
     fn register_router(&self, card: RouterCard) -> Registration {
         let wanted = Wanted {
-            life: None,
+            incarnation: None,
             value: json(&card),
         };
         self.want(self.keys.router(&card.id), wanted)

@@ -14,7 +14,7 @@ pub struct StreamCursor {
 
 /// What to do with a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum BatchCheck {
     /// Apply it: it is the next one, and the cursor has moved past it.
     Apply,
     /// Ignore it: it was applied before, or is contained in the snapshot.
@@ -34,24 +34,24 @@ pub enum Verdict {
 }
 
 impl StreamCursor {
-    /// Judges a batch and, for [`Verdict::Apply`], moves past it.
+    /// Judges a batch and, for [`BatchCheck::Apply`], moves past it.
     ///
     /// A cursor that has seen nothing yet takes batch 0 of any epoch, and finds a gap from 0 before any other.
-    pub fn judge(&mut self, epoch: WorkerEpoch, sequence: u64) -> Verdict {
+    pub fn check(&mut self, epoch: WorkerEpoch, sequence: u64) -> BatchCheck {
         let expected = match self.position {
-            Some((current, _)) if epoch < current => return Verdict::OldEpoch,
-            Some((current, _)) if epoch > current => return Verdict::NewEpoch,
+            Some((current, _)) if epoch < current => return BatchCheck::OldEpoch,
+            Some((current, _)) if epoch > current => return BatchCheck::NewEpoch,
             Some((_, expected)) => expected,
             None => 0,
         };
         if sequence > expected {
-            return Verdict::Gap { expected };
+            return BatchCheck::Gap { expected };
         }
         if sequence < expected {
-            return Verdict::Duplicate;
+            return BatchCheck::Duplicate;
         }
         self.position = Some((epoch, expected + 1));
-        Verdict::Apply
+        BatchCheck::Apply
     }
 
     /// Goes on from a snapshot: `next_sequence` is the first batch it does not contain.
@@ -75,44 +75,44 @@ mod tests {
     #[test]
     fn batches_apply_once_and_in_order() {
         let mut cursor = StreamCursor::default();
-        assert_eq!(cursor.judge(FIRST, 0), Verdict::Apply);
-        assert_eq!(cursor.judge(FIRST, 1), Verdict::Apply);
-        assert_eq!(cursor.judge(FIRST, 0), Verdict::Duplicate);
-        assert_eq!(cursor.judge(FIRST, 1), Verdict::Duplicate);
-        assert_eq!(cursor.judge(FIRST, 3), Verdict::Gap { expected: 2 });
-        assert_eq!(cursor.judge(FIRST, 2), Verdict::Apply);
+        assert_eq!(cursor.check(FIRST, 0), BatchCheck::Apply);
+        assert_eq!(cursor.check(FIRST, 1), BatchCheck::Apply);
+        assert_eq!(cursor.check(FIRST, 0), BatchCheck::Duplicate);
+        assert_eq!(cursor.check(FIRST, 1), BatchCheck::Duplicate);
+        assert_eq!(cursor.check(FIRST, 3), BatchCheck::Gap { expected: 2 });
+        assert_eq!(cursor.check(FIRST, 2), BatchCheck::Apply);
         assert_eq!(cursor.position(), Some((FIRST, 3)));
     }
 
     #[test]
     fn a_stream_met_in_the_middle_is_a_gap_from_its_beginning() {
         let mut cursor = StreamCursor::default();
-        assert_eq!(cursor.judge(FIRST, 7), Verdict::Gap { expected: 0 });
+        assert_eq!(cursor.check(FIRST, 7), BatchCheck::Gap { expected: 0 });
         assert_eq!(cursor.position(), None);
         cursor.resume(FIRST, 8);
-        assert_eq!(cursor.judge(FIRST, 7), Verdict::Duplicate);
-        assert_eq!(cursor.judge(FIRST, 8), Verdict::Apply);
+        assert_eq!(cursor.check(FIRST, 7), BatchCheck::Duplicate);
+        assert_eq!(cursor.check(FIRST, 8), BatchCheck::Apply);
     }
 
     #[test]
     fn a_new_life_starts_over_and_the_old_one_is_silenced() {
         let mut cursor = StreamCursor::default();
         cursor.resume(FIRST, 40);
-        assert_eq!(cursor.judge(SECOND, 0), Verdict::NewEpoch);
+        assert_eq!(cursor.check(SECOND, 0), BatchCheck::NewEpoch);
         assert_eq!(cursor.position(), Some((FIRST, 40)));
         cursor.resume(SECOND, 0);
-        assert_eq!(cursor.judge(SECOND, 0), Verdict::Apply);
-        assert_eq!(cursor.judge(FIRST, 40), Verdict::OldEpoch);
-        assert_eq!(cursor.judge(SECOND, 1), Verdict::Apply);
+        assert_eq!(cursor.check(SECOND, 0), BatchCheck::Apply);
+        assert_eq!(cursor.check(FIRST, 40), BatchCheck::OldEpoch);
+        assert_eq!(cursor.check(SECOND, 1), BatchCheck::Apply);
     }
 
     #[test]
     fn a_new_life_met_in_the_middle_is_a_gap_from_its_beginning() {
         let mut cursor = StreamCursor::default();
         cursor.resume(FIRST, 40);
-        assert_eq!(cursor.judge(SECOND, 5), Verdict::NewEpoch);
+        assert_eq!(cursor.check(SECOND, 5), BatchCheck::NewEpoch);
         cursor.resume(SECOND, 0);
-        assert_eq!(cursor.judge(SECOND, 5), Verdict::Gap { expected: 0 });
-        assert_eq!(cursor.judge(FIRST, 40), Verdict::OldEpoch);
+        assert_eq!(cursor.check(SECOND, 5), BatchCheck::Gap { expected: 0 });
+        assert_eq!(cursor.check(FIRST, 40), BatchCheck::OldEpoch);
     }
 }

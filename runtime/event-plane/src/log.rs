@@ -29,16 +29,16 @@ use mirror::Mirror;
 /// A snapshot and the numbering agree: it contains exactly what the batches before its `next_sequence` said.
 #[derive(Debug, Clone)]
 pub struct EventLog {
-    shared: Arc<Shared>,
+    shared: Arc<LogCell>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct LogCell {
     epoch: WorkerEpoch,
     state: Mutex<State>,
     /// The next sequence, to wake readers.
     published: watch::Sender<u64>,
-    told_full: AtomicBool,
+    reported_full: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -63,7 +63,7 @@ pub struct NotRetained {
 /// Reads a log's batches one after the other.
 #[derive(Debug)]
 pub struct LogReader {
-    shared: Arc<Shared>,
+    shared: Arc<LogCell>,
     position: u64,
     published: watch::Receiver<u64>,
 }
@@ -81,13 +81,13 @@ impl EventLog {
             mirror: Mirror::default(),
         };
         let published = watch::Sender::new(0);
-        let told_full = AtomicBool::new(false);
+        let reported_full = AtomicBool::new(false);
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(LogCell {
                 epoch,
                 state: Mutex::new(state),
                 published,
-                told_full,
+                reported_full,
             }),
         }
     }
@@ -98,11 +98,11 @@ impl EventLog {
     /// Neighbouring events that say one thing are joined. Events must come in the order they happened, so callers
     /// on several threads agree on it before they call.
     pub fn publish(&self, events: Vec<KvEvent>) {
-        let Shared {
+        let LogCell {
             epoch,
             state,
             published,
-            told_full,
+            reported_full,
         } = &*self.shared;
         let mut state = state.lock();
         let (events, refused) = state.mirror.apply_all(events);
@@ -119,7 +119,7 @@ impl EventLog {
         // Under the lock, so that the number never goes back.
         published.send_replace(state.batches.next());
         drop(state);
-        if refused > 0 && !told_full.swap(true, Ordering::Relaxed) {
+        if refused > 0 && !reported_full.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 refused,
                 "more KV blocks than the event log holds: the rest is not told to routers"

@@ -29,11 +29,11 @@ const OLDEST_SNAPSHOT: Duration = Duration::from_secs(60);
 /// The in-process twin of NATS JetStream: one bounded log a worker. Cloning makes another handle.
 #[derive(Debug, Clone)]
 pub struct MemoryPlane {
-    shared: Arc<Shared>,
+    shared: Arc<PlaneLogs>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct PlaneLogs {
     retention: Retention,
     max_workers: usize,
     workers: Mutex<Workers>,
@@ -64,7 +64,7 @@ impl MemoryPlane {
     /// and that have been silent longest.
     pub(crate) fn bounded(retention: Retention, max_workers: usize) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(PlaneLogs {
                 retention,
                 max_workers,
                 workers: Mutex::default(),

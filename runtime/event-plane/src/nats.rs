@@ -1,11 +1,11 @@
 //! The event plane over NATS JetStream.
 //!
 //! ```text
-//! worker   publish ─▶ Outbox: bounded, the newest stay ─▶ one task a worker ─▶ stream SIGNALBOX_KV_EVENTS
+//! worker   publish ─▶ PublishQueue: bounded, the newest stay ─▶ one task a worker ─▶ stream SIGNALBOX_KV_EVENTS
 //! router   subscribe ◀─ MemoryPlane: the newest of each worker ◀─ one Reader a process ◀┘
 //! ```
 //!
-//! Nothing waits for NATS: while it is away, an outbox keeps what its worker published last, and subscriptions are
+//! Nothing waits for NATS: while it is away, an publish_queue keeps what its worker published last, and subscriptions are
 //! silent. When it is back both go on where they were, and what was lost meanwhile is told. `README.md` beside this
 //! crate's manifest describes subjects, stream and messages for other programs.
 
@@ -19,15 +19,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{EventPlane, MemoryPlane, Retention, Subscription, encode_batch, subject::token};
 
-mod outbox;
+mod log_throttle;
 mod position;
-mod rarely;
+mod publish_queue;
 mod reader;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-use outbox::Outbox;
+use publish_queue::PublishQueue;
 use reader::Reader;
 use stream::EventStore;
 
@@ -41,7 +41,7 @@ pub struct NatsPlaneConfig {
     /// connect decides.
     pub replicas: usize,
     /// What is kept of a worker's batches that NATS has not taken yet.
-    pub outbox: Retention,
+    pub publish_queue: Retention,
     /// Most batches of one message.
     pub max_batches_per_message: usize,
     /// What is kept of each worker whose events are received, for subscriptions that come late or are slow. Memory
@@ -52,7 +52,7 @@ pub struct NatsPlaneConfig {
     pub max_workers: usize,
 }
 
-/// KV events over NATS JetStream. Dropping it ends its tasks; what an outbox still holds is lost then.
+/// KV events over NATS JetStream. Dropping it ends its tasks; what an publish_queue still holds is lost then.
 #[derive(Debug)]
 pub struct NatsPlane {
     config: NatsPlaneConfig,
@@ -68,7 +68,7 @@ pub struct NatsPlane {
 struct Tasks {
     _keeper: AbortOnDropHandle<()>,
     reader: Option<AbortOnDropHandle<()>>,
-    outboxes: HashMap<WorkerId, (Arc<Outbox>, AbortOnDropHandle<()>)>,
+    outboxes: HashMap<WorkerId, (Arc<PublishQueue>, AbortOnDropHandle<()>)>,
 }
 
 impl Default for NatsPlaneConfig {
@@ -78,7 +78,7 @@ impl Default for NatsPlaneConfig {
         Self {
             namespace: "signalbox".into(),
             replicas: 1,
-            outbox: Retention::default(),
+            publish_queue: Retention::default(),
             max_batches_per_message: 256,
             retention: Retention::OF_A_ROUTER,
             max_workers: 8192,
@@ -128,27 +128,27 @@ impl NatsPlane {
         }
     }
 
-    fn outbox(&self, worker: &WorkerId) -> Arc<Outbox> {
+    fn publish_queue(&self, worker: &WorkerId) -> Arc<PublishQueue> {
         let new = || {
-            let outbox = Arc::new(Outbox::new(self.config.outbox));
-            let sending = outbox::send_all(
-                outbox.clone(),
+            let publish_queue = Arc::new(PublishQueue::new(self.config.publish_queue));
+            let sending = publish_queue::send_all(
+                publish_queue.clone(),
                 self.store.clone(),
                 subject(&self.config.namespace, worker.as_str()),
                 self.config.max_batches_per_message,
             );
-            (outbox, AbortOnDropHandle::new(self.runtime.spawn(sending)))
+            (publish_queue, AbortOnDropHandle::new(self.runtime.spawn(sending)))
         };
         let mut tasks = self.tasks.lock();
-        let (outbox, _) = tasks.outboxes.entry(worker.clone()).or_insert_with(new);
-        outbox.clone()
+        let (publish_queue, _) = tasks.outboxes.entry(worker.clone()).or_insert_with(new);
+        publish_queue.clone()
     }
 }
 
 impl EventPlane for NatsPlane {
     fn publish(&self, worker: &WorkerId, batch: Arc<KvEventBatch>) {
         let bytes = encode_batch(&batch);
-        self.outbox(worker).push(bytes);
+        self.publish_queue(worker).push(bytes);
     }
 
     fn subscribe(&self, worker: &WorkerId, after: Option<(WorkerEpoch, u64)>) -> Subscription {
@@ -157,8 +157,8 @@ impl EventPlane for NatsPlane {
     }
 
     fn forget(&self, worker: &WorkerId) {
-        let outbox = self.tasks.lock().outboxes.remove(worker);
-        drop(outbox);
+        let publish_queue = self.tasks.lock().outboxes.remove(worker);
+        drop(publish_queue);
         self.received.forget(worker);
     }
 

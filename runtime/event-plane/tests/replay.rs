@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 use proptest::prelude::*;
 use signalbox_event_plane::{
-    EventLog, LogReader, Retention, StreamCursor, Verdict, decode_batch, decode_snapshot, encode_snapshot,
+    BatchCheck, EventLog, LogReader, Retention, StreamCursor, decode_batch, decode_snapshot, encode_snapshot,
 };
 use signalbox_protocol::{CacheTier, KvEvent, SequenceHash, WorkerEpoch};
 
@@ -73,18 +73,18 @@ struct Router {
 impl Router {
     fn receive(&mut self, bytes: &[u8], worker: &Worker) {
         let batch = decode_batch(bytes).unwrap();
-        match self.cursor.judge(batch.epoch, batch.sequence) {
-            Verdict::Apply => batch
+        match self.cursor.check(batch.epoch, batch.sequence) {
+            BatchCheck::Apply => batch
                 .events
                 .iter()
                 .for_each(|event| apply(&mut self.believed, event)),
-            Verdict::Duplicate | Verdict::OldEpoch => {}
-            Verdict::NewEpoch => {
+            BatchCheck::Duplicate | BatchCheck::OldEpoch => {}
+            BatchCheck::NewEpoch => {
                 self.believed.clear();
                 self.cursor.resume(batch.epoch, 0);
                 self.receive(bytes, worker);
             }
-            Verdict::Gap { .. } => {
+            BatchCheck::Gap { .. } => {
                 let snapshot = decode_snapshot(&encode_snapshot(&worker.log.snapshot())).unwrap();
                 self.believed.clear();
                 snapshot

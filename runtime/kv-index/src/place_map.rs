@@ -57,7 +57,7 @@ const SWEPT_PER_BLOCK: usize = 4;
 
 /// Where a block belongs in the table: its shard, and its tag there, which are different bits of its hash.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Spot {
+pub(crate) struct SlotKey {
     shard: usize,
     tag: u32,
 }
@@ -66,7 +66,7 @@ pub(crate) struct Spot {
 pub(crate) struct PlaceMap {
     shards: Vec<Shard>,
     /// The shard that is being swept.
-    broom: usize,
+    sweep_cursor: usize,
     /// Slots that are to be swept for blocks that went.
     sweep_due: usize,
     /// Seeded, so that nobody can choose prompts whose blocks all fall into one shard or one run of slots.
@@ -78,7 +78,7 @@ impl PlaceMap {
     pub(crate) fn new() -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
-            broom: 0,
+            sweep_cursor: 0,
             sweep_due: 0,
             hasher: DefaultHashBuilder::default(),
             shard_bytes: 0,
@@ -86,24 +86,24 @@ impl PlaceMap {
     }
 
     pub(crate) fn find(&self, block: SequenceHash, strands: &Strands) -> Option<Place> {
-        let Spot { shard, tag } = self.spot(block);
+        let SlotKey { shard, tag } = self.slot_key(block);
         self.shards[shard].find(tag, |place| lies_at(block, place, strands))
     }
 
     /// Brings the slots of `blocks` into the cache. One after the other, each would be waited for; asked for all
     /// together, with nothing to decide in between, they arrive together.
-    pub(crate) fn touch(&self, blocks: impl IntoIterator<Item = SequenceHash>) {
+    pub(crate) fn prefetch(&self, blocks: impl IntoIterator<Item = SequenceHash>) {
         let slots = blocks.into_iter().map(|block| {
-            let Spot { shard, tag } = self.spot(block);
+            let SlotKey { shard, tag } = self.slot_key(block);
             self.shards[shard].home_slot(tag)
         });
         std::hint::black_box(slots.fold(0, |all, slot| all ^ slot));
     }
 
-    /// Adds a block at its spot; where it is there already, says where and changes nothing.
+    /// Adds a block at its slot_key; where it is there already, says where and changes nothing.
     pub(crate) fn insert(
         &mut self,
-        Spot { shard, tag }: Spot,
+        SlotKey { shard, tag }: SlotKey,
         block: SequenceHash,
         place: Place,
         strands: &Strands,
@@ -123,19 +123,19 @@ impl PlaceMap {
 
     /// Follows a block to its new place. The strands may be in between: hashes are not read.
     pub(crate) fn follow(&mut self, block: SequenceHash, old: Place, new: Place) {
-        let Spot { shard, tag } = self.spot(block);
+        let SlotKey { shard, tag } = self.slot_key(block);
         self.shards[shard].replace(tag, old, new);
     }
 
     /// Forgets a block, and gives memory back where its shard became sparse. Hashes are not read.
     pub(crate) fn forget(&mut self, block: SequenceHash, old: Place) {
-        let Spot { shard, tag } = self.spot(block);
+        let SlotKey { shard, tag } = self.slot_key(block);
         self.resizing(shard, |shard| shard.remove(tag, old));
     }
 
     /// So many blocks went with their strand: makes a part of the table due for [sweeping](Self::sweep), all of it at
     /// most.
-    pub(crate) fn owe_sweep(&mut self, blocks: usize) {
+    pub(crate) fn schedule_sweep(&mut self, blocks: usize) {
         // A look at a shard without slots counts too.
         let whole = self.shard_bytes / size_of::<u64>() + SHARDS;
         self.sweep_due = (self.sweep_due + blocks * SWEPT_PER_BLOCK).min(whole);
@@ -152,11 +152,11 @@ impl PlaceMap {
         while self.sweep_due > end {
             let most = self.sweep_due - end;
             let sweep = |shard: &mut Shard| shard.sweep_on(most, strands.is_gone());
-            let (swept, is_through) = self.resizing(self.broom, sweep);
+            let (swept, is_through) = self.resizing(self.sweep_cursor, sweep);
             self.sweep_due -= swept.max(1);
             if is_through {
-                self.broom = (self.broom + 1) % SHARDS;
-                if self.broom == 0 {
+                self.sweep_cursor = (self.sweep_cursor + 1) % SHARDS;
+                if self.sweep_cursor == 0 {
                     return true;
                 }
             }
@@ -167,7 +167,7 @@ impl PlaceMap {
     /// Forgets all blocks.
     pub(crate) fn clear(&mut self) {
         self.shards.fill_with(Shard::default);
-        (self.broom, self.sweep_due, self.shard_bytes) = (0, 0, 0);
+        (self.sweep_cursor, self.sweep_due, self.shard_bytes) = (0, 0, 0);
     }
 
     /// Where the slots lead, to no block any more included.
@@ -177,17 +177,17 @@ impl PlaceMap {
     }
 
     /// The most memory that adding a block there can take, the old slots beside the new ones included.
-    pub(crate) fn insert_bytes(&self, spot: Spot) -> usize {
-        self.shards[spot.shard].insert_bytes()
+    pub(crate) fn insert_bytes(&self, slot_key: SlotKey) -> usize {
+        self.shards[slot_key.shard].insert_bytes()
     }
 
     pub(crate) fn bytes(&self) -> usize {
         self.shards.capacity() * size_of::<Shard>() + self.shard_bytes
     }
 
-    pub(crate) fn spot(&self, block: SequenceHash) -> Spot {
+    pub(crate) fn slot_key(&self, block: SequenceHash) -> SlotKey {
         let hash = self.hasher.hash_one(block.0);
-        Spot {
+        SlotKey {
             shard: hash as usize % SHARDS,
             tag: (hash >> (64 - shard::TAG_BITS)) as u32,
         }

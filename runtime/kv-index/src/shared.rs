@@ -31,11 +31,11 @@ const WRITER_LOOKS: usize = 32;
 /// Cloning makes another handle to the same index.
 #[derive(Debug, Clone)]
 pub struct SharedKvIndex {
-    shared: Arc<Shared>,
+    shared: Arc<IndexLock>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct IndexLock {
     index: RwLock<KvIndex>,
     /// Readers that wait for a write to end.
     waiting: AtomicUsize,
@@ -45,7 +45,7 @@ impl SharedKvIndex {
     /// See [`KvIndex::new`].
     pub fn new(max_bytes: usize) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(IndexLock {
                 index: RwLock::new(KvIndex::new(max_bytes)),
                 waiting: AtomicUsize::new(0),
             }),
@@ -93,7 +93,7 @@ impl SharedKvIndex {
     }
 }
 
-impl Shared {
+impl IndexLock {
     /// The index for a reader, after the write under way.
     fn wait_for_write(&self) -> RwLockReadGuard<'_, KvIndex> {
         // Only a hint for writers, so nothing has to be ordered by it.

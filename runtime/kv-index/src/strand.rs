@@ -269,7 +269,7 @@ impl Strand {
     }
 
     /// Drops the dead blocks and closes up, telling each block's old offset and its new one.
-    pub(crate) fn squeeze(&mut self, mut moved: impl FnMut(SequenceHash, usize, Option<usize>)) {
+    pub(crate) fn compact(&mut self, mut moved: impl FnMut(SequenceHash, usize, Option<usize>)) {
         let mut hashes = Vec::with_capacity(self.len() - self.dead());
         let mut segments = Vec::new();
         for index in 0..self.segments.len() {

@@ -22,11 +22,11 @@ const GUEST_STACK: usize = 512 << 10;
 
 /// wasmtime's engine with its settings and the clock of its deadlines: one a process. A clone is a handle.
 #[derive(Debug, Clone)]
-pub struct PolicyEngine(pub(crate) Arc<Shared>);
+pub struct PolicyEngine(pub(crate) Arc<EngineParts>);
 
 /// What the handles share.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct EngineParts {
     pub(crate) wasm: Engine,
     pub(crate) limits: PolicyLimits,
     pub(crate) ticker: Ticker,
@@ -53,7 +53,7 @@ impl PolicyEngine {
         };
         let ticker = Ticker::start(&wasm)
             .map_err(|error| AdmissionError::Unsound(format!("no thread for policy deadlines: {error}")))?;
-        Ok(Self(Arc::new(Shared {
+        Ok(Self(Arc::new(EngineParts {
             wasm,
             limits,
             ticker,

@@ -88,12 +88,12 @@ impl PolicyInstance {
 
     /// Hands over the settings; the inner error is the policy's own sentence.
     pub(crate) fn configure(&mut self, settings: &str) -> Result<Result<(), String>, PolicyFault> {
-        self.unhurried(|routing, store| routing.call_configure(store, settings))
+        self.call_with_configure_budget(|routing, store| routing.call_configure(store, settings))
     }
 
     /// Asks who it is and what it wants to see; the inner error is a sentence about an answer that will not do.
     pub(crate) fn describe(&mut self) -> Result<Result<Description, String>, PolicyFault> {
-        let info = self.unhurried(|routing, store| routing.call_describe(store))?;
+        let info = self.call_with_configure_budget(|routing, store| routing.call_describe(store))?;
         Ok(Description::check(info))
     }
 
@@ -138,7 +138,7 @@ impl PolicyInstance {
         };
         for some in outcomes.chunks(MAX_OUTCOMES) {
             let some: Vec<types::Outcome> = some.iter().map(Into::into).collect();
-            self.unhurried(|_, store| observer.call_observe(store, &some))?;
+            self.call_with_configure_budget(|_, store| observer.call_observe(store, &some))?;
         }
         Ok(())
     }
@@ -151,7 +151,7 @@ impl PolicyInstance {
         let Some(state) = self.state.clone() else {
             return Ok(None);
         };
-        let snapshot = self.unhurried(|_, store| state.call_snapshot(store))?;
+        let snapshot = self.call_with_configure_budget(|_, store| state.call_snapshot(store))?;
         if snapshot.len() > MAX_SNAPSHOT_BYTES {
             let size = snapshot.len();
             return Err(PolicyFault::Answer(format!(
@@ -169,7 +169,7 @@ impl PolicyInstance {
         let Some(state) = self.state.clone() else {
             return Ok(Err("it keeps no state".into()));
         };
-        self.unhurried(|_, store| state.call_restore(store, snapshot))
+        self.call_with_configure_budget(|_, store| state.call_restore(store, snapshot))
     }
 
     /// Why the candidate in row `chosen` has the request, in the policy's words; `None` when it does not explain.
@@ -188,8 +188,9 @@ impl PolicyInstance {
         self.gather_signals(request, candidates)?;
         let extra = std::mem::take(&mut self.extra);
         let columns = convert::candidates(candidates, self.component.description.columns, &extra);
-        let reason =
-            self.unhurried(|_, store| explainer.call_explain(store, request.into(), columns, chosen));
+        let reason = self.call_with_configure_budget(|_, store| {
+            explainer.call_explain(store, request.into(), columns, chosen)
+        });
         let mut reason = reason?;
         reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
         self.extra = extra;
@@ -231,7 +232,7 @@ impl PolicyInstance {
     }
 
     /// A call off the path of decisions, which has the longer budget.
-    fn unhurried<R>(
+    fn call_with_configure_budget<R>(
         &mut self,
         call: impl FnOnce(&routing::Guest, &mut Store<Sandbox>) -> wasmtime::Result<R>,
     ) -> Result<R, PolicyFault> {

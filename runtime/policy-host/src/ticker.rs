@@ -22,10 +22,10 @@ const IDLE_LOOKS: u32 = 100;
 
 /// A handle on the ticking thread, which ends with its engine.
 #[derive(Debug)]
-pub(crate) struct Ticker(Arc<Shared>);
+pub(crate) struct Ticker(Arc<TickerState>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct TickerState {
     /// Calls under way.
     running: AtomicU32,
     /// Calls begun so far.
@@ -36,12 +36,12 @@ struct Shared {
 
 /// A call under way; it ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Running<'a>(&'a Shared);
+pub(crate) struct Running<'a>(&'a TickerState);
 
 impl Ticker {
     /// Starts ticking for `engine`.
     pub(crate) fn start(engine: &Engine) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(TickerState::default());
         let (engine, state) = (engine.weak(), Arc::downgrade(&shared));
         let ticking = move || {
             let (mut pause, mut seen, mut idle) = (TICK, 0, 0);

@@ -34,6 +34,6 @@ pub use ids::{InvalidWorkerId, MAX_NAME_LEN, RequestId, WorkerEpoch, WorkerId, i
 pub use kv_event::{CacheTier, KvEvent, KvEventBatch, KvSnapshot};
 pub use load::{LoadReport, ReplicaLoad, WorkerReport};
 pub use plane_status::{PlaneState, PlaneStatus};
-pub use replica_message::{ReplicaMessage, ReplicaNews, WorkerShare};
+pub use replica_message::{ReplicaMessage, ReplicaUpdate, WorkerShare};
 pub use router_card::{RouterCard, RouterId};
 pub use worker_card::{WorkerCapacity, WorkerCard, WorkerRole};

@@ -14,13 +14,13 @@ pub struct ReplicaMessage {
     pub origin: RouterId,
     /// What it says.
     #[serde(flatten)]
-    pub news: ReplicaNews,
+    pub update: ReplicaUpdate,
 }
 
 /// What a router says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum ReplicaNews {
+pub enum ReplicaUpdate {
     /// The load it has on these workers changed: what it is now.
     Changes {
         /// Numbers the origin's changes from 1, without holes.
@@ -92,7 +92,7 @@ mod tests {
     fn messages_are_flat_json() {
         let message = ReplicaMessage {
             origin: "router-1".parse().unwrap(),
-            news: ReplicaNews::Changes {
+            update: ReplicaUpdate::Changes {
                 sequence: 7,
                 workers: vec![WorkerShare {
                     worker: "worker-0".parse().unwrap(),
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<ReplicaMessage>(json).unwrap(), message);
         let ask = r#"{"origin":"router-1","kind":"ask"}"#;
         let asked = serde_json::from_str::<ReplicaMessage>(ask).unwrap();
-        assert_eq!(asked.news, ReplicaNews::Ask { of: None });
+        assert_eq!(asked.update, ReplicaUpdate::Ask { of: None });
     }
 
     #[test]

@@ -10,9 +10,9 @@ pub mod bench_support;
 mod dial;
 mod error;
 mod link;
+mod link_events;
 mod liveness;
 mod mux;
-mod notices;
 mod pump;
 mod response;
 mod state;
@@ -243,7 +243,7 @@ struct Owner {
 }
 
 impl Owner {
-    /// actix does not restart an actor that panicked: whoever notices its closed address starts it again.
+    /// actix does not restart an actor that panicked: whoever link_events its closed address starts it again.
     fn revive(&self) {
         if self.actor.borrow().connected() || self.link.with(|link| link.state == LinkState::Closed) {
             return;

@@ -21,7 +21,7 @@ mod client;
 mod frame;
 mod hello;
 mod nats;
-mod read_room;
+mod read_buffer;
 mod server;
 mod stream;
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! The worker's side: takes calls from routers and sends answers, on any tokio runtime.
 //!
 //! Each connection has a task that reads (`connection`) and one that writes; between them and the responders stands
-//! the connection's `outbox`. An engine thread queues a step's pieces there and flushes, and the writer sends them
+//! the connection's `send_queue`. An engine thread queues a step's pieces there and flushes, and the writer sends them
 //! all at once.
 
 mod accept;
 mod connection;
 mod greeting;
-mod outbox;
 mod responder;
-mod shared;
+mod send_queue;
+mod state;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
     nats::{ADDRESS_PREFIX, NatsListener, NatsTransport},
 };
 use accept::Listener;
-use shared::{Shared, Timeouts};
+use state::{ServerState, Timeouts};
 
 pub use responder::{CallerGone, Responder};
 
@@ -129,9 +129,9 @@ impl Server {
             Listener::Tcp { .. } => None,
             Listener::Nats(listener) => Some(listener.transport().clone()),
         };
-        let shared = Arc::new(Shared::new(self.config, self.timeouts, card, handler));
-        shared.tasks.spawn(accept::accept(self.listener, shared.clone()));
-        ServerHandle { shared, nats }
+        let server = Arc::new(ServerState::new(self.config, self.timeouts, card, handler));
+        server.tasks.spawn(accept::accept(self.listener, server.clone()));
+        ServerHandle { server, nats }
     }
 
     #[cfg(test)]
@@ -144,7 +144,7 @@ impl Server {
 /// Handle of a running server.
 #[derive(Clone)]
 pub struct ServerHandle {
-    shared: Arc<Shared>,
+    server: Arc<ServerState>,
     nats: Option<NatsTransport>,
 }
 
@@ -152,7 +152,7 @@ impl ServerHandle {
     /// Leaves politely: stops listening, tells every router to send nothing new, waits until no Generate stream is
     /// open, at most `grace`, then writes what is queued and closes all connections. What is still open then is lost.
     pub async fn drain(&self, grace: Duration) {
-        self.shared.drain(grace).await;
+        self.server.drain(grace).await;
         if let Some(nats) = &self.nats {
             // What was written is in the client's queue, and the process may end now.
             let _ = timeout(FLUSH_TIMEOUT, nats.flush()).await;

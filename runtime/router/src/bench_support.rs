@@ -136,13 +136,13 @@ impl BenchRouter {
             session: 0,
             lora: 0,
         };
-        let choice = self
+        let placement = self
             .decider
             .decide(&self.model, demand, None::<fn(&WorkerEntry) -> bool>)
             .ok()?;
         let place = self.next;
         self.next = (place + 1) % self.held.len();
-        self.held[place] = Some(choice.reservation);
-        Some((choice.worker.slot.0, choice.overlap_blocks))
+        self.held[place] = Some(placement.reservation);
+        Some((placement.worker.slot.0, placement.overlap_blocks))
     }
 }

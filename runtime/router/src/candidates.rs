@@ -56,9 +56,9 @@ fn fill(workers: &ReadyWorkers, load: &LoadTable, overlaps: &OverlapScores, colu
     let WorkerColumns { slots, kv_blocks, .. } = workers.columns();
     columns.worker.copy_from_slice(slots);
     columns.kv_blocks_total.copy_from_slice(kv_blocks);
-    pick(&overlaps.device, slots, &mut columns.overlap_device);
-    pick(&overlaps.host, slots, &mut columns.overlap_host);
-    pick(&overlaps.disk, slots, &mut columns.overlap_disk);
+    gather(&overlaps.device, slots, &mut columns.overlap_device);
+    gather(&overlaps.host, slots, &mut columns.overlap_host);
+    gather(&overlaps.disk, slots, &mut columns.overlap_disk);
     for (&slot, prefill, decode, requests, used) in izip!(
         slots,
         &mut columns.prefill_tokens,
@@ -74,7 +74,7 @@ fn fill(workers: &ReadyWorkers, load: &LoadTable, overlaps: &OverlapScores, colu
 }
 
 /// The overlaps of the workers in `slots`; 0 where nobody holds anything, as mostly below the device.
-fn pick(overlaps: &[u32], slots: &[u32], column: &mut [u32]) {
+fn gather(overlaps: &[u32], slots: &[u32], column: &mut [u32]) {
     if overlaps.is_empty() {
         return column.fill(0);
     }

@@ -17,7 +17,7 @@ use crate::{
     candidates::{NoCandidate, assemble, fill_optional},
     load::{LoadTable, Reservation},
     roster::{ModelEntry, WorkerEntry},
-    verdict,
+    selection,
 };
 
 /// Most counters kept at hand; policies come and go, and an old label costs a look-up again.
@@ -36,7 +36,7 @@ pub(crate) struct Demand<'a> {
 
 /// The outcome.
 #[derive(Debug)]
-pub(crate) struct Choice {
+pub(crate) struct Placement {
     pub(crate) worker: WorkerEntry,
     /// `name@version` of who decided.
     pub(crate) policy: Arc<str>,
@@ -85,7 +85,7 @@ impl Decider {
         model: &ModelEntry,
         demand: Demand<'_>,
         may_use: Option<impl Fn(&WorkerEntry) -> bool>,
-    ) -> Result<Choice, NoCandidate> {
+    ) -> Result<Placement, NoCandidate> {
         let started = Instant::now();
         self.index
             .read(|index| index.overlaps(demand.blocks, &mut self.overlaps));
@@ -143,7 +143,7 @@ impl Decider {
         let reservation = self.load.reserve(worker.slot, prefill_tokens, decode_blocks);
         self.count(&decided.by);
         self.seconds.record(started.elapsed());
-        Ok(Choice {
+        Ok(Placement {
             worker,
             policy: decided.by,
             overlap_blocks,
@@ -156,11 +156,11 @@ impl Decider {
     fn row(&mut self, request: &RequestFeatures) -> usize {
         let candidates = self.rows.len();
         let mut draw = |below: u32| self.random.random_range(0..below.max(1));
-        if let Some(row) = verdict::pick(&self.decision, candidates, &mut draw) {
+        if let Some(row) = selection::select_row(&self.decision, candidates, &mut draw) {
             return row;
         }
         Fallback.decide(request, &self.columns, &mut self.decision);
-        verdict::pick(&self.decision, candidates, &mut draw).unwrap_or(0)
+        selection::select_row(&self.decision, candidates, &mut draw).unwrap_or(0)
     }
 
     fn count(&mut self, policy: &Arc<str>) {

@@ -10,7 +10,7 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use futures_util::stream;
-use signalbox_event_plane::{Delivery, EventPlane, StreamCursor, Verdict, decode_snapshot};
+use signalbox_event_plane::{BatchCheck, Delivery, EventPlane, StreamCursor, decode_snapshot};
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{Call, KvEventBatch, KvSnapshot, PlaneState, WorkerCard};
 use signalbox_request_plane::LinkHandle;
@@ -56,13 +56,13 @@ pub(crate) struct EventStream {
     retry: Duration,
     /// Counts the resyncs. What was on its way here when one began, a batch as well as a snapshot, is of the past:
     /// applied to the emptied index it would be credit for what may be gone.
-    generation: u64,
+    resync: u64,
     /// What the last look at the stream's progress saw.
-    looked: Progress,
+    last_progress: Progress,
     /// Whether a batch was applied since the last snapshot. Until then the plane delivers what the snapshot contains,
     /// perhaps more of it than it keeps, and what it skips of that is not missing; a real hole shows in the next
     /// batch's number, or at the next look at the progress.
-    has_met: bool,
+    applied_since_snapshot: bool,
 }
 
 /// How far the stream was at one look.
@@ -84,9 +84,9 @@ impl Progress {
 }
 
 /// What a subscription gave.
-struct Received {
+struct StreamDelivery {
     /// The actor's when it subscribed.
-    generation: u64,
+    resync: u64,
     delivery: Delivery,
 }
 
@@ -102,15 +102,15 @@ impl EventStream {
             cursor: StreamCursor::default(),
             subscription: None,
             retry: SNAPSHOT_RETRY,
-            generation: 0,
-            looked: Progress::default(),
-            has_met: false,
+            resync: 0,
+            last_progress: Progress::default(),
+            applied_since_snapshot: false,
         }
     }
 
-    /// Whether what began in this generation still matters.
-    fn is_current(&self, generation: u64) -> bool {
-        generation == self.generation && !self.config.is_over.get()
+    /// Whether what began in this resync still matters.
+    fn is_current(&self, resync: u64) -> bool {
+        resync == self.resync && !self.config.is_over.get()
     }
 
     /// Finds losses that nothing else tells of: the last batches before a worker fell silent.
@@ -124,7 +124,7 @@ impl EventStream {
             reported: load.reported_next_batch(*slot),
         };
         let is_following = load.event_state(*slot) == EventState::Following;
-        let before = std::mem::replace(&mut self.looked, now);
+        let before = std::mem::replace(&mut self.last_progress, now);
         if is_following && !self.config.is_over.get() && before.shows_loss(now) {
             self.resync(ctx, "the worker has said more than arrived here");
         }
@@ -133,7 +133,7 @@ impl EventStream {
     /// Drops all credit and starts again from a snapshot.
     fn resync(&mut self, ctx: &mut Context<Self>, reason: &str) {
         debug!(worker.id = %self.config.card.id, reason, "KV index of the worker is rebuilt from a snapshot");
-        self.generation += 1;
+        self.resync += 1;
         if let Some(subscription) = self.subscription.take() {
             ctx.cancel_future(subscription);
         }
@@ -146,10 +146,10 @@ impl EventStream {
     }
 
     fn fetch_snapshot(&self, ctx: &mut Context<Self>) {
-        let (link, generation) = (self.config.link.clone(), self.generation);
+        let (link, resync) = (self.config.link.clone(), self.resync);
         let snapshot = async move { fetch(&link, Call::FetchKvSnapshot, MAX_SNAPSHOT_BYTES).await };
         ctx.spawn(snapshot.into_actor(self).map(move |answer, actor, ctx| {
-            if actor.is_current(generation) {
+            if actor.is_current(resync) {
                 actor.snapshot_fetched(ctx, answer);
             }
         }));
@@ -171,9 +171,9 @@ impl EventStream {
 
     fn retry_snapshot(&mut self, ctx: &mut Context<Self>, reason: &str) {
         debug!(worker.id = %self.config.card.id, reason, "KV snapshot could not be had; asking again");
-        let generation = self.generation;
+        let resync = self.resync;
         ctx.run_later(self.retry, move |actor, ctx| {
-            if actor.is_current(generation) {
+            if actor.is_current(resync) {
                 actor.fetch_snapshot(ctx);
             }
         });
@@ -185,17 +185,17 @@ impl EventStream {
         let slot = self.config.slot;
         self.change_index(|index, slot| index.apply_all(slot, &snapshot.stored));
         self.cursor.resume(snapshot.epoch, snapshot.next_sequence);
-        self.has_met = false;
+        self.applied_since_snapshot = false;
         self.config.load.set_event_state(slot, EventState::Following);
         let subscription = self
             .config
             .plane
             .subscribe(&self.config.card.id, self.cursor.position());
-        let generation = self.generation;
+        let resync = self.resync;
         let deliveries = stream::unfold(subscription, move |mut subscription| async move {
             match subscription.next().await {
                 Delivery::Closed => None,
-                delivery => Some((Received { generation, delivery }, subscription)),
+                delivery => Some((StreamDelivery { resync, delivery }, subscription)),
             }
         });
         self.subscription = Some(ctx.add_stream(deliveries));
@@ -211,18 +211,20 @@ impl EventStream {
     }
 
     fn receive(&mut self, ctx: &mut Context<Self>, batch: &KvEventBatch) {
-        match self.cursor.judge(batch.epoch, batch.sequence) {
-            Verdict::Apply => {
-                self.has_met = true;
+        match self.cursor.check(batch.epoch, batch.sequence) {
+            BatchCheck::Apply => {
+                self.applied_since_snapshot = true;
                 self.change_index(|index, slot| index.apply_all(slot, &batch.events));
             }
-            Verdict::Duplicate | Verdict::OldEpoch => {}
-            Verdict::Gap { expected } => {
+            BatchCheck::Duplicate | BatchCheck::OldEpoch => {}
+            BatchCheck::Gap { expected } => {
                 let reason = format!("batch {expected} is missing: {} came", batch.sequence);
                 self.resync(ctx, &reason);
             }
             // The next life of the worker gets a stream of its own as soon as discovery tells of it.
-            Verdict::NewEpoch => warn!(worker.id = %self.config.card.id, "a later life of the worker speaks"),
+            BatchCheck::NewEpoch => {
+                warn!(worker.id = %self.config.card.id, "a later life of the worker speaks")
+            }
         }
     }
 }
@@ -236,15 +238,15 @@ impl Actor for EventStream {
     }
 }
 
-impl StreamHandler<Received> for EventStream {
-    fn handle(&mut self, Received { generation, delivery }: Received, ctx: &mut Self::Context) {
+impl StreamHandler<StreamDelivery> for EventStream {
+    fn handle(&mut self, StreamDelivery { resync, delivery }: StreamDelivery, ctx: &mut Self::Context) {
         // A stream that was cancelled hands over what it has ready all the same.
-        if !self.is_current(generation) {
+        if !self.is_current(resync) {
             return;
         }
         match delivery {
             Delivery::Batch(batch) => self.receive(ctx, &batch),
-            Delivery::Skipped if self.has_met => {
+            Delivery::Skipped if self.applied_since_snapshot => {
                 self.resync(ctx, "the plane no longer keeps what is missing")
             }
             Delivery::Skipped | Delivery::Closed => {}

@@ -1,7 +1,7 @@
 //! The decision and the life of a request.
 //!
 //! ```text
-//! discovery ──▶ WorkerRoster ──▶ Session: control link, load watch, EventStream ──▶ KV index
+//! discovery ──▶ WorkerRoster ──▶ WorkerSession: control link, load watch, EventStream ──▶ KV index
 //!                    │ publishes                                                        │ read
 //!                    ▼                                                                  ▼
 //! http ──route──▶ RouterReplica: candidates ─▶ policy ─▶ verdict ─▶ reservation ─▶ worker link ──▶ AnswerStream
@@ -30,10 +30,10 @@ mod replica;
 mod replica_sync;
 mod roster;
 mod router;
-mod session;
-mod text_loads;
-mod verdict;
+mod selection;
+mod tokenizer_loads;
 mod worker_roster;
+mod worker_session;
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@
 //! its `Drop`, so a request that fails, is cancelled or panics is released like one that finished.
 //!
 //! What other routers have in flight stands beside it, kept by replica sync. Every change of what this router has
-//! rings a bell for it, without waiting and, while the last ring was not answered, without any cost.
+//! rings a changes for it, without waiting and, while the last ring was not answered, without any cost.
 
 use std::sync::{
     Arc,
@@ -26,14 +26,14 @@ pub(crate) const MAX_WORKERS: u32 = 4_096;
 #[derive(Debug, Clone)]
 pub(crate) struct LoadTable {
     own: Arc<[OwnLoad]>,
-    told: Arc<[ToldLoad]>,
-    bell: Arc<Bell>,
+    reported: Arc<[ReportedLoad]>,
+    changes: Arc<ChangeSignal>,
 }
 
 /// Rings when this router's load changed since it was last answered.
 #[derive(Debug, Default)]
-struct Bell {
-    rang: AtomicBool,
+struct ChangeSignal {
+    raised: AtomicBool,
     listener: Notify,
 }
 
@@ -44,13 +44,13 @@ struct OwnLoad {
     prefill_tokens: AtomicU32,
     decode_blocks: AtomicU32,
     requests: AtomicU32,
-    /// The greater of the two that [`ToldLoad`] has.
+    /// The greater of the two that [`ReportedLoad`] has.
     used_blocks: AtomicU32,
 }
 
 /// What others say of a worker. All of it is written by one thread.
 #[derive(Debug, Default)]
-struct ToldLoad {
+struct ReportedLoad {
     others_prefill_tokens: AtomicU32,
     others_decode_blocks: AtomicU32,
     others_requests: AtomicU32,
@@ -114,8 +114,8 @@ impl Default for LoadTable {
     fn default() -> Self {
         Self {
             own: (0..MAX_WORKERS).map(|_| OwnLoad::default()).collect(),
-            told: (0..MAX_WORKERS).map(|_| ToldLoad::default()).collect(),
-            bell: Arc::default(),
+            reported: (0..MAX_WORKERS).map(|_| ReportedLoad::default()).collect(),
+            changes: Arc::default(),
         }
     }
 }
@@ -152,13 +152,13 @@ impl LoadTable {
     /// What other routers have in flight on a worker, and the requests that wait in its engine; `None` for a slot past the
     /// table's end.
     pub(crate) fn others(&self, worker: WorkerSlot) -> Option<(ReplicaLoad, u32)> {
-        let told = self.told(worker)?;
+        let reported = self.reported(worker)?;
         let others = ReplicaLoad {
-            prefill_tokens: told.others_prefill_tokens.load(Relaxed),
-            decode_blocks: told.others_decode_blocks.load(Relaxed),
-            requests: told.others_requests.load(Relaxed),
+            prefill_tokens: reported.others_prefill_tokens.load(Relaxed),
+            decode_blocks: reported.others_decode_blocks.load(Relaxed),
+            requests: reported.others_requests.load(Relaxed),
         };
-        Some((others, told.reported_waiting.load(Relaxed)))
+        Some((others, reported.reported_waiting.load(Relaxed)))
     }
 
     /// Counts a request on `worker` until the reservation is dropped.
@@ -167,7 +167,7 @@ impl LoadTable {
             own.prefill_tokens.fetch_add(prefill_tokens, Relaxed);
             own.decode_blocks.fetch_add(decode_blocks, Relaxed);
             own.requests.fetch_add(1, Relaxed);
-            self.bell.ring();
+            self.changes.raise();
         }
         Reservation {
             table: self.clone(),
@@ -179,11 +179,12 @@ impl LoadTable {
 
     /// Takes over what a worker said of itself.
     pub(crate) fn report(&self, worker: WorkerSlot, report: &WorkerReport) {
-        if let Some(told) = self.told(worker) {
-            told.reported_waiting.store(report.load.waiting, Relaxed);
-            told.reported_used_blocks
+        if let Some(reported) = self.reported(worker) {
+            reported.reported_waiting.store(report.load.waiting, Relaxed);
+            reported
+                .reported_used_blocks
                 .store(report.load.used_kv_blocks, Relaxed);
-            told.reported_next_batch.store(report.next_kv_batch, Relaxed);
+            reported.reported_next_batch.store(report.next_kv_batch, Relaxed);
             self.count_used_blocks(worker);
         }
     }
@@ -194,17 +195,17 @@ impl LoadTable {
     }
 
     fn set_indexed_blocks(&self, worker: WorkerSlot, blocks: usize) {
-        if let Some(told) = self.told(worker) {
+        if let Some(reported) = self.reported(worker) {
             let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
-            told.indexed_blocks.store(blocks, Relaxed);
+            reported.indexed_blocks.store(blocks, Relaxed);
             self.count_used_blocks(worker);
         }
     }
 
     fn count_used_blocks(&self, worker: WorkerSlot) {
-        if let (Some(own), Some(told)) = (self.own.get(worker.0 as usize), self.told(worker)) {
-            let reported = told.reported_used_blocks.load(Relaxed);
-            let used = reported.max(told.indexed_blocks.load(Relaxed));
+        if let (Some(own), Some(reported)) = (self.own.get(worker.0 as usize), self.reported(worker)) {
+            let reported = reported.reported_used_blocks.load(Relaxed);
+            let used = reported.max(reported.indexed_blocks.load(Relaxed));
             // Left alone where it is right: storing would take the cache line from every thread that decides.
             if own.used_blocks.load(Relaxed) != used {
                 own.used_blocks.store(used, Relaxed);
@@ -214,32 +215,35 @@ impl LoadTable {
 
     /// The number the worker's next batch of KV events will have, as it last said; 0 before it said anything.
     pub(crate) fn reported_next_batch(&self, worker: WorkerSlot) -> u64 {
-        self.told(worker)
-            .map_or(0, |told| told.reported_next_batch.load(Relaxed))
+        self.reported(worker)
+            .map_or(0, |reported| reported.reported_next_batch.load(Relaxed))
     }
 
     /// Takes over what other routers have in flight on a worker together.
     pub(crate) fn set_others(&self, worker: WorkerSlot, others: ReplicaLoad) {
-        if let Some(told) = self.told(worker) {
-            told.others_prefill_tokens.store(others.prefill_tokens, Relaxed);
-            told.others_decode_blocks.store(others.decode_blocks, Relaxed);
-            told.others_requests.store(others.requests, Relaxed);
+        if let Some(reported) = self.reported(worker) {
+            reported
+                .others_prefill_tokens
+                .store(others.prefill_tokens, Relaxed);
+            reported.others_decode_blocks.store(others.decode_blocks, Relaxed);
+            reported.others_requests.store(others.requests, Relaxed);
         }
     }
 
     /// Waits until this router's load changes, or has changed since the last time this returned. For one listener.
     pub(crate) async fn changed(&self) {
-        self.bell.listener.notified().await;
-        self.bell.rang.store(false, Release);
+        self.changes.listener.notified().await;
+        self.changes.raised.store(false, Release);
     }
 
     pub(crate) fn event_state(&self, worker: WorkerSlot) -> EventState {
-        self.told(worker).map_or(EventState::None, ToldLoad::event_state)
+        self.reported(worker)
+            .map_or(EventState::None, ReportedLoad::event_state)
     }
 
     pub(crate) fn set_event_state(&self, worker: WorkerSlot, state: EventState) {
-        if let Some(told) = self.told(worker) {
-            told.event_state.store(state as u8, Relaxed);
+        if let Some(reported) = self.reported(worker) {
+            reported.event_state.store(state as u8, Relaxed);
         }
     }
 
@@ -251,12 +255,12 @@ impl LoadTable {
         self.set_event_state(worker, EventState::None);
     }
 
-    fn told(&self, worker: WorkerSlot) -> Option<&ToldLoad> {
-        self.told.get(worker.0 as usize)
+    fn reported(&self, worker: WorkerSlot) -> Option<&ReportedLoad> {
+        self.reported.get(worker.0 as usize)
     }
 }
 
-impl ToldLoad {
+impl ReportedLoad {
     fn event_state(&self) -> EventState {
         match self.event_state.load(Relaxed) {
             1 => EventState::Resyncing,
@@ -266,10 +270,10 @@ impl ToldLoad {
     }
 }
 
-impl Bell {
-    fn ring(&self) {
+impl ChangeSignal {
+    fn raise(&self) {
         // Read first: while nobody answered, threads share the flag's cache line instead of taking it in turns.
-        if !self.rang.load(Relaxed) && !self.rang.swap(true, AcqRel) {
+        if !self.raised.load(Relaxed) && !self.raised.swap(true, AcqRel) {
             self.listener.notify_one();
         }
     }
@@ -293,7 +297,7 @@ impl Reservation {
         {
             let before = own.prefill_tokens.fetch_sub(tokens, Relaxed);
             debug_assert!(before >= tokens, "R-1: prefill tokens released twice");
-            self.table.bell.ring();
+            self.table.changes.raise();
         }
     }
 }
@@ -305,7 +309,7 @@ impl Drop for Reservation {
             own.decode_blocks.fetch_sub(self.decode_blocks, Relaxed);
             let before = own.requests.fetch_sub(1, Relaxed);
             debug_assert!(before > 0, "R-1: a request released twice");
-            self.table.bell.ring();
+            self.table.changes.raise();
         }
     }
 }

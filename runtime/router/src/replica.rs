@@ -21,7 +21,7 @@ use tracing::debug;
 use crate::{
     answer::{AnswerStream, RoutedAnswer, lost},
     candidates::NoCandidate,
-    decide::{Choice, Decider, Demand},
+    decide::{Decider, Demand, Placement},
     links::Links,
     load::Reservation,
     roster::{ModelEntry, WorkerEntry},
@@ -138,15 +138,15 @@ impl ReplicaHandle {
             let Some(model) = view.models.get(&model.name) else {
                 break;
             };
-            let choice = match self.state.decide(model, &request, &blocks, &failed) {
-                Ok(choice) => choice,
+            let placement = match self.state.decide(model, &request, &blocks, &failed) {
+                Ok(placement) => placement,
                 Err(reason) => return Err(last_error.unwrap_or_else(|| no_candidate(reason, &model.name))),
             };
             request.generate.deadline_ms =
                 u64::try_from(deadline.saturating_duration_since(Instant::now()).as_millis())
                     .unwrap_or(u64::MAX);
-            let worker = choice.worker.clone();
-            match self.state.attempt(choice, &mut request, deadline).await {
+            let worker = placement.worker.clone();
+            match self.state.attempt(placement, &mut request, deadline).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if may_move(&error) => {
                     debug!(request.id = %request.generate.id, worker.id = %worker.card.id, %error, "trying another worker");
@@ -175,7 +175,7 @@ impl ReplicaState {
         request: &RouteRequest,
         blocks: &[SequenceHash],
         failed: &[WorkerSlot],
-    ) -> Result<Choice, NoCandidate> {
+    ) -> Result<Placement, NoCandidate> {
         let sampling = &request.generate.sampling;
         let demand = Demand {
             prompt_tokens: u32::try_from(request.tokens.len()).unwrap_or(u32::MAX),
@@ -194,11 +194,11 @@ impl ReplicaState {
     /// Sends the request to the chosen worker and waits for its first bytes.
     async fn attempt(
         &self,
-        choice: Choice,
+        placement: Placement,
         request: &mut RouteRequest,
         deadline: Instant,
     ) -> Result<RoutedAnswer, LinkError> {
-        let link = self.links.borrow_mut().get(&choice.worker, &self.router);
+        let link = self.links.borrow_mut().get(&placement.worker, &self.router);
         let parts = CallParts {
             call: Call::Generate(request.generate.clone()),
             tokens: std::mem::take(&mut request.tokens),
@@ -208,15 +208,15 @@ impl ReplicaState {
         // For another worker, should this one fail.
         request.tokens = parts.tokens;
         let mut response = opened?;
-        let mut reservation = choice.reservation;
+        let mut reservation = placement.reservation;
         let stream = match first_bytes(&mut response, &mut reservation).await? {
             ResponseEvent::Data { bytes, .. } => AnswerStream::new(bytes, response, reservation, deadline),
             ResponseEvent::End(summary) => AnswerStream::ended(summary),
         };
         Ok(RoutedAnswer {
-            worker: choice.worker.card.id.clone(),
-            policy: choice.policy,
-            overlap_blocks: choice.overlap_blocks,
+            worker: placement.worker.card.id.clone(),
+            policy: placement.policy,
+            overlap_blocks: placement.overlap_blocks,
             stream,
         })
     }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use signalbox_discovery::Discovery;
 use signalbox_event_plane::Broadcast;
-use signalbox_protocol::{ReplicaMessage, ReplicaNews, RouterCard, RouterId};
+use signalbox_protocol::{ReplicaMessage, ReplicaUpdate, RouterCard, RouterId};
 use tokio::sync::watch;
 use tracing::{debug, info};
 
@@ -26,7 +26,7 @@ use crate::{
     roster::RosterView,
     worker_roster::{RegisterReplica, RosterChanged, WorkerRoster},
 };
-use peers::{OwnLoad, Peers, WorkerLife};
+use peers::{Peers, PublishedLoad, WorkerIncarnation};
 
 mod peers;
 
@@ -40,7 +40,7 @@ const DIGEST_INTERVAL: Duration = Duration::from_secs(1);
 /// How a router takes part.
 #[derive(Debug, Clone)]
 pub struct ReplicaConfig {
-    /// This life of this router; the name it registers under.
+    /// This incarnation of this router; the name it registers under.
     pub id: RouterId,
     /// Carries the messages.
     pub broadcast: Arc<dyn Broadcast>,
@@ -61,12 +61,12 @@ pub(crate) struct ReplicaSync {
 /// What is said of one model.
 #[derive(Debug, Default)]
 struct ModelSync {
-    own: OwnLoad,
+    own: PublishedLoad,
     peers: Peers,
 }
 
 /// A message came in on a model's topic.
-struct Received {
+struct ReceivedMessage {
     model: Arc<str>,
     bytes: Bytes,
 }
@@ -112,20 +112,20 @@ impl ReplicaSync {
                 (listener, model),
                 async |(mut listener, model)| {
                     let bytes = listener.next().await;
-                    let received = Received {
+                    let received = ReceivedMessage {
                         model: model.clone(),
                         bytes,
                     };
                     Some((received, (listener, model)))
                 },
             ));
-            self.say(name, ReplicaNews::Ask { of: None });
+            self.send(name, ReplicaUpdate::Ask { of: None });
         }
     }
 
-    fn tell_changes(&mut self) {
+    fn publish_changes(&mut self) {
         let view = self.view.load_full();
-        let mut news = Vec::new();
+        let mut update = Vec::new();
         for (model, sync) in &mut self.models {
             let now = view
                 .workers
@@ -137,17 +137,17 @@ impl ReplicaSync {
                         self.load.get(worker.slot).own(),
                     )
                 });
-            news.extend(sync.own.changes(now).map(|changes| (model.clone(), changes)));
+            update.extend(sync.own.changes(now).map(|changes| (model.clone(), changes)));
         }
-        for (model, changes) in news {
-            self.say(&model, changes);
+        for (model, changes) in update {
+            self.send(&model, changes);
         }
     }
 
-    fn say(&self, model: &str, news: ReplicaNews) {
+    fn send(&self, model: &str, update: ReplicaUpdate) {
         let message = ReplicaMessage {
             origin: self.config.id.clone(),
-            news,
+            update,
         };
         match serde_json::to_vec(&message) {
             Ok(json) => self.config.broadcast.send(model, json.into()),
@@ -156,48 +156,48 @@ impl ReplicaSync {
     }
 
     /// Counts anew what other routers have on these workers.
-    fn recount(&self, model: &str, workers: impl IntoIterator<Item = WorkerLife>) {
+    fn recount(&self, model: &str, workers: impl IntoIterator<Item = WorkerIncarnation>) {
         let Some(sync) = self.models.get(model) else {
             return;
         };
         let view = self.view.load();
-        for life in workers {
+        for incarnation in workers {
             let place = view
                 .workers
-                .binary_search_by(|worker| worker.card.id.cmp(&life.0));
+                .binary_search_by(|worker| worker.card.id.cmp(&incarnation.0));
             if let Some(worker) = place.ok().and_then(|place| view.workers.get(place))
-                && worker.card.epoch == life.1
+                && worker.card.epoch == incarnation.1
             {
-                self.load.set_others(worker.slot, sync.peers.load(&life));
+                self.load.set_others(worker.slot, sync.peers.load(&incarnation));
             }
         }
     }
 
-    fn hear(&mut self, model: &str, message: ReplicaMessage) {
+    fn receive(&mut self, model: &str, message: ReplicaMessage) {
         let Some(sync) = self.models.get_mut(model) else {
             return;
         };
-        let ReplicaMessage { origin, news } = message;
+        let ReplicaMessage { origin, update } = message;
         if origin == self.config.id {
             return;
         }
-        if let ReplicaNews::Ask { of } = &news {
+        if let ReplicaUpdate::Ask { of } = &update {
             if of.as_ref().is_none_or(|of| *of == self.config.id) {
                 let state = sync.own.state();
-                self.say(model, state);
+                self.send(model, state);
             }
             return;
         }
-        let heard = sync.peers.hear(&origin, news, Instant::now());
-        self.recount(model, heard.changed);
-        if let Some(of) = heard.ask {
+        let effect = sync.peers.receive(&origin, update, Instant::now());
+        self.recount(model, effect.changed);
+        if let Some(of) = effect.ask {
             metrics::counter!("signalbox_replica_resyncs_total").increment(1);
-            self.say(model, ReplicaNews::Ask { of: Some(of) });
+            self.send(model, ReplicaUpdate::Ask { of: Some(of) });
         }
     }
 
     /// Lets others check what they know, and forgets those that are silent.
-    fn look_after(&mut self) {
+    fn exchange_digests(&mut self) {
         let models: Vec<String> = self.models.keys().cloned().collect();
         let mut counted = HashSet::new();
         for model in models {
@@ -208,7 +208,7 @@ impl ReplicaSync {
             let changed = sync.peers.expire(Instant::now());
             counted.extend(sync.peers.origins().cloned());
             self.recount(&model, changed);
-            self.say(&model, digest);
+            self.send(&model, digest);
         }
         metrics::gauge!("signalbox_replicas").set(counted.len() as f64);
     }
@@ -231,7 +231,7 @@ impl Actor for ReplicaSync {
     fn started(&mut self, ctx: &mut Self::Context) {
         #[expect(
             clippy::disallowed_methods,
-            reason = "a control message, once in the actor's life"
+            reason = "a control message, once in the actor's incarnation"
         )]
         self.roster.do_send(RegisterReplica(ctx.address().recipient()));
         self.follow_models(ctx);
@@ -243,7 +243,7 @@ impl Actor for ReplicaSync {
         for discovery in &self.discovery {
             ctx.add_stream(registrations(discovery.routers()));
         }
-        ctx.run_interval(DIGEST_INTERVAL, |actor, _| actor.look_after());
+        ctx.run_interval(DIGEST_INTERVAL, |actor, _| actor.exchange_digests());
     }
 }
 
@@ -275,16 +275,16 @@ impl StreamHandler<RoutersChange> for ReplicaSync {
 
 impl StreamHandler<LoadChanged> for ReplicaSync {
     fn handle(&mut self, _: LoadChanged, _: &mut Self::Context) {
-        self.tell_changes();
+        self.publish_changes();
     }
 
     fn finished(&mut self, _: &mut Self::Context) {}
 }
 
-impl StreamHandler<Received> for ReplicaSync {
-    fn handle(&mut self, received: Received, _: &mut Self::Context) {
+impl StreamHandler<ReceivedMessage> for ReplicaSync {
+    fn handle(&mut self, received: ReceivedMessage, _: &mut Self::Context) {
         match serde_json::from_slice(&received.bytes) {
-            Ok(message) => self.hear(&received.model, message),
+            Ok(message) => self.receive(&received.model, message),
             Err(error) => {
                 debug!(model = %received.model, %error, "a message of another router could not be read")
             }

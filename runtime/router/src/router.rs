@@ -18,8 +18,8 @@ use crate::{
     policy_replicator::PolicyReplicator,
     replica_sync::{ReplicaConfig, ReplicaSync},
     roster::{ModelEntry, RosterView},
-    session::SessionShared,
     worker_roster::WorkerRoster,
+    worker_session::SessionContext,
 };
 
 /// How a router is put together.
@@ -102,7 +102,7 @@ impl Router {
         let view = Arc::new(ArcSwap::from_pointee(RosterView::default()));
         let index = SharedKvIndex::new(config.index_bytes);
         let load = LoadTable::default();
-        let session = SessionShared {
+        let session = SessionContext {
             plane: config.events,
             feeds_plane: config.feeds_events,
             index: index.clone(),

@@ -25,8 +25,8 @@ use tracing::{info, warn};
 use crate::{
     fetch::fetch,
     roster::{Roster, RosterView, WorkerPhase},
-    session::{Session, SessionShared},
-    text_loads::TextLoads,
+    tokenizer_loads::TokenizerLoads,
+    worker_session::{SessionContext, WorkerSession},
 };
 
 /// Largest tokenizer and template taken from a worker.
@@ -46,9 +46,9 @@ const MAILBOX: usize = 4_096;
 #[derive(Debug)]
 pub(crate) struct WorkerRoster {
     roster: Roster,
-    sessions: HashMap<WorkerId, Session>,
-    texts: TextLoads,
-    shared: SessionShared,
+    sessions: HashMap<WorkerId, WorkerSession>,
+    texts: TokenizerLoads,
+    shared: SessionContext,
     discovery: Vec<Arc<dyn Discovery>>,
     view: Arc<ArcSwap<RosterView>>,
     replicas: Vec<Recipient<RosterChanged>>,
@@ -66,14 +66,14 @@ pub(crate) struct RegisterReplica(pub(crate) Recipient<RosterChanged>);
 
 impl WorkerRoster {
     pub(crate) fn new(
-        shared: SessionShared,
+        shared: SessionContext,
         discovery: Vec<Arc<dyn Discovery>>,
         view: Arc<ArcSwap<RosterView>>,
     ) -> Self {
         Self {
             roster: Roster::default(),
             sessions: HashMap::new(),
-            texts: TextLoads::default(),
+            texts: TokenizerLoads::default(),
             shared,
             discovery,
             view,
@@ -102,7 +102,8 @@ impl WorkerRoster {
         };
         // An earlier life's session ends before the new one begins, and its blocks with it.
         self.sessions.remove(&card.id);
-        let session = Session::start(card.clone(), slot, self.shared.clone(), ctx.address().recipient());
+        let session =
+            WorkerSession::start(card.clone(), slot, self.shared.clone(), ctx.address().recipient());
         self.sessions.insert(card.id.clone(), session);
         info!(worker.id = %card.id, model = %card.model, address = %card.address, engine = %card.engine, "worker joined");
         match self.roster.known_text(&card) {
@@ -166,7 +167,7 @@ impl WorkerRoster {
     }
 
     fn left(&mut self, id: &WorkerId, epoch: WorkerEpoch, departure: Departure) {
-        let answers = |session: &Session| {
+        let answers = |session: &WorkerSession| {
             session.link.state() == LinkState::Up
                 && session.link.card().is_some_and(|card| card.epoch == epoch)
         };
@@ -222,7 +223,7 @@ impl Actor for WorkerRoster {
             }));
         }
         ctx.run_interval(SUPERVISION_INTERVAL, |actor, _| {
-            actor.sessions.values_mut().for_each(Session::follow_events);
+            actor.sessions.values_mut().for_each(WorkerSession::follow_events);
         });
     }
 }

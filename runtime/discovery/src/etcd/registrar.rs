@@ -39,7 +39,7 @@ pub(crate) struct Registrar {
 }
 
 /// A session with one server.
-struct Session<'a> {
+struct LeaseSession<'a> {
     registrar: &'a mut Registrar,
     client: Client,
     keep_alive: Option<(LeaseKeeper, LeaseKeepAliveStream)>,
@@ -59,7 +59,7 @@ impl Registrar {
     /// Does what is due, for as long as the server answers. May be dropped at any time.
     pub(crate) async fn run(&mut self, client: Client) -> Result<Infallible, Outage> {
         let changed = self.registrations.subscribe();
-        let session = Session {
+        let session = LeaseSession {
             registrar: self,
             client,
             keep_alive: None,
@@ -69,7 +69,7 @@ impl Registrar {
     }
 }
 
-impl Session<'_> {
+impl LeaseSession<'_> {
     async fn run(mut self, mut changed: watch::Receiver<()>) -> Result<Infallible, Outage> {
         let registrations = self.registrar.registrations.clone();
         loop {
@@ -167,7 +167,7 @@ impl Session<'_> {
         Ok(granted.id())
     }
 
-    /// Puts the card, unless a later life of the worker holds the key.
+    /// Puts the card, unless a later incarnation of the worker holds the key.
     async fn put(&mut self, key: &str, wanted: &Wanted, lease: i64) -> Result<Outcome, Outage> {
         // The revision at which the key was last seen to change; 0: it was not there.
         let mut seen = 0;
@@ -238,7 +238,7 @@ pub(crate) async fn probe(client: &mut Client, keys: &Keyspace) -> Result<(), Ou
 
 /// The epoch in the key, if it is later than the one wanted there. What cannot be read is replaced.
 fn later_epoch(wanted: &Wanted, found: &[u8]) -> Option<WorkerEpoch> {
-    let (_, ours) = wanted.life.as_ref()?;
+    let (_, ours) = wanted.incarnation.as_ref()?;
     let found: WorkerCard = serde_json::from_slice(found).ok()?;
     (found.epoch > *ours).then_some(found.epoch)
 }

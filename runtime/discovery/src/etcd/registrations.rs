@@ -20,7 +20,7 @@ use crate::StaleEpoch;
 /// A key is looked after this often: one that somebody deleted by hand comes back.
 const VERIFY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A key that a later life holds is tried again this often: that life may end.
+/// A key that a later incarnation holds is tried again this often: that incarnation may end.
 const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
 /// Shared by those who register and the one who does the work.
@@ -53,8 +53,8 @@ struct Slot {
 /// What should be under a key.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
-    /// Whose life it is; none for a router, whose id is a new one in each life.
-    pub(crate) life: Option<(WorkerId, WorkerEpoch)>,
+    /// Whose incarnation it is; none for a router, whose id is a new one in each incarnation.
+    pub(crate) incarnation: Option<(WorkerId, WorkerEpoch)>,
     /// The card, as JSON.
     pub(crate) value: Arc<[u8]>,
 }
@@ -73,7 +73,7 @@ pub(crate) struct Work {
 pub(crate) enum Outcome {
     /// etcd has what is wanted.
     Settled,
-    /// A later life of the worker holds the key.
+    /// A later incarnation of the worker holds the key.
     Refused(WorkerEpoch),
     /// Others wrote the key again and again: at the next turn.
     Contended,
@@ -83,11 +83,11 @@ impl Registrations {
     /// Whether a later epoch of this worker is registered here.
     pub(crate) fn check(&self, card: &WorkerCard) -> Result<(), StaleEpoch> {
         let state = self.state.lock();
-        let mut lives = state
+        let mut incarnations = state
             .slots
             .values()
-            .filter_map(|slot| slot.wanted.as_ref()?.life.as_ref());
-        match lives.find(|(id, epoch)| *id == card.id && *epoch > card.epoch) {
+            .filter_map(|slot| slot.wanted.as_ref()?.incarnation.as_ref());
+        match incarnations.find(|(id, epoch)| *id == card.id && *epoch > card.epoch) {
             Some((id, known)) => Err(StaleEpoch {
                 id: id.clone(),
                 known: *known,
@@ -232,7 +232,7 @@ mod tests {
 
     fn wanted(value: &str, epoch: u64) -> Wanted {
         Wanted {
-            life: Some((id("a"), WorkerEpoch(epoch))),
+            incarnation: Some((id("a"), WorkerEpoch(epoch))),
             value: value.as_bytes().into(),
         }
     }

@@ -26,12 +26,12 @@ const QUEUE: usize = 1024;
 #[derive(Debug)]
 pub struct NatsBroadcast {
     pub(super) connection: NatsConnection,
-    shared: Arc<Shared>,
+    queues: Arc<TopicQueues>,
     _task: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct TopicQueues {
     state: Mutex<State>,
     /// There is something to do.
     more: Notify,
@@ -40,7 +40,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     topics: HashMap<String, broadcast::Sender<Bytes>>,
-    /// Topics to subscribe to, each once: as many as there are.
+    /// TopicQueues to subscribe to, each once: as many as there are.
     wanted: Vec<String>,
     outgoing: VecDeque<(String, Bytes)>,
 }
@@ -48,19 +48,19 @@ struct State {
 impl NatsBroadcast {
     /// Starts it, whether or not NATS can be reached. Call it inside a tokio runtime, which its tasks run on.
     pub fn start(connection: NatsConnection, namespace: &str) -> Arc<Self> {
-        let shared = Arc::<Shared>::default();
+        let queues = Arc::<TopicQueues>::default();
         let prefix = format!("signalbox.{}.sync", token(namespace));
-        let carrying = carry(connection.clone(), prefix, shared.clone());
+        let carrying = carry(connection.clone(), prefix, queues.clone());
         Arc::new(Self {
             connection,
-            shared,
+            queues,
             _task: AbortOnDropHandle::new(tokio::spawn(carrying)),
         })
     }
 
     #[cfg(test)]
     pub(super) fn topics(&self) -> usize {
-        self.shared.state.lock().topics.len()
+        self.queues.state.lock().topics.len()
     }
 }
 
@@ -72,17 +72,17 @@ impl Broadcast for NatsBroadcast {
         if !self.connection.is_up() {
             return dropped("away", 1);
         }
-        let mut state = self.shared.state.lock();
+        let mut state = self.queues.state.lock();
         if state.outgoing.len() >= QUEUE {
             return dropped("full", 1);
         }
         state.outgoing.push_back((topic.to_owned(), message));
         drop(state);
-        self.shared.more.notify_one();
+        self.queues.more.notify_one();
     }
 
     fn listen(&self, topic: &str) -> Listener {
-        let mut state = self.shared.state.lock();
+        let mut state = self.queues.state.lock();
         let State { topics, wanted, .. } = &mut *state;
         let listeners = topics.entry(topic.to_owned()).or_insert_with(|| {
             // Nothing is ever sent on a longer one.
@@ -93,24 +93,24 @@ impl Broadcast for NatsBroadcast {
         });
         let messages = listeners.subscribe();
         drop(state);
-        self.shared.more.notify_one();
+        self.queues.more.notify_one();
         Listener { messages }
     }
 }
 
 /// Hands everything to the client, in order: so a listener hears what was sent after it began to listen.
-async fn carry(connection: NatsConnection, prefix: String, shared: Arc<Shared>) {
+async fn carry(connection: NatsConnection, prefix: String, queues: Arc<TopicQueues>) {
     let client = connection.client();
     let mut listening = JoinSet::new();
     loop {
         let (wanted, outgoing) = {
-            let mut state = shared.state.lock();
+            let mut state = queues.state.lock();
             (std::mem::take(&mut state.wanted), state.outgoing.pop_front())
         };
         let idle = wanted.is_empty() && outgoing.is_none();
         for topic in wanted {
             match client.subscribe(format!("{prefix}.{}", token(&topic))).await {
-                Ok(messages) => _ = listening.spawn(hear(topic, messages, shared.clone())),
+                Ok(messages) => _ = listening.spawn(receive(topic, messages, queues.clone())),
                 Err(error) => tracing::error!(topic, %error, "NATS client does not listen"),
             }
         }
@@ -125,14 +125,14 @@ async fn carry(connection: NatsConnection, prefix: String, shared: Arc<Shared>) 
         }
         while listening.try_join_next().is_some() {}
         if idle {
-            shared.more.notified().await;
+            queues.more.notified().await;
         }
     }
 }
 
 /// Passes a topic's messages on to its listeners, until there are none.
-async fn hear(topic: String, mut messages: signalbox_nats::async_nats::Subscriber, shared: Arc<Shared>) {
-    let Some(listeners) = shared.state.lock().topics.get(&topic).cloned() else {
+async fn receive(topic: String, mut messages: signalbox_nats::async_nats::Subscriber, queues: Arc<TopicQueues>) {
+    let Some(listeners) = queues.state.lock().topics.get(&topic).cloned() else {
         return;
     };
     loop {
@@ -144,7 +144,7 @@ async fn hear(topic: String, mut messages: signalbox_nats::async_nats::Subscribe
                 None => return,
             },
             () = listeners.closed() => {
-                let mut state = shared.state.lock();
+                let mut state = queues.state.lock();
                 // Somebody may have begun to listen since.
                 if listeners.receiver_count() == 0 {
                     state.topics.remove(&topic);

@@ -80,7 +80,7 @@ pub(super) fn beginning(began: DateTime) -> DateTime {
 
 impl Position {
     /// Compares with the stream as it is.
-    pub(super) fn judge(&self, extent: &Extent) -> Continuity {
+    pub(super) fn check(&self, extent: &Extent) -> Continuity {
         if extent.created != self.stream || extent.next < self.next {
             Continuity::Renumbered
         } else if extent.first > self.next {
@@ -116,17 +116,17 @@ mod tests {
             stream: at(0),
             next: 5,
         };
-        assert_eq!(position.judge(&extent(1, 9)), Continuity::Whole);
+        assert_eq!(position.check(&extent(1, 9)), Continuity::Whole);
         assert_eq!(
-            position.judge(&extent(5, 5)),
+            position.check(&extent(5, 5)),
             Continuity::Whole,
             "all was read, none is left"
         );
-        assert_eq!(position.judge(&extent(5, 9)), Continuity::Whole);
-        assert_eq!(position.judge(&extent(6, 9)), Continuity::FrontLost { next: 6 });
-        assert_eq!(position.judge(&extent(9, 9)), Continuity::FrontLost { next: 9 });
+        assert_eq!(position.check(&extent(5, 9)), Continuity::Whole);
+        assert_eq!(position.check(&extent(6, 9)), Continuity::FrontLost { next: 6 });
+        assert_eq!(position.check(&extent(9, 9)), Continuity::FrontLost { next: 9 });
         assert_eq!(
-            position.judge(&extent(1, 4)),
+            position.check(&extent(1, 4)),
             Continuity::Renumbered,
             "the end is lost"
         );
@@ -134,7 +134,7 @@ mod tests {
             created: at(1),
             ..extent(1, 9)
         };
-        assert_eq!(position.judge(&another), Continuity::Renumbered);
+        assert_eq!(position.check(&another), Continuity::Renumbered);
     }
 
     #[test]

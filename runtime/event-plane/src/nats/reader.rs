@@ -25,8 +25,8 @@ use signalbox_protocol::WorkerId;
 use tokio::{sync::watch, time::MissedTickBehavior};
 
 use super::{
+    log_throttle::LogThrottle,
     position::{Continuity, Extent, Position, beginning},
-    rarely::Rarely,
     stream::{EventStore, STREAM},
 };
 use crate::{EventPlane, MemoryPlane, decode_batches};
@@ -62,11 +62,11 @@ pub(super) struct Reader {
     /// Whether there was a consumer, ever: from then on nothing is missed unnoticed.
     reading: watch::Sender<bool>,
     position: Option<Position>,
-    refusals: Rarely,
+    refusals: LogThrottle,
 }
 
 /// One consumer's life.
-struct Session {
+struct ConsumerSession {
     stream: Stream<()>,
     consumer: PullConsumer,
     /// Messages received of this consumer: it numbers them.
@@ -74,7 +74,7 @@ struct Session {
 }
 
 /// Why a consumer is given up.
-type Ended = Box<dyn std::error::Error + Send + Sync>;
+type ConsumerError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Reader {
     pub(super) fn new(
@@ -89,7 +89,7 @@ impl Reader {
             received,
             reading,
             position: None,
-            refusals: Rarely::default(),
+            refusals: LogThrottle::default(),
         }
     }
 
@@ -114,7 +114,7 @@ impl Reader {
     }
 
     /// Reads with one consumer, until it fails.
-    async fn read(&mut self, began: datetime::DateTime) -> Result<Infallible, Ended> {
+    async fn read(&mut self, began: datetime::DateTime) -> Result<Infallible, ConsumerError> {
         let mut connection = self.store.connection.status();
         connection.mark_unchanged();
         let mut session = self.start(began).await?;
@@ -145,12 +145,12 @@ impl Reader {
     }
 
     /// Makes a consumer that goes on at the position, or where the stream begins if that is gone.
-    async fn start(&mut self, began: datetime::DateTime) -> Result<Session, Ended> {
+    async fn start(&mut self, began: datetime::DateTime) -> Result<ConsumerSession, ConsumerError> {
         let stream = self.store.jetstream.get_stream_no_info(STREAM).await?;
         let extent = Extent::of(&stream.get_info().await?);
         let (start, lost) = match &self.position {
             None => (None, !extent.reaches_back(began)),
-            Some(position) => match position.judge(&extent) {
+            Some(position) => match position.check(&extent) {
                 Continuity::Whole => (Some(position.next), false),
                 Continuity::FrontLost { next } => (Some(next), true),
                 Continuity::Renumbered => (Some(extent.first), true),
@@ -182,14 +182,14 @@ impl Reader {
             self.tell_lost("the stream no longer has what comes next");
         }
         self.reading.send_replace(true);
-        Ok(Session {
+        Ok(ConsumerSession {
             stream,
             consumer,
             received: 0,
         })
     }
 
-    fn receive(&mut self, session: &mut Session, message: &Message) -> Result<(), Ended> {
+    fn receive(&mut self, session: &mut ConsumerSession, message: &Message) -> Result<(), ConsumerError> {
         let info = message.info()?;
         if info.consumer_sequence != session.received + 1 {
             return Err("messages were lost on the way".into());
@@ -234,12 +234,12 @@ impl Reader {
     }
 
     /// Looks whether something was removed from the stream that was never received.
-    async fn check(&mut self, session: &Session) -> Result<(), Ended> {
+    async fn check(&mut self, session: &ConsumerSession) -> Result<(), ConsumerError> {
         let extent = Extent::of(&session.stream.get_info().await?);
         let Some(position) = &mut self.position else {
             return Ok(());
         };
-        match position.judge(&extent) {
+        match position.check(&extent) {
             Continuity::Whole => {}
             Continuity::FrontLost { next } => {
                 position.next = next;

@@ -25,7 +25,7 @@ const MAX_BYTES: i64 = 256 << 20;
 /// The server keeps an index entry of some 30 bytes in memory for each message: 30 MiB.
 const MAX_MESSAGES: i64 = 1 << 20;
 
-/// What a NATS server takes by default. Twice what [`super::outbox`] sends.
+/// What a NATS server takes by default. Twice what [`super::publish_queue`] sends.
 pub(super) const MAX_MESSAGE_SIZE: usize = 1 << 20;
 
 /// Longest wait for an answer of JetStream. A server that hangs is noticed by pings within ten seconds.

@@ -47,10 +47,10 @@ const OBJECT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Objects and entries in JetStream. Clone = handle.
 #[derive(Debug, Clone)]
-pub struct NatsStore(Arc<Shared>);
+pub struct NatsStore(Arc<StoreClient>);
 
 #[derive(Debug)]
-struct Shared {
+struct StoreClient {
     connection: NatsConnection,
     jetstream: Context,
     keys: KeySpace,
@@ -63,7 +63,7 @@ impl NatsStore {
         let jetstream = ContextBuilder::new()
             .timeout(PATIENCE)
             .build(connection.client().clone());
-        Arc::new(Self(Arc::new(Shared {
+        Arc::new(Self(Arc::new(StoreClient {
             connection,
             jetstream,
             keys: KeySpace::new(BUCKET, namespace),

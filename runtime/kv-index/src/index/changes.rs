@@ -132,18 +132,18 @@ impl KvIndex {
         let start = self.strands[id].len();
         let most = blocks.len().min(APPENDED_AT_ONCE).min(MAX_STRAND_BLOCKS - start);
         if most > 1 {
-            self.places.touch(blocks[..most].iter().copied());
+            self.places.prefetch(blocks[..most].iter().copied());
         }
         let (mut pushed, mut known) = (0, None);
         for &block in &blocks[..most] {
-            let (coming, spot) = (most - pushed, self.places.spot(block));
-            let growth = self.strands[id].push_bytes(coming, continues) + self.places.insert_bytes(spot);
+            let (coming, slot_key) = (most - pushed, self.places.slot_key(block));
+            let growth = self.strands[id].push_bytes(coming, continues) + self.places.insert_bytes(slot_key);
             if growth > 0 && !self.has_room(growth + listing) {
                 break;
             }
             let place = Place::new(id, start + pushed);
             // A chain that names a block twice finds it here the second time.
-            known = self.places.insert(spot, block, place, &self.strands);
+            known = self.places.insert(slot_key, block, place, &self.strands);
             if known.is_some() {
                 break;
             }
@@ -181,7 +181,7 @@ impl KvIndex {
     /// Brings into the cache what `events` are about: the blocks' slots in the place map, and what they continue. One
     /// after the other, each would be waited for.
     pub(crate) fn fetch(&self, worker: WorkerSlot, events: &[KvEvent]) {
-        self.places.touch(events.iter().flat_map(|event| match event {
+        self.places.prefetch(events.iter().flat_map(|event| match event {
             KvEvent::Stored { blocks, .. } | KvEvent::Removed { blocks, .. } => {
                 blocks[..blocks.len().min(APPENDED_AT_ONCE)].iter().copied()
             }
@@ -247,7 +247,7 @@ impl KvIndex {
         if dead == len {
             self.retire(id);
         } else if dead > len - dead {
-            self.squeeze(id);
+            self.compact(id);
         }
     }
 
@@ -261,7 +261,7 @@ impl KvIndex {
             self.places.clear();
             self.strands = Strands::default();
         } else {
-            self.places.owe_sweep(blocks);
+            self.places.schedule_sweep(blocks);
         }
     }
 
@@ -281,13 +281,13 @@ impl KvIndex {
         self.places.is_sweep_due()
     }
 
-    fn squeeze(&mut self, id: usize) {
+    fn compact(&mut self, id: usize) {
         let mut strand = std::mem::take(self.strands.get_mut(id));
         self.strand_bytes -= strand.heap_bytes();
         for blocks in strand.hashes().chunks(APPENDED_AT_ONCE) {
-            self.places.touch(blocks.iter().copied());
+            self.places.prefetch(blocks.iter().copied());
         }
-        strand.squeeze(|block, old, new| {
+        strand.compact(|block, old, new| {
             let old = Place::new(id, old);
             match new {
                 Some(new) => self.places.follow(block, old, Place::new(id, new)),

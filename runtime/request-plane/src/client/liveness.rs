@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 pub(super) struct Liveness {
     interval: Duration,
     timeout: Duration,
-    heard: Instant,
-    said: Instant,
-    asked: Option<Instant>,
+    last_received: Instant,
+    last_sent: Instant,
+    pinged_at: Option<Instant>,
 }
 
 /// What to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum LivenessStep {
     /// Nothing before this moment.
     WaitUntil(Instant),
     /// Send a ping, then ask again.
@@ -31,40 +31,40 @@ impl Liveness {
         Self {
             interval,
             timeout,
-            heard: now,
-            said: now,
-            asked: None,
+            last_received: now,
+            last_sent: now,
+            pinged_at: None,
         }
     }
 
     /// Bytes arrived; whatever they are, the worker lives.
-    pub(super) fn heard(&mut self, now: Instant) {
-        self.heard = now;
-        self.asked = None;
+    pub(super) fn received(&mut self, now: Instant) {
+        self.last_received = now;
+        self.pinged_at = None;
     }
 
     /// Bytes were written.
-    pub(super) fn said(&mut self, now: Instant) {
-        self.said = now;
+    pub(super) fn sent(&mut self, now: Instant) {
+        self.last_sent = now;
     }
 
-    pub(super) fn verdict(&mut self, now: Instant) -> Verdict {
-        if let Some(asked) = self.asked {
-            let end = asked + self.timeout;
+    pub(super) fn next_step(&mut self, now: Instant) -> LivenessStep {
+        if let Some(pinged_at) = self.pinged_at {
+            let end = pinged_at + self.timeout;
             // An answer makes the next ping due an interval after it: look again by then, not only at the end.
             let look_again = end.min(now + self.interval);
             return if now >= end {
-                Verdict::Dead
+                LivenessStep::Dead
             } else {
-                Verdict::WaitUntil(look_again)
+                LivenessStep::WaitUntil(look_again)
             };
         }
-        let due = self.heard.min(self.said) + self.interval;
+        let due = self.last_received.min(self.last_sent) + self.interval;
         if now < due {
-            return Verdict::WaitUntil(due);
+            return LivenessStep::WaitUntil(due);
         }
-        self.asked = Some(now);
-        Verdict::Ping
+        self.pinged_at = Some(now);
+        LivenessStep::Ping
     }
 }
 
@@ -79,18 +79,21 @@ mod tests {
     fn a_silent_worker_is_pinged_then_given_up() {
         let start = Instant::now();
         let mut liveness = Liveness::new(INTERVAL, TIMEOUT, start);
-        assert_eq!(liveness.verdict(start), Verdict::WaitUntil(start + INTERVAL));
-        assert_eq!(liveness.verdict(start + INTERVAL), Verdict::Ping);
-        liveness.said(start + INTERVAL);
         assert_eq!(
-            liveness.verdict(start + INTERVAL),
-            Verdict::WaitUntil(start + INTERVAL * 2)
+            liveness.next_step(start),
+            LivenessStep::WaitUntil(start + INTERVAL)
+        );
+        assert_eq!(liveness.next_step(start + INTERVAL), LivenessStep::Ping);
+        liveness.sent(start + INTERVAL);
+        assert_eq!(
+            liveness.next_step(start + INTERVAL),
+            LivenessStep::WaitUntil(start + INTERVAL * 2)
         );
         assert_eq!(
-            liveness.verdict(start + INTERVAL * 2),
-            Verdict::WaitUntil(start + INTERVAL + TIMEOUT)
+            liveness.next_step(start + INTERVAL * 2),
+            LivenessStep::WaitUntil(start + INTERVAL + TIMEOUT)
         );
-        assert_eq!(liveness.verdict(start + INTERVAL + TIMEOUT), Verdict::Dead);
+        assert_eq!(liveness.next_step(start + INTERVAL + TIMEOUT), LivenessStep::Dead);
     }
 
     /// Whenever the worker's last byte came, its silence is noticed an interval and a timeout after it.
@@ -101,18 +104,18 @@ mod tests {
             let last_byte = start + Duration::from_millis(last_byte_ms);
             let (mut liveness, mut now) = (Liveness::new(INTERVAL, TIMEOUT, start), start);
             let noticed = loop {
-                match liveness.verdict(now) {
-                    Verdict::Dead => break now,
-                    Verdict::Ping => {
-                        liveness.said(now);
+                match liveness.next_step(now) {
+                    LivenessStep::Dead => break now,
+                    LivenessStep::Ping => {
+                        liveness.sent(now);
                         // Answered at once, while the worker lives.
                         if now <= last_byte {
-                            liveness.heard(now);
+                            liveness.received(now);
                         }
                     }
-                    Verdict::WaitUntil(due) => {
+                    LivenessStep::WaitUntil(due) => {
                         if now < last_byte && last_byte <= due {
-                            liveness.heard(last_byte);
+                            liveness.received(last_byte);
                         }
                         now = due;
                     }
@@ -130,12 +133,12 @@ mod tests {
     fn any_bytes_answer_a_ping() {
         let start = Instant::now();
         let mut liveness = Liveness::new(INTERVAL, TIMEOUT, start);
-        assert_eq!(liveness.verdict(start + INTERVAL), Verdict::Ping);
-        liveness.said(start + INTERVAL);
-        liveness.heard(start + INTERVAL * 2);
+        assert_eq!(liveness.next_step(start + INTERVAL), LivenessStep::Ping);
+        liveness.sent(start + INTERVAL);
+        liveness.received(start + INTERVAL * 2);
         assert_eq!(
-            liveness.verdict(start + INTERVAL + TIMEOUT),
-            Verdict::Ping,
+            liveness.next_step(start + INTERVAL + TIMEOUT),
+            LivenessStep::Ping,
             "silent since it spoke itself"
         );
     }
@@ -146,9 +149,9 @@ mod tests {
         let mut liveness = Liveness::new(INTERVAL, TIMEOUT, now);
         for _ in 0..10 {
             now += INTERVAL / 2;
-            liveness.heard(now);
-            liveness.said(now);
-            assert_eq!(liveness.verdict(now), Verdict::WaitUntil(now + INTERVAL));
+            liveness.received(now);
+            liveness.sent(now);
+            assert_eq!(liveness.next_step(now), LivenessStep::WaitUntil(now + INTERVAL));
         }
     }
 
@@ -156,7 +159,7 @@ mod tests {
     fn a_router_that_only_listens_still_shows_that_it_lives() {
         let start = Instant::now();
         let mut liveness = Liveness::new(INTERVAL, TIMEOUT, start);
-        liveness.heard(start + INTERVAL);
-        assert_eq!(liveness.verdict(start + INTERVAL), Verdict::Ping);
+        liveness.received(start + INTERVAL);
+        assert_eq!(liveness.next_step(start + INTERVAL), LivenessStep::Ping);
     }
 }

@@ -68,7 +68,7 @@ pub(super) enum OpenRefusal {
 
 /// What a frame means to the link as a whole.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum FrameEffect {
     /// It concerned a stream, or nobody.
     Nothing,
     /// The worker takes nothing new.
@@ -79,7 +79,7 @@ pub(super) enum Heard {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Violation {
     #[error("the worker closed the connection: {0}")]
-    Told(String),
+    ClosedByWorker(String),
     #[error("the worker sent a {0} frame, which only routers send, or only before the hello is through")]
     Unexpected(&'static str),
     #[error("the worker sent more than the window of stream {stream} allows")]
@@ -168,7 +168,7 @@ impl Mux {
     }
 
     /// Takes a frame that arrived after the hello.
-    pub(super) fn on_frame(&mut self, frame: Frame) -> Result<Heard, Violation> {
+    pub(super) fn on_frame(&mut self, frame: Frame) -> Result<FrameEffect, Violation> {
         match frame {
             Frame::Data {
                 stream,
@@ -176,7 +176,7 @@ impl Mux {
                 bytes,
             } => {
                 let Some(slot) = self.streams.get_mut(&stream).filter(|slot| slot.end.is_none()) else {
-                    return Ok(Heard::Nothing);
+                    return Ok(FrameEffect::Nothing);
                 };
                 if slot.allowance <= 0 {
                     return Err(Violation::Overrun { stream });
@@ -186,9 +186,11 @@ impl Mux {
                 self.woken.extend(slot.reader.take());
             }
             Frame::End { stream, summary } => self.end(stream, Ok(summary)),
-            Frame::Fail { stream: 0, json } => return Err(Violation::Told(wire_error(&json).message)),
+            Frame::Fail { stream: 0, json } => {
+                return Err(Violation::ClosedByWorker(wire_error(&json).message));
+            }
             Frame::Fail { stream, json } => self.end(stream, Err(LinkError::Refused(wire_error(&json)))),
-            Frame::Drain => return Ok(Heard::Drain),
+            Frame::Drain => return Ok(FrameEffect::Drain),
             Frame::Ping { nonce } => {
                 self.put(Frame::Pong { nonce });
                 if self.out.len() > 2 * self.max_frame + CONTROL_BYTES {
@@ -205,7 +207,7 @@ impl Mux {
             | Frame::Cancel { .. }
             | Frame::Credit { .. } => return Err(Violation::Unexpected(frame.name())),
         }
-        Ok(Heard::Nothing)
+        Ok(FrameEffect::Nothing)
     }
 
     fn end(&mut self, stream: u32, end: Result<StreamSummary, LinkError>) {

@@ -6,10 +6,10 @@ use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
 use tokio_util::codec::Decoder;
 
-use super::{liveness::Verdict, mux::Violation, state::SharedLink};
+use super::{liveness::LivenessStep, mux::Violation, state::SharedLink};
 use crate::{
     frame::{FrameCodec, FrameError, MAX_DATA_FRAME_BYTES},
-    read_room::poll_read,
+    read_buffer::poll_read,
     stream::{ReadHalf, Stream, WriteHalf},
 };
 
@@ -18,7 +18,7 @@ const KEEP_BYTES: usize = 4 << 10;
 
 /// Why the connection ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Ended {
+pub(super) enum LinkEnd {
     #[error("the worker closed the connection")]
     ByWorker,
     #[error("the link is closed")]
@@ -36,7 +36,7 @@ pub(super) enum Ended {
 }
 
 /// Runs one connection to its end. However it ends, even by a panic or by being dropped, its streams are told.
-pub(super) async fn run(socket: Stream, buffer: BytesMut, link: SharedLink) -> Ended {
+pub(super) async fn run(socket: Stream, buffer: BytesMut, link: SharedLink) -> LinkEnd {
     let mut end = EndOfStreams {
         link: &link,
         reason: "the link stopped unexpectedly".into(),
@@ -66,7 +66,12 @@ impl Drop for EndOfStreams<'_> {
 }
 
 /// `left` is what came with the hello.
-async fn read_frames(mut socket: ReadHalf, mut left: BytesMut, max_frame: usize, link: &SharedLink) -> Ended {
+async fn read_frames(
+    mut socket: ReadHalf,
+    mut left: BytesMut,
+    max_frame: usize,
+    link: &SharedLink,
+) -> LinkEnd {
     // Pieces have a limit of their own, whatever the one for calls.
     let mut codec = FrameCodec::new(max_frame.max(MAX_DATA_FRAME_BYTES));
     let mut taken = take_frames(&mut codec, &mut left, link);
@@ -76,14 +81,14 @@ async fn read_frames(mut socket: ReadHalf, mut left: BytesMut, max_frame: usize,
         }
         let read = poll_fn(|cx| {
             poll_read(cx, &mut socket, &mut left, |room| {
-                link.with(|link| link.liveness.heard(Instant::now()));
+                link.with(|link| link.liveness.received(Instant::now()));
                 take_frames(&mut codec, room, link)
             })
         });
         taken = match read.await {
             Ok(Some(taken)) => taken,
-            Ok(None) => return Ended::ByWorker,
-            Err(error) => return Ended::Read(error),
+            Ok(None) => return LinkEnd::ByWorker,
+            Err(error) => return LinkEnd::Read(error),
         };
     }
 }
@@ -93,7 +98,7 @@ pub(super) fn take_frames(
     codec: &mut FrameCodec,
     buffer: &mut BytesMut,
     link: &SharedLink,
-) -> Result<(), Ended> {
+) -> Result<(), LinkEnd> {
     link.with(|link| {
         while let Some(frame) = codec.decode(buffer)? {
             link.on_frame(frame)?;
@@ -103,7 +108,7 @@ pub(super) fn take_frames(
 }
 
 /// All frames queued since the last write go in the next one.
-async fn write_frames(mut socket: WriteHalf, link: &SharedLink) -> Ended {
+async fn write_frames(mut socket: WriteHalf, link: &SharedLink) -> LinkEnd {
     let mut output = BytesMut::new();
     loop {
         let go_on = poll_fn(|cx| {
@@ -119,12 +124,12 @@ async fn write_frames(mut socket: WriteHalf, link: &SharedLink) -> Ended {
             })
         });
         if !go_on.await {
-            return Ended::ByClose;
+            return LinkEnd::ByClose;
         }
         if let Err(error) = socket.write_all(&output).await {
-            return Ended::Write(error);
+            return LinkEnd::Write(error);
         }
-        link.with(|link| link.liveness.said(Instant::now()));
+        link.with(|link| link.liveness.sent(Instant::now()));
         output.clear();
         if output.capacity() > KEEP_BYTES {
             output = BytesMut::new();
@@ -132,12 +137,12 @@ async fn write_frames(mut socket: WriteHalf, link: &SharedLink) -> Ended {
     }
 }
 
-async fn watch_silence(link: &SharedLink) -> Ended {
+async fn watch_silence(link: &SharedLink) -> LinkEnd {
     loop {
-        match link.with(|link| link.liveness.verdict(Instant::now())) {
-            Verdict::WaitUntil(due) => tokio::time::sleep_until(due.into()).await,
-            Verdict::Ping => link.with(|link| link.mux.ping()),
-            Verdict::Dead => return Ended::Silent(link.with(|link| link.config.ping_timeout)),
+        match link.with(|link| link.liveness.next_step(Instant::now())) {
+            LivenessStep::WaitUntil(due) => tokio::time::sleep_until(due.into()).await,
+            LivenessStep::Ping => link.with(|link| link.mux.ping()),
+            LivenessStep::Dead => return LinkEnd::Silent(link.with(|link| link.config.ping_timeout)),
         }
     }
 }

@@ -14,9 +14,9 @@ use signalbox_protocol::WorkerCard;
 
 use super::{
     LinkConfig, LinkError, LinkEvent, LinkState, StateChanges,
+    link_events::LinkEvents,
     liveness::Liveness,
-    mux::{Heard, Mux, Violation},
-    notices::Notices,
+    mux::{FrameEffect, Mux, Violation},
 };
 use crate::{frame::Frame, hello::WINDOW_BYTES};
 
@@ -32,7 +32,7 @@ pub(super) struct Link {
     /// Why the link is not up.
     pub(super) down_reason: String,
     watched: bool,
-    notices: Notices,
+    link_events: LinkEvents,
     notifier: Option<Waker>,
 }
 
@@ -53,7 +53,7 @@ impl Link {
             liveness,
             down_reason: String::new(),
             watched,
-            notices: Notices::default(),
+            link_events: LinkEvents::default(),
             notifier: None,
         };
         link.count_state(1.0);
@@ -81,7 +81,7 @@ impl Link {
 
     /// A frame arrived.
     pub(super) fn on_frame(&mut self, frame: Frame) -> Result<(), Violation> {
-        if self.mux.on_frame(frame)? == Heard::Drain && self.state == LinkState::Up {
+        if self.mux.on_frame(frame)? == FrameEffect::Drain && self.state == LinkState::Up {
             self.enter(LinkState::Draining);
             self.tell(LinkEvent::Draining {
                 address: self.address.clone(),
@@ -137,7 +137,7 @@ impl Link {
 
     fn tell(&mut self, event: LinkEvent) {
         if self.watched {
-            self.notices.push(event);
+            self.link_events.push(event);
             let notifier = self.notifier.take();
             self.mux.wake(notifier);
         }
@@ -145,7 +145,7 @@ impl Link {
 
     /// What the watcher is to be told next.
     pub(super) fn poll_notice(&mut self, cx: &Context<'_>) -> Poll<LinkEvent> {
-        if let Some(event) = self.notices.pop() {
+        if let Some(event) = self.link_events.pop() {
             return Poll::Ready(event);
         }
         self.notifier = Some(cx.waker().clone());
@@ -154,7 +154,7 @@ impl Link {
 
     /// The watcher had no room for it.
     pub(super) fn put_back(&mut self, event: LinkEvent) {
-        self.notices.put_back(event);
+        self.link_events.put_back(event);
     }
 
     fn enter(&mut self, state: LinkState) {

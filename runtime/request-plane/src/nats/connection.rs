@@ -80,7 +80,7 @@ impl Wake for Tasks {
 }
 
 /// A connection's state, to be locked by its halves.
-pub(super) struct Connection {
+pub(super) struct NatsByteStream {
     ends: Ends,
     incoming: Subscriber,
     outage: Pin<Box<dyn Future<Output = String> + Send>>,
@@ -93,7 +93,7 @@ pub(super) struct Connection {
     fault: Option<Fault>,
 }
 
-impl Connection {
+impl NatsByteStream {
     /// `incoming` is subscribed to `ends.own`; `window` is the other side's.
     pub(super) fn new(nats: &NatsConnection, ends: Ends, incoming: Subscriber, window: u32) -> Self {
         Self {
@@ -219,9 +219,9 @@ impl Connection {
     }
 }
 
-impl fmt::Debug for Connection {
+impl fmt::Debug for NatsByteStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection")
+        f.debug_struct("NatsByteStream")
             .field("ends", &self.ends)
             .field("fault", &self.fault)
             .finish_non_exhaustive()

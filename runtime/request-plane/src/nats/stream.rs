@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    connection::{Connection, Ends, Fault, Tasks},
+    connection::{Ends, Fault, NatsByteStream, Tasks},
     message::{Content, HEADER_BYTES},
 };
 
@@ -52,7 +52,7 @@ pub(crate) struct NatsWriteHalf {
 /// One half's hold of the connection.
 #[derive(Debug)]
 struct Half {
-    connection: Arc<Mutex<Connection>>,
+    connection: Arc<Mutex<NatsByteStream>>,
     tasks: Arc<Tasks>,
     /// Wakes `tasks`.
     waker: Waker,
@@ -63,7 +63,7 @@ struct Half {
 impl NatsStream {
     /// The connection that was agreed on; `incoming` is subscribed to `ends.own`, `window` the other side's.
     pub(super) fn new(nats: &NatsConnection, ends: Ends, incoming: Subscriber, window: u32) -> Self {
-        let connection = Arc::new(Mutex::new(Connection::new(nats, ends, incoming, window)));
+        let connection = Arc::new(Mutex::new(NatsByteStream::new(nats, ends, incoming, window)));
         let tasks = Arc::new(Tasks::default());
         let client = nats.client();
         let max_message = client.max_payload().min(MAX_MESSAGE_BYTES);

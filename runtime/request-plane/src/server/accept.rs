@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use signalbox_protocol::{ErrorKind, WireError};
 use tokio::net::TcpListener;
 
-use super::{connection, greeting::farewell, shared::Shared};
+use super::{connection, greeting::farewell, state::ServerState};
 use crate::{nats::NatsListener, stream::Stream};
 
 /// Pause after a failed accept, which mostly means that file descriptors ran out: trying at once would spin.
@@ -40,14 +40,14 @@ impl Listener {
 }
 
 /// Accepts until the server drains, then stops listening.
-pub(super) async fn accept(mut listener: Listener, shared: Arc<Shared>) {
+pub(super) async fn accept(mut listener: Listener, server: Arc<ServerState>) {
     loop {
         let accepted = tokio::select! {
-            () = shared.stop_accepting.cancelled() => return,
+            () = server.stop_accepting.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, peer)) => admit(socket, peer, &shared),
+            Ok((socket, peer)) => admit(socket, peer, &server),
             Err(error) => {
                 tracing::warn!(%error, "a router's connection was not accepted");
                 tokio::time::sleep(AFTER_FAILURE).await;
@@ -56,17 +56,17 @@ pub(super) async fn accept(mut listener: Listener, shared: Arc<Shared>) {
     }
 }
 
-fn admit(socket: Stream, peer: String, shared: &Arc<Shared>) {
-    let limit = shared.config.max_connections;
-    if let Ok(room) = shared.room.clone().try_acquire_owned() {
-        let shared_too = shared.clone();
-        shared.tasks.spawn(async move {
+fn admit(socket: Stream, peer: String, server: &Arc<ServerState>) {
+    let limit = server.config.max_connections;
+    if let Ok(room) = server.room.clone().try_acquire_owned() {
+        let shared_too = server.clone();
+        server.tasks.spawn(async move {
             connection::serve(socket, peer, shared_too).await;
             drop(room);
         });
-    } else if let Ok(refusal) = shared.refusals.clone().try_acquire_owned() {
+    } else if let Ok(refusal) = server.refusals.clone().try_acquire_owned() {
         tracing::warn!(%peer, limit, "refused a router's connection: all are in use");
-        shared.tasks.spawn(async move {
+        server.tasks.spawn(async move {
             let message = format!("the worker holds {limit} connections, as many as it may");
             farewell(socket, &WireError::new(ErrorKind::Overloaded, message)).await;
             drop(refusal);

@@ -1,4 +1,4 @@
-//! One router's connection: reader, writer, and the outbox between.
+//! One router's connection: reader, writer, and the send_queue between.
 
 use std::{
     future::poll_fn,
@@ -23,15 +23,15 @@ use tokio_util::{codec::Decoder, sync::CancellationToken};
 
 use super::{
     greeting::{FAREWELL_TIMEOUT, discard, farewell, greet},
-    outbox::{OpenError, Outbox, Output},
     responder::Responder,
-    shared::Shared,
+    send_queue::{OpenError, Output, SendQueue},
+    state::ServerState,
 };
 use crate::{
     CallParts,
     frame::{Frame, FrameCodec, FrameError},
     hello::HelloError,
-    read_room::poll_read,
+    read_buffer::poll_read,
     stream::{ReadHalf, Stream, WriteHalf},
 };
 
@@ -40,7 +40,7 @@ const KEEP_BYTES: usize = 256 << 10;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Ended {
+pub(super) enum ConnectionEnd {
     #[error("the router closed it")]
     ByRouter,
     #[error("the server closes")]
@@ -63,7 +63,7 @@ pub(super) enum Ended {
     Io(#[from] io::Error),
 }
 
-impl Ended {
+impl ConnectionEnd {
     /// What the router is told before the connection closes; `None` where it need not or cannot be.
     fn last_words(&self) -> Option<WireError> {
         match self {
@@ -76,8 +76,8 @@ impl Ended {
 
 /// What a connection's reader, writer and responders share.
 #[derive(Debug)]
-pub(super) struct Connection {
-    outbox: Mutex<Outbox>,
+pub(super) struct RouterConnection {
+    send_queue: Mutex<SendQueue>,
     /// Something was queued since the last flush.
     dirty: AtomicBool,
     writer: Notify,
@@ -85,16 +85,16 @@ pub(super) struct Connection {
     gone: CancellationToken,
 }
 
-impl Connection {
-    /// Changes the outbox; what it queues waits for a flush.
-    pub(super) fn queue<R>(&self, change: impl FnOnce(&mut Outbox) -> R) -> R {
-        let mut outbox = self.outbox.lock();
-        let result = change(&mut outbox);
-        let woken = outbox.take_woken();
-        if outbox.has_output() {
+impl RouterConnection {
+    /// Changes the send_queue; what it queues waits for a flush.
+    pub(super) fn queue<R>(&self, change: impl FnOnce(&mut SendQueue) -> R) -> R {
+        let mut send_queue = self.send_queue.lock();
+        let result = change(&mut send_queue);
+        let woken = send_queue.take_woken();
+        if send_queue.has_output() {
             self.dirty.store(true, Ordering::Release);
         }
-        drop(outbox);
+        drop(send_queue);
         for signal in woken {
             signal.wake();
         }
@@ -109,28 +109,28 @@ impl Connection {
     }
 
     pub(super) fn tell_draining(&self) {
-        self.queue(|outbox| outbox.put(Frame::Drain));
+        self.queue(|send_queue| send_queue.put(Frame::Drain));
         self.flush();
     }
 }
 
 /// Cancels every stream when the reader is done, however it came to be.
-struct CloseOnDrop<'a>(&'a Connection);
+struct CloseOnDrop<'a>(&'a RouterConnection);
 
 impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.queue(Outbox::close);
+        self.0.queue(SendQueue::close);
         self.0.gone.cancel();
         metrics::gauge!("signalbox_request_plane_connections").decrement(1.0);
     }
 }
 
 /// Serves a router from its hello to its end.
-pub(super) async fn serve(mut socket: Stream, peer: String, shared: Arc<Shared>) {
-    let limit = shared.timeouts.hello;
+pub(super) async fn serve(mut socket: Stream, peer: String, server: Arc<ServerState>) {
+    let limit = server.timeouts.hello;
     let greeted = tokio::select! {
-        () = shared.close.cancelled() => return,
-        greeted = timeout(limit, greet(&mut socket, &shared)) => greeted.unwrap_or(Err(Ended::NoHello(limit))),
+        () = server.close.cancelled() => return,
+        greeted = timeout(limit, greet(&mut socket, &server)) => greeted.unwrap_or(Err(ConnectionEnd::NoHello(limit))),
     };
     let (window, buffer) = match greeted {
         Ok(greeted) => greeted,
@@ -143,9 +143,9 @@ pub(super) async fn serve(mut socket: Stream, peer: String, shared: Arc<Shared>)
         }
     };
     let (mut read, write) = socket.into_split();
-    let config = &shared.config;
-    let connection = Arc::new(Connection {
-        outbox: Mutex::new(Outbox::new(
+    let config = &server.config;
+    let connection = Arc::new(RouterConnection {
+        send_queue: Mutex::new(SendQueue::new(
             window,
             config.stream_backlog_bytes,
             config.max_streams_per_connection,
@@ -156,27 +156,27 @@ pub(super) async fn serve(mut socket: Stream, peer: String, shared: Arc<Shared>)
     });
     metrics::gauge!("signalbox_request_plane_connections").increment(1.0);
     let close = CloseOnDrop(&connection);
-    let entered = shared.enter(&connection);
-    let writing = shared
+    let entered = server.enter(&connection);
+    let writing = server
         .tasks
-        .spawn(write_frames(write, connection.clone(), shared.clone()));
+        .spawn(write_frames(write, connection.clone(), server.clone()));
 
     let ended = tokio::select! {
-        ended = read_frames(&mut read, buffer, &connection, &shared) => ended,
-        () = connection.gone.cancelled() => Ended::ByRouter,
-        () = shared.close.cancelled() => Ended::ByServer,
+        ended = read_frames(&mut read, buffer, &connection, &server) => ended,
+        () = connection.gone.cancelled() => ConnectionEnd::ByRouter,
+        () = server.close.cancelled() => ConnectionEnd::ByServer,
     };
     tracing::info!(%peer, reason = %ended, "a router's connection ends");
     let last_words = ended.last_words();
-    connection.queue(|outbox| outbox.finish_all(last_words.as_ref()));
+    connection.queue(|send_queue| send_queue.finish_all(last_words.as_ref()));
     connection.writer.notify_one();
-    if !matches!(ended, Ended::ByRouter | Ended::Io(_)) {
+    if !matches!(ended, ConnectionEnd::ByRouter | ConnectionEnd::Io(_)) {
         let polite = async {
             let _ = writing.await;
             discard(read).await;
         };
         tokio::select! {
-            () = shared.abandon.cancelled() => {}
+            () = server.abandon.cancelled() => {}
             _ = timeout(FAREWELL_TIMEOUT, polite) => {}
         }
     }
@@ -187,28 +187,28 @@ pub(super) async fn serve(mut socket: Stream, peer: String, shared: Arc<Shared>)
 async fn read_frames(
     socket: &mut ReadHalf,
     mut left: BytesMut,
-    connection: &Arc<Connection>,
-    shared: &Shared,
-) -> Ended {
-    let mut codec = FrameCodec::new(shared.config.max_frame_bytes);
-    let silence = shared.timeouts.silence;
+    connection: &Arc<RouterConnection>,
+    server: &ServerState,
+) -> ConnectionEnd {
+    let mut codec = FrameCodec::new(server.config.max_frame_bytes);
+    let silence = server.timeouts.silence;
     let mut heard = Instant::now();
     let alarm = sleep(silence);
     tokio::pin!(alarm);
-    let mut taken = take_frames(&mut codec, &mut left, connection, shared);
+    let mut taken = take_frames(&mut codec, &mut left, connection, server);
     loop {
         if let Err(ended) = taken {
             return ended;
         }
-        if let Some(bytes) = connection.queue(|outbox| outbox.unread()) {
-            return Ended::NotReading(bytes);
+        if let Some(bytes) = connection.queue(|send_queue| send_queue.unread()) {
+            return ConnectionEnd::NotReading(bytes);
         }
         connection.flush();
         // One timer, moved only when it fires: a read costs no timer of its own.
         let read = loop {
             let read = poll_fn(|cx| {
                 poll_read(cx, socket, &mut left, |room| {
-                    take_frames(&mut codec, room, connection, shared)
+                    take_frames(&mut codec, room, connection, server)
                 })
             });
             tokio::select! {
@@ -216,7 +216,7 @@ async fn read_frames(
                 read = read => break read,
                 () = &mut alarm => {
                     if heard.elapsed() >= silence {
-                        return Ended::Silent(silence);
+                        return ConnectionEnd::Silent(silence);
                     }
                     alarm.as_mut().reset(heard + silence);
                 }
@@ -224,7 +224,7 @@ async fn read_frames(
         };
         taken = match read {
             Ok(Some(taken)) => taken,
-            Ok(None) => return Ended::ByRouter,
+            Ok(None) => return ConnectionEnd::ByRouter,
             Err(error) => return error.into(),
         };
         heard = Instant::now();
@@ -234,16 +234,20 @@ async fn read_frames(
 fn take_frames(
     codec: &mut FrameCodec,
     buffer: &mut BytesMut,
-    connection: &Arc<Connection>,
-    shared: &Shared,
-) -> Result<(), Ended> {
+    connection: &Arc<RouterConnection>,
+    server: &ServerState,
+) -> Result<(), ConnectionEnd> {
     while let Some(frame) = codec.decode(buffer)? {
-        on_frame(frame, connection, shared)?;
+        on_frame(frame, connection, server)?;
     }
     Ok(())
 }
 
-fn on_frame(frame: Frame, connection: &Arc<Connection>, shared: &Shared) -> Result<(), Ended> {
+fn on_frame(
+    frame: Frame,
+    connection: &Arc<RouterConnection>,
+    server: &ServerState,
+) -> Result<(), ConnectionEnd> {
     match frame {
         Frame::Open {
             stream,
@@ -251,43 +255,48 @@ fn on_frame(frame: Frame, connection: &Arc<Connection>, shared: &Shared) -> Resu
             tokens,
             body,
         } => match serde_json::from_slice(&call) {
-            Ok(call) => open(stream, CallParts { call, tokens, body }, connection, shared)?,
+            Ok(call) => open(stream, CallParts { call, tokens, body }, connection, server)?,
             Err(error) => {
                 let message = format!("The call is not understood by this worker: {error}.");
                 let error = WireError::new(ErrorKind::InvalidRequest, message);
-                connection.queue(|outbox| outbox.refuse(stream, error));
+                connection.queue(|send_queue| send_queue.refuse(stream, error));
             }
         },
-        Frame::Credit { stream, bytes } => connection.queue(|outbox| outbox.credit(stream, bytes)),
-        Frame::Cancel { stream } => connection.queue(|outbox| outbox.cancel(stream)),
-        Frame::Ping { nonce } => connection.queue(|outbox| outbox.put(Frame::Pong { nonce })),
+        Frame::Credit { stream, bytes } => connection.queue(|send_queue| send_queue.credit(stream, bytes)),
+        Frame::Cancel { stream } => connection.queue(|send_queue| send_queue.cancel(stream)),
+        Frame::Ping { nonce } => connection.queue(|send_queue| send_queue.put(Frame::Pong { nonce })),
         Frame::Pong { .. } => {}
         Frame::Hello { .. }
         | Frame::HelloAck { .. }
         | Frame::Data { .. }
         | Frame::End { .. }
         | Frame::Fail { .. }
-        | Frame::Drain => return Err(Ended::Unexpected(frame.name())),
+        | Frame::Drain => return Err(ConnectionEnd::Unexpected(frame.name())),
     }
     Ok(())
 }
 
-fn open(stream: u32, parts: CallParts, connection: &Arc<Connection>, shared: &Shared) -> Result<(), Ended> {
+fn open(
+    stream: u32,
+    parts: CallParts,
+    connection: &Arc<RouterConnection>,
+    server: &ServerState,
+) -> Result<(), ConnectionEnd> {
     // Counted before the look at `is_draining`, so that a drain either refuses the stream or waits for it.
-    let generating = matches!(parts.call, Call::Generate(_)).then(|| shared.generating.enter());
+    let generating = matches!(parts.call, Call::Generate(_)).then(|| server.generating.enter());
     let refuse = |kind, message: String| {
-        connection.queue(|outbox| outbox.refuse(stream, WireError::new(kind, message)));
+        connection.queue(|send_queue| send_queue.refuse(stream, WireError::new(kind, message)));
         Ok(())
     };
-    if shared.is_draining() {
+    if server.is_draining() {
         return refuse(
             ErrorKind::Unavailable,
             "The worker is draining: it takes no new work.".into(),
         );
     }
-    let signal = match connection.queue(|outbox| outbox.open(stream, generating)) {
+    let signal = match connection.queue(|send_queue| send_queue.open(stream, generating)) {
         Ok(signal) => signal,
-        Err(OpenError::InUse) => return Err(Ended::StreamInUse(stream)),
+        Err(OpenError::InUse) => return Err(ConnectionEnd::StreamInUse(stream)),
         Err(OpenError::Full { limit }) => {
             let message = format!("The worker holds {limit} streams of this connection, as many as it may.");
             return refuse(ErrorKind::Overloaded, message);
@@ -295,18 +304,18 @@ fn open(stream: u32, parts: CallParts, connection: &Arc<Connection>, shared: &Sh
     };
     let responder = Responder::new(connection.clone(), stream, signal);
     // A handler's defect costs this call: unwinding drops the responder, which fails the stream.
-    if catch_unwind(AssertUnwindSafe(|| shared.handler.call(parts, responder))).is_err() {
+    if catch_unwind(AssertUnwindSafe(|| server.handler.call(parts, responder))).is_err() {
         tracing::error!(stream, "the call handler panicked");
     }
     Ok(())
 }
 
 /// All that is queued goes in one write, then what was queued meanwhile.
-async fn write_frames(mut socket: WriteHalf, connection: Arc<Connection>, shared: Arc<Shared>) {
+async fn write_frames(mut socket: WriteHalf, connection: Arc<RouterConnection>, server: Arc<ServerState>) {
     let writing = async {
         let mut output = BytesMut::new();
         loop {
-            match connection.queue(|outbox| outbox.take(&mut output)) {
+            match connection.queue(|send_queue| send_queue.take(&mut output)) {
                 Output::Write => {
                     socket.write_all(&output).await?;
                     output.clear();
@@ -323,7 +332,7 @@ async fn write_frames(mut socket: WriteHalf, connection: Arc<Connection>, shared
         written = writing => Some(written),
         // A router that does not read must not keep this task for ever.
         () = connection.gone.cancelled() => None,
-        () = shared.abandon.cancelled() => None,
+        () = server.abandon.cancelled() => None,
     };
     if let Some(Err(error)) = written {
         tracing::debug!(%error, "writing to a router failed");

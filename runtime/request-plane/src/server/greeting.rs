@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::{connection::Ended, outbox::error_json, shared::Shared};
+use super::{connection::ConnectionEnd, send_queue::error_json, state::ServerState};
 use crate::{
     frame::{Frame, FrameCodec, HELLO_FRAME_BYTES},
     hello,
@@ -21,7 +21,10 @@ use crate::{
 pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reads the router's hello and answers it: the window it gives to streams, and what came behind the hello.
-pub(super) async fn greet(socket: &mut Stream, shared: &Shared) -> Result<(u32, BytesMut), Ended> {
+pub(super) async fn greet(
+    socket: &mut Stream,
+    server: &ServerState,
+) -> Result<(u32, BytesMut), ConnectionEnd> {
     let mut codec = FrameCodec::new(HELLO_FRAME_BYTES);
     let mut buffer = BytesMut::new();
     let first = loop {
@@ -29,7 +32,7 @@ pub(super) async fn greet(socket: &mut Stream, shared: &Shared) -> Result<(u32, 
             break frame;
         }
         if socket.read_buf(&mut buffer).await? == 0 {
-            return Err(Ended::ByRouter);
+            return Err(ConnectionEnd::ByRouter);
         }
     };
     let Frame::Hello {
@@ -38,14 +41,14 @@ pub(super) async fn greet(socket: &mut Stream, shared: &Shared) -> Result<(u32, 
         json,
     } = first
     else {
-        return Err(Ended::Unexpected(first.name()));
+        return Err(ConnectionEnd::Unexpected(first.name()));
     };
     let (version, hello) = hello::accept(lowest, highest, &json)?;
     tracing::info!(software = hello.software, version, "a router connected");
     let answer = Frame::HelloAck {
         version,
-        max_frame_bytes: u32::try_from(shared.config.max_frame_bytes).unwrap_or(u32::MAX),
-        json: serde_json::to_vec(&*shared.card).map_err(io::Error::from)?.into(),
+        max_frame_bytes: u32::try_from(server.config.max_frame_bytes).unwrap_or(u32::MAX),
+        json: serde_json::to_vec(&*server.card).map_err(io::Error::from)?.into(),
     };
     let mut out = BytesMut::new();
     codec.encode(answer, &mut out)?;

@@ -9,15 +9,15 @@ use signalbox_protocol::{ErrorKind, StreamSummary, WireError};
 use tokio::sync::Notify;
 
 use super::{
-    connection::Connection,
-    outbox::{Ending, Offer},
+    connection::RouterConnection,
+    send_queue::{Ending, Offer},
 };
 use crate::frame::MAX_PIECE_BYTES;
 
 /// Answers one call. Dropped without `end` or `fail`, it fails the stream as internal.
 #[derive(Debug)]
 pub struct Responder {
-    connection: Arc<Connection>,
+    connection: Arc<RouterConnection>,
     stream: u32,
     signal: Arc<StreamSignal>,
     answered: bool,
@@ -47,7 +47,7 @@ impl StreamSignal {
 }
 
 impl Responder {
-    pub(super) fn new(connection: Arc<Connection>, stream: u32, signal: Arc<StreamSignal>) -> Self {
+    pub(super) fn new(connection: Arc<RouterConnection>, stream: u32, signal: Arc<StreamSignal>) -> Self {
         Self {
             connection,
             stream,
@@ -68,8 +68,8 @@ impl Responder {
         if self.is_cancelled() {
             return Err(CallerGone);
         }
-        self.connection.queue(|outbox| {
-            cut(tokens, bytes).try_for_each(|(tokens, piece)| outbox.queue(self.stream, tokens, piece))
+        self.connection.queue(|send_queue| {
+            cut(tokens, bytes).try_for_each(|(tokens, piece)| send_queue.queue(self.stream, tokens, piece))
         })
     }
 
@@ -88,7 +88,10 @@ impl Responder {
         for (_, piece) in cut(0, bytes) {
             loop {
                 let changed = self.signal.changed.notified();
-                match self.connection.queue(|outbox| outbox.offer(self.stream, piece)) {
+                match self
+                    .connection
+                    .queue(|send_queue| send_queue.offer(self.stream, piece))
+                {
                     Offer::Taken => break,
                     Offer::Gone => return Err(CallerGone),
                     Offer::NoRoom => changed.await,
@@ -127,7 +130,8 @@ impl Responder {
 
     fn finish(&mut self, ending: Ending) {
         self.answered = true;
-        self.connection.queue(|outbox| outbox.finish(self.stream, ending));
+        self.connection
+            .queue(|send_queue| send_queue.finish(self.stream, ending));
         self.flush();
     }
 }

@@ -1,6 +1,6 @@
 //! One model's load as its routers tell each other: the pure state behind the [`ReplicaSync`](super::ReplicaSync) actor.
 //!
-//! [`OwnLoad`] says what this router has in flight, as changes to what it said before. [`Peers`] holds what the others
+//! [`PublishedLoad`] says what this router has in flight, as changes to what it said before. [`Peers`] holds what the others
 //! said, each router's words apart, so that one that dies is forgotten whole. A message that was missed is noticed by
 //! its number or by the next digest, and the origin is asked for all it has.
 
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use signalbox_protocol::{ReplicaLoad, ReplicaNews, RouterId, WorkerEpoch, WorkerId, WorkerShare};
+use signalbox_protocol::{ReplicaLoad, ReplicaUpdate, RouterId, WorkerEpoch, WorkerId, WorkerShare};
 
 /// A router that said nothing for this long, ten digests, is counted no more: it is gone, or cut off, and then what
 /// it said is too old to act on.
@@ -24,50 +24,50 @@ const MAX_ORIGINS: usize = 256;
 /// Most workers taken from one origin: as many as a router knows.
 const MAX_SHARES: usize = crate::load::MAX_WORKERS as usize;
 
-/// One life of a worker.
-pub(super) type WorkerLife = (WorkerId, WorkerEpoch);
+/// One incarnation of a worker.
+pub(super) type WorkerIncarnation = (WorkerId, WorkerEpoch);
 
 /// What this router said of its own load.
 #[derive(Debug, Default)]
-pub(super) struct OwnLoad {
+pub(super) struct PublishedLoad {
     /// Number of the last changes.
     sequence: u64,
     /// Only workers with load.
-    said: BTreeMap<WorkerLife, ReplicaLoad>,
+    published: BTreeMap<WorkerIncarnation, ReplicaLoad>,
 }
 
-impl OwnLoad {
+impl PublishedLoad {
     /// What changed since the last call, where anything did. `now` is the load on every present worker.
     pub(super) fn changes(
         &mut self,
-        now: impl Iterator<Item = (WorkerLife, ReplicaLoad)>,
-    ) -> Option<ReplicaNews> {
+        now: impl Iterator<Item = (WorkerIncarnation, ReplicaLoad)>,
+    ) -> Option<ReplicaUpdate> {
         let now: BTreeMap<_, _> = now.filter(|(_, load)| !load.is_idle()).collect();
-        let ended = self.said.keys().filter(|worker| !now.contains_key(*worker));
+        let ended = self.published.keys().filter(|worker| !now.contains_key(*worker));
         let mut workers: Vec<_> = ended
             .map(|worker| share(worker, ReplicaLoad::default()))
             .collect();
         let changed = now
             .iter()
-            .filter(|(worker, load)| self.said.get(*worker) != Some(*load));
+            .filter(|(worker, load)| self.published.get(*worker) != Some(*load));
         workers.extend(changed.map(|(worker, load)| share(worker, *load)));
         if workers.is_empty() {
             return None;
         }
-        self.said = now;
+        self.published = now;
         self.sequence += 1;
-        Some(ReplicaNews::Changes {
+        Some(ReplicaUpdate::Changes {
             sequence: self.sequence,
             workers,
         })
     }
 
     /// All of it, for whoever missed something.
-    pub(super) fn state(&self) -> ReplicaNews {
-        ReplicaNews::State {
+    pub(super) fn state(&self) -> ReplicaUpdate {
+        ReplicaUpdate::State {
             sequence: self.sequence,
             workers: self
-                .said
+                .published
                 .iter()
                 .map(|(worker, load)| share(worker, *load))
                 .collect(),
@@ -75,13 +75,13 @@ impl OwnLoad {
     }
 
     /// What lets others see whether they missed something.
-    pub(super) fn digest(&self) -> ReplicaNews {
+    pub(super) fn digest(&self) -> ReplicaUpdate {
         let shares: Vec<_> = self
-            .said
+            .published
             .iter()
             .map(|(worker, load)| share(worker, *load))
             .collect();
-        ReplicaNews::Digest {
+        ReplicaUpdate::Digest {
             sequence: self.sequence,
             digest: WorkerShare::digest(shares.iter()),
         }
@@ -99,68 +99,68 @@ pub(super) struct Peers {
 #[derive(Debug)]
 struct Origin {
     sequence: u64,
-    shares: HashMap<WorkerLife, ReplicaLoad>,
-    heard: Instant,
+    shares: HashMap<WorkerIncarnation, ReplicaLoad>,
+    last_received: Instant,
 }
 
 /// What a message calls for.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Heard {
+pub(super) struct UpdateEffect {
     /// Workers whose load by others is another one now.
-    pub(super) changed: HashSet<WorkerLife>,
+    pub(super) changed: HashSet<WorkerIncarnation>,
     /// Ask this origin for its state.
     pub(super) ask: Option<RouterId>,
 }
 
 impl Peers {
     /// Takes over what `origin` said; questions are not for this state.
-    pub(super) fn hear(&mut self, origin: &RouterId, news: ReplicaNews, now: Instant) -> Heard {
+    pub(super) fn receive(&mut self, origin: &RouterId, update: ReplicaUpdate, now: Instant) -> UpdateEffect {
         let is_new = !self.origins.contains_key(origin);
         if is_new && self.origins.len() >= MAX_ORIGINS {
-            return Heard::default();
+            return UpdateEffect::default();
         }
         let known = self.origins.get_mut(origin);
-        match (news, known) {
-            (ReplicaNews::State { sequence, workers }, _) => {
+        match (update, known) {
+            (ReplicaUpdate::State { sequence, workers }, _) => {
                 self.asked.remove(origin);
                 self.replace(origin, sequence, workers, now)
             }
-            (ReplicaNews::Changes { sequence, workers }, Some(known)) if sequence == known.sequence + 1 => {
+            (ReplicaUpdate::Changes { sequence, workers }, Some(known)) if sequence == known.sequence + 1 => {
                 known.sequence = sequence;
-                known.heard = now;
+                known.last_received = now;
                 known.apply(workers)
             }
-            (ReplicaNews::Changes { sequence, workers }, None) if sequence == 1 => {
+            (ReplicaUpdate::Changes { sequence, workers }, None) if sequence == 1 => {
                 self.replace(origin, sequence, workers, now)
             }
             // One that came before, or is contained in the state that overtook it.
-            (ReplicaNews::Changes { sequence, .. }, Some(known)) if sequence <= known.sequence => {
-                known.heard = now;
-                Heard::default()
+            (ReplicaUpdate::Changes { sequence, .. }, Some(known)) if sequence <= known.sequence => {
+                known.last_received = now;
+                UpdateEffect::default()
             }
-            (ReplicaNews::Digest { sequence, digest }, Some(known)) => {
-                known.heard = now;
+            (ReplicaUpdate::Digest { sequence, digest }, Some(known)) => {
+                known.last_received = now;
                 // A digest that changes overtook is about what is no more.
                 if sequence < known.sequence || (sequence == known.sequence && digest == known.digest()) {
-                    return Heard::default();
+                    return UpdateEffect::default();
                 }
                 self.ask(origin, now)
             }
-            (ReplicaNews::Changes { .. } | ReplicaNews::Digest { .. }, _) => self.ask(origin, now),
-            (ReplicaNews::Ask { .. }, _) => Heard::default(),
+            (ReplicaUpdate::Changes { .. } | ReplicaUpdate::Digest { .. }, _) => self.ask(origin, now),
+            (ReplicaUpdate::Ask { .. }, _) => UpdateEffect::default(),
         }
     }
 
     /// Forgets an origin; the workers whose load by others is another one now.
-    pub(super) fn forget(&mut self, origin: &RouterId) -> HashSet<WorkerLife> {
+    pub(super) fn forget(&mut self, origin: &RouterId) -> HashSet<WorkerIncarnation> {
         self.asked.remove(origin);
         let forgotten = self.origins.remove(origin);
         forgotten.map_or_else(HashSet::new, |origin| origin.shares.into_keys().collect())
     }
 
     /// Forgets those that said nothing for long.
-    pub(super) fn expire(&mut self, now: Instant) -> HashSet<WorkerLife> {
-        let silent = |origin: &Origin| now.saturating_duration_since(origin.heard) >= SILENCE;
+    pub(super) fn expire(&mut self, now: Instant) -> HashSet<WorkerIncarnation> {
+        let silent = |origin: &Origin| now.saturating_duration_since(origin.last_received) >= SILENCE;
         let gone: Vec<_> = self
             .origins
             .iter()
@@ -173,7 +173,7 @@ impl Peers {
     }
 
     /// What all of them have in flight on a worker.
-    pub(super) fn load(&self, worker: &WorkerLife) -> ReplicaLoad {
+    pub(super) fn load(&self, worker: &WorkerIncarnation) -> ReplicaLoad {
         self.origins
             .values()
             .filter_map(|origin| origin.shares.get(worker))
@@ -185,35 +185,41 @@ impl Peers {
         self.origins.keys()
     }
 
-    fn replace(&mut self, id: &RouterId, sequence: u64, workers: Vec<WorkerShare>, now: Instant) -> Heard {
+    fn replace(
+        &mut self,
+        id: &RouterId,
+        sequence: u64,
+        workers: Vec<WorkerShare>,
+        now: Instant,
+    ) -> UpdateEffect {
         let mut changed = self.forget(id);
         let mut origin = Origin {
             sequence,
             shares: HashMap::new(),
-            heard: now,
+            last_received: now,
         };
         changed.extend(origin.apply(workers).changed);
         self.origins.insert(id.clone(), origin);
-        Heard { changed, ask: None }
+        UpdateEffect { changed, ask: None }
     }
 
-    fn ask(&mut self, origin: &RouterId, now: Instant) -> Heard {
+    fn ask(&mut self, origin: &RouterId, now: Instant) -> UpdateEffect {
         let asked = self.asked.get(origin);
         if asked.is_some_and(|asked| now.saturating_duration_since(*asked) < ASK_AGAIN) {
-            return Heard::default();
+            return UpdateEffect::default();
         }
         if self.asked.len() < MAX_ORIGINS {
             self.asked.insert(origin.clone(), now);
         }
-        Heard {
+        UpdateEffect {
             ask: Some(origin.clone()),
-            ..Heard::default()
+            ..UpdateEffect::default()
         }
     }
 }
 
 impl Origin {
-    fn apply(&mut self, workers: Vec<WorkerShare>) -> Heard {
+    fn apply(&mut self, workers: Vec<WorkerShare>) -> UpdateEffect {
         let mut changed = HashSet::new();
         for WorkerShare { worker, epoch, load } in workers {
             let worker = (worker, epoch);
@@ -224,7 +230,7 @@ impl Origin {
             }
             changed.insert(worker);
         }
-        Heard { changed, ask: None }
+        UpdateEffect { changed, ask: None }
     }
 
     fn digest(&self) -> u64 {
@@ -237,7 +243,7 @@ impl Origin {
     }
 }
 
-fn share((worker, epoch): &WorkerLife, load: ReplicaLoad) -> WorkerShare {
+fn share((worker, epoch): &WorkerIncarnation, load: ReplicaLoad) -> WorkerShare {
     WorkerShare {
         worker: worker.clone(),
         epoch: *epoch,
@@ -251,7 +257,7 @@ mod tests {
 
     use super::*;
 
-    fn worker(number: usize) -> WorkerLife {
+    fn worker(number: usize) -> WorkerIncarnation {
         (format!("w{number}").parse().unwrap(), WorkerEpoch(1))
     }
 
@@ -267,7 +273,7 @@ mod tests {
         name.parse().unwrap()
     }
 
-    fn loads(requests: &[u32]) -> Vec<(WorkerLife, ReplicaLoad)> {
+    fn loads(requests: &[u32]) -> Vec<(WorkerIncarnation, ReplicaLoad)> {
         requests
             .iter()
             .enumerate()
@@ -277,10 +283,10 @@ mod tests {
 
     #[test]
     fn changes_say_what_is_new_and_what_ended_and_nothing_else() {
-        let mut own = OwnLoad::default();
+        let mut own = PublishedLoad::default();
         assert_eq!(own.changes(loads(&[0, 0]).into_iter()), None);
-        let changed = |news: Option<ReplicaNews>| match news {
-            Some(ReplicaNews::Changes { sequence, workers }) => (sequence, workers.len()),
+        let changed = |update: Option<ReplicaUpdate>| match update {
+            Some(ReplicaUpdate::Changes { sequence, workers }) => (sequence, workers.len()),
             other => panic!("{other:?}"),
         };
         assert_eq!(changed(own.changes(loads(&[1, 2]).into_iter())), (1, 2));
@@ -291,17 +297,21 @@ mod tests {
 
     #[test]
     fn a_missed_message_makes_the_origin_be_asked_once() {
-        let (mut own, mut peers, now) = (OwnLoad::default(), Peers::default(), Instant::now());
+        let (mut own, mut peers, now) = (PublishedLoad::default(), Peers::default(), Instant::now());
         let a = origin("a");
         let first = own.changes(loads(&[1]).into_iter()).unwrap();
-        assert_eq!(peers.hear(&a, first.clone(), now).changed.len(), 1);
+        assert_eq!(peers.receive(&a, first.clone(), now).changed.len(), 1);
         assert_eq!(peers.load(&worker(0)), load(1));
-        assert_eq!(peers.hear(&a, first, now), Heard::default(), "it came twice");
+        assert_eq!(
+            peers.receive(&a, first, now),
+            UpdateEffect::default(),
+            "it came twice"
+        );
         let _missed = own.changes(loads(&[2]).into_iter());
         let third = own.changes(loads(&[3]).into_iter()).unwrap();
-        assert_eq!(peers.hear(&a, third.clone(), now).ask, Some(a.clone()));
+        assert_eq!(peers.receive(&a, third.clone(), now).ask, Some(a.clone()));
         assert_eq!(
-            peers.hear(&a, own.digest(), now).ask,
+            peers.receive(&a, own.digest(), now).ask,
             None,
             "it was asked just now"
         );
@@ -310,37 +320,40 @@ mod tests {
             load(1),
             "until it answers, what it said last counts"
         );
-        peers.hear(&a, own.state(), now);
+        peers.receive(&a, own.state(), now);
         assert_eq!(peers.load(&worker(0)), load(3));
-        assert_eq!(peers.hear(&a, own.digest(), now), Heard::default());
+        assert_eq!(peers.receive(&a, own.digest(), now), UpdateEffect::default());
     }
 
     #[test]
     fn a_joiner_learns_of_an_origin_by_its_digest() {
-        let (mut own, mut peers, now) = (OwnLoad::default(), Peers::default(), Instant::now());
+        let (mut own, mut peers, now) = (PublishedLoad::default(), Peers::default(), Instant::now());
         own.changes(loads(&[4]).into_iter());
         own.changes(loads(&[5]).into_iter());
-        assert_eq!(peers.hear(&origin("a"), own.digest(), now).ask, Some(origin("a")));
-        peers.hear(&origin("a"), own.state(), now);
+        assert_eq!(
+            peers.receive(&origin("a"), own.digest(), now).ask,
+            Some(origin("a"))
+        );
+        peers.receive(&origin("a"), own.state(), now);
         assert_eq!(peers.load(&worker(0)), load(5));
     }
 
     #[test]
     fn a_router_that_is_silent_or_gone_is_forgotten_whole() {
-        let (mut own, mut peers, now) = (OwnLoad::default(), Peers::default(), Instant::now());
+        let (mut own, mut peers, now) = (PublishedLoad::default(), Peers::default(), Instant::now());
         own.changes(loads(&[1, 1]).into_iter());
         for name in ["a", "b"] {
-            peers.hear(&origin(name), own.state(), now);
+            peers.receive(&origin(name), own.state(), now);
         }
         assert_eq!(peers.load(&worker(1)), load(2));
         assert_eq!(peers.forget(&origin("b")).len(), 2);
         assert_eq!(peers.load(&worker(1)), load(1));
         let almost = now + SILENCE - Duration::from_millis(1);
         assert!(peers.expire(almost).is_empty());
-        peers.hear(&origin("a"), own.digest(), almost);
+        peers.receive(&origin("a"), own.digest(), almost);
         assert!(
             peers.expire(now + SILENCE).is_empty(),
-            "a digest is a sign of life"
+            "a digest is a sign of incarnation"
         );
         assert_eq!(peers.expire(almost + SILENCE).len(), 2);
         assert!(peers.load(&worker(1)).is_idle());
@@ -350,14 +363,14 @@ mod tests {
     fn ever_new_names_fill_no_memory() {
         let (mut peers, now) = (Peers::default(), Instant::now());
         for number in 0..10_000 {
-            let state = ReplicaNews::State {
+            let state = ReplicaUpdate::State {
                 sequence: 0,
                 workers: vec![],
             };
-            peers.hear(&origin(&format!("r{number}")), state, now);
-            peers.hear(
+            peers.receive(&origin(&format!("r{number}")), state, now);
+            peers.receive(
                 &origin(&format!("q{number}")),
-                ReplicaNews::Digest {
+                ReplicaUpdate::Digest {
                     sequence: 9,
                     digest: 0,
                 },
@@ -373,30 +386,30 @@ mod tests {
         /// thinks of the origin's load what is true.
         #[test]
         fn a_lossy_channel_ends_in_agreement(steps in prop::collection::vec((0usize..3, 0u32..3, 0u8..4), 0..60)) {
-            let (mut own, mut peers, mut now) = (OwnLoad::default(), Peers::default(), Instant::now());
+            let (mut own, mut peers, mut now) = (PublishedLoad::default(), Peers::default(), Instant::now());
             let (a, mut true_loads, mut held_back) = (origin("a"), vec![0u32; 3], None);
             for (number, requests, fate) in steps {
                 now += Duration::from_millis(10);
                 true_loads[number] = requests;
-                let Some(news) = own.changes(loads(&true_loads).into_iter()) else { continue };
+                let Some(update) = own.changes(loads(&true_loads).into_iter()) else { continue };
                 match fate {
                     0 => {}
-                    1 => held_back = Some(news),
+                    1 => held_back = Some(update),
                     2 => {
-                        peers.hear(&a, news.clone(), now);
-                        peers.hear(&a, news, now);
+                        peers.receive(&a, update.clone(), now);
+                        peers.receive(&a, update, now);
                     }
                     _ => {
-                        peers.hear(&a, news, now);
+                        peers.receive(&a, update, now);
                         if let Some(late) = held_back.take() {
-                            peers.hear(&a, late, now);
+                            peers.receive(&a, late, now);
                         }
                     }
                 }
             }
             now += ASK_AGAIN;
-            if peers.hear(&a, own.digest(), now).ask.is_some() {
-                peers.hear(&a, own.state(), now);
+            if peers.receive(&a, own.digest(), now).ask.is_some() {
+                peers.receive(&a, own.state(), now);
             }
             for (number, requests) in true_loads.into_iter().enumerate() {
                 prop_assert_eq!(peers.load(&worker(number)), load(requests));

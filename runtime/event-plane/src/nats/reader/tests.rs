@@ -12,7 +12,7 @@ use crate::{
 struct Fixture {
     raw: support::Raw,
     reader: Reader,
-    session: Session,
+    session: ConsumerSession,
     silent: crate::Subscription,
     _keeper: tokio_util::task::AbortOnDropHandle<()>,
     _server: signalbox_test_servers::NatsServer,

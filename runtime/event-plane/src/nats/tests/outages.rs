@@ -103,7 +103,7 @@ async fn an_outbox_that_overflows_makes_a_hole_that_expect_told() {
     at_router.ready().await;
     let config = NatsPlaneConfig {
         namespace: "own".into(),
-        outbox: Retention {
+        publish_queue: Retention {
             batches: 10,
             bytes: 1 << 20,
         },

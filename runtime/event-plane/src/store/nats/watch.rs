@@ -67,7 +67,7 @@ impl StoreWatchSource for Follower {
 }
 
 /// Why a list and what follows it came to an end.
-enum Ended {
+enum WatchEnd {
     /// Nobody reads any more.
     Unread,
     /// Something may have been missed.
@@ -98,8 +98,8 @@ impl Teller {
     async fn run(mut self, store: NatsStore) {
         loop {
             match self.follow(&store).await {
-                Ended::Unread => return,
-                Ended::Interrupted(reason) => {
+                WatchEnd::Unread => return,
+                WatchEnd::Interrupted(reason) => {
                     tracing::debug!(reason, "the watch on the policy bucket begins anew");
                     sleep(self.retry).await;
                     self.retry = (self.retry * 2).min(RETRY_MAX);
@@ -109,23 +109,23 @@ impl Teller {
     }
 
     /// Tells what is there, then what changes, until something may have been missed.
-    async fn follow(&mut self, store: &NatsStore) -> Ended {
+    async fn follow(&mut self, store: &NatsStore) -> WatchEnd {
         let mut status = store.0.connection.status();
         if status
             .wait_for(|status| status.state == PlaneState::Up)
             .await
             .is_err()
         {
-            return Ended::Interrupted("the connection is closed".into());
+            return WatchEnd::Interrupted("the connection is closed".into());
         }
         let (made, mut left, mut messages) = match list(store).await {
             Ok(listed) => listed,
-            Err(error) => return Ended::Interrupted(error.to_string()),
+            Err(error) => return WatchEnd::Interrupted(error.to_string()),
         };
         if self.bucket_made.as_ref().is_some_and(|before| *before != made)
             && self.take_back_all_but(&HashSet::new()).await.is_err()
         {
-            return Ended::Unread;
+            return WatchEnd::Unread;
         }
         self.bucket_made = Some(made);
         let mut present = HashSet::new();
@@ -136,28 +136,28 @@ impl Teller {
                 listing = false;
                 self.retry = RETRY;
                 if self.listed(&present).await.is_err() {
-                    return Ended::Unread;
+                    return WatchEnd::Unread;
                 }
             }
             let message = tokio::select! {
-                _ = status.changed() => return Ended::Interrupted("the connection changed".into()),
+                _ = status.changed() => return WatchEnd::Interrupted("the connection changed".into()),
                 message = messages.next() => match message {
                     Some(Ok(message)) => message,
-                    Some(Err(error)) => return Ended::Interrupted(error.to_string()),
-                    None => return Ended::Interrupted("the consumer ended".into()),
+                    Some(Err(error)) => return WatchEnd::Interrupted(error.to_string()),
+                    None => return WatchEnd::Interrupted("the consumer ended".into()),
                 },
-                () = self.changes.closed() => return Ended::Unread,
+                () = self.changes.closed() => return WatchEnd::Unread,
             };
             let (revision, sequence) = match message.info() {
                 Ok(info) => {
                     left = info.pending;
                     (Revision(info.stream_sequence), info.consumer_sequence)
                 }
-                Err(error) => return Ended::Interrupted(error.to_string()),
+                Err(error) => return WatchEnd::Interrupted(error.to_string()),
             };
             received += 1;
             if sequence != received {
-                return Ended::Interrupted(format!("message {received} is missing: {sequence} came"));
+                return WatchEnd::Interrupted(format!("message {received} is missing: {sequence} came"));
             }
             let Some(key) = store.0.keys.decode_subject(&message.subject) else {
                 tracing::warn!(subject = %message.subject, "a key in the policy bucket is not spelled as documented");
@@ -174,7 +174,7 @@ impl Teller {
                 self.set(key, StoreEntry { value, revision }).await
             };
             if told.is_err() {
-                return Ended::Unread;
+                return WatchEnd::Unread;
             }
         }
     }

@@ -7,12 +7,12 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Lets one through now and then, and counts the others.
 #[derive(Debug, Default)]
-pub(super) struct Rarely {
+pub(super) struct LogThrottle {
     last: Option<Instant>,
     held_back: u64,
 }
 
-impl Rarely {
+impl LogThrottle {
     /// Whether to tell now; then how many were not told since the last time.
     pub(super) fn tell(&mut self) -> Option<u64> {
         if self.last.is_some_and(|last| last.elapsed() < PAUSE) {

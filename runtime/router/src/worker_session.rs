@@ -38,11 +38,11 @@ const REPORTS_PER_SECOND: u64 = 1_000;
 
 /// One present worker.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub(crate) struct WorkerSession {
     pub(crate) card: Arc<WorkerCard>,
     pub(crate) slot: WorkerSlot,
     pub(crate) link: LinkHandle,
-    shared: SessionShared,
+    shared: SessionContext,
     events: Option<Addr<EventStream>>,
     is_over: Rc<Cell<bool>>,
     _watches: Vec<AbortOnDropHandle<()>>,
@@ -50,7 +50,7 @@ pub(crate) struct Session {
 
 /// What the sessions of all workers have in common.
 #[derive(Debug, Clone)]
-pub(crate) struct SessionShared {
+pub(crate) struct SessionContext {
     pub(crate) plane: Arc<dyn EventPlane>,
     /// Copy events from the worker's request plane into `plane`: where no NATS carries them there.
     pub(crate) feeds_plane: bool,
@@ -61,12 +61,12 @@ pub(crate) struct SessionShared {
     pub(crate) present: Arc<AtomicU64>,
 }
 
-impl Session {
+impl WorkerSession {
     /// Dials the worker and follows what it says.
     pub(crate) fn start(
         card: Arc<WorkerCard>,
         slot: WorkerSlot,
-        shared: SessionShared,
+        shared: SessionContext,
         watcher: Recipient<LinkEvent>,
     ) -> Self {
         let link = LinkHandle::start(card.address.clone(), shared.links.clone(), Some(watcher));
@@ -114,7 +114,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for WorkerSession {
     fn drop(&mut self) {
         self.is_over.set(true);
         if let Some(events) = self.events.take() {
@@ -137,7 +137,7 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(actix_rt::spawn(task))
 }
 
-async fn watch_load(link: LinkHandle, slot: WorkerSlot, shared: SessionShared) {
+async fn watch_load(link: LinkHandle, slot: WorkerSlot, shared: SessionContext) {
     let right_interval = || report_interval_ms(shared.present.load(Relaxed));
     loop {
         let interval_ms = right_interval();

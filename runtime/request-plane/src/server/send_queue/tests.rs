@@ -5,14 +5,14 @@ use super::*;
 
 const WINDOW: u32 = 1000;
 
-fn outbox() -> Outbox {
-    Outbox::new(WINDOW, 2000, 4)
+fn send_queue() -> SendQueue {
+    SendQueue::new(WINDOW, 2000, 4)
 }
 
 /// What one write carries.
-fn write(outbox: &mut Outbox) -> Vec<Frame> {
+fn write(send_queue: &mut SendQueue) -> Vec<Frame> {
     let mut out = BytesMut::new();
-    outbox.take(&mut out);
+    send_queue.take(&mut out);
     std::iter::from_fn(|| FrameCodec::new(usize::MAX).decode(&mut out).unwrap()).collect()
 }
 
@@ -24,61 +24,65 @@ fn piece(stream: u32, tokens: u32, len: usize) -> Frame {
     }
 }
 
-fn queue(outbox: &mut Outbox, stream: u32, tokens: u32, len: usize) -> Result<(), CallerGone> {
-    outbox.queue(stream, tokens, &vec![b'x'; len])
+fn queue(send_queue: &mut SendQueue, stream: u32, tokens: u32, len: usize) -> Result<(), CallerGone> {
+    send_queue.queue(stream, tokens, &vec![b'x'; len])
 }
 
 #[test]
 fn a_step_of_all_streams_is_one_write() {
-    let mut outbox = outbox();
+    let mut send_queue = send_queue();
     for stream in 1..=4 {
-        outbox.open(stream, None).unwrap();
-        queue(&mut outbox, stream, 1, 200).unwrap();
+        send_queue.open(stream, None).unwrap();
+        queue(&mut send_queue, stream, 1, 200).unwrap();
     }
     assert_eq!(
-        write(&mut outbox),
+        write(&mut send_queue),
         (1..=4).map(|stream| piece(stream, 1, 200)).collect::<Vec<_>>()
     );
-    assert_eq!(outbox.take(&mut BytesMut::new()), Output::Wait);
+    assert_eq!(send_queue.take(&mut BytesMut::new()), Output::Wait);
 }
 
 #[test]
 fn past_the_window_pieces_wait_for_credit_in_order_and_the_end_follows_them() {
-    let mut outbox = outbox();
-    outbox.open(1, None).unwrap();
+    let mut send_queue = send_queue();
+    send_queue.open(1, None).unwrap();
     for tokens in 0..4 {
-        queue(&mut outbox, 1, tokens, 596).unwrap();
+        queue(&mut send_queue, 1, tokens, 596).unwrap();
     }
-    outbox.finish(1, Ending::End(StreamSummary::default()));
+    send_queue.finish(1, Ending::End(StreamSummary::default()));
     assert_eq!(
-        write(&mut outbox),
+        write(&mut send_queue),
         [piece(1, 0, 596), piece(1, 1, 596)],
         "the window is passed by one piece"
     );
-    outbox.credit(1, 200);
-    assert_eq!(write(&mut outbox), [], "still below zero");
-    outbox.credit(1, 700);
-    outbox.credit(1, 700);
+    send_queue.credit(1, 200);
+    assert_eq!(write(&mut send_queue), [], "still below zero");
+    send_queue.credit(1, 700);
+    send_queue.credit(1, 700);
     let end = Frame::End {
         stream: 1,
         summary: StreamSummary::default(),
     };
-    assert_eq!(write(&mut outbox), [piece(1, 2, 596), piece(1, 3, 596), end]);
-    assert_eq!(queue(&mut outbox, 1, 1, 1), Err(CallerGone), "the stream is over");
+    assert_eq!(write(&mut send_queue), [piece(1, 2, 596), piece(1, 3, 596), end]);
+    assert_eq!(
+        queue(&mut send_queue, 1, 1, 1),
+        Err(CallerGone),
+        "the stream is over"
+    );
 }
 
 #[test]
 fn a_stream_past_its_backlog_fails_as_overloaded_and_others_go_on() {
-    let mut outbox = outbox();
-    let signal = outbox.open(1, None).unwrap();
-    outbox.open(2, None).unwrap();
-    queue(&mut outbox, 1, 1, 996).unwrap();
-    queue(&mut outbox, 1, 1, 1500).unwrap();
-    assert_eq!(queue(&mut outbox, 1, 1, 1500), Err(CallerGone));
-    assert_eq!(outbox.take_woken().len(), 1);
+    let mut send_queue = send_queue();
+    let signal = send_queue.open(1, None).unwrap();
+    send_queue.open(2, None).unwrap();
+    queue(&mut send_queue, 1, 1, 996).unwrap();
+    queue(&mut send_queue, 1, 1, 1500).unwrap();
+    assert_eq!(queue(&mut send_queue, 1, 1, 1500), Err(CallerGone));
+    assert_eq!(send_queue.take_woken().len(), 1);
     assert!(Arc::strong_count(&signal) == 1, "the stream is forgotten");
-    queue(&mut outbox, 2, 1, 10).unwrap();
-    let frames = write(&mut outbox);
+    queue(&mut send_queue, 2, 1, 10).unwrap();
+    let frames = write(&mut send_queue);
     let Frame::Fail { stream: 1, json } = &frames[1] else {
         panic!("{frames:?}")
     };
@@ -89,15 +93,15 @@ fn a_stream_past_its_backlog_fails_as_overloaded_and_others_go_on() {
 
 #[test]
 fn a_blocked_socket_holds_one_full_buffer_and_then_serves_streams_in_turn() {
-    let mut outbox = Outbox::new(*WINDOW_BYTES.end(), 8 << 20, 4);
-    outbox.open(1, None).unwrap();
-    outbox.open(2, None).unwrap();
+    let mut send_queue = SendQueue::new(*WINDOW_BYTES.end(), 8 << 20, 4);
+    send_queue.open(1, None).unwrap();
+    send_queue.open(2, None).unwrap();
     for _ in 0..12 {
-        queue(&mut outbox, 1, 1, 100 << 10).unwrap();
-        queue(&mut outbox, 2, 1, 100 << 10).unwrap();
+        queue(&mut send_queue, 1, 1, 100 << 10).unwrap();
+        queue(&mut send_queue, 2, 1, 100 << 10).unwrap();
     }
-    assert!(outbox.out.len() < FULL_BYTES + (101 << 10));
-    assert_eq!(outbox.offer(1, b"later"), Offer::NoRoom);
+    assert!(send_queue.out.len() < FULL_BYTES + (101 << 10));
+    assert_eq!(send_queue.offer(1, b"later"), Offer::NoRoom);
     let count = |frames: Vec<Frame>, id| {
         frames
             .iter()
@@ -106,41 +110,41 @@ fn a_blocked_socket_holds_one_full_buffer_and_then_serves_streams_in_turn() {
     };
     let (mut first, mut second) = (0, 0);
     for _ in 0..4 {
-        let frames = write(&mut outbox);
+        let frames = write(&mut send_queue);
         first += count(frames.clone(), 1);
         second += count(frames, 2);
     }
     assert_eq!((first, second), (12, 12), "nothing is stuck");
-    assert_eq!(outbox.take_woken().len(), 1, "the sender learns of the room");
-    assert_eq!(outbox.offer(1, b"later"), Offer::Taken);
+    assert_eq!(send_queue.take_woken().len(), 1, "the sender learns of the room");
+    assert_eq!(send_queue.offer(1, b"later"), Offer::Taken);
 }
 
 #[test]
 fn an_offer_waits_for_window_and_is_told_of_it() {
-    let mut outbox = outbox();
-    outbox.open(1, None).unwrap();
-    assert_eq!(outbox.offer(1, &[0; 996]), Offer::Taken);
-    assert_eq!(outbox.offer(1, &[0; 10]), Offer::NoRoom);
-    assert!(outbox.take_woken().is_empty());
-    outbox.credit(1, 500);
-    assert_eq!(outbox.take_woken().len(), 1);
-    assert_eq!(outbox.offer(1, &[0; 10]), Offer::Taken);
+    let mut send_queue = send_queue();
+    send_queue.open(1, None).unwrap();
+    assert_eq!(send_queue.offer(1, &[0; 996]), Offer::Taken);
+    assert_eq!(send_queue.offer(1, &[0; 10]), Offer::NoRoom);
+    assert!(send_queue.take_woken().is_empty());
+    send_queue.credit(1, 500);
+    assert_eq!(send_queue.take_woken().len(), 1);
+    assert_eq!(send_queue.offer(1, &[0; 10]), Offer::Taken);
 }
 
 #[test]
 fn a_finishing_connection_writes_what_it_has_and_nothing_new() {
-    let mut outbox = outbox();
-    outbox.open(1, None).unwrap();
-    queue(&mut outbox, 1, 1, 10).unwrap();
-    outbox.finish_all(Some(&WireError::new(ErrorKind::InvalidRequest, "why")));
-    assert_eq!(queue(&mut outbox, 1, 1, 10), Err(CallerGone));
-    outbox.put(Frame::Drain);
-    let frames = write(&mut outbox);
+    let mut send_queue = send_queue();
+    send_queue.open(1, None).unwrap();
+    queue(&mut send_queue, 1, 1, 10).unwrap();
+    send_queue.finish_all(Some(&WireError::new(ErrorKind::InvalidRequest, "why")));
+    assert_eq!(queue(&mut send_queue, 1, 1, 10), Err(CallerGone));
+    send_queue.put(Frame::Drain);
+    let frames = write(&mut send_queue);
     assert!(
         matches!(frames[..], [Frame::Data { .. }, Frame::Fail { stream: 0, .. }]),
         "{frames:?}"
     );
-    assert_eq!(outbox.take(&mut BytesMut::new()), Output::Finished);
+    assert_eq!(send_queue.take(&mut BytesMut::new()), Output::Finished);
 }
 
 #[derive(Debug, Clone)]
@@ -172,7 +176,7 @@ proptest! {
     /// once, and no stream gets more than its credit and one piece.
     #[test]
     fn accepted_pieces_arrive_once_in_order(steps in vec(step(), 0..300)) {
-        let mut outbox = outbox();
+        let mut send_queue = send_queue();
         let mut expected: HashMap<u32, VecDeque<Frame>> = HashMap::new();
         let mut allowance: HashMap<u32, i64> = HashMap::new();
         let mut serial = 0;
@@ -180,35 +184,35 @@ proptest! {
             serial += 1;
             match step {
                 // A number is not used again while frames of its last stream are on their way.
-                Step::Open(id) => if expected.get(&id).is_none_or(VecDeque::is_empty) && outbox.open(id, None).is_ok() {
+                Step::Open(id) => if expected.get(&id).is_none_or(VecDeque::is_empty) && send_queue.open(id, None).is_ok() {
                     expected.insert(id, VecDeque::new());
                     allowance.insert(id, WINDOW.into());
                 },
-                Step::Queue(id, len) => if queue(&mut outbox, id, serial, len).is_ok() {
+                Step::Queue(id, len) => if queue(&mut send_queue, id, serial, len).is_ok() {
                     expected.entry(id).or_default().push_back(piece(id, serial, len));
                 },
-                Step::Offer(id, len) => if outbox.offer(id, &vec![b'x'; len]) == Offer::Taken {
+                Step::Offer(id, len) => if send_queue.offer(id, &vec![b'x'; len]) == Offer::Taken {
                     expected.entry(id).or_default().push_back(piece(id, 0, len));
                 },
                 Step::Finish(id) => {
-                    let open = outbox.streams.get(&id).is_some_and(|slot| slot.ending.is_none());
-                    outbox.finish(id, Ending::End(StreamSummary::default()));
+                    let open = send_queue.streams.get(&id).is_some_and(|slot| slot.ending.is_none());
+                    send_queue.finish(id, Ending::End(StreamSummary::default()));
                     if open {
                         let end = Frame::End { stream: id, summary: StreamSummary::default() };
                         expected.entry(id).or_default().push_back(end);
                     }
                 }
-                Step::Credit(id, bytes) => if outbox.streams.contains_key(&id) {
-                    outbox.credit(id, bytes);
+                Step::Credit(id, bytes) => if send_queue.streams.contains_key(&id) {
+                    send_queue.credit(id, bytes);
                     let allowed = allowance.entry(id).or_default();
                     *allowed += i64::from(bytes);
                 },
                 // Frames already taken for a cancelled stream may still come; so write them first.
-                Step::Cancel(id) => if !outbox.has_output() {
-                    outbox.cancel(id);
+                Step::Cancel(id) => if !send_queue.has_output() {
+                    send_queue.cancel(id);
                     expected.remove(&id);
                 },
-                Step::Write => for frame in write(&mut outbox) {
+                Step::Write => for frame in write(&mut send_queue) {
                     let id = match &frame {
                         Frame::Data { stream, bytes, .. } => {
                             let allowed = allowance.entry(*stream).or_default();

@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{CallHandler, ServerConfig, connection::Connection};
+use super::{CallHandler, ServerConfig, connection::RouterConnection};
 
 /// After the grace: time for what is queued to be written and for routers to close their side. Two round trips over
 /// any network, and short enough for a supervisor that kills after 10 s.
@@ -45,7 +45,7 @@ impl Default for Timeouts {
 }
 
 /// What all connections of a server share.
-pub(super) struct Shared {
+pub(super) struct ServerState {
     pub(super) config: ServerConfig,
     pub(super) timeouts: Timeouts,
     pub(super) card: Arc<WorkerCard>,
@@ -61,11 +61,11 @@ pub(super) struct Shared {
     /// Connections end where they are.
     pub(super) abandon: CancellationToken,
     draining: AtomicBool,
-    connections: Mutex<HashMap<u64, Arc<Connection>>>,
+    connections: Mutex<HashMap<u64, Arc<RouterConnection>>>,
     last_connection: AtomicU64,
 }
 
-impl Shared {
+impl ServerState {
     pub(super) fn new(
         config: ServerConfig,
         timeouts: Timeouts,
@@ -91,14 +91,14 @@ impl Shared {
     }
 
     /// Counts a connection in until the guard is dropped. One that comes while the server drains is told so.
-    pub(super) fn enter(self: &Arc<Self>, connection: &Arc<Connection>) -> Entered {
+    pub(super) fn enter(self: &Arc<Self>, connection: &Arc<RouterConnection>) -> Entered {
         let id = self.last_connection.fetch_add(1, Ordering::Relaxed);
         self.connections.lock().insert(id, connection.clone());
         if self.is_draining() {
             connection.tell_draining();
         }
         Entered {
-            shared: self.clone(),
+            server: self.clone(),
             id,
         }
     }
@@ -138,13 +138,13 @@ impl Shared {
 
 /// Keeps a connection among those that a drain tells.
 pub(super) struct Entered {
-    shared: Arc<Shared>,
+    server: Arc<ServerState>,
     id: u64,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.shared.connections.lock().remove(&self.id);
+        self.server.connections.lock().remove(&self.id);
     }
 }
 

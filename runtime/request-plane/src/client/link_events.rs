@@ -6,12 +6,12 @@ use super::LinkEvent;
 
 /// Events waiting for room in the watcher's mailbox: at most a `Down`, an `Up` and a `Draining`.
 #[derive(Debug, Default)]
-pub(super) struct Notices {
+pub(super) struct LinkEvents {
     pending: VecDeque<LinkEvent>,
     told_down: bool,
 }
 
-impl Notices {
+impl LinkEvents {
     /// A `Down` makes everything before it stale and follows no other `Down`.
     pub(super) fn push(&mut self, event: LinkEvent) {
         let down = matches!(event, LinkEvent::Down { .. });
@@ -53,44 +53,44 @@ mod tests {
         LinkEvent::Draining { address: "w".into() }
     }
 
-    fn drained(notices: &mut Notices) -> Vec<String> {
-        std::iter::from_fn(|| notices.pop())
+    fn drained(link_events: &mut LinkEvents) -> Vec<String> {
+        std::iter::from_fn(|| link_events.pop())
             .map(|event| format!("{event:?}"))
             .collect()
     }
 
     #[test]
     fn a_flapping_link_leaves_only_what_is_true_now() {
-        let mut notices = Notices::default();
+        let mut link_events = LinkEvents::default();
         for round in 0..1000 {
-            notices.push(down(&round.to_string()));
-            notices.push(draining());
+            link_events.push(down(&round.to_string()));
+            link_events.push(draining());
         }
-        notices.push(down("last"));
-        assert_eq!(drained(&mut notices), [format!("{:?}", down("last"))]);
+        link_events.push(down("last"));
+        assert_eq!(drained(&mut link_events), [format!("{:?}", down("last"))]);
     }
 
     #[test]
     fn failed_dials_after_the_first_say_nothing_new() {
-        let mut notices = Notices::default();
-        notices.push(down("first"));
-        assert!(notices.pop().is_some());
-        notices.push(down("second"));
-        assert!(notices.pop().is_none());
-        notices.push(draining());
-        notices.push(down("third"));
-        assert_eq!(drained(&mut notices).len(), 1);
+        let mut link_events = LinkEvents::default();
+        link_events.push(down("first"));
+        assert!(link_events.pop().is_some());
+        link_events.push(down("second"));
+        assert!(link_events.pop().is_none());
+        link_events.push(draining());
+        link_events.push(down("third"));
+        assert_eq!(drained(&mut link_events).len(), 1);
     }
 
     #[test]
     fn an_event_without_room_comes_again_unless_stale() {
-        let mut notices = Notices::default();
-        notices.push(draining());
-        let event = notices.pop().unwrap();
-        notices.put_back(event.clone());
-        assert_eq!(drained(&mut notices).len(), 1);
-        notices.push(down("now"));
-        notices.put_back(event);
-        assert_eq!(drained(&mut notices), [format!("{:?}", down("now"))]);
+        let mut link_events = LinkEvents::default();
+        link_events.push(draining());
+        let event = link_events.pop().unwrap();
+        link_events.put_back(event.clone());
+        assert_eq!(drained(&mut link_events).len(), 1);
+        link_events.push(down("now"));
+        link_events.put_back(event);
+        assert_eq!(drained(&mut link_events), [format!("{:?}", down("now"))]);
     }
 }

@@ -12,7 +12,7 @@ use tokio_util::codec::Encoder;
 
 use super::{
     responder::{CallerGone, StreamSignal},
-    shared::GeneratingGuard,
+    state::GeneratingGuard,
 };
 use crate::{
     frame::{self, Frame, FrameCodec, piece_cost},
@@ -28,12 +28,12 @@ const NOT_READING_BYTES: usize = 4 << 20;
 
 /// What one connection has still to write.
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(super) struct SendQueue {
     out: BytesMut,
     streams: HashMap<u32, OutStream>,
     /// Streams that could send if `out` were not full, in the order they will.
     waiting: VecDeque<u32>,
-    /// Whose responders are to be woken once the outbox is unlocked.
+    /// Whose responders are to be woken once the send_queue is unlocked.
     woken: Vec<Arc<StreamSignal>>,
     window: i64,
     backlog_bytes: usize,
@@ -97,7 +97,7 @@ pub(super) enum Output {
     Finished,
 }
 
-impl Outbox {
+impl SendQueue {
     pub(super) fn new(window: u32, backlog_bytes: usize, max_streams: usize) -> Self {
         Self {
             out: BytesMut::new(),

@@ -13,9 +13,9 @@ use signalbox_protocol::WorkerCard;
 
 /// By digest, the workers that wait; the first is the one asked.
 #[derive(Debug, Default)]
-pub(crate) struct TextLoads(HashMap<String, VecDeque<Arc<WorkerCard>>>);
+pub(crate) struct TokenizerLoads(HashMap<String, VecDeque<Arc<WorkerCard>>>);
 
-impl TextLoads {
+impl TokenizerLoads {
     /// The worker waits for its tokenizer; whether it is the first to, so that a load is to begin.
     pub(crate) fn wait(&mut self, card: Arc<WorkerCard>) -> bool {
         let waiting = self.0.entry(card.artifacts_digest.clone()).or_default();
@@ -62,7 +62,7 @@ mod tests {
         Arc::new(serde_json::from_value(card).unwrap())
     }
 
-    fn next(loads: &mut TextLoads, digest: &str, present: &[&str]) -> Option<String> {
+    fn next(loads: &mut TokenizerLoads, digest: &str, present: &[&str]) -> Option<String> {
         loads
             .next(digest, |card| present.contains(&card.id.as_str()))
             .map(|card| card.id.to_string())
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn one_load_serves_all_that_wait_for_the_same_tokenizer() {
-        let mut loads = TextLoads::default();
+        let mut loads = TokenizerLoads::default();
         let begins =
             [("a", "1"), ("b", "1"), ("c", "2"), ("d", "1")].map(|(id, digest)| loads.wait(card(id, digest)));
         assert_eq!(begins, [true, false, true, false]);
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn another_is_asked_where_one_fails_and_those_that_left_are_not() {
-        let mut loads = TextLoads::default();
+        let mut loads = TokenizerLoads::default();
         for id in ["a", "b", "c"] {
             loads.wait(card(id, "1"));
         }

@@ -13,7 +13,7 @@ use signalbox_nats::async_nats::jetstream::context::PublishError;
 use tokio::sync::Notify;
 
 use super::{
-    rarely::Rarely,
+    log_throttle::LogThrottle,
     stream::{EventStore, MAX_MESSAGE_SIZE},
 };
 use crate::{
@@ -31,7 +31,7 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// One worker's batches that NATS has not taken yet; the oldest go when there are too many.
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(super) struct PublishQueue {
     waiting: Mutex<RetainedLog<Bytes>>,
     more: Notify,
 }
@@ -55,7 +55,7 @@ enum SendError {
     Disconnected,
 }
 
-impl Outbox {
+impl PublishQueue {
     pub(super) fn new(retention: Retention) -> Self {
         Self {
             waiting: Mutex::new(RetainedLog::new(retention)),
@@ -114,15 +114,20 @@ impl Outbox {
     }
 }
 
-impl Drop for Outbox {
+impl Drop for PublishQueue {
     fn drop(&mut self) {
         gauge!("signalbox_kv_event_outbox_batches").decrement(self.waiting.lock().len() as f64);
     }
 }
 
-/// Sends what the outbox has, for ever.
-pub(super) async fn send_all(outbox: Arc<Outbox>, store: EventStore, subject: String, max_batches: usize) {
-    let (mut retry, mut warnings) = (RETRY, Rarely::default());
+/// Sends what the publish_queue has, for ever.
+pub(super) async fn send_all(
+    publish_queue: Arc<PublishQueue>,
+    store: EventStore,
+    subject: String,
+    max_batches: usize,
+) {
+    let (mut retry, mut warnings) = (RETRY, LogThrottle::default());
     loop {
         store.usable().await;
         let largest = store
@@ -131,8 +136,8 @@ pub(super) async fn send_all(outbox: Arc<Outbox>, store: EventStore, subject: St
             .server_info()
             .max_payload
             .min(MAX_MESSAGE_SIZE);
-        let Some(message) = outbox.message(max_batches, largest.min(MAX_MESSAGE_LEN)) else {
-            outbox.more.notified().await;
+        let Some(message) = publish_queue.message(max_batches, largest.min(MAX_MESSAGE_LEN)) else {
+            publish_queue.more.notified().await;
             continue;
         };
         let sent = match message.payload.len() {
@@ -141,7 +146,7 @@ pub(super) async fn send_all(outbox: Arc<Outbox>, store: EventStore, subject: St
         };
         match sent {
             Ok(()) => {
-                outbox.release(message.end);
+                publish_queue.release(message.end);
                 counter!("signalbox_kv_event_messages_total", "direction" => "out").increment(1);
                 counter!("signalbox_kv_event_batches_total", "direction" => "out").increment(message.batches);
                 counter!("signalbox_kv_event_bytes_total", "direction" => "out")
@@ -150,7 +155,7 @@ pub(super) async fn send_all(outbox: Arc<Outbox>, store: EventStore, subject: St
             }
             Err(error @ SendError::TooLarge(_)) => {
                 // It never fits: whoever follows finds the hole and takes a snapshot.
-                outbox.release(message.end);
+                publish_queue.release(message.end);
                 counter!("signalbox_kv_event_batches_dropped_total").increment(message.batches);
                 if let Some(more) = warnings.tell() {
                     tracing::warn!(subject, %error, more, "KV events are dropped");

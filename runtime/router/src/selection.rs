@@ -4,7 +4,7 @@ use signalbox_policy_host::Decision;
 
 /// The row an answer names: its pick, or the lowest cost, where `draw` chooses among equal ones. `draw(n)` gives a
 /// number below `n`. `None` where the answer excludes everybody (every cost infinite) or names no row (P-1).
-pub(crate) fn pick(
+pub(crate) fn select_row(
     decision: &Decision,
     candidates: usize,
     mut draw: impl FnMut(u32) -> u32,
@@ -67,8 +67,8 @@ mod tests {
     #[test]
     fn the_lowest_finite_cost_wins() {
         let decision = costs(&[f32::INFINITY, 3.0, 1.0, f32::NAN]);
-        assert_eq!(pick(&decision, 4, |_| 0), Some(2));
-        assert_eq!(pick(&costs(&[f32::INFINITY; 2]), 2, |_| 0), None);
+        assert_eq!(select_row(&decision, 4, |_| 0), Some(2));
+        assert_eq!(select_row(&costs(&[f32::INFINITY; 2]), 2, |_| 0), None);
     }
 
     #[test]
@@ -79,7 +79,7 @@ mod tests {
                 assert_eq!(below, 3);
                 row
             };
-            assert_eq!(pick(&decision, 3, draw), Some(row as usize));
+            assert_eq!(select_row(&decision, 3, draw), Some(row as usize));
         }
     }
 
@@ -89,7 +89,7 @@ mod tests {
             for lowest in 0..candidates {
                 let mut decision = costs(&vec![2.0; candidates]);
                 decision.costs[lowest] = 1.0;
-                assert_eq!(pick(&decision, candidates, |_| 0), Some(lowest));
+                assert_eq!(select_row(&decision, candidates, |_| 0), Some(lowest));
             }
         }
     }
@@ -100,7 +100,7 @@ mod tests {
             costs: Vec::new(),
             pick: Some(2),
         };
-        assert_eq!(pick(&decision, 2, |_| 0), None);
-        assert_eq!(pick(&decision, 3, |_| 0), Some(2));
+        assert_eq!(select_row(&decision, 2, |_| 0), None);
+        assert_eq!(select_row(&decision, 3, |_| 0), Some(2));
     }
 }
