@@ -204,8 +204,8 @@ impl LoadTable {
 
     fn count_used_blocks(&self, worker: WorkerSlot) {
         if let (Some(own), Some(reported)) = (self.own.get(worker.0 as usize), self.reported(worker)) {
-            let reported = reported.reported_used_blocks.load(Relaxed);
-            let used = reported.max(reported.indexed_blocks.load(Relaxed));
+            let used_blocks = reported.reported_used_blocks.load(Relaxed);
+            let used = used_blocks.max(reported.indexed_blocks.load(Relaxed));
             // Left alone where it is right: storing would take the cache line from every thread that decides.
             if own.used_blocks.load(Relaxed) != used {
                 own.used_blocks.store(used, Relaxed);

@@ -131,7 +131,11 @@ async fn carry(connection: NatsConnection, prefix: String, queues: Arc<TopicQueu
 }
 
 /// Passes a topic's messages on to its listeners, until there are none.
-async fn receive(topic: String, mut messages: signalbox_nats::async_nats::Subscriber, queues: Arc<TopicQueues>) {
+async fn receive(
+    topic: String,
+    mut messages: signalbox_nats::async_nats::Subscriber,
+    queues: Arc<TopicQueues>,
+) {
     let Some(listeners) = queues.state.lock().topics.get(&topic).cloned() else {
         return;
     };
