@@ -1,6 +1,6 @@
 //! How tokens become KV block identities.
 //!
-//! A prompt is cut into KV blocks of `block_size` tokens; a rest shorter than a block has no identity. Each block's
+//! A prompt is cut into KV blocks of `block_size` tokens. An incomplete last block has no identity. Each block's
 //! [`SequenceHash`] covers the block and everything before it, so that one number names a whole prefix:
 //!
 //! ```text
@@ -35,7 +35,7 @@ pub struct BlockHasher {
 }
 
 impl BlockHasher {
-    /// `block_size` is in tokens and at least 1; `lora` and `cache_salt` are empty where there is none.
+    /// `block_size` is in tokens and at least 1. `lora` and `cache_salt` are empty for requests without them.
     pub fn new(model: &str, lora: &str, cache_salt: &str, block_size: usize) -> Self {
         debug_assert!(block_size > 0, "a KV block holds at least one token");
         let salt = ["signalbox.block.v1", model, lora, cache_salt].join("\0");
@@ -50,7 +50,7 @@ impl BlockHasher {
         self.block_size
     }
 
-    /// The hash of the block `tokens` that follows `parent`, or begins the sequence.
+    /// The hash of the block `tokens`, which follows `parent` or, without a parent, begins the sequence.
     pub fn next(&self, parent: Option<SequenceHash>, tokens: &[u32]) -> SequenceHash {
         debug_assert_eq!(
             tokens.len(),
@@ -61,7 +61,7 @@ impl BlockHasher {
         chain.push(tokens)
     }
 
-    /// The hashes of every whole block of `tokens`, first block first.
+    /// The hashes of the whole blocks of `tokens`, first block first.
     pub fn hash(&self, tokens: &[u32]) -> Vec<SequenceHash> {
         let mut chain = Chain::new(self.seed);
         tokens

@@ -1,10 +1,10 @@
-//! What a router asks of a worker over the request plane.
+//! The calls a router makes to a worker over the request plane.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{GenerateRequest, WorkerEpoch};
 
-/// Opens a stream. Each kind says what flows back before the stream's end.
+/// A call, which opens a stream. Each variant documents what the worker sends before the end of the stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "snake_case")]
 #[expect(
@@ -12,22 +12,24 @@ use crate::{GenerateRequest, WorkerEpoch};
     reason = "nearly every call is a Generate; a box would cost each an allocation"
 )]
 pub enum Call {
-    /// Answer bytes as the client will read them, with the number of tokens in each piece.
+    /// Generates an answer. The worker sends the bytes that the client reads, with the number of tokens in each piece.
     Generate(GenerateRequest),
-    /// The tokenizer and chat template with this digest, in pieces.
+    /// Fetches the tokenizer and chat template. The worker sends them in pieces.
     FetchArtifacts {
-        /// As in [`crate::WorkerCard::artifacts_digest`].
+        /// Their digest, as in [`crate::WorkerCard::artifacts_digest`].
         digest: String,
     },
-    /// Encoded KV event batches as they happen, one a piece, from `after` on; fails with
-    /// [`crate::ErrorKind::NotFound`] where those are no longer kept, and a snapshot is due.
+    /// Watches the KV cache. The worker sends each KV event batch, encoded, as one piece. The call fails with
+    /// [`crate::ErrorKind::NotFound`] if the worker no longer keeps the first batch wanted; the router then needs a
+    /// snapshot.
     WatchKvEvents {
-        /// The epoch and first sequence wanted; `None` for what happens from now on.
+        /// The epoch and the sequence of the first batch wanted; `None` for the batches published from now on.
         after: Option<(WorkerEpoch, u64)>,
     },
-    /// The encoded snapshot of the KV cache, in pieces.
+    /// Fetches a snapshot of the KV cache. The worker sends it, encoded, in pieces.
     FetchKvSnapshot,
-    /// A [`crate::WorkerReport`] in JSON a piece, whenever it changed, at most every `interval_ms`.
+    /// Watches the load. The worker sends a [`crate::WorkerReport`] in JSON as one piece whenever the report changes,
+    /// at most one per `interval_ms`.
     WatchLoad {
         /// Shortest time between two reports, in milliseconds.
         interval_ms: u64,

@@ -1,4 +1,4 @@
-//! Errors as clients and other processes see them.
+//! The errors that clients and other processes receive.
 
 use std::fmt;
 
@@ -8,53 +8,53 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct WireError {
-    /// What sort of trouble it is; decides the HTTP status.
+    /// The kind of error; decides the HTTP status.
     pub kind: ErrorKind,
-    /// A sentence for a person: what is wrong, and what would be right.
+    /// For a person: what is wrong, and what would be right. A lower-case fragment without a full stop.
     pub message: String,
     /// The request's parameter at fault, as the client spelled it: `max_tokens`, `messages[2].content`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub param: Option<String>,
 }
 
-/// What sort of trouble a request met.
+/// The kinds of errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
-    /// The request is wrong in itself; sending it again is of no use.
+    /// The request is wrong in itself; a retry fails the same way.
     InvalidRequest,
-    /// The prompt and the answer asked for exceed the model's context.
+    /// The prompt and the requested answer together exceed the model's context.
     ContextLengthExceeded,
-    /// No such model, path or object.
+    /// The model, path or object does not exist.
     NotFound,
-    /// The path exists, the method is wrong.
+    /// The path exists, but not with this method.
     MethodNotAllowed,
     /// The body did not arrive in time.
     RequestTimeout,
-    /// Somebody else changed it first.
+    /// Another client changed the object first.
     Conflict,
     /// The body is larger than allowed.
     TooLarge,
-    /// The body's type or encoding is not one that is taken.
+    /// The body has a type or encoding that is not supported.
     UnsupportedMedia,
-    /// It was understood and is not acceptable: an unsound policy, for example.
+    /// The body is well-formed and its content is not acceptable: an unsound policy, for example.
     Unprocessable,
-    /// The caller did not prove who it is.
+    /// The caller did not prove its identity.
     Unauthorized,
-    /// Every worker, or this one, has as much as it may hold. Retrying helps.
+    /// The worker, or every worker, holds as many requests as it may. A retry helps.
     Overloaded,
-    /// No worker is there, or it left. Retrying may help.
+    /// No worker is present, or the worker has left. A retry may help.
     Unavailable,
     /// The deadline passed before the answer was whole.
     DeadlineExceeded,
-    /// The client went away or asked to stop.
+    /// The client disconnected or cancelled the request.
     Cancelled,
-    /// A defect here.
+    /// A defect of this program.
     Internal,
 }
 
 impl ErrorKind {
-    /// The HTTP status that says the same.
+    /// The corresponding HTTP status.
     pub fn status(self) -> u16 {
         match self {
             Self::InvalidRequest | Self::ContextLengthExceeded => 400,
@@ -67,7 +67,7 @@ impl ErrorKind {
             Self::UnsupportedMedia => 415,
             Self::Unprocessable => 422,
             Self::Overloaded => 429,
-            // What proxies in the field log for a client that closed its connection; nobody receives it.
+            // The status that common proxies log for a client that closed its connection. No client receives it.
             Self::Cancelled => 499,
             Self::Internal => 500,
             Self::Unavailable => 503,
@@ -87,7 +87,7 @@ impl ErrorKind {
         }
     }
 
-    /// OpenAI's `code`, where the type says too little.
+    /// OpenAI's `code`; `None` where the type says enough.
     pub fn openai_code(self) -> Option<&'static str> {
         match self {
             Self::ContextLengthExceeded => Some("context_length_exceeded"),
@@ -103,7 +103,7 @@ impl ErrorKind {
         }
     }
 
-    /// Seconds after which the same request may fare better, for `Retry-After`.
+    /// Seconds after which a retry may succeed, for the `Retry-After` header.
     pub fn retry_after_s(self) -> Option<u32> {
         matches!(self, Self::Overloaded | Self::Unavailable).then_some(1)
     }
@@ -125,7 +125,7 @@ impl WireError {
         }
     }
 
-    /// A parameter that is wrong in itself.
+    /// An error for a parameter with an invalid value.
     pub fn invalid_param(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             kind: ErrorKind::InvalidRequest,
@@ -134,7 +134,7 @@ impl WireError {
         }
     }
 
-    /// OpenAI's body: `{"error":{"message","type","param","code"}}`.
+    /// The body of an OpenAI error answer: `{"error":{"message","type","param","code"}}`.
     pub fn to_openai_json(&self) -> String {
         serde_json::json!({"error": {
             "message": self.message,

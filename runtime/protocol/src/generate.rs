@@ -1,4 +1,4 @@
-//! The work asked of a worker, and how it ended.
+//! A generation: the request that a worker receives, and the summary it ends with.
 
 use std::collections::BTreeMap;
 
@@ -6,55 +6,55 @@ use serde::{Deserialize, Serialize};
 
 use crate::RequestId;
 
-/// One generation, as the router hands it to a worker. Prompt tokens and the client's original body travel beside
-/// it as bytes, since JSON would triple them.
+/// One generation, as the router sends it to a worker. The prompt tokens and the client's original body travel beside
+/// it as bytes, because JSON would triple their size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerateRequest {
-    /// Names the request in both processes' logs.
+    /// Names the request in the logs of both processes.
     pub id: RequestId,
     /// The model's name as the client wrote it; echoed in the answer.
     pub model: String,
-    /// Milliseconds left until the answer must be whole. A duration, since clocks of two machines differ.
+    /// Milliseconds left until the answer must be complete. A duration, because clocks of two machines differ.
     pub deadline_ms: u64,
     /// LoRA adapter; empty for none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub lora: String,
-    /// Keeps the KV cache of one tenant apart from another's; empty for none.
+    /// Keeps the KV blocks of one tenant apart from another tenant's; empty for none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cache_salt: String,
-    /// How to pick tokens and when to stop.
+    /// How to choose tokens and when to stop.
     pub sampling: SamplingParams,
-    /// What the answer's bytes look like.
+    /// The format of the answer's bytes.
     pub format: AnswerFormat,
 }
 
-/// How to pick tokens and when to stop: OpenAI's parameters, checked and with their defaults filled in.
+/// How to choose tokens and when to stop: OpenAI's parameters, checked and with their defaults filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
-    /// At most this many tokens are generated for each choice.
+    /// The largest number of tokens to generate for each choice.
     pub max_tokens: u32,
-    /// 0 picks the likeliest token always.
+    /// 0 always chooses the likeliest token.
     pub temperature: f32,
-    /// Nucleus: the likeliest tokens that together have this probability; 1 for all.
+    /// Nucleus sampling: choose among the likeliest tokens that together have this probability; 1 for all tokens.
     pub top_p: f32,
-    /// The likeliest k tokens; 0 for all.
+    /// Choose among this many likeliest tokens; 0 for all tokens.
     pub top_k: u32,
     /// The same seed and prompt give the same answer on the same engine.
     pub seed: Option<u64>,
-    /// Texts that end the answer; they are not part of it.
+    /// Texts that end the answer. The answer does not contain them.
     pub stop: Vec<String>,
-    /// Choices, generated independently from one prompt.
+    /// Number of choices to generate independently from the prompt.
     pub n: u32,
-    /// −2 to 2: lowers the logit of tokens already generated.
+    /// −2 to 2, subtracted from the logit of each token that was generated before.
     pub presence_penalty: f32,
-    /// −2 to 2: the same for each time they were generated.
+    /// −2 to 2, subtracted from the logit of a token once for each time it was generated before.
     pub frequency_penalty: f32,
-    /// Added to a token's logit, −100 to 100.
+    /// −100 to 100 by token id, added to the token's logit.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub logit_bias: BTreeMap<u32, f32>,
-    /// With each token: its log probability and those of this many likeliest ones (0 for its own only).
+    /// Report the log probability of each token, and of this many likeliest tokens beside it (0 for none).
     pub logprobs: Option<u32>,
-    /// Go on past the model's end-of-sequence token (benchmarks).
+    /// Continue past the model's end-of-sequence token (for benchmarks).
     #[serde(default)]
     pub ignore_eos: bool,
 }
@@ -79,14 +79,14 @@ impl Default for SamplingParams {
     }
 }
 
-/// What the bytes of an answer look like. The worker writes them, the router only passes them on.
+/// The format of an answer's bytes. The worker writes the bytes and the router forwards them unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnswerFormat {
-    /// `chat.completion` objects rather than `text_completion`.
+    /// True for `chat.completion` objects, false for `text_completion` objects.
     pub chat: bool,
-    /// Server-sent events, one a step, ended by `data: [DONE]`; otherwise one JSON document.
+    /// True for server-sent events, one per step, ended by `data: [DONE]`; false for one JSON document.
     pub stream: bool,
-    /// `stream_options.include_usage`: a last event with the token counts.
+    /// `stream_options.include_usage`: whether a last event has the token counts.
     pub include_usage: bool,
     /// Text to repeat before the completion (`echo` of `/v1/completions`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -95,13 +95,13 @@ pub struct AnswerFormat {
     pub created: u64,
 }
 
-/// Why a choice ended, in OpenAI's words.
+/// Why a choice ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// The model ended it, or a stop text was met.
+    /// The model generated its end-of-sequence token, or a stop text.
     Stop,
-    /// `max_tokens` or the context's end was reached.
+    /// The choice reached `max_tokens` or the end of the context.
     Length,
 }
 
@@ -115,12 +115,12 @@ impl FinishReason {
     }
 }
 
-/// What a finished generation took; ends its stream.
+/// Token counts of a finished generation. They end its stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamSummary {
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Of those, tokens whose KV was found in the cache and not computed again.
+    /// Tokens of the prompt that the engine took from its KV cache and did not compute.
     pub cached_tokens: u32,
     /// Tokens generated, over all choices.
     pub completion_tokens: u32,

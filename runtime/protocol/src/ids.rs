@@ -4,10 +4,11 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// The longest name of a worker, a router or a namespace: it appears in headers, NATS subjects, etcd keys and metric labels.
+/// The longest name of a worker, a router or a namespace, in bytes. Names appear in headers, NATS subjects, etcd keys
+/// and metric labels.
 pub const MAX_NAME_LEN: usize = 64;
 
-/// Whether a text can name a worker, a router or a namespace: 1 to 64 of `a-z A-Z 0-9 - _`.
+/// Whether `text` can name a worker, a router or a namespace: 1 to 64 of `a-z A-Z 0-9 - _`.
 pub fn is_name(text: &str) -> bool {
     let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     (1..=MAX_NAME_LEN).contains(&text.len()) && text.bytes().all(legal)
@@ -15,12 +16,12 @@ pub fn is_name(text: &str) -> bool {
 
 /// A worker's name, stable over its restarts: 1 to 64 of `a-z A-Z 0-9 - _`.
 ///
-/// No dots, since NATS splits subjects at them. Cloning is a reference count.
+/// A name has no dots, because NATS splits subjects at dots. A clone costs a reference count.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct WorkerId(Arc<str>);
 
-/// A worker name that could not be used as one.
+/// The text is not a worker name.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("worker name {0:?} is not 1 to {MAX_NAME_LEN} letters, digits, '-' or '_'")]
 pub struct InvalidWorkerId(String);
@@ -70,10 +71,10 @@ impl fmt::Debug for WorkerId {
     }
 }
 
-/// One life of a worker process: milliseconds since the Unix epoch at its start.
+/// The epoch of one incarnation of a worker: the start of the process, in milliseconds since the Unix epoch.
 ///
-/// Whatever a worker says carries its epoch. A later life has a greater one, so that what an earlier life said
-/// late is recognised and refused.
+/// Everything a worker sends carries its epoch. A later incarnation has a greater epoch, so routers recognise and
+/// refuse what arrives late from an earlier incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WorkerEpoch(pub u64);
@@ -90,7 +91,7 @@ impl fmt::Display for WorkerEpoch {
 pub struct RequestId(Arc<str>);
 
 impl RequestId {
-    /// Takes a client's own id where it is short and printable, so that its logs and ours can be joined.
+    /// Accepts a client's own id if it is short and printable, so that the client's logs and ours can be joined.
     pub fn from_client(id: &str) -> Option<Self> {
         let legal = (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
         legal.then(|| Self(id.into()))
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_id_is_taken_only_when_printable_and_short() {
+    fn a_client_id_is_accepted_only_if_printable_and_short() {
         assert!(RequestId::from_client("trace-1").is_some());
         assert!(RequestId::from_client("a\nb").is_none());
         assert!(RequestId::from_client(&"x".repeat(65)).is_none());

@@ -1,10 +1,10 @@
-//! What a worker's KV cache holds now, told as changes.
+//! The KV blocks a worker holds: changes, and snapshots.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{SequenceHash, WorkerEpoch};
 
-/// Where a KV block lies. Nearer tiers are cheaper to read.
+/// The memory that a KV block is stored in. Nearer tiers are cheaper to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CacheTier {
@@ -20,7 +20,7 @@ impl CacheTier {
     /// All tiers, nearest first.
     pub const ALL: [Self; 3] = [Self::Device, Self::Host, Self::Disk];
 
-    /// Its place in [`Self::ALL`].
+    /// The tier's index in [`Self::ALL`].
     pub fn index(self) -> usize {
         self as usize
     }
@@ -29,30 +29,30 @@ impl CacheTier {
 /// One change of a worker's KV cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KvEvent {
-    /// `blocks`, a chain in order, are there now; the first follows `parent`, or begins a sequence.
+    /// The worker holds `blocks` from now on. They are a chain: each block follows the one before it.
     Stored {
-        /// Where they lie.
+        /// The tier that holds the blocks.
         tier: CacheTier,
-        /// The block the first one follows.
+        /// The block before the first of `blocks`; `None` if that begins a sequence.
         parent: Option<SequenceHash>,
         /// The chain, first block first.
         blocks: Vec<SequenceHash>,
     },
-    /// `blocks`, in any order, are there no more.
+    /// The worker no longer holds `blocks`, which are in any order.
     Removed {
-        /// Where they lay.
+        /// The tier that held the blocks.
         tier: CacheTier,
-        /// Which ones.
+        /// The blocks removed.
         blocks: Vec<SequenceHash>,
     },
-    /// Nothing is there any more, on any tier.
+    /// The worker no longer holds any block, on any tier.
     Cleared,
 }
 
-/// Changes published together. Batches of one worker life are numbered from 0 without holes.
+/// Changes published together. The batches of an incarnation are numbered from 0 without holes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvEventBatch {
-    /// The worker life that speaks.
+    /// The epoch of the worker that publishes it.
     pub epoch: WorkerEpoch,
     /// Number of the batch within the epoch.
     pub sequence: u64,
@@ -60,13 +60,13 @@ pub struct KvEventBatch {
     pub events: Vec<KvEvent>,
 }
 
-/// All that a worker's KV cache holds at one moment: the starting point when batches are missing.
+/// All blocks that a worker holds at one moment. A router that misses batches starts again from a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvSnapshot {
-    /// The worker life that speaks.
+    /// The epoch of the worker that took it.
     pub epoch: WorkerEpoch,
-    /// The first batch that is not contained.
+    /// Number of the first batch that the snapshot does not contain.
     pub next_sequence: u64,
-    /// The content, as `Stored` chains with parents before children.
+    /// The blocks, as `Stored` chains, with parents before children.
     pub stored: Vec<KvEvent>,
 }

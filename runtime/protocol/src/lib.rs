@@ -1,18 +1,18 @@
 //! What crosses a process boundary, and nothing else.
 //!
-//! Routers and workers are separate processes, perhaps of different releases. Everything they say to each other
-//! (over TCP, NATS or etcd) is spelled here once, so that both sides agree by construction. A type that no other
-//! process ever sees belongs in the crate that uses it.
+//! Routers and workers are separate processes, perhaps of different releases. Everything they send to each other
+//! (over TCP, NATS or etcd) is defined here once, so that both sides agree by construction. A type that never leaves
+//! its process belongs in the crate that uses it.
 //!
-//! - [`WorkerId`], [`WorkerEpoch`], [`RequestId`]: who is who.
+//! - [`WorkerId`], [`WorkerEpoch`], [`RequestId`]: names.
 //! - [`BlockHasher`], [`SequenceHash`]: how tokens become KV block identities.
-//! - [`Call`], [`GenerateRequest`], [`SamplingParams`]: the work asked of a worker.
-//! - [`StreamSummary`], [`WireError`]: how it ended.
-//! - [`WorkerCard`]: what a worker says of itself.
-//! - [`KvEvent`], [`KvEventBatch`]: what its KV cache holds now.
-//! - [`LoadReport`], [`ReplicaLoad`], [`ReplicaMessage`]: how busy it is, by itself, a router and all routers.
-//! - [`RouterCard`]: what a router says of itself.
-//! - [`PlaneStatus`]: how NATS and etcd are doing.
+//! - [`Call`], [`GenerateRequest`], [`SamplingParams`]: the calls a router makes to a worker.
+//! - [`StreamSummary`], [`WireError`]: how a call ends.
+//! - [`WorkerCard`], [`RouterCard`]: the description that a worker or a router publishes of itself.
+//! - [`KvEvent`], [`KvEventBatch`], [`KvSnapshot`]: the KV blocks a worker holds.
+//! - [`LoadReport`]: the load of a worker, by its own count.
+//! - [`ReplicaLoad`], [`ReplicaMessage`]: the load that each router has in flight.
+//! - [`PlaneStatus`]: the state of the connections to NATS and etcd.
 
 mod block;
 mod call;

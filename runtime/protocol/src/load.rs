@@ -1,47 +1,47 @@
-//! How busy a worker is, in its own words.
+//! The load of a worker.
 
 use serde::{Deserialize, Serialize};
 
-/// A worker's own count of its work. Routers add what they have sent since.
+/// The load of a worker, by its own count. Routers add the requests they have sent since.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadReport {
     /// Sequences in prefill or decode.
     pub running: u32,
-    /// Requests not started.
+    /// Requests that have not started.
     pub waiting: u32,
-    /// KV blocks of running sequences, shared ones counted once.
+    /// KV blocks of running sequences; a block that several sequences share counts once.
     pub active_kv_blocks: u32,
-    /// KV blocks that hold anything, cached ones included.
+    /// KV blocks in use, cached blocks included.
     pub used_kv_blocks: u32,
-    /// KV blocks there are.
+    /// KV blocks of the engine in all.
     pub total_kv_blocks: u32,
 }
 
-/// What a worker answers to [`Call::WatchLoad`](crate::Call::WatchLoad), in JSON.
+/// One piece of the answer to [`Call::WatchLoad`](crate::Call::WatchLoad), in JSON.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerReport {
-    /// How busy it is.
+    /// The load.
     #[serde(flatten)]
     pub load: LoadReport,
-    /// The number its next batch of KV events will have: a router that has long not heard of the one before it
-    /// missed something, whatever carries the events.
+    /// Sequence of the worker's next KV event batch. A router that does not receive the batch before it has missed
+    /// events, whichever transport carries them.
     #[serde(default)]
     pub next_kv_batch: u64,
 }
 
-/// What routers have in flight on a worker.
+/// The load that one or more routers have in flight on a worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaLoad {
-    /// Prompt tokens yet to be computed.
+    /// Prompt tokens still to be computed.
     pub prefill_tokens: u32,
-    /// KV blocks of requests under way.
+    /// KV blocks of the requests in flight.
     pub decode_blocks: u32,
-    /// Requests under way.
+    /// Requests in flight.
     pub requests: u32,
 }
 
 impl ReplicaLoad {
-    /// Both together; what does not fit is cut off.
+    /// The sum of both; each number saturates.
     pub fn saturating_add(self, other: Self) -> Self {
         Self {
             prefill_tokens: self.prefill_tokens.saturating_add(other.prefill_tokens),
@@ -50,7 +50,7 @@ impl ReplicaLoad {
         }
     }
 
-    /// Nothing in flight.
+    /// Whether nothing is in flight.
     pub fn is_idle(self) -> bool {
         self == Self::default()
     }

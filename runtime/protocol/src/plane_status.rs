@@ -1,20 +1,20 @@
-//! How a plane's server is doing, as `/health` and `/ready` tell it.
+//! The state of a plane, as `/health` and `/ready` report it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Before the first attempt to reach a server has ended.
+/// The detail until the first attempt to reach the server has ended.
 const NOT_YET: &str = "not reached yet";
 
-/// The state of what carries a plane: a connection to NATS or etcd, or nothing that could break.
+/// The state of what carries a plane: a connection to NATS or etcd, or memory of this process, which is always up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlaneStatus {
     /// What carries the plane: `nats`, `etcd`, `memory`, `static`.
     pub kind: String,
-    /// Whether it works.
+    /// Whether the plane works.
     pub state: PlaneState,
-    /// Why it does not, in one sentence; empty while it does.
+    /// Why the plane does not work, in one sentence; empty while it works.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }
@@ -23,16 +23,16 @@ pub struct PlaneStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlaneState {
-    /// It never worked so far, and is tried again and again.
+    /// It has never worked so far. The process keeps trying.
     Connecting,
     /// It works.
     Up,
-    /// It worked before, and is tried again and again.
+    /// It worked before and does not work now. The process keeps trying.
     Down,
 }
 
 impl PlaneStatus {
-    /// A plane that lives within the process and cannot break.
+    /// A plane within this process, which is always up.
     pub fn in_process(kind: &str) -> Self {
         Self {
             kind: kind.into(),
@@ -41,7 +41,7 @@ impl PlaneStatus {
         }
     }
 
-    /// A plane whose server was not reached yet.
+    /// A plane whose server has not been reached yet.
     pub fn connecting(kind: &str) -> Self {
         Self {
             kind: kind.into(),
@@ -50,28 +50,28 @@ impl PlaneStatus {
         }
     }
 
-    /// Whether it is known why the plane does not work.
+    /// Whether `detail` gives the reason of a failure.
     pub fn has_reason(&self) -> bool {
         !self.detail.is_empty() && self.detail != NOT_YET
     }
 
-    /// It works from now on; whether that is news.
+    /// Notes that the plane works. Returns whether the status changed.
     pub fn up(&mut self) -> bool {
-        let is_news = self.state != PlaneState::Up || !self.detail.is_empty();
+        let changed = self.state != PlaneState::Up || !self.detail.is_empty();
         self.state = PlaneState::Up;
         self.detail.clear();
-        is_news
+        changed
     }
 
-    /// It does not work, for this reason; whether that is news.
+    /// Notes that the plane does not work, and why. Returns whether the status changed.
     pub fn down(&mut self, reason: impl Into<String>) -> bool {
         let reason = reason.into();
-        let is_news = self.state == PlaneState::Up || self.detail != reason;
+        let changed = self.state == PlaneState::Up || self.detail != reason;
         if self.state == PlaneState::Up {
             self.state = PlaneState::Down;
         }
         self.detail = reason;
-        is_news
+        changed
     }
 }
 
@@ -93,7 +93,7 @@ mod tests {
     fn a_plane_that_never_worked_is_not_down_but_connecting() {
         let mut status = PlaneStatus::connecting("nats");
         assert!(status.down("refused"));
-        assert!(!status.down("refused"), "no news");
+        assert!(!status.down("refused"), "nothing changed");
         assert_eq!(
             (status.state, status.detail.as_str()),
             (PlaneState::Connecting, "refused")

@@ -1,7 +1,8 @@
-//! What routers tell each other of the load they have in flight.
+//! The messages in which routers report to each other the load they have in flight.
 //!
-//! Each router speaks of its own load only, in totals for each worker: a message that is lost or comes twice does no
-//! lasting harm, and a router that dies is forgotten whole. Messages are JSON, one topic a model.
+//! Each router reports only its own load, as totals for each worker. So a message that is lost or repeated does no
+//! lasting harm, and the load of a router that has gone is dropped as a whole. Messages are JSON. Each model has a
+//! topic.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,41 +11,41 @@ use crate::{ReplicaLoad, RouterId, WorkerEpoch, WorkerId};
 /// One message on a model's topic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaMessage {
-    /// Who speaks.
+    /// The router that sends it.
     pub origin: RouterId,
-    /// What it says.
+    /// The content.
     #[serde(flatten)]
     pub update: ReplicaUpdate,
 }
 
-/// What a router says.
+/// The content of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ReplicaUpdate {
-    /// The load it has on these workers changed: what it is now.
+    /// The load of the origin changed on some workers.
     Changes {
-        /// Numbers the origin's changes from 1, without holes.
+        /// Number of this message among the origin's `Changes`: from 1, without holes.
         sequence: u64,
-        /// Only those that changed.
+        /// The new load of each worker where it changed.
         workers: Vec<WorkerShare>,
     },
-    /// All the load it has.
+    /// The whole load of the origin.
     State {
-        /// That of the last changes contained.
+        /// Number of the last `Changes` that the load contains.
         sequence: u64,
-        /// Those with any load.
+        /// The load of each worker where it is not zero.
         workers: Vec<WorkerShare>,
     },
-    /// What its load should look like to whoever heard everything.
+    /// A digest of the origin's load. A router that holds another digest for the origin has missed changes.
     Digest {
-        /// That of its last changes.
+        /// Number of the origin's last `Changes`.
         sequence: u64,
-        /// XXH3-64 over the load of its workers, see [`WorkerShare::digest`].
+        /// XXH3-64 over the load on each worker, see [`WorkerShare::digest`].
         digest: u64,
     },
-    /// Somebody's state is wanted.
+    /// The origin requests the state of one or all routers.
     Ask {
-        /// Whose; everybody's unless named.
+        /// The router whose state is requested; `None` for all routers.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         of: Option<RouterId>,
     },
@@ -53,18 +54,18 @@ pub enum ReplicaUpdate {
 /// One router's load on one worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerShare {
-    /// Which worker.
+    /// The worker.
     pub worker: WorkerId,
-    /// Which life of it.
+    /// The worker's epoch.
     pub epoch: WorkerEpoch,
-    /// How much.
+    /// The load on this incarnation of the worker.
     #[serde(flatten)]
     pub load: ReplicaLoad,
 }
 
 impl WorkerShare {
-    /// A number that two routers agree on exactly when they think the same of an origin's load: the sum, wrapping, of
-    /// XXH3-64 over each worker's name, a zero byte, and its epoch and load in little-endian order.
+    /// A digest that is equal for equal loads, in any order: the wrapping sum of XXH3-64 over each worker's name, a
+    /// zero byte, and its epoch and load as little-endian integers.
     pub fn digest<'a>(shares: impl Iterator<Item = &'a Self>) -> u64 {
         shares.fold(0, |sum, share| {
             let mut bytes = Vec::with_capacity(share.worker.as_str().len() + 21);
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_depends_on_every_part_and_on_no_order() {
+    fn a_digest_depends_on_every_share_and_not_on_their_order() {
         let share = |worker: &str, requests| WorkerShare {
             worker: worker.parse().unwrap(),
             epoch: WorkerEpoch(1),

@@ -1,21 +1,22 @@
-//! What a router says of itself.
+//! The description that a router publishes of itself.
 
 use serde::{Deserialize, Serialize};
 
 use crate::WorkerId;
 
-/// One life of a router process: a name of its own that no other life has. The same letters as a [`WorkerId`]'s.
+/// The name of one incarnation of a router. Each incarnation has a new name, of the same letters as a [`WorkerId`].
 pub type RouterId = WorkerId;
 
-/// A router's description, published with discovery: its presence is what lets other routers count its load.
+/// The description of a router, published with discovery. Other routers count the load of a router while its card is
+/// present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouterCard {
-    /// Which life of which router.
+    /// The name of this incarnation.
     pub id: RouterId,
     /// `host:port` of its OpenAI API.
     pub http: String,
     /// `host:port` of its admin API.
     pub admin: String,
-    /// The release it runs.
+    /// The release that the router runs.
     pub version: String,
 }

@@ -1,4 +1,4 @@
-//! What a worker says of itself.
+//! The description that a worker publishes of itself.
 
 use std::collections::BTreeMap;
 
@@ -6,37 +6,37 @@ use serde::{Deserialize, Serialize};
 
 use crate::{WorkerEpoch, WorkerId};
 
-/// A worker's description: sent in the request plane's hello and published with discovery.
+/// The description of a worker: sent in the request plane's hello and published with discovery.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerCard {
-    /// Its name, stable over restarts.
+    /// The worker's name, stable over restarts.
     pub id: WorkerId,
-    /// Which life of the worker this is.
+    /// The epoch of this incarnation.
     pub epoch: WorkerEpoch,
-    /// The model it serves, as clients ask for it.
+    /// The model, under the name that clients use.
     pub model: String,
-    /// `host:port` of its request plane, or `nats:<worker>` where it is reached over NATS.
+    /// `host:port` of the request plane, or `nats:<worker>` for a worker reached over NATS.
     pub address: String,
-    /// The engine behind it: `llama`, `sim`, `openai`.
+    /// The kind of engine: `llama`, `sim`, `openai`.
     pub engine: String,
     /// Tokens per KV block.
     pub block_size: u32,
     /// Most tokens of prompt and answer together.
     pub context_length: u32,
-    /// SHA-256, in hex, of the model's tokenizer and chat template; the worker serves them under it.
+    /// SHA-256, in hex, of the model's tokenizer and chat template. Routers fetch them from the worker by this digest.
     pub artifacts_digest: String,
-    /// What it does in a disaggregated deployment.
+    /// The worker's part in a disaggregated deployment.
     pub role: WorkerRole,
-    /// How much it holds.
+    /// What the worker can hold.
     pub capacity: WorkerCapacity,
-    /// Whether it publishes KV events. Without them routers learn from their own decisions.
+    /// Whether the worker publishes KV events. If not, routers estimate its KV cache from their own decisions.
     pub kv_events: bool,
-    /// The operator's own words about it: zone, hardware, price. At most 32.
+    /// Labels set by the operator, such as zone, hardware or price. At most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
 
-/// What a worker does with a request.
+/// The phases of a request that a worker computes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerRole {
@@ -49,13 +49,13 @@ pub enum WorkerRole {
     Decode,
 }
 
-/// How much a worker holds.
+/// What a worker can hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerCapacity {
     /// KV blocks on the device.
     pub kv_blocks: u32,
-    /// Sequences it decodes at once.
+    /// Sequences decoded at the same time.
     pub max_sequences: u32,
-    /// Requests it lets wait beyond those before it answers "overloaded".
+    /// Requests that may wait beyond those. The worker fails more requests as overloaded.
     pub max_waiting: u32,
 }
