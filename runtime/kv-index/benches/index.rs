@@ -1,14 +1,14 @@
-//! How fast the index stores, answers and forgets, and what a membership costs: `cargo bench -p signalbox-kv-index`,
-//! or a part of it: `-- 8`, `64` or `1024` workers, `long` or `shared`.
+//! The speed of stores, lookups and removals, and the bytes per membership: `cargo bench -p signalbox-kv-index`. For a
+//! part of it, add `-- 8`, `64` or `1024` (workers), `long` or `shared`.
 //!
-//! Every worker holds its sequences of 256 blocks, the first 64 from one of 16 system prompts that all workers hold
-//! too; stored in events of 16 blocks and of 1, the latter also in batches. Blocks of a prompt past the 256th are held
-//! by nobody. Prints one line a figure; times nothing but the index. `tests/memory.rs` checks the bytes against the
-//! allocator.
+//! Every worker holds sequences of 256 blocks. The first 64 blocks are one of 16 system prompts that all workers hold.
+//! The blocks are stored in events of 16 blocks and of 1, the latter also in batches. No worker holds the blocks of a
+//! prompt past the 256th. The bench prints one line per figure, and times only the index. `tests/memory.rs` checks the
+//! bytes against the allocator.
 #![expect(
     clippy::print_stdout,
     clippy::expect_used,
-    reason = "a benchmark talks to its reader"
+    reason = "a benchmark prints its figures"
 )]
 
 use std::{
@@ -26,11 +26,11 @@ const LENGTH: u64 = 256;
 const SHARED: u64 = 64;
 const SYSTEM_PROMPTS: u64 = 16;
 const LOOKUPS: u64 = 2000;
-/// Long enough for the system to give reader and writer a core each.
+/// Long enough for the system to schedule reader and writer on a core each.
 const LOOKING_BESIDE_A_WRITER: Duration = Duration::from_millis(500);
 
 fn main() {
-    // Cargo adds a flag of its own.
+    // Cargo adds a flag, `--bench`.
     let wanted: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|name| name == part);
     for (workers, sessions) in [(8, 400), (64, 100), (1024, 16)] {
@@ -67,7 +67,7 @@ fn chain(worker: u64, session: u64, length: u64) -> Vec<SequenceHash> {
     (0..length).map(|i| hash(worker, session, i)).collect()
 }
 
-/// What a worker says that stores a sequence.
+/// The events of a worker that stores a sequence.
 fn stored(sequence: &[SequenceHash], event: usize) -> impl Iterator<Item = KvEvent> {
     let mut parent = None;
     sequence.chunks(event).map(move |blocks| KvEvent::Stored {
@@ -83,7 +83,7 @@ fn events_of(worker: u64, sessions: u64, event: usize) -> Vec<KvEvent> {
         .collect()
 }
 
-/// Events of so many blocks, so many of them in a batch, as an engine's step publishes them.
+/// Times an index with events of `event` blocks, `together` of them in a batch, as an engine step publishes them.
 fn run(workers: u64, sessions: u64, event: usize, together: usize) {
     let mut index = KvIndex::new(usize::MAX);
     let mut storing = Duration::ZERO;
@@ -153,8 +153,8 @@ fn lookup_of_a_long_prompt_held_by_all() {
     }
 }
 
-/// The writer stores the sequences of one more worker and clears it, again and again, one event at a time, and never
-/// waits by itself.
+/// Times lookups beside a writer. The writer stores the sequences of one more worker and clears it, again and again, one
+/// event at a time and without a pause.
 fn lookup_beside_a_writer(workers: u64, sessions: u64) {
     let index = SharedKvIndex::new(usize::MAX);
     for worker in 0..workers {
@@ -197,7 +197,7 @@ fn lookup_beside_a_writer(workers: u64, sessions: u64) {
     }
 }
 
-/// `prompt` makes the prompt of each lookup right before it, as hashing would.
+/// `prompt` makes the prompt of each lookup right before the lookup, as hashing does.
 fn time_lookups(
     lookups: impl Iterator<Item = u64>,
     prompt: impl Fn(u64) -> Vec<SequenceHash>,

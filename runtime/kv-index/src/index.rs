@@ -1,4 +1,4 @@
-//! The index itself: what events do to it.
+//! The index itself, and its public interface but for lookups.
 
 use hashbrown::HashSet;
 use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
@@ -15,10 +15,11 @@ mod changes;
 #[cfg(test)]
 mod tests;
 
-/// Events whose blocks are fetched together: of a block or two each, about what the processor fetches at once.
-pub(crate) const FETCHED_AT_ONCE: usize = 16;
+/// Number of events whose blocks are prefetched together. At a block or two per event, the processor fetches about this
+/// many cache lines at once.
+pub(crate) const PREFETCHED_AT_ONCE: usize = 16;
 
-/// Which worker holds which blocks on which tier. See the [crate] page for the layout.
+/// The index of which worker holds which blocks on which tier. The [crate] page describes its layout.
 #[derive(Debug)]
 pub struct KvIndex {
     max_bytes: usize,
@@ -26,41 +27,46 @@ pub struct KvIndex {
     places: PlaceMap,
     /// By slot.
     workers: Vec<Holdings>,
-    /// Heap bytes of all strands, and of all workers' sets.
+    /// Heap bytes of all strands.
     strand_bytes: usize,
+    /// Heap bytes of the sets of strands of all workers.
     worker_bytes: usize,
+    /// Blocks with at least one holder.
     blocks: usize,
+    /// By [`CacheTier::index`].
     memberships: [usize; 3],
     refused_stores: u64,
 }
 
-/// What there is to know of one worker.
+/// What the index keeps for one worker.
 #[derive(Debug, Default)]
 struct Holdings {
-    /// Exactly the strands with a block it holds, so that it is removed without a search.
+    /// Exactly the strands with a block that the worker holds, so that the worker is removed without a search.
     strands: HashSet<u32>,
-    /// Where the chain it stored last ended, or once did: often the parent of the next.
+    /// The place of the block that the worker stored last, often the parent of its next event. The block may have moved
+    /// since.
     last_stored: Place,
     memberships: usize,
 }
 
-/// How much an index holds.
+/// The size of an index.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct IndexStats {
     /// Workers that hold at least one block.
     pub workers: usize,
     /// (worker, tier, block) triples: a block on two tiers of a worker counts twice.
     pub memberships: usize,
-    /// Different blocks held by anyone.
+    /// Distinct blocks that at least one worker holds.
     pub blocks: usize,
-    /// Memory, in bytes, an estimate of the allocator's own share included.
+    /// Memory in bytes, with an estimate of the allocator's overhead.
     pub bytes: usize,
-    /// Blocks not credited though they were stored: for the memory bound, or for a slot past [`MAX_WORKER_SLOTS`](crate::MAX_WORKER_SLOTS).
+    /// Blocks that workers hold and the index does not credit, because of the memory bound or of a slot at or past
+    /// [`MAX_WORKER_SLOTS`](crate::MAX_WORKER_SLOTS).
     pub refused_stores: u64,
 }
 
 impl KvIndex {
-    /// Holds at most about `max_bytes`; past it, stores are refused and counted, never wrong.
+    /// An empty index that takes at most about `max_bytes`. Stores past the bound are refused and counted.
     pub fn new(max_bytes: usize) -> Self {
         Self {
             max_bytes,
@@ -75,10 +81,10 @@ impl KvIndex {
         }
     }
 
-    /// Takes over one change of a worker's KV cache.
+    /// Applies one event of a worker.
     ///
-    /// A `Stored` chain that meets the memory bound is taken up to there and the rest refused: a worker is then
-    /// credited with less than it holds, never with more.
+    /// When a `Stored` chain reaches the memory bound, the rest of the chain is refused. The index then credits the
+    /// worker with less than it holds, never with more.
     pub fn apply(&mut self, worker: WorkerSlot, event: &KvEvent) {
         match event {
             KvEvent::Stored { tier, parent, blocks } => self.store(worker, *tier, *parent, blocks),
@@ -96,35 +102,35 @@ impl KvIndex {
         );
     }
 
-    /// Takes over changes that came together, as those of an engine's step do: mostly a block or two for each of many
-    /// sequences. What they are about is fetched from memory for all of them at once, not for one after the other.
+    /// Applies events that arrived together, in order. An engine step mostly produces events of a block or two, for many
+    /// sequences. The index fetches their blocks' slots from memory at once, not one after the other.
     pub fn apply_all(&mut self, worker: WorkerSlot, events: &[KvEvent]) {
-        for some in events.chunks(FETCHED_AT_ONCE) {
-            if some.len() > 1 {
-                self.fetch(worker, some);
+        for group in events.chunks(PREFETCHED_AT_ONCE) {
+            if group.len() > 1 {
+                self.prefetch(worker, group);
             }
-            for event in some {
+            for event in group {
                 self.apply(worker, event);
             }
         }
     }
 
-    /// Forgets every block of `worker`, on all tiers, so that its slot can be given to another.
+    /// Removes every block of `worker`, on all tiers, so that another worker can get the slot.
     ///
-    /// Takes time in proportion to what the worker holds.
+    /// Takes time in proportion to the blocks that the worker holds.
     pub fn remove_worker(&mut self, worker: WorkerSlot) {
         self.remove_from(worker, &self.strands_of(worker));
         self.sweep_all();
         debug_assert!(
             self.blocks_of(worker) == 0,
-            "K-1: nothing of a removed worker is left"
+            "K-1: the index holds no block of a removed worker"
         );
         while self.workers.last().is_some_and(|last| last.memberships == 0) {
             self.workers.pop();
         }
     }
 
-    /// How much the index holds. Cheap but for a pass over the workers.
+    /// The size of the index. Costs one pass over the workers.
     pub fn stats(&self) -> IndexStats {
         IndexStats {
             workers: self
@@ -139,9 +145,10 @@ impl KvIndex {
         }
     }
 
-    /// Order-independent digest of what a worker is said to hold, to compare two indexes; 0 for nothing.
+    /// A digest of the blocks a worker holds, to compare two indexes; 0 if the worker holds nothing.
     ///
-    /// Depends on the (tier, hash) pairs alone. Takes time in proportion to what the worker holds.
+    /// The digest depends on the (tier, hash) pairs alone, not on their order. Takes time in proportion to the blocks
+    /// that the worker holds.
     pub fn digest(&self, worker: WorkerSlot) -> u64 {
         let Some(holdings) = self.workers.get(worker.0 as usize) else {
             return 0;
@@ -156,14 +163,14 @@ impl KvIndex {
             .fold(0, u64::wrapping_add)
     }
 
-    /// Blocks a worker is said to hold; one on two tiers counts twice.
+    /// Number of blocks a worker holds. A block on two tiers counts twice.
     pub fn blocks_of(&self, worker: WorkerSlot) -> usize {
         self.workers
             .get(worker.0 as usize)
             .map_or(0, |holdings| holdings.memberships)
     }
 
-    /// Greater than any slot that holds something.
+    /// One more than the greatest slot of a worker that holds a block.
     pub(crate) fn slots(&self) -> usize {
         self.workers.len()
     }
@@ -172,7 +179,7 @@ impl KvIndex {
         self.memberships[1..].iter().any(|&count| count > 0)
     }
 
-    /// The strands with a block that `worker` holds.
+    /// The numbers of the strands with a block that `worker` holds.
     pub(crate) fn strands_of(&self, worker: WorkerSlot) -> Vec<u32> {
         let holdings = self.workers.get(worker.0 as usize);
         holdings.map_or_else(Vec::new, |holdings| holdings.strands.iter().copied().collect())
@@ -187,8 +194,8 @@ impl KvIndex {
     }
 }
 
-/// Spreads a membership over 64 bits, so that the sum of many tells sets apart. The finalizer of SplitMix64
-/// (Steele, Lea and Flood 2014).
+/// Spreads a membership over 64 bits, so that different sets have different sums. The finalizer of SplitMix64 (Steele,
+/// Lea and Flood 2014).
 fn digest_of(tier: CacheTier, block: SequenceHash) -> u64 {
     let mut mixed = block
         .0

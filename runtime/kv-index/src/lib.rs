@@ -1,37 +1,39 @@
-//! Which worker holds which KV blocks: the index a router asks before every decision.
+//! The KV index: which worker holds which KV blocks. A router looks up each prompt in it before it decides.
 //!
-//! Workers tell what their KV caches store and evict ([`KvEvent`](signalbox_protocol::KvEvent)); the index answers,
-//! for the block hashes of a prompt, how many *leading* blocks each worker holds ([`KvIndex::overlaps`]). One
-//! structure serves all models, since the hashes are salted by model.
+//! Workers report the KV blocks they store and evict ([`KvEvent`](signalbox_protocol::KvEvent)). For the block hashes
+//! of a prompt, the index returns how many *leading* blocks each worker holds ([`KvIndex::overlaps`]). One index serves
+//! all models, because the hashes are salted by model.
 //!
-//! What it promises:
-//! - A credit is exact: the blocks counted for a worker are those it was said to hold, from the first block of the
-//!   prompt on, with no hole. Events may store and remove blocks in any order.
-//! - Repeated stores and removals of unknown blocks change nothing.
-//! - After [`KvIndex::remove_worker`] nothing of that worker is left.
-//! - Memory stays under the bound given to [`KvIndex::new`]; stores past it are refused and counted, and what is
-//!   refused is not credited.
+//! The index promises:
+//! - Overlaps are exact: a worker is credited with the blocks that events stored for it, from the first block of the
+//!   prompt on, without a hole. Events may store and remove blocks in any order.
+//! - Repeated stores, and removals of unknown blocks, change nothing.
+//! - After [`KvIndex::remove_worker`] the index holds no block of that worker.
+//! - Memory stays under the bound given to [`KvIndex::new`]. Stores past the bound are refused, counted and not
+//!   credited.
 //!
-//! It knows no clock, no I/O and no order of events: whoever applies events keeps each worker's stream in order.
+//! The index has no clock and does no I/O. The caller applies the events of each worker in order.
 //!
 //! # Layout
 //!
-//! A block's hash names its whole prefix, so the set of hashes a worker holds says everything; parents only tell
-//! where a block is best kept. Blocks that follow one another lie side by side in a *strand*, and a strand is cut
-//! into *segments* of neighbouring blocks with equal holders, as bit sets of [`WorkerSlot`]s for each tier. One
-//! hash table leads from a hash to its place in a strand. A lookup asks that table once a strand, compares the rest
-//! of the strand with the prompt side by side, and narrows the set of workers still in the running once a segment.
+//! A block's hash names its whole prefix, so the set of hashes a worker holds is all that a lookup needs. A parent only
+//! shows where to place a block. Blocks that follow each other lie side by side in a *strand*. A strand is cut into
+//! *segments* of neighbouring blocks with the same holders, which are bit sets of [`WorkerSlot`]s for each tier. A hash
+//! table, the place map, leads from a hash to its place in a strand. A lookup visits the place map once per strand,
+//! compares the rest of the strand with the prompt side by side, and narrows the set of matching workers once per
+//! segment.
 //!
-//! A store costs one visit to the table for each block that is new, and that is nearly all it costs: a table of
-//! millions of blocks is in no near cache. So its slots are eight bytes and visited many at a time; a worker's
-//! next event mostly continues what it stored last, which is found without the table, and so is a block that
-//! follows its parent in a strand. Blocks that go together go with their strand, without a visit each: the table leads
-//! nowhere for them until it is swept.
+//! A store visits the place map once for each new block, and that is nearly all it costs: a table of millions of blocks
+//! does not fit the processor's near caches. So the table's slots are eight bytes, and a store visits many of them at a
+//! time. Two kinds of blocks are found without the table: the parent of a worker's next event, which mostly is the block
+//! that the worker stored last, and a block that follows its parent in a strand. When all blocks of a strand are
+//! removed, the strand is retired without a visit to the table for each block. Until a sweep clears the blocks' slots,
+//! these lead to a retired strand, which a search recognises.
 //!
 //! ```text
 //! places:  hash ─▶ (strand, offset)
 //! strand:  [h0 h1 h2 h3 h4 h5 h6]            blocks side by side
-//!          |── a b c ──|─ a c ─|a|           segments: who holds them
+//!          |── a b c ──|─ a c ─|a|           segments: the workers that hold the blocks
 //! worker:  {strands it holds blocks of}      so that it is removed without a search
 //! ```
 
@@ -48,14 +50,16 @@ pub use index::{IndexStats, KvIndex};
 pub use scores::OverlapScores;
 pub use shared::SharedKvIndex;
 
-/// A worker's dense place in the index, the load table and every column. Given by the roster, reused after removal.
+/// A worker's row in the index, the load table and every column. The roster assigns slots from 0 on, and reuses the slot
+/// of a removed worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerSlot(pub u32);
 
-/// Slots at and past this are refused: columns and bit sets are as long as the greatest slot, so that one absurd
-/// number would cost gigabytes. Sixteen times the workers of the largest deployments planned for.
+/// Number of slots. The index refuses stores for this slot and greater ones, because columns and bit sets are as long as
+/// the greatest slot, so one absurd slot would cost gigabytes. Sixteen times the workers of the largest deployments
+/// planned for.
 pub const MAX_WORKER_SLOTS: u32 = 65_536;
 
-/// What the allocator keeps beside each heap allocation, in bytes, as counted in [`IndexStats::bytes`]: a header
-/// and rounding, about this much with glibc and jemalloc.
+/// The allocator's overhead for each heap allocation, in bytes, as counted in [`IndexStats::bytes`]: a header and
+/// rounding, about this much with glibc and jemalloc.
 const ALLOCATION_OVERHEAD: usize = 16;

@@ -1,19 +1,20 @@
-//! The walk along a prompt's blocks.
+//! A lookup: the walk along the blocks of a prompt.
 //!
-//! Leading blocks on the device, then on device or host, then on any tier: each is the length of the longest prefix
-//! held on a set of tiers, and the sets contain one another. So three races run side by side, one for each set of
-//! tiers. Everybody who holds the first block starts; who lacks a block drops out, and the blocks before it are the
-//! worker's length in that race.
+//! The columns of the result are lengths of prefixes: the longest prefix that a worker holds on the device, on device or
+//! host, and on any tier. So a lookup runs three matches side by side, one for each of these sets of tiers. At first, the
+//! workers that hold the first block match. A worker that does not hold the next block stops matching, and the number of
+//! blocks before that block is its length.
 
 use signalbox_protocol::{CacheTier, SequenceHash};
 
 use crate::{KvIndex, OverlapScores, strand::Holders};
 
-/// Words of each race kept on the stack: enough for 4,096 workers. More take an allocation for each lookup.
+/// Words of each match on the stack: enough for 4,096 workers. With more workers each lookup allocates.
 const INLINE_WORDS: usize = 64;
 
 impl KvIndex {
-    /// Leading blocks of `blocks` that each worker holds, by tier; `scores` is cleared and reused.
+    /// Writes into `scores` how many leading blocks of `blocks` each worker holds, by tier. Earlier content of `scores` is
+    /// dropped, and its memory reused.
     ///
     /// `blocks` are the hashes of the prompt's whole blocks, first block first.
     pub fn overlaps(&self, blocks: &[SequenceHash], scores: &mut OverlapScores) {
@@ -22,101 +23,102 @@ impl KvIndex {
         scores.reset(slots, if below_device { slots } else { 0 });
         let words = slots.div_ceil(64);
         let (mut inline, mut spilled);
-        let running = if words <= INLINE_WORDS {
+        let matching = if words <= INLINE_WORDS {
             inline = [0; 3 * INLINE_WORDS];
             &mut inline[..]
         } else {
             spilled = vec![0; 3 * words];
             &mut spilled[..]
         };
-        let (device, running) = running.split_at_mut(words);
-        let (host, running) = running.split_at_mut(words);
-        let (disk, _) = running.split_at_mut(words);
-        let device = Race {
+        let (device, matching) = matching.split_at_mut(words);
+        let (host, matching) = matching.split_at_mut(words);
+        let (disk, _) = matching.split_at_mut(words);
+        let device = TierMatch {
             tiers: &CacheTier::ALL[..1],
-            running: device,
+            matching: device,
             column: &mut scores.device,
         };
         if !below_device {
             return self.run(blocks, [device]);
         }
-        let host = Race {
+        let host = TierMatch {
             tiers: &CacheTier::ALL[..2],
-            running: host,
+            matching: host,
             column: &mut scores.host,
         };
-        let disk = Race {
+        let disk = TierMatch {
             tiers: &CacheTier::ALL[..3],
-            running: disk,
+            matching: disk,
             column: &mut scores.disk,
         };
         self.run(blocks, [device, host, disk]);
-        // Lengths become what each further tier adds.
+        // Each lower tier's length becomes the number of blocks that the tier adds.
         for ((device, host), disk) in scores.device.iter().zip(&mut scores.host).zip(&mut scores.disk) {
             *disk -= *host;
             *host -= *device;
         }
     }
 
-    /// Runs the races; the tiers of the last contain those of the others.
-    fn run<const N: usize>(&self, blocks: &[SequenceHash], mut races: [Race<'_>; N]) {
+    /// Runs the matches. The tiers of the last match contain those of the others, so it goes on longest.
+    fn run<const N: usize>(&self, blocks: &[SequenceHash], mut matches: [TierMatch<'_>; N]) {
         let mut depth = 0;
         while let Some(place) = blocks.get(depth).and_then(|&block| self.find(block)) {
             let strand = self.strand(place);
             let run = strand.run_after(place.offset(), &blocks[depth..]);
             for (held, holders) in strand.holders(place.offset()..place.offset() + run) {
-                let mut anyone = false;
-                for race in &mut races {
-                    anyone = race.reach(depth, holders);
+                let mut any_left = false;
+                for tier_match in &mut matches {
+                    any_left = tier_match.narrow(depth, holders);
                 }
-                if !anyone {
+                if !any_left {
                     return;
                 }
                 depth += held;
             }
         }
-        for race in &mut races {
-            race.finish(depth);
+        for tier_match in &mut matches {
+            tier_match.finish(depth);
         }
     }
 }
 
-/// Which workers hold every block so far on the given tiers.
-struct Race<'a> {
+/// The workers that hold every block so far on the given tiers.
+struct TierMatch<'a> {
     tiers: &'static [CacheTier],
     /// A bit for each slot.
-    running: &'a mut [u64],
-    /// The result for each slot; 0 to begin with.
+    matching: &'a mut [u64],
+    /// The result for each slot, at first 0.
     column: &'a mut [u32],
 }
 
-impl Race<'_> {
-    /// After `depth` blocks comes one of `holders`. Whether anyone is left.
-    fn reach(&mut self, depth: usize, holders: &Holders) -> bool {
-        let mut anyone = 0;
-        for at in 0..self.running.len() {
+impl TierMatch<'_> {
+    /// Moves on to the block after the first `depth` blocks, which has these holders. Returns whether any worker still
+    /// matches.
+    fn narrow(&mut self, depth: usize, holders: &Holders) -> bool {
+        let mut any_left = 0;
+        for word in 0..self.matching.len() {
             let held = self.tiers.iter().fold(0, |held, &tier| {
-                held | holders.on(tier).map_or(0, |set| set.word(at))
+                held | holders.on(tier).map_or(0, |set| set.word(word))
             });
-            let before = self.running[at];
+            let before = self.matching[word];
             let after = if depth == 0 { held } else { before & held };
-            self.record(at, before & !after, depth);
-            self.running[at] = after;
-            anyone |= after;
+            self.record(word, before & !after, depth);
+            self.matching[word] = after;
+            any_left |= after;
         }
-        anyone != 0
+        any_left != 0
     }
 
-    /// Whoever still runs has `depth` blocks.
+    /// Records the length `depth` for the workers that still match.
     fn finish(&mut self, depth: usize) {
-        for at in 0..self.running.len() {
-            self.record(at, self.running[at], depth);
+        for word in 0..self.matching.len() {
+            self.record(word, self.matching[word], depth);
         }
     }
 
-    fn record(&mut self, at: usize, mut slots: u64, depth: usize) {
-        // Slots past the last have no bits, so the column is long enough.
-        let rows = &mut self.column[at * 64..];
+    fn record(&mut self, word: usize, mut slots: u64, depth: usize) {
+        // No bit is set past the last slot, so the column is long enough.
+        let rows = &mut self.column[word * 64..];
         if slots == u64::MAX {
             rows[..64].fill(depth as u32);
             return;

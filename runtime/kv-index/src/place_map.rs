@@ -1,16 +1,16 @@
-//! From a block's hash to where it lies.
+//! The place map: from a block's hash to its place in a strand.
 //!
-//! A table of eight-byte slots with linear probing: asking for a block mostly touches one cache line of the table,
-//! and that is what storing and removing cost. Each slot holds a place and 24 bits of the block's hash; the hash
-//! itself is read from the strand, where it is stored once. A slot's home follows from its own bits, so that a
-//! table grows and shrinks in one pass over memory without a look at the strands.
+//! The map is a hash table of eight-byte slots with linear probing. A lookup of a block mostly touches one cache line of
+//! the table, which is most of what storing and removing the block costs. A slot holds a place and 24 bits of the
+//! block's hash. The whole hash is stored once, in the strand. A slot's home index follows from the slot's own bits, so a
+//! table grows and shrinks in one pass over its memory and reads no strand.
 //!
-//! The table is split into shards that grow one at a time: growing a single table of ten million blocks would stop
-//! the readers for some ten milliseconds, a shard takes a tenth of one.
+//! The table is split into shards that grow one at a time. A single table of ten million blocks would stop the readers
+//! for some ten milliseconds while it grows; a shard takes a tenth of a millisecond.
 //!
-//! Blocks that go together with their strand are not taken out one by one, each at the price of a visit to memory:
-//! their slots lead nowhere, which a search sees. They are swept away shard by shard, and a strand's number is not given
-//! to another before all shards were swept.
+//! The blocks of a retired strand are not removed one by one, because each removal costs a visit to memory. Their slots
+//! lead to a retired strand, which a search recognises. Sweeps clear these slots, shard by shard. The number of a retired
+//! strand is not reused before all shards have been swept.
 
 use std::hash::BuildHasher;
 
@@ -23,10 +23,10 @@ mod shard;
 
 use shard::Shard;
 
-/// Enough that one shard's growth is short, few enough that empty ones (8 KiB in all) do not matter.
+/// Enough shards that the growth of one is short, and few enough that the empty shards, of 8 KiB in all, do not matter.
 const SHARDS: usize = 256;
 
-/// Where a block lies: below the tag in a slot, so that a place is five bytes.
+/// A block's strand and its offset there. Five bytes, because a slot holds a place beside a tag.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     strand: u32,
@@ -51,11 +51,11 @@ impl Place {
     }
 }
 
-/// Slots swept for each block that went with its strand. So slots that lead nowhere are a quarter of all at most, about,
-/// and sweeping a block away costs some nanoseconds.
+/// Slots to sweep for each block of a retired strand. So about a quarter of all slots, at most, lead to retired strands,
+/// and clearing a block's slot costs some nanoseconds.
 const SWEPT_PER_BLOCK: usize = 4;
 
-/// Where a block belongs in the table: its shard, and its tag there, which are different bits of its hash.
+/// A block's shard and its tag there, which are different bits of the block's hash.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SlotKey {
     shard: usize,
@@ -65,11 +65,11 @@ pub(crate) struct SlotKey {
 #[derive(Debug)]
 pub(crate) struct PlaceMap {
     shards: Vec<Shard>,
-    /// The shard that is being swept.
+    /// The shard where the sweep continues.
     sweep_cursor: usize,
-    /// Slots that are to be swept for blocks that went.
+    /// Number of slots that are due for sweeping.
     sweep_due: usize,
-    /// Seeded, so that nobody can choose prompts whose blocks all fall into one shard or one run of slots.
+    /// Seeded, so that a client cannot choose prompts whose blocks all fall into one shard or one run of slots.
     hasher: DefaultHashBuilder,
     shard_bytes: usize,
 }
@@ -90,8 +90,8 @@ impl PlaceMap {
         self.shards[shard].find(tag, |place| lies_at(block, place, strands))
     }
 
-    /// Brings the slots of `blocks` into the cache. One after the other, each would be waited for; asked for all
-    /// together, with nothing to decide in between, they arrive together.
+    /// Brings the slots of `blocks` into the processor's cache. The reads do not depend on each other, so the processor
+    /// waits for all of them together and not for one after the other.
     pub(crate) fn prefetch(&self, blocks: impl IntoIterator<Item = SequenceHash>) {
         let slots = blocks.into_iter().map(|block| {
             let SlotKey { shard, tag } = self.slot_key(block);
@@ -100,7 +100,7 @@ impl PlaceMap {
         std::hint::black_box(slots.fold(0, |all, slot| all ^ slot));
     }
 
-    /// Adds a block at its slot_key; where it is there already, says where and changes nothing.
+    /// Adds a block under its key. If the map has the block already, returns its place and changes nothing.
     pub(crate) fn insert(
         &mut self,
         SlotKey { shard, tag }: SlotKey,
@@ -109,52 +109,53 @@ impl PlaceMap {
         strands: &Strands,
     ) -> Option<Place> {
         self.resizing(shard, |shard| {
-            if shard.is_full() && strands.any_gone() {
-                shard.sweep(strands.is_gone());
+            if shard.is_full() && strands.any_retired() {
+                shard.sweep(strands.is_retired());
             }
             shard.insert(
                 tag,
                 place,
                 |place| lies_at(block, place, strands),
-                strands.is_gone(),
+                strands.is_retired(),
             )
         })
     }
 
-    /// Follows a block to its new place. The strands may be in between: hashes are not read.
-    pub(crate) fn follow(&mut self, block: SequenceHash, old: Place, new: Place) {
+    /// Changes the place of a block. Reads no strand, so the strands may be in the middle of a change.
+    pub(crate) fn relocate(&mut self, block: SequenceHash, old: Place, new: Place) {
         let SlotKey { shard, tag } = self.slot_key(block);
         self.shards[shard].replace(tag, old, new);
     }
 
-    /// Forgets a block, and gives memory back where its shard became sparse. Hashes are not read.
-    pub(crate) fn forget(&mut self, block: SequenceHash, old: Place) {
+    /// Removes a block, and shrinks its shard if that became sparse. Reads no strand.
+    pub(crate) fn remove(&mut self, block: SequenceHash, old: Place) {
         let SlotKey { shard, tag } = self.slot_key(block);
         self.resizing(shard, |shard| shard.remove(tag, old));
     }
 
-    /// So many blocks went with their strand: makes a part of the table due for [sweeping](Self::sweep), all of it at
-    /// most.
+    /// Makes slots due for [sweeping](Self::sweep) after a strand of `blocks` blocks was retired. At most the whole table
+    /// becomes due.
     pub(crate) fn schedule_sweep(&mut self, blocks: usize) {
-        // A look at a shard without slots counts too.
+        // A visit to a shard without slots counts as one slot.
         let whole = self.shard_bytes / size_of::<u64>() + SHARDS;
         self.sweep_due = (self.sweep_due + blocks * SWEPT_PER_BLOCK).min(whole);
     }
 
-    /// Whether there is something to [`sweep`](Self::sweep).
+    /// Whether slots are due for [sweeping](Self::sweep).
     pub(crate) fn is_sweep_due(&self) -> bool {
         self.sweep_due > 0
     }
 
-    /// Sweeps what is due, up to so many slots and to the end of a round of all shards. Whether one ended.
+    /// Sweeps the slots that are due: at most `most`, and not past the end of a round through all shards. Returns whether
+    /// a round ended.
     pub(crate) fn sweep(&mut self, most: usize, strands: &Strands) -> bool {
         let end = self.sweep_due.saturating_sub(most);
         while self.sweep_due > end {
             let most = self.sweep_due - end;
-            let sweep = |shard: &mut Shard| shard.sweep_on(most, strands.is_gone());
-            let (swept, is_through) = self.resizing(self.sweep_cursor, sweep);
+            let sweep = |shard: &mut Shard| shard.continue_sweep(most, strands.is_retired());
+            let (swept, reached_end) = self.resizing(self.sweep_cursor, sweep);
             self.sweep_due -= swept.max(1);
-            if is_through {
+            if reached_end {
                 self.sweep_cursor = (self.sweep_cursor + 1) % SHARDS;
                 if self.sweep_cursor == 0 {
                     return true;
@@ -164,19 +165,19 @@ impl PlaceMap {
         false
     }
 
-    /// Forgets all blocks.
+    /// Removes all blocks.
     pub(crate) fn clear(&mut self) {
         self.shards.fill_with(Shard::default);
         (self.sweep_cursor, self.sweep_due, self.shard_bytes) = (0, 0, 0);
     }
 
-    /// Where the slots lead, to no block any more included.
+    /// The places of all slots, those in retired strands included.
     #[cfg(test)]
     pub(crate) fn places(&self) -> impl Iterator<Item = Place> {
         self.shards.iter().flat_map(Shard::places)
     }
 
-    /// The most memory that adding a block there can take, the old slots beside the new ones included.
+    /// The most memory that inserting a block can take. While a shard grows, its old slots exist beside the new ones.
     pub(crate) fn insert_bytes(&self, slot_key: SlotKey) -> usize {
         self.shards[slot_key.shard].insert_bytes()
     }
@@ -193,7 +194,7 @@ impl PlaceMap {
         }
     }
 
-    /// Runs what may change a shard's size, and counts it.
+    /// Applies `change` to a shard, and counts the bytes by which the shard grew or shrank.
     fn resizing<R>(&mut self, shard: usize, change: impl FnOnce(&mut Shard) -> R) -> R {
         let shard = &mut self.shards[shard];
         let before = shard.heap_bytes();
@@ -203,7 +204,7 @@ impl PlaceMap {
     }
 }
 
-/// Whether `block` lies at `place`: the tags of different blocks may agree.
+/// Whether `block` lies at `place`. Different blocks may have the same tag, so a slot's tag does not suffice.
 fn lies_at(block: SequenceHash, place: Place, strands: &Strands) -> bool {
     strands
         .get(place.strand())

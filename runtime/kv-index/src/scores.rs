@@ -1,38 +1,38 @@
-//! The answer of a lookup, as columns.
+//! The result of a lookup, as columns.
 
 use crate::WorkerSlot;
 
-/// Columns indexed by [`WorkerSlot`]; a worker past a column's end holds nothing there. `host` and `disk` are empty where
-/// the index knows of no block below the device.
+/// The overlap of each worker with a prompt: columns indexed by [`WorkerSlot`]. The overlap of a slot past a column's end
+/// is 0. `host` and `disk` are empty while the index holds no block below the device tier.
 ///
-/// The three columns of a worker add up: `device + host + disk` leading blocks of the prompt are held on some tier.
+/// The columns add up: a worker holds `device + host + disk` leading blocks of the prompt, each on some tier.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct OverlapScores {
-    /// Leading blocks of the prompt on the device of the worker.
+    /// Leading blocks on the device.
     pub device: Vec<u32>,
-    /// Further blocks continuing that prefix, found on device or host.
+    /// Blocks after those of `device`, without a hole, on device or host.
     pub host: Vec<u32>,
-    /// Further ones continuing it, found on any tier.
+    /// Blocks after those of `host`, without a hole, on any tier.
     pub disk: Vec<u32>,
 }
 
 impl OverlapScores {
-    /// Leading blocks on the device; 0 for a slot past the end.
+    /// Leading blocks on the device; 0 for a slot past the column's end.
     pub fn device(&self, worker: WorkerSlot) -> u32 {
         at(&self.device, worker)
     }
 
-    /// Further blocks on device or host; 0 for a slot past the end.
+    /// Blocks after those of `device`, on device or host; 0 for a slot past the column's end.
     pub fn host(&self, worker: WorkerSlot) -> u32 {
         at(&self.host, worker)
     }
 
-    /// Further blocks on any tier; 0 for a slot past the end.
+    /// Blocks after those of `host`, on any tier; 0 for a slot past the column's end.
     pub fn disk(&self, worker: WorkerSlot) -> u32 {
         at(&self.disk, worker)
     }
 
-    /// Zeroes the columns, at so many rows on the device and below.
+    /// Sets the device column to `slots` zeroes, and the two others to `slots_below` zeroes.
     pub(crate) fn reset(&mut self, slots: usize, slots_below: usize) {
         for (column, rows) in [
             (&mut self.device, slots),

@@ -1,9 +1,9 @@
 //! The index, shared between threads.
 //!
-//! Every decision reads it and every event writes it, so the writers hold it most of the time under load. A plain
-//! lock would let the next write in before a reader that waits, and puts that reader to sleep, which costs it more
-//! than many writes. So a reader says that it waits, and writers let it pass first: it waits for the write under way
-//! and no further one, without going to sleep unless that write is a long one.
+//! Every decision reads the index and every event writes it, so under load writers hold the lock most of the time. A
+//! plain lock would admit the next write before a waiting reader, and would put the reader to sleep, which costs more
+//! than many writes. So waiting readers are counted, and writers let them pass first. A reader waits for the write in
+//! progress and for no other one, and sleeps only if that write is long.
 
 use std::{
     hint::spin_loop,
@@ -16,49 +16,49 @@ use std::{
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use signalbox_protocol::KvEvent;
 
-use crate::{KvIndex, WorkerSlot, index::FETCHED_AT_ONCE};
+use crate::{KvIndex, WorkerSlot, index::PREFETCHED_AT_ONCE};
 
-/// Slots of the place map swept at a time: half a microsecond.
+/// Slots of the place map swept in one write: half a microsecond.
 const SWEPT_AT_ONCE: usize = 512;
 
-/// How often a reader looks again before it goes to sleep: some microseconds, a few events' time.
-const READER_LOOKS: usize = 128;
-/// How often a writer looks whether the readers are through before it goes to sleep: as long as a lookup takes. Readers
-/// that wait but do not run must not stop the events for longer.
-const WRITER_LOOKS: usize = 32;
+/// How often a reader tries the lock before it sleeps: some microseconds, the time of a few events.
+const READER_SPINS: usize = 128;
+/// How often a writer checks for waiting readers before it sleeps: the time of a lookup. Readers that wait and are not
+/// scheduled must not delay events for longer.
+const WRITER_SPINS: usize = 32;
 
-/// An index shared between threads: readers wait for one write at most, writers for the readers that came first.
-/// Cloning makes another handle to the same index.
+/// A KV index shared between threads. A reader waits for at most one write, and a writer for the readers that came
+/// first. A clone is another handle of the same index.
 #[derive(Debug, Clone)]
 pub struct SharedKvIndex {
-    shared: Arc<IndexLock>,
+    lock: Arc<IndexLock>,
 }
 
 #[derive(Debug)]
 struct IndexLock {
     index: RwLock<KvIndex>,
-    /// Readers that wait for a write to end.
-    waiting: AtomicUsize,
+    /// Number of readers that wait for a write to end.
+    waiting_readers: AtomicUsize,
 }
 
 impl SharedKvIndex {
     /// See [`KvIndex::new`].
     pub fn new(max_bytes: usize) -> Self {
         Self {
-            shared: Arc::new(IndexLock {
+            lock: Arc::new(IndexLock {
                 index: RwLock::new(KvIndex::new(max_bytes)),
-                waiting: AtomicUsize::new(0),
+                waiting_readers: AtomicUsize::new(0),
             }),
         }
     }
 
-    /// See [`KvIndex::apply_all`]. Each event is applied by itself, so that lookups go on in between, and what its first
-    /// blocks are about is fetched from memory before, beside them: mostly they do not wait for memory, but some ten
-    /// nanoseconds a block.
+    /// See [`KvIndex::apply_all`]. Each event is a write of its own, so that lookups run in between. Before the writes, a
+    /// read prefetches the slots of the events' first blocks, beside other readers. So a write mostly does not wait for
+    /// memory, and lookups wait some ten nanoseconds for each block.
     pub fn apply_all(&self, worker: WorkerSlot, events: &[KvEvent]) {
-        for some in events.chunks(FETCHED_AT_ONCE) {
-            self.read(|index| index.fetch(worker, some));
-            for event in some {
+        for group in events.chunks(PREFETCHED_AT_ONCE) {
+            self.read(|index| index.prefetch(worker, group));
+            for event in group {
                 match event {
                     KvEvent::Cleared => self.remove_worker(worker),
                     _ => self.write(|index| index.apply(worker, event)),
@@ -67,8 +67,8 @@ impl SharedKvIndex {
         }
     }
 
-    /// See [`KvIndex::remove_worker`]. Strand by strand, which takes about as long as an event, so that lookups go on in
-    /// between.
+    /// See [`KvIndex::remove_worker`]. Each strand is a write of its own, about as long as an event, so that lookups run
+    /// in between.
     pub fn remove_worker(&self, worker: WorkerSlot) {
         let strands = self.read(|index| index.strands_of(worker));
         for strand in strands {
@@ -80,44 +80,44 @@ impl SharedKvIndex {
         self.write(|index| index.remove_worker(worker));
     }
 
-    /// Looks at the index, beside other readers. `f` must not call back into this handle.
+    /// Reads the index, beside other readers. `f` must not use this handle.
     pub fn read<R>(&self, f: impl FnOnce(&KvIndex) -> R) -> R {
-        let index = self.shared.index.try_read();
-        f(&index.unwrap_or_else(|| self.shared.wait_for_write()))
+        let index = self.lock.index.try_read();
+        f(&index.unwrap_or_else(|| self.lock.wait_for_write()))
     }
 
-    /// Changes the index, alone. Keep it to one event or a few, since every decision waits for it; `f` must not call
-    /// back into this handle.
+    /// Changes the index, alone. Every decision waits for `f`, so `f` should be short: one event or a few. `f` must not
+    /// use this handle.
     fn write<R>(&self, f: impl FnOnce(&mut KvIndex) -> R) -> R {
-        f(&mut self.shared.wait_for_readers())
+        f(&mut self.lock.wait_for_readers())
     }
 }
 
 impl IndexLock {
-    /// The index for a reader, after the write under way.
+    /// Locks the index for a reader, after the write in progress.
     fn wait_for_write(&self) -> RwLockReadGuard<'_, KvIndex> {
-        // Only a hint for writers, so nothing has to be ordered by it.
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let looked = (0..READER_LOOKS).find_map(|_| {
+        // The count is only a hint for writers and orders nothing.
+        self.waiting_readers.fetch_add(1, Ordering::Relaxed);
+        let acquired = (0..READER_SPINS).find_map(|_| {
             spin_loop();
             self.index.try_read()
         });
-        let index = looked.unwrap_or_else(|| self.index.read());
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        let index = acquired.unwrap_or_else(|| self.index.read());
+        self.waiting_readers.fetch_sub(1, Ordering::Relaxed);
         index
     }
 
-    /// The index for a writer, after the readers that wait or look at it.
+    /// Locks the index for a writer, after the readers that wait or read.
     fn wait_for_readers(&self) -> RwLockWriteGuard<'_, KvIndex> {
-        let looked = (0..WRITER_LOOKS).find_map(|_| {
-            let nobody_waits = self.waiting.load(Ordering::Relaxed) == 0;
+        let acquired = (0..WRITER_SPINS).find_map(|_| {
+            let nobody_waits = self.waiting_readers.load(Ordering::Relaxed) == 0;
             let index = nobody_waits.then(|| self.index.try_write()).flatten();
             if index.is_none() {
                 spin_loop();
             }
             index
         });
-        looked.unwrap_or_else(|| self.index.write())
+        acquired.unwrap_or_else(|| self.index.write())
     }
 }
 
@@ -154,16 +154,16 @@ mod tests {
             }
         });
         assert_eq!(
-            shared.shared.waiting.load(Ordering::Relaxed),
+            shared.lock.waiting_readers.load(Ordering::Relaxed),
             0,
-            "nobody waits any more"
+            "no reader waits any more"
         );
         assert_eq!(shared.read(|index| index.stats().memberships), 0);
     }
 
-    /// Many strands each, so that both are taken out step by step, and the map is swept in between.
+    /// Each worker has many strands, so both are removed step by step, with sweeps of the map in between.
     #[test]
-    fn workers_that_leave_at_once_leave_nothing_and_take_nothing_from_others() {
+    fn workers_removed_at_the_same_time_leave_other_workers_unchanged() {
         let shared = SharedKvIndex::new(1 << 24);
         let stored = |worker: u32, chain: u64| KvEvent::Stored {
             tier: CacheTier::Device,

@@ -1,89 +1,89 @@
 //! Sets of worker slots.
 //!
-//! Most blocks are held by one worker, shared prompts by many. A set within one aligned window of 64 slots, above
-//! all a single slot, lies inline; a wider one spills to a boxed slice of words.
+//! Most blocks have one holder, and blocks of shared prompts have many. A set within one aligned window of 64 slots,
+//! above all a single slot, is stored inline. A wider set is a boxed slice of words.
 
 use crate::{ALLOCATION_OVERHEAD, WorkerSlot};
 
 /// A set of slots, in a canonical form: equal sets compare equal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SlotSet {
-    /// At most one word has bits; the empty set is `at: 0, bits: 0`.
-    Word { at: u32, bits: u64 },
-    /// All words up to the last that has bits; at least two have.
+    /// The set of which only the word at `index` has bits. The empty set is `index: 0, bits: 0`.
+    Word { index: u32, bits: u64 },
+    /// All words up to the last one with bits. At least two words have bits.
     Words(Box<[u64]>),
 }
 
 impl Default for SlotSet {
     fn default() -> Self {
-        Self::Word { at: 0, bits: 0 }
+        Self::Word { index: 0, bits: 0 }
     }
 }
 
 impl SlotSet {
     pub(crate) fn only(slot: WorkerSlot) -> Self {
-        let (at, bit) = split(slot);
+        let (index, bit) = split(slot);
         Self::Word {
-            at: at as u32,
+            index: index as u32,
             bits: bit,
         }
     }
 
     pub(crate) fn is_only(&self, slot: WorkerSlot) -> bool {
         let (place, bit) = split(slot);
-        matches!(self, Self::Word { at, bits } if *at as usize == place && *bits == bit)
+        matches!(self, Self::Word { index, bits } if *index as usize == place && *bits == bit)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::Word { bits: 0, .. })
     }
 
-    /// The 64 slots from `64 * at` on.
-    pub(crate) fn word(&self, at: usize) -> u64 {
+    /// The bits of the 64 slots from `64 * index` on.
+    pub(crate) fn word(&self, index: usize) -> u64 {
         match self {
-            Self::Word { at: only, bits } if *only as usize == at => *bits,
+            Self::Word { index: only, bits } if *only as usize == index => *bits,
             Self::Word { .. } => 0,
-            Self::Words(words) => words.get(at).copied().unwrap_or(0),
+            Self::Words(words) => words.get(index).copied().unwrap_or(0),
         }
     }
 
     pub(crate) fn contains(&self, slot: WorkerSlot) -> bool {
-        let (at, bit) = split(slot);
-        self.word(at) & bit != 0
+        let (index, bit) = split(slot);
+        self.word(index) & bit != 0
     }
 
-    /// False where it was there already.
+    /// Adds a slot. False if the set has the slot already.
     pub(crate) fn insert(&mut self, slot: WorkerSlot) -> bool {
         if self.contains(slot) {
             return false;
         }
-        let (at, bit) = split(slot);
+        let (index, bit) = split(slot);
         match self {
             Self::Word { bits: 0, .. } => *self = Self::only(slot),
-            Self::Word { at: only, bits } if *only as usize == at => *bits |= bit,
-            Self::Word { at: only, bits } => {
-                let mut words = vec![0; at.max(*only as usize) + 1];
+            Self::Word { index: only, bits } if *only as usize == index => *bits |= bit,
+            Self::Word { index: only, bits } => {
+                let mut words = vec![0; index.max(*only as usize) + 1];
                 words[*only as usize] = *bits;
-                words[at] = bit;
+                words[index] = bit;
                 *self = Self::Words(words.into());
             }
-            Self::Words(words) if at < words.len() => words[at] |= bit,
+            Self::Words(words) if index < words.len() => words[index] |= bit,
             Self::Words(words) => {
-                let mut longer = vec![0; at + 1];
+                let mut longer = vec![0; index + 1];
                 longer[..words.len()].copy_from_slice(words);
-                longer[at] = bit;
+                longer[index] = bit;
                 *words = longer.into();
             }
         }
         true
     }
 
-    /// False where it was not there.
+    /// Removes a slot. False if the set does not have the slot.
     pub(crate) fn remove(&mut self, slot: WorkerSlot) -> bool {
         if !self.contains(slot) {
             return false;
         }
-        let (at, bit) = split(slot);
+        let (index, bit) = split(slot);
         match self {
             Self::Word { bits, .. } => {
                 *bits &= !bit;
@@ -92,8 +92,8 @@ impl SlotSet {
                 }
             }
             Self::Words(words) => {
-                words[at] &= !bit;
-                if words[at] == 0 {
+                words[index] &= !bit;
+                if words[index] == 0 {
                     self.make_canonical();
                 }
             }
@@ -101,29 +101,29 @@ impl SlotSet {
         true
     }
 
-    /// Whether `other` and this set are the same but for `slot`, which one of them has.
+    /// Whether exactly one of the two sets has `slot`, and they are equal otherwise.
     pub(crate) fn differs_only_by(&self, other: &Self, slot: WorkerSlot) -> bool {
-        let (at, bit) = split(slot);
+        let (index, bit) = split(slot);
         match (self, other) {
-            // All words, with nothing to decide in between.
+            // All words, without a branch in between.
             (Self::Words(a), Self::Words(b)) if a.len() == b.len() => {
                 let differ: u32 = a.iter().zip(b).map(|(a, b)| (a ^ b).count_ones()).sum();
-                differ == 1 && self.word(at) ^ other.word(at) == bit
+                differ == 1 && self.word(index) ^ other.word(index) == bit
             }
             _ => {
-                let words = self.words().max(other.words()).max(at + 1);
+                let words = self.words().max(other.words()).max(index + 1);
                 (0..words).all(|word| {
                     let differ = self.word(word) ^ other.word(word);
-                    differ == if word == at { bit } else { 0 }
+                    differ == if word == index { bit } else { 0 }
                 })
             }
         }
     }
 
-    /// How many words there are up to the last with bits.
+    /// Number of words up to the last one with bits.
     fn words(&self) -> usize {
         match self {
-            Self::Word { at, .. } => *at as usize + 1,
+            Self::Word { index, .. } => *index as usize + 1,
             Self::Words(words) => words.len(),
         }
     }
@@ -136,24 +136,29 @@ impl SlotSet {
         }
     }
 
-    /// The most heap a set of the slots below `slots` can take.
+    /// The most heap bytes of a set of slots below `slots`.
     pub(crate) fn max_heap_bytes(slots: usize) -> usize {
         slots.div_ceil(64) * size_of::<u64>() + ALLOCATION_OVERHEAD
     }
 
-    /// After a word of `Words` became 0.
+    /// Restores the canonical form after a word of `Words` became 0.
     fn make_canonical(&mut self) {
         let Self::Words(words) = self else { return };
         let mut used = words.iter().enumerate().filter(|(_, bits)| **bits != 0);
         match (used.next(), used.next_back()) {
-            (Some((at, &bits)), None) => *self = Self::Word { at: at as u32, bits },
+            (Some((index, &bits)), None) => {
+                *self = Self::Word {
+                    index: index as u32,
+                    bits,
+                }
+            }
             (Some(_), Some((last, _))) if last + 1 < words.len() => *words = words[..=last].into(),
             _ => {}
         }
     }
 }
 
-/// The word a slot lies in, and its bit there.
+/// The index of a slot's word, and the slot's bit there.
 fn split(slot: WorkerSlot) -> (usize, u64) {
     ((slot.0 / 64) as usize, 1 << (slot.0 % 64))
 }
@@ -167,7 +172,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Whatever the history, the content is right and equal sets are equal, so that segments can be compared.
+        /// For any history the content is right, and sets of the same slots compare equal, as segments need it.
         #[test]
         fn a_slot_set_is_a_set_in_canonical_form(
             changes in prop::collection::vec((prop::bool::ANY, prop_oneof![0u32..4, 60u32..70, 120u32..200, 4000u32..4200]), 0..60),
@@ -191,7 +196,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sets_differ_by_one_slot_or_they_do_not(
+        fn differs_only_by_holds_for_exactly_one_slot(
             slots in prop::collection::btree_set(prop_oneof![0u32..4, 60u32..70, 120u32..200], 0..8),
             slot in prop_oneof![0u32..4, 60u32..70, 120u32..200],
             another in prop_oneof![0u32..4, 60u32..70, 120u32..200],

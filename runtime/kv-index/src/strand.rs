@@ -1,8 +1,8 @@
-//! Strands: neighbouring blocks side by side, with who holds them.
+//! A strand: blocks side by side, with their holders.
 //!
-//! Nothing relies on the blocks of a strand being a whole chain: a block is found through the place map, and its
-//! neighbours only save asking again. So a strand may lose blocks from its middle, and dead ones (held by nobody)
-//! may lie in it for a while.
+//! The blocks of a strand need not be a whole chain. The place map finds each block, and neighbours only save more
+//! visits to the map. So a strand may lose blocks from its middle, and it may contain unheld blocks, which no worker
+//! holds, until it is compacted.
 
 use std::ops::Range;
 
@@ -14,18 +14,18 @@ mod holders;
 
 pub(crate) use holders::Holders;
 
-/// Bounds what one change of a strand can cost, and the memory an unfilled one wastes. At 256 blocks its own 100
-/// bytes no longer count.
+/// Bounds the cost of one change of a strand, and the memory that an unfilled strand wastes. At 256 blocks the 100 bytes
+/// of the strand itself are negligible.
 pub(crate) const MAX_STRAND_BLOCKS: usize = 256;
 
-/// Two cache lines of hashes.
+/// Hashes compared without a branch: two cache lines.
 const COMPARED_AT_ONCE: usize = 16;
 
 /// Up to [`MAX_STRAND_BLOCKS`] blocks and their holders.
 #[derive(Debug, Default)]
 pub(crate) struct Strand {
     hashes: Vec<SequenceHash>,
-    /// By start, the first at 0; neighbours differ in their holders.
+    /// In order of their starts, the first at 0. Neighbours have different holders.
     segments: Vec<Segment>,
 }
 
@@ -36,12 +36,12 @@ struct Segment {
     holders: Holders,
 }
 
-/// What a change of a strand did.
+/// The effect of a change of a strand.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Change {
     /// Memberships added or removed, by [`CacheTier::index`].
     pub(crate) memberships: [usize; 3],
-    /// Blocks that found their first holder or lost their last.
+    /// Blocks that got their first holder or lost their last one.
     pub(crate) blocks: usize,
 }
 
@@ -58,7 +58,7 @@ impl Strand {
         self.hashes.get(offset).copied()
     }
 
-    /// How many of `blocks` lie here from `offset` on, in their order.
+    /// How many of `blocks` lie in this strand from `offset` on, in their order.
     pub(crate) fn run_after(&self, offset: usize, blocks: &[SequenceHash]) -> usize {
         let here = &self.hashes[offset..];
         // Whole groups without a branch in them, which the compiler turns into vector instructions.
@@ -76,7 +76,7 @@ impl Strand {
         same + rest.take_while(|(here, wanted)| here == wanted).count()
     }
 
-    /// How many of `blocks` lie here from `offset` backwards, as eviction often names them.
+    /// How many of `blocks` lie in this strand from `offset` backwards. Evictions often list blocks in this order.
     pub(crate) fn run_before(&self, offset: usize, blocks: &[SequenceHash]) -> usize {
         self.hashes[..=offset]
             .iter()
@@ -86,7 +86,7 @@ impl Strand {
             .count()
     }
 
-    /// The holders of the blocks in `range`: each with how many blocks of the range they hold.
+    /// The holders of the blocks in `range`, segment by segment, each with the segment's number of blocks in the range.
     pub(crate) fn holders(&self, range: Range<usize>) -> impl Iterator<Item = (usize, &Holders)> {
         (self.segment_at(range.start)..self.segments.len())
             .map(move |index| {
@@ -104,7 +104,7 @@ impl Strand {
         self.segments.iter().any(|segment| segment.holders.holds(worker))
     }
 
-    /// The blocks `worker` holds on `tier`.
+    /// The blocks that `worker` holds on `tier`.
     pub(crate) fn blocks_of(
         &self,
         worker: WorkerSlot,
@@ -124,8 +124,8 @@ impl Strand {
         &self.hashes
     }
 
-    /// Appends a block, the first of about `coming`: held as the last one is, or by `holder` alone. The heap bytes that
-    /// took.
+    /// Appends a block, the first of about `coming`. Its holders are those of the last block, or `holder` alone. Returns
+    /// the heap bytes added.
     pub(crate) fn push(
         &mut self,
         hash: SequenceHash,
@@ -142,7 +142,7 @@ impl Strand {
             grown += (self.hashes.capacity() - self.hashes.len()) * size_of::<SequenceHash>();
         }
         if let Some((worker, tier)) = holder {
-            let room = self.segments.capacity();
+            let capacity = self.segments.capacity();
             let holders = Holders::only(worker, tier);
             grown += holders.heap_bytes();
             self.segments.reserve_exact(1);
@@ -150,13 +150,13 @@ impl Strand {
                 start: self.hashes.len() as u16,
                 holders,
             });
-            grown += (self.segments.capacity() - room) * size_of::<Segment>();
+            grown += (self.segments.capacity() - capacity) * size_of::<Segment>();
         }
         self.hashes.push(hash);
         grown
     }
 
-    /// The most heap a [`push`](Self::push) can add; `continues` where it needs no holder.
+    /// The most heap bytes that a [`push`](Self::push) can add; `continues` if the push has no holder.
     pub(crate) fn push_bytes(&self, coming: usize, continues: bool) -> usize {
         let mut bytes = 0;
         if self.hashes.len() == self.hashes.capacity() {
@@ -168,7 +168,7 @@ impl Strand {
         bytes
     }
 
-    /// Grows by half, so that at most a third of the room is unused, but for what is known to come.
+    /// Grows by half, so that at most a third of the capacity is unused, or by the blocks known to come if they are more.
     fn push_reserve(&self, coming: usize) -> usize {
         (self.len() / 2)
             .max(coming)
@@ -176,14 +176,14 @@ impl Strand {
             .min(MAX_STRAND_BLOCKS - self.len())
     }
 
-    /// Whether the last block is held by `worker` on `tier` and by nobody else.
+    /// Whether `worker`, on `tier`, is the only holder of the last block.
     pub(crate) fn ends_with_only(&self, worker: WorkerSlot, tier: CacheTier) -> bool {
         self.segments
             .last()
             .is_some_and(|last| last.holders.are_only(worker, tier))
     }
 
-    /// Says that `worker` holds the blocks of `range` on `tier`, or no more.
+    /// Sets whether `worker` holds the blocks of `range` on `tier`.
     pub(crate) fn set(
         &mut self,
         range: Range<usize>,
@@ -211,8 +211,9 @@ impl Strand {
         change
     }
 
-    /// The blocks of a chain are mostly told in order, each to join those before it: then the boundary between two segments
-    /// moves, and no set is copied. `None` where it is not so.
+    /// Applies the most frequent change without copying a set: events mostly report the blocks of a chain in order, so
+    /// that the blocks at the start of a segment get the holders of the segment before, and the boundary between the two
+    /// segments moves. `None` for any other change.
     fn move_boundary(
         &mut self,
         range: &Range<usize>,
@@ -239,18 +240,18 @@ impl Strand {
         Some(change)
     }
 
-    /// The most heap a [`set`](Self::set) can add, with workers below slot `slots`.
+    /// The most heap bytes that a [`set`](Self::set) can add, for workers below slot `slots`.
     pub(crate) fn set_bytes(&self, slots: usize) -> usize {
         let segment = size_of::<Segment>() + Holders::max_heap_bytes(slots);
         (self.segments.len() + 2) * segment + ALLOCATION_OVERHEAD
     }
 
-    /// `range`, extended to the ends of its segments: setting that cuts none.
+    /// `range`, extended to whole segments. A [`set`](Self::set) of the result cuts no segment.
     pub(crate) fn whole_segments(&self, range: Range<usize>) -> Range<usize> {
         self.span(self.segment_at(range.start)).start..self.span(self.segment_at(range.end - 1)).end
     }
 
-    /// Takes `worker` off every block and tier.
+    /// Removes `worker` from the holders of every block, on all tiers.
     pub(crate) fn remove_worker(&mut self, worker: WorkerSlot) -> Change {
         let change = self.update(0..self.segments.len(), |holders| {
             CacheTier::ALL.map(|tier| holders.set(worker, tier, false))
@@ -259,8 +260,8 @@ impl Strand {
         change
     }
 
-    /// Blocks that nobody holds.
-    pub(crate) fn dead(&self) -> usize {
+    /// Number of blocks that no worker holds.
+    pub(crate) fn unheld(&self) -> usize {
         let empty = |index: &usize| self.segments[*index].holders.is_empty();
         (0..self.segments.len())
             .filter(empty)
@@ -268,14 +269,15 @@ impl Strand {
             .sum()
     }
 
-    /// Drops the dead blocks and closes up, telling each block's old offset and its new one.
+    /// Drops the unheld blocks and closes the gaps. Calls `moved` with each block, its old offset, and its new offset or
+    /// `None` for a dropped block.
     pub(crate) fn compact(&mut self, mut moved: impl FnMut(SequenceHash, usize, Option<usize>)) {
-        let mut hashes = Vec::with_capacity(self.len() - self.dead());
+        let mut hashes = Vec::with_capacity(self.len() - self.unheld());
         let mut segments = Vec::new();
         for index in 0..self.segments.len() {
             let (span, segment) = (self.span(index), &self.segments[index]);
-            let alive = !segment.holders.is_empty();
-            if alive {
+            let is_held = !segment.holders.is_empty();
+            if is_held {
                 segments.push(Segment {
                     start: hashes.len() as u16,
                     holders: segment.holders.clone(),
@@ -283,8 +285,8 @@ impl Strand {
             }
             for offset in span {
                 let hash = self.hashes[offset];
-                moved(hash, offset, alive.then_some(hashes.len()));
-                if alive {
+                moved(hash, offset, is_held.then_some(hashes.len()));
+                if is_held {
                     hashes.push(hash);
                 }
             }
@@ -324,7 +326,7 @@ impl Strand {
             .saturating_sub(1)
     }
 
-    /// Makes a segment begin at `offset` and returns it; past the end, the number of segments.
+    /// Makes a segment begin at `offset` and returns its index; past the end, the number of segments.
     fn cut(&mut self, offset: usize) -> usize {
         if offset >= self.hashes.len() {
             return self.segments.len();
@@ -345,7 +347,7 @@ impl Strand {
         index + 1
     }
 
-    /// Applies `change` to the holders of whole segments; it tells on which tiers it changed something.
+    /// Applies `change` to the holders of whole segments. `change` returns on which tiers it changed the set.
     fn update(
         &mut self,
         segments: Range<usize>,
@@ -355,16 +357,20 @@ impl Strand {
         for index in segments {
             let blocks = self.span(index).len();
             let holders = &mut self.segments[index].holders;
-            let was_dead = holders.is_empty();
+            let was_unheld = holders.is_empty();
             for (sum, flipped) in total.memberships.iter_mut().zip(change(holders)) {
                 *sum += if flipped { blocks } else { 0 };
             }
-            total.blocks += if was_dead != holders.is_empty() { blocks } else { 0 };
+            total.blocks += if was_unheld != holders.is_empty() {
+                blocks
+            } else {
+                0
+            };
         }
         total
     }
 
-    /// Joins neighbours with equal holders among `segments`.
+    /// Joins those neighbours among `segments` that have equal holders.
     fn join(&mut self, segments: Range<usize>) {
         let end = segments.end.min(self.segments.len());
         for index in (segments.start + 1..end).rev() {

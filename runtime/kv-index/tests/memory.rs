@@ -1,4 +1,4 @@
-//! The memory the index says it takes is what it really allocates.
+//! The memory that the index reports is the memory it really allocates.
 
 use std::alloc::System;
 
@@ -11,7 +11,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// One test only: the allocator counts for the whole process.
 #[test]
-fn the_estimate_is_what_is_allocated_and_the_allocators_share() {
+fn reported_memory_is_allocated_memory_and_the_allocators_overhead() {
     for (workers, sequences, length, shared, event) in [
         (4, 200, 256, 64, 16),
         (4, 200, 256, 64, 1),
@@ -44,11 +44,11 @@ fn the_estimate_is_what_is_allocated_and_the_allocators_share() {
         }
         let change = region.change();
         let allocated = (change.bytes_allocated - change.bytes_deallocated) as f64;
-        let said = index.stats().bytes as f64;
-        // stats_alloc counts what was asked for; the allocator's headers come on top of that.
+        let reported = index.stats().bytes as f64;
+        // stats_alloc counts the requested bytes, without the allocator's headers.
         assert!(
-            (0.99..1.35).contains(&(said / allocated)),
-            "{workers} workers, {sequences} sequences of {length} in events of {event}: said {said}, allocated {allocated}"
+            (0.99..1.35).contains(&(reported / allocated)),
+            "{workers} workers, {sequences} sequences of {length} in events of {event}: reported {reported}, allocated {allocated}"
         );
     }
 }

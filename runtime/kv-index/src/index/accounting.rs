@@ -1,4 +1,4 @@
-//! Counting: memberships, lists of strands, and memory against its bound.
+//! Accounting: memberships, the strands of each worker, and memory against its bound.
 
 use hashbrown::HashSet;
 use signalbox_protocol::CacheTier;
@@ -9,13 +9,13 @@ use crate::{
     strand::{Change, Strand},
 };
 
-/// A worker's set of strands that is less than one part in this many full gives memory back.
+/// A worker's set of strands shrinks if less than one part in this many is used.
 const SPARSE: usize = 8;
-/// The smallest set hashbrown allocates is below this many bytes.
+/// An upper bound of the smallest set that hashbrown allocates, in bytes.
 const SMALLEST_SET: usize = 64;
 
 impl KvIndex {
-    /// Changes a strand and keeps count of its memory.
+    /// Changes a strand, and counts the change of its memory.
     pub(super) fn change_strand(&mut self, id: usize, change: impl FnOnce(&mut Strand) -> Change) -> Change {
         let strand = self.strands.get_mut(id);
         let before = strand.heap_bytes();
@@ -32,7 +32,7 @@ impl KvIndex {
         self.workers[worker.0 as usize].memberships += change.memberships.iter().sum::<usize>();
     }
 
-    /// Blocks found their first holder.
+    /// Counts `blocks` new blocks, of which `worker` is the first holder.
     pub(super) fn count_appended(&mut self, worker: WorkerSlot, tier: CacheTier, blocks: usize) {
         self.blocks += blocks;
         self.memberships[tier.index()] += blocks;
@@ -47,7 +47,7 @@ impl KvIndex {
         self.workers[worker.0 as usize].memberships -= change.memberships.iter().sum::<usize>();
     }
 
-    /// Notes that `worker` holds a block of the strand.
+    /// Adds the strand to those of `worker`, which holds a block of it.
     pub(super) fn list_strand(&mut self, worker: WorkerSlot, id: usize) {
         let listed = &mut self.workers[worker.0 as usize].strands;
         let before = set_bytes(listed);

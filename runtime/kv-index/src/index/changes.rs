@@ -1,4 +1,4 @@
-//! What stores and removals do to the strands.
+//! How stores and removals change the strands.
 
 use std::ops::Range;
 
@@ -12,8 +12,8 @@ use crate::{
     strands::Strands,
 };
 
-/// Blocks of an event that are new are asked for and added so many at a time: a few more than the processor fetches
-/// at once, few enough to stay in its nearest cache.
+/// New blocks of an event that are prefetched and appended together: a few more than the processor fetches at once, and
+/// few enough to stay in its nearest cache.
 const APPENDED_AT_ONCE: usize = 32;
 
 impl KvIndex {
@@ -46,10 +46,10 @@ impl KvIndex {
         }
     }
 
-    /// Where `parent` lies: most often it is what the worker stored last.
+    /// The place of `parent`, which mostly is the block that the worker stored last.
     fn find_parent(&self, worker: WorkerSlot, parent: SequenceHash) -> Option<Place> {
         let last = self.workers.get(worker.0 as usize)?.last_stored;
-        // Whatever happened to the strand since, a block lies in one place only.
+        // The strand may have changed since. A block has only one place, so the hash suffices as a check.
         let is_parent = self
             .strands
             .get(last.strand())
@@ -57,7 +57,7 @@ impl KvIndex {
         if is_parent { Some(last) } else { self.find(parent) }
     }
 
-    /// Makes room for what is kept of a worker; false where there is none.
+    /// Makes room for the worker's holdings. False for a slot past the limit, or at the memory bound.
     fn admits(&mut self, worker: WorkerSlot) -> bool {
         let needed = worker.0 as usize + 1;
         if needed > self.workers.len() {
@@ -71,8 +71,8 @@ impl KvIndex {
         true
     }
 
-    /// Where the first of `blocks` lies: most often right after the one before it. `None` also where that one ends
-    /// its strand: the block is mostly new then, and [`append`](Self::append) sees where it is not.
+    /// The place of the first of `blocks`, which mostly is right after `previous`. Also `None` if `previous` is the last
+    /// block of its strand: then the first block is mostly new, and [`append`](Self::append) finds it if it is not.
     fn find_after(&self, previous: Option<Place>, blocks: &[SequenceHash]) -> Option<Place> {
         let first = *blocks.first()?;
         if let Some(previous) = previous {
@@ -84,8 +84,8 @@ impl KvIndex {
         self.find(first)
     }
 
-    /// Marks as held those of `blocks` that lie in a row from `place` on. The last place and how many; `None`
-    /// without room.
+    /// Marks the first of `blocks` as held, as many as lie in a row from `place` on. Returns the last block's place and
+    /// their number, or `None` at the memory bound.
     fn join_holders(
         &mut self,
         worker: WorkerSlot,
@@ -108,9 +108,10 @@ impl KvIndex {
         Some((Place::new(id, place.offset() + run - 1), run))
     }
 
-    /// Adds those of `blocks` that nobody knows, up to the first that is known, a full strand or a number of them:
-    /// behind `previous` where that ends its strand, otherwise in a new one. Where the first is known, it
-    /// [joins](Self::join_holders) those who hold it. The last place and how many; `None` without room.
+    /// Adds the first of `blocks` as new blocks: up to the first block that the index has already, the end of the strand,
+    /// or [`APPENDED_AT_ONCE`] blocks. They go behind `previous` if that is the last block of its strand, otherwise into
+    /// a new strand. If the index has the very first block, the worker [joins](Self::join_holders) its holders. Returns
+    /// the last block's place and their number, or `None` at the memory bound.
     fn append(
         &mut self,
         worker: WorkerSlot,
@@ -119,14 +120,14 @@ impl KvIndex {
         blocks: &[SequenceHash],
     ) -> Option<(Place, usize)> {
         let listing = self.listing_bytes(worker);
-        if !self.has_room(self.strands.give_bytes() + listing) {
+        if !self.has_room(self.strands.allocation_bytes() + listing) {
             return None;
         }
         let continued = previous.filter(|previous| {
             let strand = self.strand(*previous);
             previous.offset() + 1 == strand.len() && !strand.is_full()
         });
-        let id = continued.map_or_else(|| self.strands.give(), Place::strand);
+        let id = continued.map_or_else(|| self.strands.allocate(), Place::strand);
         let mut continues = self.strands[id].ends_with_only(worker, tier);
         let listed = continues || self.strands[id].holds(worker);
         let start = self.strands[id].len();
@@ -142,7 +143,7 @@ impl KvIndex {
                 break;
             }
             let place = Place::new(id, start + pushed);
-            // A chain that names a block twice finds it here the second time.
+            // A chain that contains a block twice finds the block here the second time.
             known = self.places.insert(slot_key, block, place, &self.strands);
             if known.is_some() {
                 break;
@@ -154,7 +155,7 @@ impl KvIndex {
         }
         if pushed == 0 {
             if start == 0 {
-                self.strands.take_back(id);
+                self.strands.give_back(id);
             }
             return known.and_then(|place| self.join_holders(worker, tier, place, blocks));
         }
@@ -165,22 +166,22 @@ impl KvIndex {
         Some((Place::new(id, start + pushed - 1), pushed))
     }
 
-    /// Forgets the worker's blocks in some strands. Whether there is something to [`sweep`](Self::sweep) now.
+    /// Removes the worker's blocks in these strands. Returns whether slots are due for [sweeping](Self::sweep).
     pub(crate) fn remove_from(&mut self, worker: WorkerSlot, strands: &[u32]) -> bool {
         for id in strands.iter().map(|&id| id as usize) {
             if self.strands.get(id).is_some_and(|strand| strand.holds(worker)) {
                 let change = self.change_strand(id, |strand| strand.remove_worker(worker));
                 self.count_removed(worker, change);
                 self.unlist_strand(worker, id);
-                self.settle(id);
+                self.reclaim(id);
             }
         }
         self.places.is_sweep_due()
     }
 
-    /// Brings into the cache what `events` are about: the blocks' slots in the place map, and what they continue. One
-    /// after the other, each would be waited for.
-    pub(crate) fn fetch(&self, worker: WorkerSlot, events: &[KvEvent]) {
+    /// Brings into the processor's cache what `events` will touch: the blocks' slots in the place map, and the places of
+    /// the parents.
+    pub(crate) fn prefetch(&self, worker: WorkerSlot, events: &[KvEvent]) {
         self.places.prefetch(events.iter().flat_map(|event| match event {
             KvEvent::Stored { blocks, .. } | KvEvent::Removed { blocks, .. } => {
                 blocks[..blocks.len().min(APPENDED_AT_ONCE)].iter().copied()
@@ -217,8 +218,8 @@ impl KvIndex {
     }
 
     fn remove_range(&mut self, worker: WorkerSlot, tier: CacheTier, id: usize, range: Range<usize>) {
-        // Cutting a segment takes memory, yet taking a credit away must not fail. Without room the whole segments
-        // go: absent is right where exact is too dear.
+        // Cutting a segment takes memory, and a removal must not fail. At the memory bound the worker loses the whole
+        // segments: too little credit is correct, too much is not.
         let strand = &self.strands[id];
         let wanted = range.len();
         let range = if self.has_room(strand.set_bytes(self.slots())) {
@@ -226,27 +227,26 @@ impl KvIndex {
         } else {
             strand.whole_segments(range)
         };
-        let given_up = range.len() - wanted;
+        let dropped = range.len() - wanted;
         let change = self.change_strand(id, |strand| strand.set(range, worker, tier, false));
         if change == Change::default() {
             return;
         }
-        self.refused_stores += given_up as u64;
+        self.refused_stores += dropped as u64;
         self.count_removed(worker, change);
         if !self.strands[id].holds(worker) {
             self.unlist_strand(worker, id);
         }
-        self.settle(id);
+        self.reclaim(id);
     }
 
-    /// Drops dead blocks from a strand once they outnumber the others, and the strand with them when nothing else is
-    /// left: so what is dead never takes more than what is held, and each block is moved at most about once for each
-    /// removal.
-    pub(super) fn settle(&mut self, id: usize) {
-        let (dead, len) = (self.strands[id].dead(), self.strands[id].len());
-        if dead == len {
+    /// Compacts a strand once more than half of its blocks are unheld, and retires it once all are. So unheld blocks never
+    /// take more memory than held ones, and compaction moves about one block for each removed one.
+    pub(super) fn reclaim(&mut self, id: usize) {
+        let (unheld, len) = (self.strands[id].unheld(), self.strands[id].len());
+        if unheld == len {
             self.retire(id);
-        } else if dead > len - dead {
+        } else if unheld > len - unheld {
             self.compact(id);
         }
     }
@@ -257,7 +257,7 @@ impl KvIndex {
         self.strand_bytes -= strand.heap_bytes();
         self.strands.retire(id);
         if self.blocks == 0 {
-            // Nobody holds anything: no sweep is as quick.
+            // The index is empty: to clear it is quicker than any sweep.
             self.places.clear();
             self.strands = Strands::default();
         } else {
@@ -265,18 +265,18 @@ impl KvIndex {
         }
     }
 
-    /// [Sweeps](Self::sweep) all that is due; mostly there is nothing.
+    /// [Sweeps](Self::sweep) all slots that are due. Mostly none are.
     pub(super) fn sweep_all(&mut self) {
         while self.places.is_sweep_due() {
             self.sweep(usize::MAX);
         }
     }
 
-    /// Sweeps the place map for strands that are gone, up to so many slots and to the end of a round. Whether there is more
-    /// to be done.
+    /// Clears slots of retired strands in the place map: visits at most `most` slots, and stops at the end of a round.
+    /// Returns whether more slots are due.
     pub(crate) fn sweep(&mut self, most: usize) -> bool {
         if self.places.sweep(most, &self.strands) {
-            self.strands.round_ended();
+            self.strands.end_sweep_round();
         }
         self.places.is_sweep_due()
     }
@@ -290,8 +290,8 @@ impl KvIndex {
         strand.compact(|block, old, new| {
             let old = Place::new(id, old);
             match new {
-                Some(new) => self.places.follow(block, old, Place::new(id, new)),
-                None => self.places.forget(block, old),
+                Some(new) => self.places.relocate(block, old, Place::new(id, new)),
+                None => self.places.remove(block, old),
             }
         });
         self.strand_bytes += strand.heap_bytes();

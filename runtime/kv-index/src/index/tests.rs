@@ -29,7 +29,7 @@ fn removed(tier: CacheTier, hashes: impl IntoIterator<Item = u64>) -> KvEvent {
     }
 }
 
-/// Leading blocks of 1..=10 by tier.
+/// The overlap with the prompt of blocks 1 to 10, by tier.
 fn overlap(index: &KvIndex, worker: u32) -> [u32; 3] {
     let mut scores = OverlapScores::default();
     index.overlaps(&chain(1..=10), &mut scores);
@@ -38,7 +38,7 @@ fn overlap(index: &KvIndex, worker: u32) -> [u32; 3] {
 }
 
 #[test]
-fn a_worker_is_credited_with_the_leading_blocks_it_holds() {
+fn a_worker_is_credited_with_its_leading_blocks() {
     let mut index = KvIndex::new(ROOMY);
     index.apply(WorkerSlot(0), &stored(DEVICE, None, 1..=6));
     index.apply(WorkerSlot(3), &stored(DEVICE, None, 1..=4));
@@ -82,7 +82,7 @@ fn lower_tiers_continue_what_the_device_holds() {
 }
 
 #[test]
-fn nothing_of_a_removed_or_cleared_worker_is_left() {
+fn a_removed_or_cleared_worker_holds_no_block() {
     let mut index = KvIndex::new(ROOMY);
     for tier in CacheTier::ALL {
         index.apply(WorkerSlot(0), &stored(tier, None, 1..=10));
@@ -145,14 +145,14 @@ fn memory_comes_back_when_blocks_go() {
         index.apply(WorkerSlot(1), &stored(DEVICE, None, sequence.iter().copied()));
     }
     let full = index.stats().bytes;
-    for (turn, sequence) in sequences.iter().enumerate() {
-        // Heads first, tails first, and one by one.
-        let blocks: Box<dyn Iterator<Item = u64>> = if turn % 2 == 0 {
+    for (round, sequence) in sequences.iter().enumerate() {
+        // From the start, from the end, and one by one.
+        let blocks: Box<dyn Iterator<Item = u64>> = if round % 2 == 0 {
             Box::new(sequence.iter().rev().copied())
         } else {
             Box::new(sequence.iter().copied())
         };
-        match turn % 3 {
+        match round % 3 {
             0 => blocks.for_each(|block| index.apply(WorkerSlot(1), &removed(DEVICE, [block]))),
             _ => index.apply(WorkerSlot(1), &removed(DEVICE, blocks)),
         }
@@ -165,9 +165,9 @@ fn memory_comes_back_when_blocks_go() {
     );
 }
 
-/// Not even where the sweep had only a little to go to the end of its round.
+/// Also when the sweep is near the end of its round.
 #[test]
-fn slots_of_half_the_blocks_do_not_stay() {
+fn slots_of_removed_workers_are_swept_at_once() {
     let mut index = KvIndex::new(ROOMY);
     for worker in 0..3u32 {
         let hashes =
@@ -183,11 +183,11 @@ fn slots_of_half_the_blocks_do_not_stay() {
     }
 }
 
-/// A block that comes and goes leaves one slot behind, not one each time.
+/// A block that is stored and removed again and again leaves one stale slot, not one each time.
 #[test]
-fn the_slot_of_a_block_that_went_is_used_again() {
+fn the_slot_of_a_removed_block_is_reused() {
     let mut index = KvIndex::new(ROOMY);
-    // So many that a sweep takes long.
+    // Enough blocks that a sweep takes long.
     index.apply(WorkerSlot(0), &stored(DEVICE, None, 1000..41_000));
     for _ in 0..50 {
         index.apply(WorkerSlot(1), &stored(DEVICE, None, 1..=200));
@@ -198,9 +198,9 @@ fn the_slot_of_a_block_that_went_is_used_again() {
     assert!((40_000..=40_200).contains(&slots), "{slots} slots");
 }
 
-/// Workers that come and go leave nothing behind that grows.
+/// Memory does not grow as workers are removed and added.
 #[test]
-fn slots_of_blocks_that_went_with_their_strand_are_swept() {
+fn slots_of_retired_strands_are_swept() {
     let mut index = KvIndex::new(ROOMY);
     let mut full = 0;
     for round in 0..8u64 {
@@ -226,16 +226,16 @@ fn slots_of_blocks_that_went_with_their_strand_are_swept() {
     }
 }
 
-/// What the structure promises itself.
+/// Checks the invariants of the structure.
 fn check_state(index: &KvIndex) {
     let mut blocks = 0;
     for (id, strand) in index.strands.iter().enumerate() {
         assert!(strand.len() <= MAX_STRAND_BLOCKS);
         assert!(
-            2 * strand.dead() <= strand.len(),
-            "dead blocks never outnumber the others"
+            2 * strand.unheld() <= strand.len(),
+            "unheld blocks never outnumber the others"
         );
-        blocks += strand.len() - strand.dead();
+        blocks += strand.len() - strand.unheld();
         let holders: Vec<_> = strand
             .holders(0..strand.len())
             .map(|(_, holders)| holders)
@@ -261,11 +261,11 @@ fn check_state(index: &KvIndex) {
     }
     assert_eq!(blocks, index.stats().blocks);
     index.strands.check();
-    let led_to: BTreeSet<_> = index.places.places().map(Place::strand).collect();
-    assert!(led_to.iter().all(|&id| id < index.strands.len()));
+    let places: BTreeSet<_> = index.places.places().map(Place::strand).collect();
+    assert!(places.iter().all(|&id| id < index.strands.len()));
     assert!(
-        index.strands.reusable().all(|id| !led_to.contains(&id)),
-        "no strand is reused that the map still leads to"
+        index.strands.reusable().all(|id| !places.contains(&id)),
+        "no reusable strand is one that the map still leads to"
     );
     assert_eq!(
         index.strand_bytes,

@@ -1,14 +1,14 @@
-//! Who holds a block, by tier.
+//! The holders of a block, by tier.
 
 use signalbox_protocol::CacheTier;
 
 use crate::{ALLOCATION_OVERHEAD, WorkerSlot, slot_set::SlotSet};
 
-/// Who holds a block on which tier.
+/// The workers that hold a block, for each tier.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Holders {
     device: SlotSet,
-    /// Host and disk; absent where both are empty, as with most engines.
+    /// Host and disk; `None` if both sets are empty, as with most engines.
     lower: Option<Box<[SlotSet; 2]>>,
 }
 
@@ -19,7 +19,7 @@ impl Holders {
         holders
     }
 
-    /// The set of a tier; `None` is the empty set.
+    /// The holders on a tier; `None` is the empty set.
     pub(crate) fn on(&self, tier: CacheTier) -> Option<&SlotSet> {
         match tier {
             CacheTier::Device => Some(&self.device),
@@ -46,14 +46,15 @@ impl Holders {
         }
     }
 
-    /// Whether `other` and these are the same but for `worker` on `tier`. False also where that is not cheap to tell.
+    /// Whether `other` and these holders are equal except for `worker` on `tier`. Also false below the device tier, where
+    /// the comparison is not cheap.
     pub(super) fn differ_only_by(&self, other: &Self, worker: WorkerSlot, tier: CacheTier) -> bool {
         tier == CacheTier::Device
             && self.device.differs_only_by(&other.device, worker)
             && self.lower == other.lower
     }
 
-    /// Whether that changed something.
+    /// Adds or removes a worker. Returns whether that changed the set.
     pub(super) fn set(&mut self, worker: WorkerSlot, tier: CacheTier, held: bool) -> bool {
         let change = |set: &mut SlotSet| {
             if held {
@@ -62,14 +63,14 @@ impl Holders {
                 set.remove(worker)
             }
         };
-        let place = match tier {
+        let index = match tier {
             CacheTier::Device => return change(&mut self.device),
             CacheTier::Host => 0,
             CacheTier::Disk => 1,
         };
         let changed = match &mut self.lower {
-            Some(lower) => change(&mut lower[place]),
-            None if held => change(&mut self.lower.insert(Box::default())[place]),
+            Some(lower) => change(&mut lower[index]),
+            None if held => change(&mut self.lower.insert(Box::default())[index]),
             None => false,
         };
         if self

@@ -1,4 +1,4 @@
-//! The index held against a naive model, whatever happens to it.
+//! Property tests: the index against a naive model.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What the index must answer, the slow way.
+/// A slow and simple index, which gives the expected results.
 #[derive(Debug, Default)]
 struct Model {
     workers: BTreeMap<u32, BTreeSet<(CacheTier, SequenceHash)>>,
@@ -51,7 +51,8 @@ impl Model {
     }
 }
 
-/// Block `i` of branch `branch`: branches share the trunk up to where they leave it, and branch 3 leaves branch 2.
+/// Block `i` of a branch. Branches 1 and 2 share the blocks of branch 0 up to where they leave it; branch 3 leaves
+/// branch 2.
 fn block(branch: usize, i: usize) -> u64 {
     let (leaves_at, from) = [(0, 0), (5, 0), (12, 0), (20, 2)][branch];
     let owner = if i >= leaves_at {
@@ -92,7 +93,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .map(|&(branch, i)| block(branch, i - 1));
         match kind {
             0..55 => Step::Apply(worker, stored(tier, parent, hashes)),
-            // Chains that are none: a block twice, a wrong parent.
+            // Events with invalid chains: a block twice, a wrong parent.
             55..58 => {
                 hashes.extend(hashes.clone());
                 Step::Apply(worker, stored(tier, parent.map(|parent| parent + 7), hashes))
@@ -124,7 +125,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn the_index_answers_as_the_naive_model(steps in steps()) {
+    fn the_index_agrees_with_the_naive_model(steps in steps()) {
         let (mut index, mut model) = (KvIndex::new(ROOMY), Model::default());
         let mut scores = OverlapScores::default();
         for step in &steps {
@@ -152,9 +153,9 @@ proptest! {
         prop_assert_eq!(stats.refused_stores, 0);
     }
 
-    /// K-3: however small the room, the bound holds and no credit is invented.
+    /// K-3: at any memory bound, the bound holds and no worker is credited with a block that it does not hold.
     #[test]
-    fn a_full_index_credits_less_but_never_wrong(steps in steps(), room in 0usize..40_000) {
+    fn a_full_index_credits_too_little_and_never_too_much(steps in steps(), room in 0usize..40_000) {
         let max_bytes = KvIndex::new(0).stats().bytes + room;
         let (mut index, mut model) = (KvIndex::new(max_bytes), Model::default());
         let mut scores = OverlapScores::default();
