@@ -1,14 +1,14 @@
-//! CPU per token over loopback: one worker, one router thread, N streams at once, 64 tokens of 200 bytes each.
+//! CPU per token over loopback: one worker, one router thread, N streams at the same time, 64 tokens of 200 bytes each.
 //!
-//! The worker steps as an engine does: it queues one token for every open stream, flushes, and pauses (`paced`), or
-//! steps again at once (`flat out`). The router thread reads every stream in a task of its own, as an HTTP thread
-//! does. CPU is what the kernel charged the thread (`/proc/thread-self/schedstat`), so it holds on a busy machine.
+//! The worker steps as an engine does: it queues one token for every open stream, flushes, and then pauses or steps again
+//! at once. The router thread reads every stream in a task of its own, as an HTTP thread does. CPU is the time that the
+//! kernel charged to the thread (`/proc/thread-self/schedstat`), so the figures hold on a busy machine.
 
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a benchmark prints, and may stop"
+    reason = "a benchmark prints its figures, and may panic"
 )]
 
 use std::{
@@ -27,7 +27,7 @@ use signalbox_request_plane::{
 const TOKENS: u32 = 64;
 const CHUNK: [u8; 200] = [b'x'; 200];
 
-/// Gives each call to the engine thread.
+/// Passes each call to the engine thread.
 struct ToEngine(mpsc::SyncSender<Responder>);
 
 impl CallHandler for ToEngine {
@@ -51,7 +51,7 @@ fn main() {
 }
 
 fn run(streams: usize, pace: Option<Duration>) {
-    // Enough rounds for figures that repeat to a few per cent; paced ones last 0.32 s each.
+    // Enough rounds for figures that repeat within a few per cent. A paced round takes 0.32 s.
     let rounds = if pace.is_some() {
         6
     } else {
@@ -83,7 +83,7 @@ fn run(streams: usize, pace: Option<Duration>) {
     );
 }
 
-/// Every stream in a task of its own, `rounds` answers one after the other.
+/// Reads `rounds` answers one after the other on each of `streams` streams, each stream in a task of its own.
 async fn read_streams(link: &LinkHandle, streams: usize, rounds: usize) {
     for _ in 0..rounds {
         let tasks: Vec<_> = (0..streams)
@@ -113,7 +113,8 @@ async fn read_streams(link: &LinkHandle, streams: usize, rounds: usize) {
     }
 }
 
-/// A server on a thread of its own and an engine on another; both report their CPU when done: engine, then server.
+/// Starts a server on a thread of its own and an engine on another one. At the end the engine reports its CPU, and then
+/// the server.
 fn start_worker(
     streams: usize,
     rounds: usize,
@@ -121,7 +122,7 @@ fn start_worker(
     report: mpsc::SyncSender<u64>,
 ) -> String {
     let (calls, arriving) = mpsc::sync_channel(streams);
-    let (told, address) = mpsc::sync_channel(1);
+    let (address_sender, address) = mpsc::sync_channel(1);
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -135,7 +136,7 @@ fn start_worker(
             let server = Server::bind("127.0.0.1:0".parse().unwrap(), config)
                 .await
                 .unwrap();
-            told.send(server.address()).unwrap();
+            address_sender.send(server.address()).unwrap();
             let handle = server.serve(Arc::new(card()), Arc::new(ToEngine(calls)));
             let engine = tokio::task::spawn_blocking(move || {
                 run_engine(&arriving, streams, 1, pace);
@@ -184,8 +185,12 @@ fn card() -> WorkerCard {
     serde_json::from_value(card).unwrap()
 }
 
-/// Nanoseconds of CPU this thread has used; 0 where the system does not tell.
+/// Nanoseconds of CPU that this thread has used; 0 on a system that does not report them.
 fn thread_cpu_ns() -> u64 {
-    let told = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    told.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0)
+    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    schedstat
+        .split(' ')
+        .next()
+        .and_then(|ns| ns.parse().ok())
+        .unwrap_or(0)
 }

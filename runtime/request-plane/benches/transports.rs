@@ -1,14 +1,14 @@
-//! TCP against NATS on loopback: the round trip of a small call, and tokens a second of 1 and of 64 streams.
+//! TCP and NATS on loopback: the round trip of a small call, and the tokens per second of 1 and of 64 streams.
 //!
-//! Router, worker, engine and the client of NATS have threads of their own, as in processes of their own; the NATS
-//! server is the one that `signalbox-test-servers` starts. Tokens are 200 bytes, queued and flushed a step at a time
-//! as fast as they go.
+//! Router, worker, engine and NATS client run on threads of their own, as separate processes do. The NATS server is the
+//! one that `signalbox-test-servers` starts. Tokens are 200 bytes. Each step queues and flushes its tokens, and the next
+//! step follows at once.
 
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a benchmark prints, and may stop"
+    reason = "a benchmark prints its figures, and may panic"
 )]
 
 use std::{
@@ -72,7 +72,7 @@ fn main() {
     }
 }
 
-/// One call, read to its end.
+/// Opens one call and reads its answer to the end.
 async fn answer(link: &LinkHandle, tokens: usize) {
     let mut stream = link
         .open(CallParts {
@@ -84,7 +84,7 @@ async fn answer(link: &LinkHandle, tokens: usize) {
     while let ResponseEvent::Data { .. } = stream.next().await.unwrap().unwrap() {}
 }
 
-/// A handle on NATS whose client has a thread of its own.
+/// A NATS transport whose client runs on a thread of its own.
 async fn transport(url: Option<String>) -> Option<NatsTransport> {
     let (started, connection) = tokio::sync::oneshot::channel();
     let url = url?;
@@ -95,19 +95,19 @@ async fn transport(url: Option<String>) -> Option<NatsTransport> {
                 ..NatsConfig::default()
             };
             let connection = NatsConnection::start(&config, "bench").await.unwrap();
-            assert!(started.send(connection).is_ok(), "it is waited for");
+            assert!(started.send(connection).is_ok(), "the receiver waits");
             std::future::pending::<()>().await;
         });
     });
     Some(NatsTransport::new(connection.await.unwrap(), "bench").unwrap())
 }
 
-/// A worker on a thread of its own; returns its address once it can be dialled.
+/// Starts a worker on a thread of its own. Returns its address once routers can dial it.
 fn start_worker(url: Option<String>) -> String {
-    let (told, address) = mpsc::sync_channel(1);
+    let (address_sender, address) = mpsc::sync_channel(1);
     thread::spawn(move || {
         runtime().block_on(async move {
-            // The engine outruns every reader here; what it makes waits for them.
+            // The engine is faster than every reader here, so its tokens wait in a large backlog.
             let config = ServerConfig {
                 stream_backlog_bytes: 1 << 30,
                 ..ServerConfig::default()
@@ -124,16 +124,16 @@ fn start_worker(url: Option<String>) -> String {
             let (calls, arriving) = mpsc::sync_channel(1024);
             thread::spawn(move || run_engine(&arriving));
             let _handle = server.serve(Arc::new(card()), Arc::new(ToEngine(calls)));
-            // The client of NATS subscribes on its own thread.
+            // The NATS client subscribes on its own thread, in this time.
             tokio::time::sleep(Duration::from_millis(100)).await;
-            told.send(address).unwrap();
+            address_sender.send(address).unwrap();
             std::future::pending::<()>().await;
         });
     });
     address.recv().unwrap()
 }
 
-/// Gives each call to the engine thread, with the tokens it is to make.
+/// Passes each call to the engine thread, with the number of tokens to generate.
 struct ToEngine(mpsc::SyncSender<(u32, Responder)>);
 
 impl CallHandler for ToEngine {
@@ -145,7 +145,7 @@ impl CallHandler for ToEngine {
     }
 }
 
-/// Steps all calls together: a token each, then one flush.
+/// Steps all calls together: one token for each, then one flush.
 fn run_engine(arriving: &mpsc::Receiver<(u32, Responder)>) {
     let mut running: Vec<(u32, Responder)> = Vec::new();
     loop {

@@ -1,4 +1,4 @@
-//! The first words of a connection: versions, and what each side is.
+//! The hello, with which a router opens a connection.
 
 use std::ops::RangeInclusive;
 
@@ -6,37 +6,35 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use signalbox_protocol::{ErrorKind, WireError};
 
-/// Versions of the request plane this build speaks. Frames of kinds and payload ends a version does not know are
-/// skipped, so a new version is due only when a known frame changes its meaning.
+/// Protocol versions that this build supports. Receivers skip unknown frames and unknown bytes at the end of a payload, so
+/// only a change of a known frame needs a new version.
 pub(crate) const VERSIONS: RangeInclusive<u16> = 1..=1;
 
-/// Windows a worker agrees to. Below 1 KiB a stream would stop at every token; 16 MiB is what one stream may make
-/// a worker hold beside its backlog.
+/// Stream windows that a worker accepts, in bytes. With less than 1 KiB a stream would stop at every token. 16 MiB bounds
+/// the memory that one stream can take at the router.
 pub(crate) const WINDOW_BYTES: RangeInclusive<u32> = (1 << 10)..=(16 << 20);
 
-/// What a router says of itself, in JSON.
+/// What a router sends in its hello, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hello {
-    /// Program and version, for logs.
+    /// Program and version of the router, for logs.
     pub(crate) software: String,
-    /// Bytes of pieces a stream may hold that the router has not read yet.
+    /// Window of each stream in bytes: how much the worker may send before the router reads it.
     pub(crate) window_bytes: u32,
 }
 
-/// Why a hello was not accepted. The worker says it in a Fail frame on stream 0, so both sides know.
+/// Why a worker refuses a hello. The worker sends the reason in a Fail frame on stream 0, so both sides can log it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum HelloError {
     #[error(
-        "no common version of the request plane: the worker speaks {}, the router {theirs}",
-        span(*VERSIONS.start(), *VERSIONS.end())
+        "no common version of the request plane: the worker supports {}, the router {theirs}",
+        version_range(*VERSIONS.start(), *VERSIONS.end())
     )]
     NoCommonVersion { theirs: String },
-    #[error(
-        "the hello's JSON is not understood: {0}; it is {{\"software\": text, \"window_bytes\": number}}"
-    )]
+    #[error("the hello's JSON is invalid: {0}; its form is {{\"software\": text, \"window_bytes\": number}}")]
     Json(String),
     #[error(
-        "window_bytes is {0}; a window has {least} to {most} bytes",
+        "window_bytes is {0}; a window is {least} to {most} bytes",
         least = WINDOW_BYTES.start(),
         most = WINDOW_BYTES.end()
     )]
@@ -44,18 +42,18 @@ pub(crate) enum HelloError {
 }
 
 impl HelloError {
-    /// For the Fail frame.
+    /// The error for the Fail frame.
     pub(crate) fn to_wire(&self) -> WireError {
         WireError::new(ErrorKind::InvalidRequest, self.to_string())
     }
 }
 
-/// The worker's side: picks the highest common version and reads the rest.
+/// Accepts a hello at the worker: chooses the highest common version and parses the JSON.
 pub(crate) fn accept(lowest: u16, highest: u16, json: &Bytes) -> Result<(u16, Hello), HelloError> {
     let version = highest.min(*VERSIONS.end());
     if version < lowest.max(*VERSIONS.start()) {
         return Err(HelloError::NoCommonVersion {
-            theirs: span(lowest, highest),
+            theirs: version_range(lowest, highest),
         });
     }
     let hello: Hello = serde_json::from_slice(json).map_err(|error| HelloError::Json(error.to_string()))?;
@@ -65,7 +63,8 @@ pub(crate) fn accept(lowest: u16, highest: u16, json: &Bytes) -> Result<(u16, He
     Ok((version, hello))
 }
 
-fn span(lowest: u16, highest: u16) -> String {
+/// The versions from `lowest` to `highest` as text.
+fn version_range(lowest: u16, highest: u16) -> String {
     if lowest == highest {
         format!("version {lowest}")
     } else {
@@ -107,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn a_window_out_of_range_is_refused_with_the_range() {
+    fn a_window_out_of_range_is_refused_and_the_error_has_the_range() {
         let error = accept(1, 1, &json(10)).unwrap_err().to_string();
         assert!(error.contains("1024 to 16777216"), "{error}");
     }
 
     #[test]
-    fn unknown_fields_are_skipped_and_missing_ones_named() {
+    fn unknown_members_are_skipped_and_missing_ones_are_named() {
         assert!(
             accept(
                 1,

@@ -1,6 +1,7 @@
-//! What the connections of a thread read into, one after the other.
+//! The read buffer that all connections of a thread share.
 //!
-//! A buffer for each connection would be found cold by every read, and be a hundred megabytes on a thousand connections.
+//! A buffer for each connection would not be in the processor's cache when it is read into, and a thousand connections
+//! would take a hundred megabytes.
 
 use std::{
     cell::Cell,
@@ -14,33 +15,38 @@ use tokio::io::AsyncReadExt;
 
 use crate::stream::ReadHalf;
 
-/// Room offered to each read: a step of 128 sequences at 200 bytes a token is 27 KB, and a typical prompt with its tokens
-/// less; each comes in one.
+/// Capacity for each read. A step of 128 sequences at 200 bytes a token is 27 KB, and a typical prompt with its tokens is
+/// less, so each arrives in one read.
 const READ_BYTES: usize = 64 << 10;
 
 thread_local! {
-    static ROOM: Cell<BytesMut> = Cell::default();
+    static SHARED: Cell<BytesMut> = Cell::default();
 }
 
-/// Reads once, and has `take` take the frames that are whole; `None` where the other side closed. `left` keeps the beginning
-/// of a frame that is not whole; mostly there is none.
+/// Reads once and calls `take` to take the complete frames out of the buffer. `None` if the other side has closed.
+/// `partial` keeps the start of an incomplete frame for the next read. Mostly it is empty, and the read uses the thread's
+/// shared buffer.
 pub(crate) fn poll_read<R>(
     cx: &mut Context<'_>,
     socket: &mut ReadHalf,
-    left: &mut BytesMut,
+    partial: &mut BytesMut,
     take: impl FnOnce(&mut BytesMut) -> R,
 ) -> Poll<io::Result<Option<R>>> {
-    let is_shared = left.is_empty();
-    let mut room = if is_shared { ROOM.take() } else { mem::take(left) };
-    room.reserve(READ_BYTES);
-    let read = pin!(socket.read_buf(&mut room)).poll(cx);
-    let taken = read.map_ok(|bytes| (bytes > 0).then(|| take(&mut room)));
+    let is_shared = partial.is_empty();
+    let mut buffer = if is_shared {
+        SHARED.take()
+    } else {
+        mem::take(partial)
+    };
+    buffer.reserve(READ_BYTES);
+    let read = pin!(socket.read_buf(&mut buffer)).poll(cx);
+    let taken = read.map_ok(|bytes| (bytes > 0).then(|| take(&mut buffer)));
     if is_shared {
-        left.extend_from_slice(&room);
-        room.clear();
-        ROOM.set(room);
-    } else if !room.is_empty() {
-        *left = room;
+        partial.extend_from_slice(&buffer);
+        buffer.clear();
+        SHARED.set(buffer);
+    } else if !buffer.is_empty() {
+        *partial = buffer;
     }
     taken
 }

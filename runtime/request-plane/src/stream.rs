@@ -1,7 +1,7 @@
-//! What a connection runs on: TCP, or a byte stream carried by NATS messages.
+//! The byte stream under a connection: TCP, or a byte stream carried by NATS messages.
 //!
-//! Everything above speaks the one protocol over whichever it is. An enum, not a trait object: on TCP a read or a
-//! write costs one branch more than the socket itself.
+//! The protocol is the same over both. The type is an enum and not a trait object: on TCP a read or a write costs one
+//! branch more than the socket itself.
 
 use std::{
     io,
@@ -19,21 +19,21 @@ use tokio::{
 
 use crate::nats::{NatsReadHalf, NatsStream, NatsWriteHalf};
 
-/// A connection to the other side.
+/// A byte stream to the other side, in both directions.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Nats(NatsStream),
 }
 
-/// What arrives. End of file: the other side sends no more.
+/// The incoming direction. End of file means that the other side sends no more.
 #[derive(Debug)]
 pub(crate) enum ReadHalf {
     Tcp(OwnedReadHalf),
     Nats(Box<NatsReadHalf>),
 }
 
-/// What is sent. Dropping it tells the other side that nothing follows, as shutting it down does.
+/// The outgoing direction. Dropping it, like shutting it down, is an end of file for the other side.
 #[derive(Debug)]
 pub(crate) enum WriteHalf {
     Tcp(OwnedWriteHalf),
@@ -41,7 +41,7 @@ pub(crate) enum WriteHalf {
 }
 
 impl Stream {
-    /// Both directions, each for a task of its own.
+    /// Splits the stream into its directions, each for a task of its own.
     pub(crate) fn into_split(self) -> (ReadHalf, WriteHalf) {
         match self {
             Self::Tcp(socket) => {

@@ -1,4 +1,5 @@
-//! Both sides over real sockets and a real NATS server. Handlers pass each call to the test, which then plays the engine step by step.
+//! Tests of both sides over real sockets and a real NATS server. The handler passes each call to the test, which then acts
+//! as the engine, step by step.
 
 mod byte_stream;
 mod cancel;
@@ -15,7 +16,7 @@ mod wire;
 use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use signalbox_protocol::{Call, GenerateRequest, RequestId, StreamSummary, WorkerCard};
 use tokio::{
@@ -27,7 +28,7 @@ use tokio::{
 use self::network::{Network, Over, over_tcp_and_nats};
 use crate::*;
 
-/// Far longer than anything here takes, and short enough to see a test that hangs.
+/// Far longer than any step of a test takes, and short enough to notice a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn card(id: &str) -> Arc<WorkerCard> {
@@ -78,18 +79,18 @@ fn summary(completion_tokens: u32) -> StreamSummary {
     }
 }
 
-/// Hands every call to the test.
+/// Passes every call to the test.
 struct Forward(mpsc::Sender<(CallParts, Responder)>);
 
 impl CallHandler for Forward {
     fn call(&self, parts: CallParts, responder: Responder) {
         self.0
             .try_send((parts, responder))
-            .unwrap_or_else(|_| panic!("more calls than the test takes"));
+            .unwrap_or_else(|_| panic!("the handler received more calls than the test expects"));
     }
 }
 
-/// A worker's server whose engine is the test.
+/// A worker's server. The test acts as its engine.
 struct Worker {
     address: String,
     network: Network,
@@ -108,7 +109,7 @@ impl Worker {
         Self::serve(network, server)
     }
 
-    /// Another life of this worker, under the same address.
+    /// Starts another incarnation of this worker, under the same address.
     async fn restarted(self) -> Self {
         let server = self.network.listen_again(&self.address).await;
         Self::serve(self.network, server)
@@ -192,8 +193,8 @@ impl Link {
     }
 }
 
-/// Settings under which loss is noticed and healed within milliseconds. Dials are patient: a busy machine must not
-/// make them fail for another reason than the one a test is about.
+/// Settings under which a link notices a loss and reconnects within milliseconds. Dials have a long timeout, so that a busy
+/// machine does not make them fail for another reason than the tested one.
 fn hasty() -> LinkConfig {
     LinkConfig {
         connect_timeout: PATIENCE,
@@ -205,14 +206,14 @@ fn hasty() -> LinkConfig {
     }
 }
 
-/// What is awaited happens, or the test fails rather than hangs.
+/// Awaits a future, and fails the test instead of hanging.
 async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(PATIENCE, future)
         .await
-        .expect("what the test awaits never happened")
+        .expect("the awaited future did not complete in time")
 }
 
-/// The next event, which is there or comes.
+/// Awaits the next event.
 async fn next(stream: &mut ResponseStream) -> Result<ResponseEvent, LinkError> {
     soon(stream.next()).await.expect("the stream has ended already")
 }
@@ -253,7 +254,7 @@ fn hello_ack(version: u16, max_frame_bytes: u32) -> Vec<u8> {
     frame(2, 0, &payload)
 }
 
-/// One side of a connection written byte by byte, as another program would by the README.
+/// One side of a connection, written byte by byte, as another program implements it from the README.
 struct Raw {
     socket: TcpStream,
     buffer: BytesMut,
@@ -293,7 +294,7 @@ impl Raw {
     }
 
     /// Reads a router's hello and answers it.
-    async fn welcome(&mut self) {
+    async fn accept_hello(&mut self) {
         assert_eq!(self.receive().await.0, 1);
         self.hello_ack(1, 1 << 20).await;
     }
@@ -323,10 +324,10 @@ impl Raw {
         }
     }
 
-    /// The next frame is a Fail on this stream; its message.
+    /// The message of the next frame, which is a Fail on this stream.
     async fn failure(&mut self, stream: u32) -> String {
-        let (kind, on, payload) = self.receive().await;
-        assert_eq!((kind, on), (6, stream));
+        let (kind, received_on, payload) = self.receive().await;
+        assert_eq!((kind, received_on), (6, stream));
         serde_json::from_slice::<signalbox_protocol::WireError>(&payload)
             .unwrap()
             .message

@@ -1,9 +1,9 @@
-//! How long to wait before dialling again.
+//! How long a link waits before it dials again.
 
 use std::time::Duration;
 
-/// Doubling waits between two bounds. Half of each wait is random, so that routers which lost one worker at the same
-/// moment do not come back at the same moment.
+/// Doubling waits between two bounds. Half of each wait is random, so that routers that lose a worker at the same moment
+/// do not dial it again at the same moment.
 #[derive(Debug)]
 pub(super) struct Backoff {
     min: Duration,
@@ -20,7 +20,7 @@ impl Backoff {
         }
     }
 
-    /// The wait after one more failure; `jitter` is uniform in 0..1.
+    /// The wait after one more failure. `jitter` is uniform in 0..1.
     pub(super) fn after_failure(&mut self, jitter: f64) -> Duration {
         // 2^20 times any sensible minimum is past any maximum.
         let factor = 1 << self.failures.min(20);
@@ -29,7 +29,7 @@ impl Backoff {
         wait.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
     }
 
-    /// Forgets earlier failures if a connection lasted. One that breaks right after its hello does not count as good.
+    /// Resets the waits after a connection that lasted. A connection lost right after its hello does not reset them.
     pub(super) fn after_connection(&mut self, lasted: Duration) {
         if lasted >= self.max {
             self.failures = 0;
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lasting_connection_starts_over() {
+    fn only_a_lasting_connection_resets_the_waits() {
         let mut backoff = Backoff::new(MIN, MAX);
         backoff.after_failure(1.0);
         backoff.after_connection(MIN);

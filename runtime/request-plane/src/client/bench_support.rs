@@ -1,15 +1,15 @@
-//! A link with neither worker nor socket, for counting what frames cost: calls are opened on it, and bytes arrive as they
-//! would from a read.
+//! A link without a worker and a socket, for benches that count the cost of frames. A bench opens calls on it, and passes
+//! it bytes as if a read had returned them.
 
 use bytes::{Bytes, BytesMut};
 
-use super::{LinkConfig, ResponseStream, pump::take_frames, state::SharedLink};
+use super::{config::LinkConfig, pump::take_frames, response::ResponseStream, state::SharedLink};
 use crate::{
-    CallParts,
+    call_parts::CallParts,
     frame::{FrameCodec, MAX_DATA_FRAME_BYTES, put_data},
 };
 
-/// The router's end of a connection that nobody is at the other end of.
+/// The router's end of a connection without another end.
 #[derive(Debug)]
 pub struct BenchLink {
     link: SharedLink,
@@ -30,10 +30,10 @@ impl Default for BenchLink {
 }
 
 impl BenchLink {
-    /// Opens a stream and takes its Open frame as written. The streams count from 1.
+    /// Opens a stream and drops its Open frame as if it had been written. Streams count from 1.
     ///
     /// # Errors
-    /// Those of the link, as text.
+    /// The link's refusal, as text.
     pub fn open(&mut self, parts: &CallParts) -> Result<(u32, ResponseStream), String> {
         let opened = self.link.with(|link| link.mux.open(parts));
         let stream = opened.map_err(|refusal| format!("{refusal:?}"))?;
@@ -41,19 +41,19 @@ impl BenchLink {
         Ok((stream, ResponseStream::new(self.link.clone(), stream)))
     }
 
-    /// A Data frame as the worker writes it, appended to `frames`.
+    /// Appends a Data frame to `frames`, as the worker writes it.
     pub fn write_data(frames: &mut BytesMut, stream: u32, bytes: &Bytes) {
         put_data(frames, stream, 1, bytes);
     }
 
-    /// These frames arrive in one read.
+    /// Takes `frames` as the bytes of one read.
     ///
     /// # Errors
     /// What would end the connection, as text.
     pub fn arrive(&mut self, frames: &[u8]) -> Result<(), String> {
         self.arrived.extend_from_slice(frames);
-        take_frames(&mut self.codec, &mut self.arrived, &self.link).map_err(|ended| ended.to_string())?;
-        // What reading gave back as credit.
+        take_frames(&mut self.codec, &mut self.arrived, &self.link).map_err(|end| end.to_string())?;
+        // Drops the Credit frames of earlier reads.
         self.take_written();
         Ok(())
     }

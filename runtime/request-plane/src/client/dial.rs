@@ -1,4 +1,4 @@
-//! From an address to a connection whose hello is through.
+//! Dialling: connects to an address and exchanges hellos.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::LinkConfig;
+use super::config::LinkConfig;
 use crate::{
     frame::{Frame, FrameCodec, FrameError, HELLO_FRAME_BYTES},
     hello::{Hello, VERSIONS},
@@ -19,18 +19,18 @@ use crate::{
     stream::Stream,
 };
 
-/// A worker that answered.
+/// A connection to a worker that has answered the hello.
 #[derive(Debug)]
 pub(super) struct Dialled {
     pub(super) socket: Stream,
-    /// What arrived behind the hello.
+    /// The bytes that arrived behind the hello.
     pub(super) buffer: BytesMut,
     pub(super) card: Arc<WorkerCard>,
-    /// Largest frame the worker takes.
+    /// Largest frame that the worker accepts.
     pub(super) max_frame_bytes: usize,
 }
 
-/// Why there is no connection.
+/// Why a dial failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
     #[error("no connection: {0}")]
@@ -41,16 +41,16 @@ pub(super) enum DialError {
         "the worker is reached over NATS; start this router with --events nats://host:port of the server the worker uses"
     )]
     NoNats,
-    #[error("the address is no worker's: {0}; over NATS it is {ADDRESS_PREFIX}<worker>")]
+    #[error("the address names no worker: {0}; an address over NATS is {ADDRESS_PREFIX}<worker>")]
     Name(#[from] InvalidWorkerId),
     #[error(transparent)]
     Nats(#[from] ConnectError),
-    #[error("connected, but no hello within {0:?}: is this the port of a worker's request plane?")]
+    #[error("connected, but no hello within {0:?}; the port must be that of a worker's request plane")]
     HelloTimeout(Duration),
-    #[error("connected, but lost before the hello was through: {0}")]
+    #[error("connected, but the connection was lost before the worker's hello: {0}")]
     Io(io::Error),
     #[error(
-        "the worker closed the connection without a hello: is this the port of a worker's request plane?"
+        "connected, but the other side closed the connection without a hello; the port must be that of a worker's request plane"
     )]
     Closed,
     #[error("instead of a hello the worker sent {0}")]
@@ -60,12 +60,12 @@ pub(super) enum DialError {
     #[error("the worker refused the connection: {0}")]
     Refused(String),
     #[error(
-        "the worker chose version {0} of the request plane; this router speaks {lowest} to {highest}",
+        "the worker chose version {0} of the request plane; this router supports {lowest} to {highest}",
         lowest = VERSIONS.start(),
         highest = VERSIONS.end()
     )]
     Version(u16),
-    #[error("the worker's card is not understood: {0}")]
+    #[error("the worker's card is invalid: {0}")]
     Card(serde_json::Error),
 }
 
@@ -79,7 +79,7 @@ pub(super) async fn dial(address: String, config: &LinkConfig) -> Result<Dialled
         }
     };
     let limit = config.connect_timeout;
-    timeout(limit, greet(socket, config))
+    timeout(limit, exchange_hellos(socket, config))
         .await
         .map_err(|_| DialError::HelloTimeout(limit))?
 }
@@ -90,12 +90,13 @@ async fn connect_tcp(address: &str, config: &LinkConfig) -> Result<Stream, DialE
         .await
         .map_err(|_| DialError::ConnectTimeout(limit))?
         .map_err(DialError::Connect)?;
-    // A token must not wait for the acknowledgement of the one before.
+    // A token must not wait for the acknowledgement of the token before it.
     socket.set_nodelay(true).map_err(DialError::Io)?;
     Ok(Stream::Tcp(socket))
 }
 
-async fn greet(mut socket: Stream, config: &LinkConfig) -> Result<Dialled, DialError> {
+/// Sends the router's hello and reads the worker's answer.
+async fn exchange_hellos(mut socket: Stream, config: &LinkConfig) -> Result<Dialled, DialError> {
     let mut codec = FrameCodec::new(HELLO_FRAME_BYTES);
     let mut buffer = BytesMut::new();
     let hello = Hello {
@@ -141,7 +142,7 @@ async fn greet(mut socket: Stream, config: &LinkConfig) -> Result<Dialled, DialE
         }
         Frame::Fail { stream: 0, json } => Err(DialError::Refused(
             serde_json::from_slice::<WireError>(&json).map_or_else(
-                |_| "it gave no reason this router understands".into(),
+                |_| "the reason it sent is invalid JSON".into(),
                 |error| error.message,
             ),
         )),

@@ -1,4 +1,4 @@
-//! The actor of one link: dials, waits, dials again, until closed.
+//! The actor of one link. It dials, waits after a failure or a loss, and dials again, until the link is closed.
 
 use std::{
     future::poll_fn,
@@ -9,27 +9,28 @@ use actix::{dev::SendError, prelude::*};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    LinkEvent, LinkState,
     backoff::Backoff,
     dial::{DialError, Dialled, dial},
+    link_events::LinkEvent,
+    link_state::LinkState,
     pump,
     state::SharedLink,
 };
 
-/// How soon a watcher whose mailbox was full is offered an event again. (actix's own `Recipient::send` does not wake
-/// its caller when a full mailbox gets room.)
+/// The wait before an event is offered again to a watcher whose mailbox was full. (actix's own `Recipient::send` does not
+/// wake its caller when a full mailbox gets room.)
 const OFFER_AGAIN: Duration = Duration::from_millis(20);
 
-/// The actor of one link. All that others read lives in the [`SharedLink`].
+/// The actor of one link. The state that handles and streams read is in the [`SharedLink`].
 pub(super) struct WorkerLink {
     link: SharedLink,
     watcher: Option<Recipient<LinkEvent>>,
     backoff: Backoff,
-    /// The pump runs; it ends by itself when a closed link has no open stream.
+    /// Whether the pump runs. The pump of a closed link ends by itself once no stream is open.
     connected: bool,
 }
 
-/// The owner has closed the link.
+/// Stops the actor after the owner has closed the link.
 #[derive(Debug)]
 pub(super) struct Close;
 
@@ -89,17 +90,17 @@ impl WorkerLink {
         self.link
             .with(|link| link.connected(card, max_frame_bytes, up_since));
         self.connected = true;
-        // A task of its own: the bytes of every token need not pass through the actor's context.
+        // A task of its own, so that the bytes of tokens do not pass through the actor's context.
         let pump = actix_rt::spawn(pump::run(socket, buffer, self.link.clone()));
-        let ended = AbortOnDropHandle::new(pump)
+        let pumping = AbortOnDropHandle::new(pump)
             .into_actor(self)
-            .map(move |ended, actor, ctx| {
+            .map(move |end, actor, ctx| {
                 actor.connected = false;
                 actor.backoff.after_connection(up_since.elapsed());
-                let reason = ended.map_or_else(|error| error.to_string(), |ended| ended.to_string());
+                let reason = end.map_or_else(|error| error.to_string(), |end| end.to_string());
                 actor.wait_or_stop(&reason, ctx);
             });
-        ctx.spawn(ended);
+        ctx.spawn(pumping);
     }
 
     fn wait_or_stop(&mut self, reason: &str, ctx: &mut Context<Self>) {
@@ -114,12 +115,12 @@ impl WorkerLink {
         ctx.run_later(wait, Self::dial);
     }
 
-    /// Offers the watcher every event until it takes it.
+    /// Sends every event to the watcher. An event that meets a full mailbox is offered again until the watcher takes it.
     fn notify(&self, watcher: Recipient<LinkEvent>, ctx: &mut Context<Self>) {
         let link = self.link.clone();
         let notifying = async move {
             loop {
-                let event = poll_fn(|cx| link.with(|link| link.poll_notice(cx))).await;
+                let event = poll_fn(|cx| link.with(|link| link.poll_event(cx))).await;
                 match watcher.try_send(event) {
                     Ok(()) => {}
                     Err(SendError::Closed(_)) => return,
@@ -156,13 +157,13 @@ impl Handler<Close> for WorkerLink {
 }
 
 impl Drop for WorkerLink {
-    /// Calls queued for a dial that will never end must not wait for ever.
+    /// Fails the calls that are queued for the current dial, which will not end.
     fn drop(&mut self) {
         self.link.with(|link| link.lost("the link stopped"));
     }
 }
 
-/// Lets a test see what a defect in the actor costs.
+/// Makes the actor panic, for tests.
 #[cfg(test)]
 pub(super) struct Panic;
 

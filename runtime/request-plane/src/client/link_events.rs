@@ -1,36 +1,68 @@
-//! What a link's watcher has still to be told.
+//! The events of a link, and those that still wait for the link's watcher.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
-use super::LinkEvent;
+use actix::Message;
+use signalbox_protocol::WorkerCard;
 
-/// Events waiting for room in the watcher's mailbox: at most a `Down`, an `Up` and a `Draining`.
+/// A change of a link, sent to the link's watcher, which may be on another arbiter.
+///
+/// An event that meets a full mailbox is offered again until the watcher takes it. A `Down` replaces the events before it
+/// that the watcher has not taken.
+#[derive(Debug, Clone)]
+pub enum LinkEvent {
+    /// The worker answered the hello.
+    Up {
+        /// As given to [`LinkHandle::start`](super::LinkHandle::start).
+        address: String,
+        /// The worker's card, which may differ from that of the worker's earlier incarnation.
+        card: Arc<WorkerCard>,
+    },
+    /// The worker takes no new streams; open streams go on.
+    Draining {
+        /// As given to [`LinkHandle::start`](super::LinkHandle::start).
+        address: String,
+    },
+    /// The connection is lost, or the first dial failed. Sent once until the next `Up`.
+    Down {
+        /// As given to [`LinkHandle::start`](super::LinkHandle::start).
+        address: String,
+        /// The reason, for a log.
+        reason: String,
+    },
+}
+
+impl Message for LinkEvent {
+    type Result = ();
+}
+
+/// Events that wait for room in the watcher's mailbox: at most a `Down`, an `Up` and a `Draining`.
 #[derive(Debug, Default)]
 pub(super) struct LinkEvents {
     pending: VecDeque<LinkEvent>,
-    told_down: bool,
+    last_was_down: bool,
 }
 
 impl LinkEvents {
-    /// A `Down` makes everything before it stale and follows no other `Down`.
+    /// Adds an event. A `Down` drops all events before it, and a `Down` right after another one is skipped.
     pub(super) fn push(&mut self, event: LinkEvent) {
-        let down = matches!(event, LinkEvent::Down { .. });
-        if down {
-            if self.told_down {
+        let is_down = matches!(event, LinkEvent::Down { .. });
+        if is_down {
+            if self.last_was_down {
                 return;
             }
             self.pending.clear();
         }
-        self.told_down = down;
+        self.last_was_down = is_down;
         self.pending.push_back(event);
     }
 
-    /// The oldest one.
+    /// The oldest event.
     pub(super) fn pop(&mut self) -> Option<LinkEvent> {
         self.pending.pop_front()
     }
 
-    /// Puts one back that found no room, unless a `Down` has made it stale since.
+    /// Puts back an event that the watcher's mailbox had no room for, unless a `Down` has made the event stale.
     pub(super) fn put_back(&mut self, event: LinkEvent) {
         if !matches!(self.pending.front(), Some(LinkEvent::Down { .. })) {
             self.pending.push_front(event);
@@ -60,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flapping_link_leaves_only_what_is_true_now() {
+    fn a_flapping_link_leaves_only_its_last_event() {
         let mut link_events = LinkEvents::default();
         for round in 0..1000 {
             link_events.push(down(&round.to_string()));
@@ -71,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_dials_after_the_first_say_nothing_new() {
+    fn failed_dials_after_the_first_add_no_event() {
         let mut link_events = LinkEvents::default();
         link_events.push(down("first"));
         assert!(link_events.pop().is_some());
@@ -83,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_room_comes_again_unless_stale() {
+    fn an_event_put_back_comes_again_unless_it_is_stale() {
         let mut link_events = LinkEvents::default();
         link_events.push(draining());
         let event = link_events.pop().unwrap();

@@ -1,11 +1,12 @@
-//! Whether the worker at the other end is still there.
+//! Detects that the worker at the other end of a connection is gone.
 
 use std::time::{Duration, Instant};
 
-/// Decides when to ping and when to give up.
+/// Decides when to send a ping, and when the connection counts as lost.
 ///
-/// A ping is due when either side was silent for an interval: to learn whether the worker lives, or to show it that
-/// this router does. So streams that flow cost no pings, and an idle link costs one an interval.
+/// A ping is due when either side was silent for an interval. After a silent worker it tests the worker; after a silent
+/// router it shows the worker that the router is present. So flowing streams cost no pings, and an idle link costs one
+/// per interval.
 #[derive(Debug)]
 pub(super) struct Liveness {
     interval: Duration,
@@ -15,15 +16,15 @@ pub(super) struct Liveness {
     pinged_at: Option<Instant>,
 }
 
-/// What to do now.
+/// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LivenessStep {
-    /// Nothing before this moment.
+    /// Wait until this moment, then call [`Liveness::next_step`] again.
     WaitUntil(Instant),
-    /// Send a ping, then ask again.
+    /// Send a ping, then call [`Liveness::next_step`] again.
     Ping,
-    /// The worker did not answer: the connection is lost.
-    Dead,
+    /// The worker did not answer the ping, so the connection is lost.
+    Lost,
 }
 
 impl Liveness {
@@ -37,13 +38,13 @@ impl Liveness {
         }
     }
 
-    /// Bytes arrived; whatever they are, the worker lives.
+    /// Notes that bytes arrived. Any bytes show that the worker is present.
     pub(super) fn received(&mut self, now: Instant) {
         self.last_received = now;
         self.pinged_at = None;
     }
 
-    /// Bytes were written.
+    /// Notes that bytes were written.
     pub(super) fn sent(&mut self, now: Instant) {
         self.last_sent = now;
     }
@@ -51,12 +52,12 @@ impl Liveness {
     pub(super) fn next_step(&mut self, now: Instant) -> LivenessStep {
         if let Some(pinged_at) = self.pinged_at {
             let end = pinged_at + self.timeout;
-            // An answer makes the next ping due an interval after it: look again by then, not only at the end.
-            let look_again = end.min(now + self.interval);
+            // If an answer arrives, the next ping is due an interval later. So wait at most an interval, not until `end`.
+            let next_check = end.min(now + self.interval);
             return if now >= end {
-                LivenessStep::Dead
+                LivenessStep::Lost
             } else {
-                LivenessStep::WaitUntil(look_again)
+                LivenessStep::WaitUntil(next_check)
             };
         }
         let due = self.last_received.min(self.last_sent) + self.interval;
@@ -76,7 +77,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(3);
 
     #[test]
-    fn a_silent_worker_is_pinged_then_given_up() {
+    fn a_silent_worker_is_pinged_then_lost() {
         let start = Instant::now();
         let mut liveness = Liveness::new(INTERVAL, TIMEOUT, start);
         assert_eq!(
@@ -93,22 +94,22 @@ mod tests {
             liveness.next_step(start + INTERVAL * 2),
             LivenessStep::WaitUntil(start + INTERVAL + TIMEOUT)
         );
-        assert_eq!(liveness.next_step(start + INTERVAL + TIMEOUT), LivenessStep::Dead);
+        assert_eq!(liveness.next_step(start + INTERVAL + TIMEOUT), LivenessStep::Lost);
     }
 
-    /// Whenever the worker's last byte came, its silence is noticed an interval and a timeout after it.
+    /// The loss is noticed at most an interval and a timeout after the worker's last byte, whenever that arrived.
     #[test]
-    fn silence_is_noticed_in_time_wherever_it_begins() {
+    fn silence_is_noticed_in_time_whenever_it_begins() {
         let start = Instant::now();
         for last_byte_ms in (0..10_000).step_by(37) {
             let last_byte = start + Duration::from_millis(last_byte_ms);
             let (mut liveness, mut now) = (Liveness::new(INTERVAL, TIMEOUT, start), start);
             let noticed = loop {
                 match liveness.next_step(now) {
-                    LivenessStep::Dead => break now,
+                    LivenessStep::Lost => break now,
                     LivenessStep::Ping => {
                         liveness.sent(now);
-                        // Answered at once, while the worker lives.
+                        // The worker answers at once until its last byte.
                         if now <= last_byte {
                             liveness.received(now);
                         }
@@ -139,7 +140,7 @@ mod tests {
         assert_eq!(
             liveness.next_step(start + INTERVAL + TIMEOUT),
             LivenessStep::Ping,
-            "silent since it spoke itself"
+            "the router was silent since its ping"
         );
     }
 
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_router_that_only_listens_still_shows_that_it_lives() {
+    fn a_router_that_only_receives_still_sends_pings() {
         let start = Instant::now();
         let mut liveness = Liveness::new(INTERVAL, TIMEOUT, start);
         liveness.received(start + INTERVAL);

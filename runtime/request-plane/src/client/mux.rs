@@ -1,5 +1,5 @@
-//! The streams of one link, without the socket: what arrived for each, what is to be written, how much the worker may
-//! still send. Whoever must be woken is collected and woken by the caller, once nothing is borrowed.
+//! The streams of one link, without the socket: the pieces that arrived for each stream, the output, and the windows. The
+//! wakers of tasks that a change concerns are collected; the caller wakes them once nothing is borrowed.
 
 #[cfg(test)]
 mod tests;
@@ -15,45 +15,48 @@ use hashbrown::HashMap;
 use signalbox_protocol::{ErrorKind, StreamSummary, WireError};
 use tokio_util::codec::Encoder;
 
-use super::{LinkError, ResponseEvent};
+use super::{error::LinkError, response_event::ResponseEvent};
 use crate::{
-    CallParts,
+    call_parts::CallParts,
     frame::{self, Frame, FrameCodec, HEAD_BYTES, piece_cost},
 };
 
-/// An Open frame's two length fields.
+/// The two length fields of an Open frame.
 const OPEN_FIELDS_BYTES: usize = 8;
 
-/// Room for answers to a worker's pings beyond the calls that may wait. A worker past it sends and does not read.
+/// Bytes of pongs that may wait beside the calls. Beyond it, the worker sends pings and does not read.
 const CONTROL_BYTES: usize = 1 << 20;
 
-/// The streams of one link. Stream ids are not used again, on no connection of the link, so that late frames of a
-/// cancelled stream find nothing.
+/// The streams of one link. The link does not reuse stream ids, not even on its next connection, so late frames of a
+/// cancelled stream find no stream.
 pub(super) struct Mux {
     window: i64,
     max_streams: usize,
-    /// Largest Open frame, by this router's setting and, once connected, the worker's.
+    /// Largest Open frame: this router's limit, and once connected also the worker's.
     max_open: usize,
     max_frame: usize,
     streams: HashMap<u32, Slot>,
     last_id: u32,
+    /// Framed bytes that wait for the writer.
     out: BytesMut,
-    /// Streams whose Open frame is still in `out`: if the connection goes now, they never reached the worker.
+    /// Streams whose Open frame is still in `out`. If the connection is lost now, their calls never reached the worker.
     unwritten: Vec<u32>,
     writer: Option<Waker>,
+    /// Wakers to wake once nothing is borrowed.
     woken: Vec<Waker>,
 }
 
-/// One stream as its reader sees it.
+/// One stream.
 #[derive(Default)]
 struct Slot {
+    /// Pieces that arrived and are not read yet, each with its tokens.
     pieces: VecDeque<(u32, Bytes)>,
-    /// Follows the pieces. Until it is there, the stream is open at the worker.
+    /// Read after the pieces. The stream is open at the worker while this is `None`.
     end: Option<Result<StreamSummary, LinkError>>,
     reader: Option<Waker>,
-    /// Bytes the worker may still send; one piece may take it below zero.
+    /// Bytes that the worker may still send; one piece may take it below zero.
     allowance: i64,
-    /// Bytes read and not yet given back as credit.
+    /// Bytes that were read and not yet returned to the worker as credit.
     unreturned: u32,
 }
 
@@ -66,25 +69,25 @@ pub(super) enum OpenRefusal {
     Json(serde_json::Error),
 }
 
-/// What a frame means to the link as a whole.
+/// The effect of a frame on the link as a whole.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FrameEffect {
-    /// It concerned a stream, or nobody.
+    /// None: the frame concerned one stream, or no stream.
     Nothing,
-    /// The worker takes nothing new.
+    /// The worker takes no new calls.
     Drain,
 }
 
-/// A frame that ends the connection.
+/// Why a frame ends the connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Violation {
     #[error("the worker closed the connection: {0}")]
     ClosedByWorker(String),
-    #[error("the worker sent a {0} frame, which only routers send, or only before the hello is through")]
+    #[error("the worker sent a {0} frame, which a worker may not send at this point")]
     Unexpected(&'static str),
     #[error("the worker sent more than the window of stream {stream} allows")]
     Overrun { stream: u32 },
-    #[error("the worker does not read what it is sent: {bytes} bytes wait")]
+    #[error("the worker does not read: {bytes} bytes wait to be written to it")]
     NotReading { bytes: usize },
 }
 
@@ -104,7 +107,7 @@ impl Mux {
         }
     }
 
-    /// The worker takes frames of so many bytes. Calls queued before this was known may be larger: they fail.
+    /// Notes the largest frame that the worker accepts. Calls that were queued before and are larger fail.
     pub(super) fn connected(&mut self, worker_max_frame: usize) {
         self.max_open = self.max_frame.min(worker_max_frame);
         if self.out.len() <= self.max_open {
@@ -124,7 +127,7 @@ impl Mux {
         }
     }
 
-    /// Starts a stream: its Open frame is queued.
+    /// Opens a stream and queues its Open frame.
     pub(super) fn open(&mut self, parts: &CallParts) -> Result<u32, OpenRefusal> {
         if self.streams.len() >= self.max_streams {
             return Err(OpenRefusal::Full {
@@ -199,7 +202,7 @@ impl Mux {
                     });
                 }
             }
-            // Its arrival is its meaning.
+            // Any bytes that arrive answer a ping.
             Frame::Pong { .. } => {}
             Frame::Hello { .. }
             | Frame::HelloAck { .. }
@@ -217,7 +220,7 @@ impl Mux {
         }
     }
 
-    /// The stream's next event. After its last one, `None`. Reading gives the worker credit, half a window at a time.
+    /// The stream's next event; `None` after the last one. Reading returns credit to the worker, half a window at a time.
     pub(super) fn poll_next(
         &mut self,
         stream: u32,
@@ -245,13 +248,14 @@ impl Mux {
             .as_ref()
             .is_some_and(|reader| reader.will_wake(cx.waker()))
         {
-            // The one before is woken for nothing rather than dropped here, where dropping might run foreign code.
+            // The replaced waker is woken, not dropped: a drop may run foreign code, which must not happen while the link is
+            // borrowed.
             self.woken.extend(slot.reader.replace(cx.waker().clone()));
         }
         Poll::Pending
     }
 
-    /// Nobody reads the stream any more.
+    /// Removes a stream that is no longer read, and cancels it at the worker if it is open there.
     pub(super) fn cancel(&mut self, stream: u32) {
         if let Some(slot) = self.streams.remove(&stream) {
             self.woken.extend(slot.reader);
@@ -261,25 +265,25 @@ impl Mux {
         }
     }
 
-    /// Queues a ping. Any bytes that arrive answer it, so its number carries nothing.
+    /// Queues a ping. Any bytes that arrive answer it, so its number has no meaning.
     pub(super) fn ping(&mut self) {
         self.put(Frame::Ping { nonce: 0 });
     }
 
     fn put(&mut self, frame: Frame) {
-        // Only control frames of a few bytes come here: they are under any limit.
+        // A control frame is smaller than any limit, so encoding cannot fail.
         let _ = FrameCodec::new(usize::MAX).encode(frame, &mut self.out);
         self.wake_writer();
     }
 
-    /// Nothing is to be written, and no stream is open at the worker.
+    /// Whether nothing is to be written and no stream is open at the worker.
     pub(super) fn is_idle(&self) -> bool {
         self.out.is_empty() && self.streams.values().all(|slot| slot.end.is_some())
     }
 
-    /// Swaps all that is to be written into `into`, which is empty; false if there is nothing.
+    /// Swaps the output into `into`, which is empty. False if there is no output.
     pub(super) fn take_output(&mut self, into: &mut BytesMut) -> bool {
-        debug_assert!(into.is_empty(), "what was taken before is written first");
+        debug_assert!(into.is_empty(), "the output taken before has been written");
         if self.out.is_empty() {
             return false;
         }
@@ -288,12 +292,13 @@ impl Mux {
         true
     }
 
-    /// Has the writer woken when there is something to write.
+    /// Registers the writer's waker for the next output.
     pub(super) fn await_output(&mut self, cx: &Context<'_>) {
         self.writer = Some(cx.waker().clone());
     }
 
-    /// The connection is gone: every open stream fails, as `error` says for whether its call had been written.
+    /// Fails every open stream, because the connection is lost. `error` makes the error of a stream from whether its call
+    /// had been written.
     pub(super) fn lost(&mut self, error: impl Fn(bool) -> LinkError) {
         let unwritten = mem::take(&mut self.unwritten);
         for (id, slot) in &mut self.streams {
@@ -311,33 +316,34 @@ impl Mux {
         self.woken.extend(self.writer.take());
     }
 
-    /// Whom to wake; give the emptied vector back with [`Self::recycle`].
+    /// The wakers to wake. The caller returns the emptied vector with [`Self::recycle`].
     pub(super) fn take_woken(&mut self) -> Vec<Waker> {
         mem::take(&mut self.woken)
     }
 
-    /// Saves an allocation a read.
+    /// Takes back the vector of [`Self::take_woken`], which saves an allocation for each read.
     pub(super) fn recycle(&mut self, woken: Vec<Waker>) {
         if self.woken.capacity() == 0 {
             self.woken = woken;
         }
     }
 
-    /// Adds one to wake.
+    /// Adds a waker to those to wake.
     pub(super) fn wake(&mut self, waker: Option<Waker>) {
         self.woken.extend(waker);
     }
 }
 
-/// The refusal of a call that fits no frame.
+/// The error of a call that is larger than a frame may be.
 pub(super) fn too_large(bytes: usize, limit: usize) -> LinkError {
     LinkError::Refused(WireError::new(
         ErrorKind::TooLarge,
-        format!("The request takes {bytes} bytes on its way to the worker; at most {limit} are taken."),
+        format!("the request takes {bytes} bytes on the way to the worker; at most {limit} are allowed"),
     ))
 }
 
-/// An error a newer worker words in a way we do not know is still an error.
+/// The error in a Fail frame. JSON that this router does not know, of a newer worker, becomes an internal error with the
+/// JSON as its text.
 fn wire_error(json: &[u8]) -> WireError {
     serde_json::from_slice(json).unwrap_or_else(|_| {
         let mut text = String::from_utf8_lossy(json).into_owned();
@@ -345,7 +351,7 @@ fn wire_error(json: &[u8]) -> WireError {
         text.truncate(text.floor_char_boundary(500));
         WireError::new(
             ErrorKind::Internal,
-            format!("the worker failed in words this router does not know: {text}"),
+            format!("the worker failed with an error that this router does not know: {text}"),
         )
     })
 }

@@ -1,4 +1,4 @@
-//! Moves bytes between a link's state and its socket.
+//! The pump, which moves bytes between a link's state and its socket.
 
 use std::{future::poll_fn, io, task::Poll, time::Instant};
 
@@ -13,7 +13,8 @@ use crate::{
     stream::{ReadHalf, Stream, WriteHalf},
 };
 
-/// A write buffer larger than this is not kept: a prompt's is used once in a while, on each of a thousand links.
+/// A write buffer that has grown larger than this, for a prompt, is freed after the write. Prompts are rare on each of a
+/// thousand links, and so many buffers would take much memory.
 const KEEP_BYTES: usize = 4 << 10;
 
 /// Why the connection ended.
@@ -31,58 +32,59 @@ pub(super) enum LinkEnd {
     Frame(#[from] FrameError),
     #[error(transparent)]
     Violation(#[from] Violation),
-    #[error("the worker is silent: nothing came for {0:?} after a ping")]
+    #[error("the worker is silent: nothing arrived within {0:?} after a ping")]
     Silent(std::time::Duration),
 }
 
-/// Runs one connection to its end. However it ends, even by a panic or by being dropped, its streams are told.
+/// Runs one connection to its end. Then all its streams end, also after a panic or a drop of this future.
 pub(super) async fn run(socket: Stream, buffer: BytesMut, link: SharedLink) -> LinkEnd {
-    let mut end = EndOfStreams {
+    let mut lost_on_drop = LostOnDrop {
         link: &link,
         reason: "the link stopped unexpectedly".into(),
     };
     let (read, write) = socket.into_split();
     let max_frame = link.with(|link| link.config.max_frame_bytes);
-    let ended = tokio::select! {
-        // Reading comes first: bytes that wait in the socket count before a silence is judged.
+    let end = tokio::select! {
+        // Reading is polled first, so that bytes that wait in the socket are counted before the silence is checked.
         biased;
-        ended = read_frames(read, buffer, max_frame, &link) => ended,
-        ended = write_frames(write, &link) => ended,
-        ended = watch_silence(&link) => ended,
+        end = read_frames(read, buffer, max_frame, &link) => end,
+        end = write_frames(write, &link) => end,
+        end = watch_silence(&link) => end,
     };
-    end.reason = ended.to_string();
-    ended
+    lost_on_drop.reason = end.to_string();
+    end
 }
 
-struct EndOfStreams<'a> {
+/// Ends the streams of a connection when dropped.
+struct LostOnDrop<'a> {
     link: &'a SharedLink,
     reason: String,
 }
 
-impl Drop for EndOfStreams<'_> {
+impl Drop for LostOnDrop<'_> {
     fn drop(&mut self) {
         self.link.with(|link| link.lost(&self.reason));
     }
 }
 
-/// `left` is what came with the hello.
+/// Reads frames until the connection ends. `partial` has the bytes that arrived behind the hello.
 async fn read_frames(
     mut socket: ReadHalf,
-    mut left: BytesMut,
+    mut partial: BytesMut,
     max_frame: usize,
     link: &SharedLink,
 ) -> LinkEnd {
-    // Pieces have a limit of their own, whatever the one for calls.
+    // A piece may be as large as its own limit, even if the limit for calls is smaller.
     let mut codec = FrameCodec::new(max_frame.max(MAX_DATA_FRAME_BYTES));
-    let mut taken = take_frames(&mut codec, &mut left, link);
+    let mut taken = take_frames(&mut codec, &mut partial, link);
     loop {
-        if let Err(ended) = taken {
-            return ended;
+        if let Err(end) = taken {
+            return end;
         }
         let read = poll_fn(|cx| {
-            poll_read(cx, &mut socket, &mut left, |room| {
+            poll_read(cx, &mut socket, &mut partial, |buffer| {
                 link.with(|link| link.liveness.received(Instant::now()));
-                take_frames(&mut codec, room, link)
+                take_frames(&mut codec, buffer, link)
             })
         });
         taken = match read.await {
@@ -93,7 +95,7 @@ async fn read_frames(
     }
 }
 
-/// All frames of a read are taken before any reader of a stream runs.
+/// Takes all frames of a read, before the reader of any stream runs.
 pub(super) fn take_frames(
     codec: &mut FrameCodec,
     buffer: &mut BytesMut,
@@ -107,7 +109,7 @@ pub(super) fn take_frames(
     })
 }
 
-/// All frames queued since the last write go in the next one.
+/// Writes all queued frames in one write, then the frames queued meanwhile, until the link is closed.
 async fn write_frames(mut socket: WriteHalf, link: &SharedLink) -> LinkEnd {
     let mut output = BytesMut::new();
     loop {
@@ -137,12 +139,13 @@ async fn write_frames(mut socket: WriteHalf, link: &SharedLink) -> LinkEnd {
     }
 }
 
+/// Sends pings when they are due. Returns once the worker did not answer one.
 async fn watch_silence(link: &SharedLink) -> LinkEnd {
     loop {
         match link.with(|link| link.liveness.next_step(Instant::now())) {
             LivenessStep::WaitUntil(due) => tokio::time::sleep_until(due.into()).await,
             LivenessStep::Ping => link.with(|link| link.mux.ping()),
-            LivenessStep::Dead => return LinkEnd::Silent(link.with(|link| link.config.ping_timeout)),
+            LivenessStep::Lost => return LinkEnd::Silent(link.with(|link| link.config.ping_timeout)),
         }
     }
 }

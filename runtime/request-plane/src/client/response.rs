@@ -1,33 +1,18 @@
-//! One call's answer, as its reader sees it.
+//! The answer to one call, as a stream.
 
 use std::{
     pin::Pin,
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use futures_util::{Stream, stream::FusedStream};
-use signalbox_protocol::StreamSummary;
 
-use super::{LinkError, state::SharedLink};
-
-/// What happens on a stream: pieces, then one end.
-#[derive(Debug, Clone, PartialEq)]
-pub enum ResponseEvent {
-    /// A piece of the answer, as the worker queued it (cut only past [`MAX_PIECE_BYTES`](crate::MAX_PIECE_BYTES)).
-    Data {
-        /// Tokens it stands for; of a piece that was cut, the last part has them all.
-        tokens: u32,
-        /// Its bytes.
-        bytes: Bytes,
-    },
-    /// The answer is whole.
-    End(StreamSummary),
-}
+use super::{error::LinkError, response_event::ResponseEvent, state::SharedLink};
 
 /// The answer to one call: pieces until `End` or an error, then `None`.
 ///
-/// Reading gives the worker leave to send more. Dropping it before its end cancels the call at the worker at once.
+/// Reading the stream gives the worker credit to send more. Dropping the stream before its end cancels the call at the
+/// worker at once.
 #[derive(Debug)]
 pub struct ResponseStream {
     link: SharedLink,

@@ -13,14 +13,16 @@ use metrics::{counter, gauge};
 use signalbox_protocol::WorkerCard;
 
 use super::{
-    LinkConfig, LinkError, LinkEvent, LinkState, StateChanges,
-    link_events::LinkEvents,
+    config::LinkConfig,
+    error::LinkError,
+    link_events::{LinkEvent, LinkEvents},
+    link_state::{LinkState, StateChanges},
     liveness::Liveness,
     mux::{FrameEffect, Mux, Violation},
 };
 use crate::{frame::Frame, hello::WINDOW_BYTES};
 
-/// A link's state.
+/// The state of one link.
 pub(super) struct Link {
     pub(super) address: String,
     pub(super) config: Rc<LinkConfig>,
@@ -31,14 +33,16 @@ pub(super) struct Link {
     pub(super) liveness: Liveness,
     /// Why the link is not up.
     pub(super) down_reason: String,
+    /// Whether the link has a watcher.
     watched: bool,
     link_events: LinkEvents,
+    /// Wakes the task that sends events to the watcher.
     notifier: Option<Waker>,
 }
 
 impl Link {
     fn new(address: String, mut config: LinkConfig, watched: bool) -> Self {
-        // Workers refuse windows out of range; a setting out of range gets the nearest one in it.
+        // Workers refuse a window out of range, so a setting out of range is clamped.
         config.window_bytes = config
             .window_bytes
             .clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
@@ -60,41 +64,41 @@ impl Link {
         link
     }
 
-    /// A dial begins: calls are queued from now on.
+    /// Notes that a dial begins. Calls are queued from now on.
     pub(super) fn dialling(&mut self) {
         self.enter(LinkState::Connecting);
     }
 
-    /// The worker answered the hello.
+    /// Notes that the worker answered the hello.
     pub(super) fn connected(&mut self, card: Arc<WorkerCard>, worker_max_frame: usize, now: Instant) {
         self.mux.connected(worker_max_frame);
         self.liveness = Liveness::new(self.config.ping_interval, self.config.ping_timeout, now);
         self.card = Some(card.clone());
         if self.state != LinkState::Closed {
             self.enter(LinkState::Up);
-            self.tell(LinkEvent::Up {
+            self.notify(LinkEvent::Up {
                 address: self.address.clone(),
                 card,
             });
         }
     }
 
-    /// A frame arrived.
+    /// Takes a frame that arrived.
     pub(super) fn on_frame(&mut self, frame: Frame) -> Result<(), Violation> {
         if self.mux.on_frame(frame)? == FrameEffect::Drain && self.state == LinkState::Up {
             self.enter(LinkState::Draining);
-            self.tell(LinkEvent::Draining {
+            self.notify(LinkEvent::Draining {
                 address: self.address.clone(),
             });
         }
         Ok(())
     }
 
-    /// The connection, or the attempt at one, is gone. Open streams fail; repeating it changes nothing.
+    /// Notes that the connection is lost, or that a dial failed. Open streams fail. A second call changes nothing.
     pub(super) fn lost(&mut self, reason: &str) {
         let address = &self.address;
         let was_up = matches!(self.state, LinkState::Up | LinkState::Draining);
-        // While dialling nothing is ever taken to be written, so each call still counts as unwritten.
+        // During a dial nothing is written, so each call still counts as unwritten.
         self.mux.lost(|written| {
             let (address, reason) = (address.clone(), reason.to_owned());
             if written {
@@ -111,13 +115,13 @@ impl Link {
         }
         self.down_reason = reason.to_owned();
         self.enter(LinkState::Backoff);
-        self.tell(LinkEvent::Down {
+        self.notify(LinkEvent::Down {
             address: self.address.clone(),
             reason: reason.to_owned(),
         });
     }
 
-    /// Takes nothing new; streams without a connection fail, others go on.
+    /// Closes the link for new calls. Streams without a connection fail, and other streams go on.
     pub(super) fn close(&mut self) {
         let connecting = self.state == LinkState::Connecting;
         if self.state != LinkState::Closed {
@@ -130,12 +134,13 @@ impl Link {
         self.mux.wake_writer();
     }
 
-    /// Closed, and nobody waits for anything.
+    /// Whether the link is closed, no stream is open and nothing is to be written.
     pub(super) fn is_finished(&self) -> bool {
         self.state == LinkState::Closed && self.mux.is_idle()
     }
 
-    fn tell(&mut self, event: LinkEvent) {
+    /// Queues an event for the watcher.
+    fn notify(&mut self, event: LinkEvent) {
         if self.watched {
             self.link_events.push(event);
             let notifier = self.notifier.take();
@@ -143,8 +148,8 @@ impl Link {
         }
     }
 
-    /// What the watcher is to be told next.
-    pub(super) fn poll_notice(&mut self, cx: &Context<'_>) -> Poll<LinkEvent> {
+    /// The next event for the watcher.
+    pub(super) fn poll_event(&mut self, cx: &Context<'_>) -> Poll<LinkEvent> {
         if let Some(event) = self.link_events.pop() {
             return Poll::Ready(event);
         }
@@ -152,7 +157,7 @@ impl Link {
         Poll::Pending
     }
 
-    /// The watcher had no room for it.
+    /// Puts back an event that the watcher's mailbox had no room for.
     pub(super) fn put_back(&mut self, event: LinkEvent) {
         self.link_events.put_back(event);
     }
@@ -162,11 +167,11 @@ impl Link {
             self.count_state(-1.0);
             self.state = state;
             self.count_state(1.0);
-            self.changes.note();
+            self.changes.increment();
         }
     }
 
-    /// Links of several threads lead to one worker, so the gauge counts links in each state.
+    /// Adds to the gauge of the link's state. The gauge counts links, because several threads have a link to each worker.
     fn count_state(&self, change: f64) {
         let state = match self.state {
             LinkState::Connecting => "connecting",
@@ -185,7 +190,8 @@ impl Drop for Link {
     }
 }
 
-/// A link's state behind its one way in: borrow, change, release, then wake whom the change concerns.
+/// A link's state, shared on its thread. Every access borrows the state, changes it, releases it, and then wakes the tasks
+/// that the change concerns.
 #[derive(Clone)]
 pub(super) struct SharedLink(Rc<RefCell<Link>>);
 
@@ -194,7 +200,7 @@ impl SharedLink {
         Self(Rc::new(RefCell::new(Link::new(address, config, watched))))
     }
 
-    /// `change` must not call out: no wakers, no handles of this link.
+    /// Applies `change` to the state. `change` must not wake a task or use a handle of this link.
     pub(super) fn with<R>(&self, change: impl FnOnce(&mut Link) -> R) -> R {
         let mut link = self.0.borrow_mut();
         let result = change(&mut link);
@@ -202,7 +208,7 @@ impl SharedLink {
         drop(link);
         if woken.capacity() > 0 {
             woken.drain(..).for_each(Waker::wake);
-            // Waking may have run anything, even a stream of this link; then the vector is simply not kept.
+            // A woken task may run here and borrow the link. Then the vector is not kept.
             if let Ok(mut link) = self.0.try_borrow_mut() {
                 link.mux.recycle(mem::take(&mut woken));
             }

@@ -1,4 +1,4 @@
-//! Frames to bytes and back.
+//! Encodes and decodes frames.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use signalbox_protocol::StreamSummary;
@@ -8,7 +8,7 @@ use super::{Frame, FrameError, HEAD_BYTES, MAX_PIECE_BYTES};
 
 const PREFIX_BYTES: usize = 4;
 
-/// First payload bytes of a hello. Anything else that dials a worker's port is recognised by lacking them.
+/// First payload bytes of a hello. They are missing when another kind of program dials a worker's port.
 const MAGIC: [u8; 4] = *b"SGBX";
 
 const HELLO: u8 = 1;
@@ -23,19 +23,19 @@ const PING: u8 = 9;
 const PONG: u8 = 10;
 const DRAIN: u8 = 11;
 
-/// Payloads up to this size are copied out of the read buffer; larger ones share it. A slow reader that keeps one
-/// token's 200 bytes must not keep the 64 KiB around them alive.
+/// Payloads up to this size are copied out of the read buffer; larger payloads share its memory. Otherwise a slow reader
+/// that keeps the 200 bytes of a token would keep a read buffer of 64 KiB.
 const COPY_UP_TO_BYTES: usize = 4 << 10;
 
-/// Reads and writes frames up to a limit. Kinds it does not know are skipped, as are bytes it does not know at the
-/// end of a payload: a newer peer may send them.
+/// Reads and writes frames up to a limit. Unknown kinds, and unknown bytes at the end of a payload, are skipped, because a
+/// newer peer may send them.
 #[derive(Debug)]
 pub(crate) struct FrameCodec {
     limit: usize,
 }
 
 impl FrameCodec {
-    /// Takes frames of up to `limit` bytes, kind and stream included.
+    /// `limit` is the largest frame in bytes, kind and stream included.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             limit: limit.min(u32::MAX as usize),
@@ -71,10 +71,10 @@ impl Decoder for FrameCodec {
             let frame = match kind {
                 HELLO | HELLO_ACK | OPEN | DATA | FAIL => {
                     let payload = take_payload(src, payload_at, total);
-                    carrying(kind, stream, payload)?
+                    decode_variable(kind, stream, payload)?
                 }
                 END..=DRAIN => {
-                    let frame = fixed(kind, stream, &src[payload_at..total])?;
+                    let frame = decode_fixed(kind, stream, &src[payload_at..total])?;
                     src.advance(total);
                     frame
                 }
@@ -101,8 +101,8 @@ fn take_payload(src: &mut BytesMut, payload_at: usize, total: usize) -> Bytes {
     }
 }
 
-/// Frames that carry bytes of any length.
-fn carrying(kind: u8, stream: u32, mut payload: Bytes) -> Result<Frame, FrameError> {
+/// Decodes a frame whose payload has any length.
+fn decode_variable(kind: u8, stream: u32, mut payload: Bytes) -> Result<Frame, FrameError> {
     let length = payload.len();
     let short = |name| {
         move |_| FrameError::Truncated {
@@ -134,7 +134,7 @@ fn carrying(kind: u8, stream: u32, mut payload: Bytes) -> Result<Frame, FrameErr
             })
         }
         OPEN => {
-            let stream = real("Open", stream)?;
+            let stream = checked_stream("Open", stream)?;
             let truncated = || FrameError::Truncated {
                 name: "Open",
                 payload: length,
@@ -163,7 +163,7 @@ fn carrying(kind: u8, stream: u32, mut payload: Bytes) -> Result<Frame, FrameErr
             })
         }
         DATA => {
-            let stream = real("Data", stream)?;
+            let stream = checked_stream("Data", stream)?;
             let tokens = payload.try_get_u32_le().map_err(short("Data"))?;
             if payload.len() > MAX_PIECE_BYTES {
                 return Err(FrameError::TooLong {
@@ -184,8 +184,8 @@ fn carrying(kind: u8, stream: u32, mut payload: Bytes) -> Result<Frame, FrameErr
     }
 }
 
-/// Frames of a few integers.
-fn fixed(kind: u8, stream: u32, mut payload: &[u8]) -> Result<Frame, FrameError> {
+/// Decodes a frame of fixed size: a few integers.
+fn decode_fixed(kind: u8, stream: u32, mut payload: &[u8]) -> Result<Frame, FrameError> {
     let length = payload.len();
     let short = |name| {
         move |_| FrameError::Truncated {
@@ -202,17 +202,17 @@ fn fixed(kind: u8, stream: u32, mut payload: &[u8]) -> Result<Frame, FrameError>
                 completion_tokens: next()?,
             };
             Ok(Frame::End {
-                stream: real("End", stream)?,
+                stream: checked_stream("End", stream)?,
                 summary,
             })
         }
         CANCEL => Ok(Frame::Cancel {
-            stream: real("Cancel", stream)?,
+            stream: checked_stream("Cancel", stream)?,
         }),
         CREDIT => {
             let bytes = payload.try_get_u32_le().map_err(short("Credit"))?;
             Ok(Frame::Credit {
-                stream: real("Credit", stream)?,
+                stream: checked_stream("Credit", stream)?,
                 bytes,
             })
         }
@@ -226,7 +226,8 @@ fn fixed(kind: u8, stream: u32, mut payload: &[u8]) -> Result<Frame, FrameError>
     }
 }
 
-fn real(name: &'static str, stream: u32) -> Result<u32, FrameError> {
+/// Checks that a frame that belongs to a stream is not on stream 0.
+fn checked_stream(name: &'static str, stream: u32) -> Result<u32, FrameError> {
     if stream == 0 {
         Err(FrameError::NoStream { name })
     } else {
@@ -310,7 +311,7 @@ fn put(frame: &Frame, out: &mut BytesMut) {
     }
 }
 
-/// Appends an Open frame, whose size the caller has bounded.
+/// Appends an Open frame. The caller has checked its size.
 pub(crate) fn put_open(out: &mut BytesMut, stream: u32, call: &[u8], tokens: &[u32], body: &[u8]) {
     put_head(out, OPEN, stream, 8 + call.len() + tokens.len() * 4 + body.len());
     out.put_u32_le(call.len() as u32);

@@ -15,7 +15,7 @@ fn encoded(frames: &[Frame]) -> BytesMut {
     out
 }
 
-/// Decodes `bytes` as they come in chunks of these sizes (the last one repeats).
+/// Decodes `bytes` that arrive in chunks of these sizes. The last size repeats.
 fn decoded(bytes: &[u8], chunks: &[usize]) -> Result<Vec<Frame>, FrameError> {
     let (mut codec, mut buffer, mut frames) = (FrameCodec::new(LIMIT), BytesMut::new(), Vec::new());
     let mut sizes = chunks
@@ -34,7 +34,7 @@ fn decoded(bytes: &[u8], chunks: &[usize]) -> Result<Vec<Frame>, FrameError> {
     Ok(frames)
 }
 
-/// Bytes short enough to be copied, and long enough to be shared.
+/// Payloads of both kinds: short ones, which are copied, and long ones, which share the read buffer.
 fn bytes() -> impl Strategy<Value = Bytes> {
     prop_oneof![vec(any::<u8>(), 0..300), vec(any::<u8>(), 4000..6000)].prop_map(Bytes::from)
 }
@@ -97,7 +97,7 @@ proptest! {
         let _ = decoded(&bytes, &[7]);
     }
 
-    /// Garbage behind a sound length and kind, which random bytes rarely have.
+    /// Random payloads behind a valid length and kind, which random bytes rarely have.
     #[test]
     fn arbitrary_payloads_never_panic(kind in 0u8..16, stream in any::<u32>(), payload in vec(any::<u8>(), 0..64)) {
         let mut bytes = BytesMut::new();
@@ -126,10 +126,7 @@ fn unknown_kinds_and_longer_payloads_are_skipped() {
 fn a_frame_over_the_limit_is_refused_before_it_arrives() {
     let mut start = BytesMut::from(&[0xff, 0xff, 0xff, 0x7f][..]);
     let error = FrameCodec::new(LIMIT).decode(&mut start).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "a frame of 2147483647 bytes, where at most 65536 are taken"
-    );
+    assert_eq!(error, "a frame of 2147483647 bytes; at most 65536 are allowed");
 
     let large = Frame::Fail {
         stream: 1,
@@ -137,7 +134,7 @@ fn a_frame_over_the_limit_is_refused_before_it_arrives() {
     };
     let mut out = BytesMut::from("before");
     assert!(FrameCodec::new(LIMIT).encode(large, &mut out).is_err());
-    assert_eq!(out, "before", "nothing of it is left in the output");
+    assert_eq!(out, "before", "no byte of the frame is left in the output");
 }
 
 #[test]
@@ -160,16 +157,16 @@ fn a_piece_over_its_own_limit_is_refused() {
 }
 
 #[test]
-fn broken_shapes_say_what_is_broken() {
+fn errors_name_what_is_broken() {
     let error = |bytes: &[u8]| decoded(bytes, &[100]).unwrap_err().to_string();
     assert!(
         error(&[4, 0, 0, 0, 11, 0, 0, 0]).contains("4 bytes"),
         "shorter than a head"
     );
-    assert!(error(&[5, 0, 0, 0, 4, 0, 0, 0, 0]).contains("Data frame without a stream"));
+    assert!(error(&[5, 0, 0, 0, 4, 0, 0, 0, 0]).contains("Data frame on stream 0"));
     assert!(error(&[6, 0, 0, 0, 4, 1, 0, 0, 0, 1]).contains("Data frame whose payload of 1 bytes"));
     assert!(error(b"\x09\0\0\0\x01\0\0\0\0HTTP").contains("magic"));
-    // Two tokens promised, one there; a call longer than the frame.
+    // Two tokens announced and one present; a call longer than the frame.
     assert!(error(&[17, 0, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0]).contains("Open"));
     assert!(error(&[9, 0, 0, 0, 3, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).contains("Open"));
 }

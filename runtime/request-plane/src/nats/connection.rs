@@ -1,4 +1,4 @@
-//! What the two halves of a connection share: what has arrived, and how far either direction is.
+//! What the two halves of a connection share: the bytes that have arrived, and the state of both directions.
 
 use std::{
     collections::VecDeque,
@@ -20,18 +20,18 @@ use tokio::io::ReadBuf;
 
 use super::{
     flow::{Broken, Receiving, Sending},
-    message::{self, Content, NotUnderstood},
+    message::{self, Content, InvalidMessage},
     outage::{GRACE, outage},
 };
 
-/// The two ends of a connection, as agreed.
+/// The identity of a connection, on which both sides agree.
 #[derive(Debug)]
 pub(super) struct Ends {
-    /// Chosen by the worker.
+    /// The connection's number, chosen by the worker.
     pub(super) connection: u64,
-    /// Where this side reads.
+    /// The subject that this side reads.
     pub(super) own: Subject,
-    /// Where the other side reads.
+    /// The subject that the other side reads.
     pub(super) peer: Subject,
 }
 
@@ -40,22 +40,22 @@ pub(super) struct Ends {
 pub(super) enum Fault {
     #[error(transparent)]
     Broken(#[from] Broken),
-    #[error("a message over NATS is not understood: {0}")]
-    NotUnderstood(#[from] NotUnderstood),
+    #[error("a message over NATS is invalid: {0}")]
+    InvalidMessage(#[from] InvalidMessage),
     #[error("the other side reset the connection over NATS: {0}")]
     Reset(String),
-    #[error("the other side is gone: nobody listens to it on NATS any more")]
+    #[error("the other side is gone: its NATS subscription has ended")]
     Gone,
-    #[error("NATS is away: {0}")]
-    Away(String),
-    #[error("NATS' client gave up: {0}")]
+    #[error("NATS is down: {0}")]
+    NatsDown(String),
+    #[error("the NATS client failed: {0}")]
     Client(String),
 }
 
 impl Fault {
-    /// Whether the other side is still there, and does not know.
-    pub(super) fn is_news(&self) -> bool {
-        matches!(self, Self::Broken(_) | Self::NotUnderstood(_))
+    /// Whether this side must send a Reset, because the other side is present and has not noticed the fault.
+    pub(super) fn needs_reset(&self) -> bool {
+        matches!(self, Self::Broken(_) | Self::InvalidMessage(_))
     }
 }
 
@@ -65,7 +65,8 @@ impl From<PublishError> for Fault {
     }
 }
 
-/// The tasks that read and write. What arrives may concern either, and either may be the one that takes it.
+/// The wakers of the tasks that read and write. Either task may take a message that arrives, and the message may concern
+/// the other task, so both are woken.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
     pub(super) reader: AtomicWaker,
@@ -79,22 +80,22 @@ impl Wake for Tasks {
     }
 }
 
-/// A connection's state, to be locked by its halves.
+/// A connection's state. Its halves share it behind a lock.
 pub(super) struct NatsByteStream {
     ends: Ends,
     incoming: Subscriber,
     outage: Pin<Box<dyn Future<Output = String> + Send>>,
     sending: Sending,
     receiving: Receiving,
-    /// What has arrived, in order; a window and a message at most.
+    /// The data that has arrived and is not read, in order: at most a window and a message.
     unread: VecDeque<Bytes>,
-    /// The other side sends no more.
+    /// Whether the other side has sent Close.
     is_closed: bool,
     fault: Option<Fault>,
 }
 
 impl NatsByteStream {
-    /// `incoming` is subscribed to `ends.own`; `window` is the other side's.
+    /// `incoming` is a subscription to `ends.own`, and `window` the window that the other side gave.
     pub(super) fn new(nats: &NatsConnection, ends: Ends, incoming: Subscriber, window: u32) -> Self {
         Self {
             ends,
@@ -116,14 +117,14 @@ impl NatsByteStream {
         self.fault.as_ref()
     }
 
-    /// Takes all that has arrived. `tasks` is woken when there is more.
+    /// Takes all messages that have arrived. `tasks` is woken when more arrive.
     pub(super) fn receive(&mut self, tasks: &Waker) {
         if self.fault.is_some() {
             return;
         }
         self.fault = self.take_arrived(&mut Context::from_waker(tasks)).err();
         if self.fault.is_some() {
-            // The half that did not find it has nothing else to wake it.
+            // Nothing else wakes the half that did not find the fault.
             tasks.wake_by_ref();
         }
     }
@@ -133,7 +134,7 @@ impl NatsByteStream {
             self.take(message.ok_or_else(|| Fault::Client("its subscription ended".into()))?)?;
         }
         match self.outage.poll_unpin(cx) {
-            Poll::Ready(reason) => Err(Fault::Away(reason)),
+            Poll::Ready(reason) => Err(Fault::NatsDown(reason)),
             Poll::Pending => Ok(()),
         }
     }
@@ -144,7 +145,7 @@ impl NatsByteStream {
         }
         let message = message::decode(message.payload)?;
         if message.connection != self.ends.connection {
-            // A second process of the worker's name accepted as well: it was too late.
+            // A second process with the worker's name sent an Accept too, and later.
             return Ok(());
         }
         if let Content::Reset(reason) = message.content {
@@ -163,7 +164,7 @@ impl NatsByteStream {
         Ok(())
     }
 
-    /// Moves what has arrived into `into`, as much as it holds: one read finds what several messages brought.
+    /// Copies data into `into`, as much as it holds, so that one read returns the data of several messages.
     pub(super) fn read(&mut self, into: &mut ReadBuf<'_>) {
         while let Some(bytes) = self.unread.front_mut() {
             let length = bytes.len().min(into.remaining());
@@ -177,7 +178,7 @@ impl NatsByteStream {
         }
     }
 
-    /// What follows the last byte read: nothing yet, an end of file, or the fault.
+    /// What follows the last byte that has arrived: nothing yet, an end of file, or the fault.
     pub(super) fn poll_end(&self) -> Poll<Result<(), Fault>> {
         match &self.fault {
             _ if self.is_closed => Poll::Ready(Ok(())),
@@ -186,31 +187,31 @@ impl NatsByteStream {
         }
     }
 
-    /// Whether the other side waits to be told what was read.
+    /// Whether credit is due to the other side.
     pub(super) fn owes_credit(&self) -> bool {
         self.receiving.owes_credit()
     }
 
-    /// Whether the other side takes data now.
+    /// Whether the window of the other side has room for data.
     pub(super) fn has_room(&self) -> bool {
         self.sending.has_room()
     }
 
-    /// Tells the other side what was read; the client has a place reserved for it.
+    /// Sends the credit that is due. The caller has reserved a place in the client's queue.
     pub(super) fn send_credit(&mut self, client: &mut Client) -> Result<(), Fault> {
         let credit = Content::Credit(self.receiving.take_credit());
         self.send(client, &credit)
     }
 
-    /// Numbers a message and hands it to the client, which has a place reserved for it: both at once, so that
-    /// messages leave in the order of their numbers.
+    /// Numbers a message and passes it to the client, both at once, so that messages leave in the order of their numbers.
+    /// The caller has reserved a place in the client's queue.
     pub(super) fn send(&mut self, client: &mut Client, content: &Content<&[u8]>) -> Result<(), Fault> {
         if let Content::Data(bytes) = content {
             self.sending.sent(bytes.len());
         }
         let message = OutboundMessage {
             subject: self.ends.peer.clone(),
-            // The server tells us here when nobody reads there any more.
+            // The server reports to this subject when the peer's subscription has ended.
             reply: Some(self.ends.own.clone()),
             payload: message::encode(self.ends.connection, self.sending.next_number(), content),
             headers: None,

@@ -1,4 +1,4 @@
-//! The worker's side of a connection's beginning.
+//! Accepts the connections of routers at a worker.
 
 use std::io;
 
@@ -7,14 +7,14 @@ use signalbox_nats::async_nats::{Message, Subject, Subscriber};
 use signalbox_protocol::WorkerId;
 
 use super::{
-    NatsTransport,
     connection::Ends,
     flow::WINDOW_BYTES,
-    message::{self, Content, NotUnderstood},
+    message::{self, Content, InvalidMessage},
     stream::NatsStream,
+    transport::NatsTransport,
 };
 
-/// Takes the routers that connect to one worker.
+/// Listens for routers that connect to one worker.
 #[derive(Debug)]
 pub(crate) struct NatsListener {
     transport: NatsTransport,
@@ -23,7 +23,7 @@ pub(crate) struct NatsListener {
 }
 
 impl NatsListener {
-    /// Listens from now on; while NATS is away, from when it is back.
+    /// Starts to listen. While NATS is down, the listener starts once NATS is back.
     pub(crate) async fn bind(transport: NatsTransport, worker: WorkerId) -> io::Result<Self> {
         let subject = transport.subject(&worker);
         let client = transport.nats.client();
@@ -43,12 +43,12 @@ impl NatsListener {
         &self.transport
     }
 
-    /// The next router's connection. Dropping the future loses at most a router that is connecting right now, as it
-    /// will notice.
+    /// The next router's connection. Dropping the future loses at most the connection of a router that connects right
+    /// now, which that router notices.
     pub(crate) async fn accept(&mut self) -> io::Result<NatsStream> {
         loop {
             let Some(message) = self.incoming.next().await else {
-                tracing::error!(worker.id = %self.worker, "the client of NATS has stopped: no router is heard any more");
+                tracing::error!(worker.id = %self.worker, "the NATS client has stopped: no router can connect any more");
                 return std::future::pending().await;
             };
             let Message {
@@ -61,7 +61,7 @@ impl NatsListener {
             };
             match message::decode(payload).map(|message| message.content) {
                 Ok(Content::Connect { window }) => return self.agree(peer, window).await,
-                Ok(_) => tracing::debug!(%peer, "a message that is no Connect was skipped"),
+                Ok(_) => tracing::debug!(%peer, "skipped a message that is not a Connect"),
                 Err(reason) => {
                     tracing::warn!(%peer, %reason, "refused a router over NATS");
                     self.refuse(peer, &reason).await?;
@@ -90,8 +90,8 @@ impl NatsListener {
         Ok(NatsStream::new(&self.transport.nats, ends, incoming, window))
     }
 
-    async fn refuse(&self, peer: Subject, reason: &NotUnderstood) -> io::Result<()> {
-        let reset = Content::<&[u8]>::Reset(format!("its Connect is not understood: {reason}"));
+    async fn refuse(&self, peer: Subject, reason: &InvalidMessage) -> io::Result<()> {
+        let reset = Content::<&[u8]>::Reset(format!("the Connect is invalid: {reason}"));
         let client = self.transport.nats.client();
         client
             .publish(peer, message::encode(0, 0, &reset))

@@ -1,14 +1,14 @@
 //! The bytes of the transport's NATS messages.
 //!
-//! A u8 version, a u8 kind, the connection as u64, the message's number as u64, then a payload by kind. Integers are
-//! little-endian, as in the frames that these messages carry.
+//! A message is a u8 version, a u8 kind, the connection as u64, the message's number as u64, then a payload that depends
+//! on the kind. Integers are little-endian, as in the frames that the messages carry.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// The version of the transport this build speaks.
+/// The version of the transport that this build supports.
 pub(super) const VERSION: u8 = 1;
 
-/// What comes before the payload.
+/// Bytes before the payload.
 pub(super) const HEADER_BYTES: usize = 18;
 
 const CONNECT: u8 = 1;
@@ -18,54 +18,54 @@ const CREDIT: u8 = 4;
 const CLOSE: u8 = 5;
 const RESET: u8 = 6;
 
-/// One message as it arrived.
+/// A message that arrived.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Message {
-    /// Chosen by the worker in its Accept; 0 in a Connect.
+    /// The connection's number, chosen by the worker in its Accept; 0 in a Connect.
     pub(super) connection: u64,
-    /// Counts a direction's messages from 1; Connect and Accept are 0.
+    /// The message's number within its direction, from 1; 0 in Connect and Accept.
     pub(super) number: u64,
     pub(super) content: Content<Bytes>,
 }
 
-/// What a message says. `B` holds the bytes: borrowed to be sent, owned when they arrived.
+/// The content of a message. `B` is the type of its bytes: borrowed in a message to send, owned in one that arrived.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Content<B> {
-    /// A router asks for a connection; what it sends may be answered at the message's reply subject.
+    /// A router requests a connection. It reads the message's reply subject.
     Connect { window: u32 },
-    /// The worker agrees, and reads at the message's reply subject.
+    /// The worker accepts the connection. It reads the message's reply subject.
     Accept { window: u32 },
-    /// The next bytes.
+    /// The next bytes of the stream.
     Data(B),
-    /// So much was read: as much more may be sent.
+    /// The receiver may send this many more bytes.
     Credit(u32),
-    /// Nothing follows.
+    /// The sender sends no more data.
     Close,
-    /// The connection is broken, or refused, for this reason.
+    /// Why the connection is broken or refused.
     Reset(String),
-    /// Of a later version, which says it can be skipped.
+    /// A kind of a later version, which receivers may skip.
     Unknown,
 }
 
-/// A message of another shape.
+/// Why a message is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum NotUnderstood {
-    #[error("it has {0} bytes, where the header has {HEADER_BYTES}")]
+pub(super) enum InvalidMessage {
+    #[error("it has {0} bytes; the header alone takes {HEADER_BYTES}")]
     Header(usize),
-    #[error("it is of version {0} of the NATS transport, where this side speaks {VERSION}")]
+    #[error("it has version {0} of the NATS transport; this side supports version {VERSION}")]
     Version(u8),
-    #[error("its kind {kind} has no payload of {bytes} bytes")]
+    #[error("its kind {kind} cannot have a payload of {bytes} bytes")]
     Payload { kind: u8, bytes: usize },
 }
 
-/// The message's bytes.
+/// Encodes a message.
 pub(super) fn encode<B: AsRef<[u8]>>(connection: u64, number: u64, content: &Content<B>) -> Bytes {
     let payload: &[u8] = match content {
         Content::Data(bytes) => bytes.as_ref(),
         Content::Reset(reason) => reason.as_bytes(),
         _ => &[],
     };
-    // A number at most, where it is not bytes.
+    // A payload that is not bytes is at most one u32.
     let mut message = BytesMut::with_capacity(HEADER_BYTES + payload.len().max(4));
     message.put_u8(VERSION);
     message.put_u8(match content {
@@ -87,33 +87,33 @@ pub(super) fn encode<B: AsRef<[u8]>>(connection: u64, number: u64, content: &Con
     message.freeze()
 }
 
-/// Reads a message. Bytes behind a number are skipped, as a later version's.
-pub(super) fn decode(mut bytes: Bytes) -> Result<Message, NotUnderstood> {
+/// Decodes a message. Bytes behind the number of a payload are skipped: a later version may send them.
+pub(super) fn decode(mut bytes: Bytes) -> Result<Message, InvalidMessage> {
     if bytes.len() < HEADER_BYTES {
-        return Err(NotUnderstood::Header(bytes.len()));
+        return Err(InvalidMessage::Header(bytes.len()));
     }
     let version = bytes.get_u8();
     if version != VERSION {
-        return Err(NotUnderstood::Version(version));
+        return Err(InvalidMessage::Version(version));
     }
     let kind = bytes.get_u8();
     let (connection, number) = (bytes.get_u64_le(), bytes.get_u64_le());
-    let one_number = |mut bytes: Bytes| {
-        let wrong = NotUnderstood::Payload {
+    let read_u32 = |mut bytes: Bytes| {
+        let error = InvalidMessage::Payload {
             kind,
             bytes: bytes.len(),
         };
-        bytes.try_get_u32_le().map_err(|_| wrong)
+        bytes.try_get_u32_le().map_err(|_| error)
     };
     let content = match kind {
         CONNECT => Content::Connect {
-            window: one_number(bytes)?,
+            window: read_u32(bytes)?,
         },
         ACCEPT => Content::Accept {
-            window: one_number(bytes)?,
+            window: read_u32(bytes)?,
         },
         DATA => Content::Data(bytes),
-        CREDIT => Content::Credit(one_number(bytes)?),
+        CREDIT => Content::Credit(read_u32(bytes)?),
         CLOSE => Content::Close,
         RESET => Content::Reset(String::from_utf8_lossy(&bytes).into_owned()),
         _ => Content::Unknown,
@@ -145,19 +145,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sent_is_what_arrives(connection: u64, number: u64, content in content()) {
+        fn an_encoded_message_decodes_to_itself(connection: u64, number: u64, content in content()) {
             let message = Message { connection, number, content };
             prop_assert_eq!(decode(encode(connection, number, &message.content)).unwrap(), message);
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+        fn any_bytes_decode_or_are_refused(bytes: Vec<u8>) {
             let _ = decode(bytes.into());
         }
     }
 
     #[test]
-    fn each_byte_is_where_the_readme_says() {
+    fn the_layout_is_that_of_the_readme() {
         let data = encode(0x0102, 3, &Content::Data(b"hi"));
         assert_eq!(data[..], *b"\x01\x03\x02\x01\0\0\0\0\0\0\x03\0\0\0\0\0\0\0hi");
         let credit = encode(1, 2, &Content::<Bytes>::Credit(256));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_and_short_messages_are_named() {
+    fn errors_name_other_versions_and_short_messages() {
         let mut bytes = encode(1, 1, &Content::<Bytes>::Credit(1)).to_vec();
         bytes.truncate(20);
         let refused = decode(bytes.clone().into()).unwrap_err().to_string();
@@ -174,8 +174,8 @@ mod tests {
             "{refused}"
         );
         bytes[0] = 9;
-        assert_eq!(decode(bytes.clone().into()), Err(NotUnderstood::Version(9)));
+        assert_eq!(decode(bytes.clone().into()), Err(InvalidMessage::Version(9)));
         bytes.truncate(17);
-        assert_eq!(decode(bytes.into()), Err(NotUnderstood::Header(17)));
+        assert_eq!(decode(bytes.into()), Err(InvalidMessage::Header(17)));
     }
 }

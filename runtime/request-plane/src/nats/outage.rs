@@ -1,15 +1,15 @@
-//! How long NATS may be away before its connections count as lost.
+//! Detects an outage of NATS that is long enough to end the connections over it.
 
 use std::time::Duration;
 
 use signalbox_protocol::{PlaneState, PlaneStatus};
 use tokio::{sync::watch, time::timeout};
 
-/// A server that is back within this time costs only the connections of which it lost a message. Any longer, and
-/// requests had better go elsewhere.
+/// An outage within this time ends only the connections that lost a message. After a longer one, requests should go to
+/// other workers.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
 
-/// Ends with the reason once NATS has been away for `grace`.
+/// Returns the reason once NATS has been down for `grace`.
 pub(super) async fn outage(mut status: watch::Receiver<PlaneStatus>, grace: Duration) -> String {
     loop {
         let down = status.wait_for(|status| status.state != PlaneState::Up);
@@ -39,13 +39,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_absence_ends_with_its_reason_after_the_grace() {
+    async fn an_outage_is_reported_with_its_reason_after_the_grace() {
         let (_sender, status) = watch::channel(down());
         assert_eq!(outage(status, Duration::from_millis(1)).await, "gone");
     }
 
     #[tokio::test]
-    async fn an_absence_within_the_grace_is_forgiven() {
+    async fn an_outage_within_the_grace_is_ignored() {
         let (sender, status) = watch::channel(PlaneStatus::in_process("nats"));
         let mut ends = Box::pin(outage(status, Duration::from_secs(3600)));
         for _ in 0..3 {
@@ -56,6 +56,9 @@ mod tests {
         }
         assert!((&mut ends).now_or_never().is_none());
         drop(sender);
-        assert!(ends.now_or_never().is_some(), "it was watched all the time");
+        assert!(
+            ends.now_or_never().is_some(),
+            "the status was watched all the time"
+        );
     }
 }

@@ -1,7 +1,7 @@
-//! A connection as a duplex byte stream.
+//! A connection over NATS as a duplex byte stream.
 //!
-//! No task of its own: whichever half is polled takes what arrived, the reader gives credit for what it has read,
-//! and the writer hands messages to NATS' client.
+//! The stream has no task of its own. Each half takes the messages that have arrived when it is polled. The reader returns
+//! credit for the bytes it has read, and the writer passes messages to the NATS client.
 
 use std::{
     io,
@@ -26,22 +26,22 @@ use super::{
     message::{Content, HEADER_BYTES},
 };
 
-/// A message with its header has at most this many bytes: a quarter of what NATS servers take by default, so that
-/// messages of other clients pass between.
+/// Largest message in bytes, header included: a quarter of what NATS servers accept by default, so that messages of other
+/// clients pass in between.
 const MAX_MESSAGE_BYTES: usize = 256 << 10;
 
-/// A connection with both its directions.
+/// Both directions of a connection.
 #[derive(Debug)]
 pub(crate) struct NatsStream {
     pub(crate) read: Box<NatsReadHalf>,
     pub(crate) write: Box<NatsWriteHalf>,
 }
 
-/// What arrives.
+/// The incoming direction.
 #[derive(Debug)]
 pub(crate) struct NatsReadHalf(Half);
 
-/// What is sent. Each write is a message, so what is ready together should be written together.
+/// The outgoing direction. Each write is a message, so bytes that are ready together should be written together.
 #[derive(Debug)]
 pub(crate) struct NatsWriteHalf {
     half: Half,
@@ -49,19 +49,20 @@ pub(crate) struct NatsWriteHalf {
     is_shut: bool,
 }
 
-/// One half's hold of the connection.
+/// What each half has of the connection.
 #[derive(Debug)]
 struct Half {
     connection: Arc<Mutex<NatsByteStream>>,
     tasks: Arc<Tasks>,
     /// Wakes `tasks`.
     waker: Waker,
-    /// Each half's own: a place in the client's queue is reserved through it.
+    /// A clone for this half alone, because a place in the client's queue is reserved through a clone.
     client: Client,
 }
 
 impl NatsStream {
-    /// The connection that was agreed on; `incoming` is subscribed to `ends.own`, `window` the other side's.
+    /// The stream of an accepted connection. `incoming` is a subscription to `ends.own`, and `window` the window that the
+    /// other side gave.
     pub(super) fn new(nats: &NatsConnection, ends: Ends, incoming: Subscriber, window: u32) -> Self {
         let connection = Arc::new(Mutex::new(NatsByteStream::new(nats, ends, incoming, window)));
         let tasks = Arc::new(Tasks::default());
@@ -77,14 +78,14 @@ impl NatsStream {
             read: Box::new(NatsReadHalf(half())),
             write: Box::new(NatsWriteHalf {
                 half: half(),
-                // A server that takes no more than a header refuses messages, with its reason.
+                // At least 1: a server whose limit is below a header refuses each message with its own error.
                 max_payload: max_message.saturating_sub(HEADER_BYTES).max(1),
                 is_shut: false,
             }),
         }
     }
 
-    /// The other side, for logs.
+    /// The other side's subject, for logs.
     pub(crate) fn peer(&self) -> String {
         self.read.0.connection.lock().ends().peer.to_string()
     }
@@ -132,21 +133,21 @@ impl NatsWriteHalf {
         if !connection.has_room() {
             return Poll::Pending;
         }
-        // Asked for only when it is used at once: places in the client's queue are few.
+        // Reserved only right before use, because the client's queue has few places.
         ready!(half.client.poll_ready_unpin(cx))?;
         let sent = bytes.len().min(self.max_payload);
         connection.send(&mut half.client, &Content::Data(&bytes[..sent]))?;
         Poll::Ready(Ok(sent))
     }
 
-    /// The last message: nothing follows, or what is wrong.
+    /// Sends the last message: Close, or Reset with the fault.
     fn poll_last(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         let half = &mut self.half;
         let mut connection = half.connection.lock();
         let last = match connection.fault() {
             _ if self.is_shut => return Poll::Ready(Ok(())),
             None => Content::Close,
-            Some(fault) if fault.is_news() => Content::Reset(fault.to_string()),
+            Some(fault) if fault.needs_reset() => Content::Reset(fault.to_string()),
             Some(_) => return Poll::Ready(Ok(())),
         };
         ready!(half.client.poll_ready_unpin(cx))?;
@@ -163,7 +164,7 @@ impl AsyncWrite for NatsWriteHalf {
         self.get_mut().poll_send(cx, bytes).map_err(Into::into)
     }
 
-    /// NATS' client writes what it is given without being asked.
+    /// The NATS client writes its messages without a flush.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -174,7 +175,8 @@ impl AsyncWrite for NatsWriteHalf {
 }
 
 impl Drop for NatsWriteHalf {
-    /// Tries once: where the client has no room the other side learns of it from the server or by its pings.
+    /// Tries once to send the last message. If the client has no room, the other side notices the loss by the server's
+    /// report or by its pings.
     fn drop(&mut self) {
         let _ = unconstrained(std::future::poll_fn(|cx| self.poll_last(cx))).now_or_never();
     }

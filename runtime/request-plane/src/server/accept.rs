@@ -1,17 +1,17 @@
-//! Takes connections, as many as allowed.
+//! Accepts connections, up to the limit.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use signalbox_protocol::{ErrorKind, WireError};
 use tokio::net::TcpListener;
 
-use super::{connection, greeting::farewell, state::ServerState};
+use super::{handshake::refuse, serve::serve, state::ServerState};
 use crate::{nats::NatsListener, stream::Stream};
 
-/// Pause after a failed accept, which mostly means that file descriptors ran out: trying at once would spin.
+/// Pause after a failed accept, which mostly means that file descriptors ran out. Without a pause the task would spin.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
-/// Where routers come from.
+/// The source of routers' connections.
 #[derive(Debug)]
 pub(super) enum Listener {
     Tcp {
@@ -22,7 +22,7 @@ pub(super) enum Listener {
 }
 
 impl Listener {
-    /// The next router, and what to call it in logs.
+    /// The next router's connection, and the router's address for logs.
     async fn accept(&mut self) -> io::Result<(Stream, String)> {
         match self {
             Self::Tcp { listener, .. } => {
@@ -49,7 +49,7 @@ pub(super) async fn accept(mut listener: Listener, server: Arc<ServerState>) {
         match accepted {
             Ok((socket, peer)) => admit(socket, peer, &server),
             Err(error) => {
-                tracing::warn!(%error, "a router's connection was not accepted");
+                tracing::warn!(%error, "accepting a router's connection failed");
                 tokio::time::sleep(AFTER_FAILURE).await;
             }
         }
@@ -58,18 +58,18 @@ pub(super) async fn accept(mut listener: Listener, server: Arc<ServerState>) {
 
 fn admit(socket: Stream, peer: String, server: &Arc<ServerState>) {
     let limit = server.config.max_connections;
-    if let Ok(room) = server.room.clone().try_acquire_owned() {
-        let shared_too = server.clone();
+    if let Ok(permit) = server.connection_permits.clone().try_acquire_owned() {
+        let state = server.clone();
         server.tasks.spawn(async move {
-            connection::serve(socket, peer, shared_too).await;
-            drop(room);
+            serve(socket, peer, state).await;
+            drop(permit);
         });
-    } else if let Ok(refusal) = server.refusals.clone().try_acquire_owned() {
-        tracing::warn!(%peer, limit, "refused a router's connection: all are in use");
+    } else if let Ok(permit) = server.refusal_permits.clone().try_acquire_owned() {
+        tracing::warn!(%peer, limit, "refused a router's connection: the limit is reached");
         server.tasks.spawn(async move {
-            let message = format!("the worker holds {limit} connections, as many as it may");
-            farewell(socket, &WireError::new(ErrorKind::Overloaded, message)).await;
-            drop(refusal);
+            let message = format!("the worker has {limit} connections, as many as it allows");
+            refuse(socket, &WireError::new(ErrorKind::Overloaded, message)).await;
+            drop(permit);
         });
     }
 }

@@ -1,49 +1,30 @@
-//! How a call is answered.
+//! How a worker answers calls.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use signalbox_protocol::{ErrorKind, StreamSummary, WireError};
-use tokio::sync::Notify;
 
 use super::{
-    connection::RouterConnection,
+    router_connection::RouterConnection,
     send_queue::{Ending, Offer},
+    stream_signal::{CallerGone, StreamSignal},
 };
-use crate::frame::MAX_PIECE_BYTES;
+use crate::{call_parts::CallParts, frame::MAX_PIECE_BYTES};
 
-/// Answers one call. Dropped without `end` or `fail`, it fails the stream as internal.
+/// The worker's code that answers calls.
+pub trait CallHandler: Send + Sync + 'static {
+    /// Takes a call. Must not block, because it runs in the task that reads the connection. Answers through `responder`,
+    /// now or later, from any thread.
+    fn call(&self, parts: CallParts, responder: Responder);
+}
+
+/// Answers one call. A responder dropped without `end` or `fail` fails the stream with an internal error.
 #[derive(Debug)]
 pub struct Responder {
     connection: Arc<RouterConnection>,
     stream: u32,
     signal: Arc<StreamSignal>,
     answered: bool,
-}
-
-/// The stream is cancelled, its connection gone, or its backlog over the bound: stop working for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the caller is gone")]
-pub struct CallerGone;
-
-/// What a stream's responder must learn from its connection.
-#[derive(Debug, Default)]
-pub(super) struct StreamSignal {
-    cancelled: AtomicBool,
-    /// Cancelled, or room for another piece.
-    changed: Notify,
-}
-
-impl StreamSignal {
-    pub(super) fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
-    }
-
-    pub(super) fn wake(&self) {
-        self.changed.notify_waiters();
-    }
 }
 
 impl Responder {
@@ -56,14 +37,14 @@ impl Responder {
         }
     }
 
-    /// Queues a piece without waking the writer; [`Self::flush`] does. Lets one engine step write all its sequences
-    /// in one go. Beyond what the router has room for, pieces are kept up to
+    /// Queues a piece and does not wake the writer; [`Self::flush`] does. So the pieces of all sequences of an engine
+    /// step leave in one write. Pieces beyond the stream's window are kept, up to
     /// [`ServerConfig::stream_backlog_bytes`](super::ServerConfig::stream_backlog_bytes).
     ///
-    /// `tokens` is the number of tokens the piece stands for. A piece over [`MAX_PIECE_BYTES`] is cut.
+    /// `tokens` is the number of tokens in the piece. A piece over [`MAX_PIECE_BYTES`] is cut.
     ///
     /// # Errors
-    /// Nobody waits for the answer any more, or the router reads it too slowly and has been told so.
+    /// The caller is gone, or reads the answer too slowly; in the latter case the stream has failed as overloaded.
     pub fn queue(&self, tokens: u32, bytes: &[u8]) -> Result<(), CallerGone> {
         if self.is_cancelled() {
             return Err(CallerGone);
@@ -73,21 +54,21 @@ impl Responder {
         })
     }
 
-    /// Has everything queued on this call's connection written. Where nothing is, it costs one atomic read, so it
-    /// may be called for each of a step's sequences.
+    /// Wakes the writer of this call's connection if anything is queued there. If nothing is, a flush costs one atomic
+    /// read, so a step may flush for each of its sequences.
     pub fn flush(&self) {
         self.connection.flush();
     }
 
-    /// Sends a piece and waits until the router has room for it: for bulk answers and watches. A piece over
-    /// [`MAX_PIECE_BYTES`] is cut.
+    /// Waits until the stream's window has room, then sends a piece and flushes: for bulk answers and watches. A piece
+    /// over [`MAX_PIECE_BYTES`] is cut.
     ///
     /// # Errors
-    /// Nobody waits for the answer any more.
+    /// The caller is gone.
     pub async fn send(&self, bytes: &[u8]) -> Result<(), CallerGone> {
         for (_, piece) in cut(0, bytes) {
             loop {
-                let changed = self.signal.changed.notified();
+                let changed = self.signal.changed();
                 match self
                     .connection
                     .queue(|send_queue| send_queue.offer(self.stream, piece))
@@ -102,25 +83,25 @@ impl Responder {
         Ok(())
     }
 
-    /// The answer is whole. Flushes.
+    /// Ends the answer, after the pieces queued already, and flushes.
     pub fn end(mut self, summary: StreamSummary) {
         self.finish(Ending::End(summary));
     }
 
-    /// The answer fails. Flushes; pieces already queued go first.
+    /// Fails the answer, after the pieces queued already, and flushes.
     pub fn fail(mut self, error: WireError) {
         self.finish(Ending::Fail(error));
     }
 
-    /// Whether nobody waits for the answer any more.
+    /// Whether the caller is gone.
     pub fn is_cancelled(&self) -> bool {
-        self.signal.cancelled.load(Ordering::Acquire)
+        self.signal.is_cancelled()
     }
 
-    /// Returns once nobody waits for the answer any more.
+    /// Returns once the caller is gone.
     pub async fn cancelled(&self) {
         loop {
-            let changed = self.signal.changed.notified();
+            let changed = self.signal.changed();
             if self.is_cancelled() {
                 return;
             }
@@ -139,13 +120,14 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         if !self.answered {
-            let message = "The worker gave up the request without an answer; this is a defect of the worker.";
+            let message = "the worker dropped the request without an answer, which is a defect of the worker";
             self.finish(Ending::Fail(WireError::new(ErrorKind::Internal, message)));
         }
     }
 }
 
-/// Parts of at most [`MAX_PIECE_BYTES`]. The tokens count with the last one: then all their bytes are there.
+/// Cuts a piece into parts of at most [`MAX_PIECE_BYTES`]. The last part carries the tokens, because their bytes are
+/// complete only with that part.
 fn cut(tokens: u32, bytes: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     let last = bytes.len().saturating_sub(1) / MAX_PIECE_BYTES;
     (0..=last).map(move |part| {

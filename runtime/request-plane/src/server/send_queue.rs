@@ -1,4 +1,4 @@
-//! What one connection has still to write, and the streams it belongs to; without the socket.
+//! The send queue of one connection: its output, its streams and their windows, without the socket.
 
 #[cfg(test)]
 mod tests;
@@ -11,29 +11,30 @@ use signalbox_protocol::{ErrorKind, StreamSummary, WireError};
 use tokio_util::codec::Encoder;
 
 use super::{
-    responder::{CallerGone, StreamSignal},
-    state::GeneratingGuard,
+    generating::GeneratingGuard,
+    stream_signal::{CallerGone, StreamSignal},
 };
 use crate::{
     frame::{self, Frame, FrameCodec, piece_cost},
     hello::WINDOW_BYTES,
 };
 
-/// Pieces are framed while less than this waits to be written; beyond it they wait with their stream, so that a
-/// blocked socket holds this much and one piece, not every stream's window.
+/// The output is full at this many bytes: pieces then wait in their stream's backlog. So a blocked socket holds this much
+/// and one piece, not the window of every stream.
 const FULL_BYTES: usize = 1 << 20;
 
-/// Where control frames alone have filled the output this far, the router sends and does not read.
+/// Only control frames fill the output this far, and only while the router sends frames and reads none.
 const NOT_READING_BYTES: usize = 4 << 20;
 
-/// What one connection has still to write.
+/// The output of one connection, and its streams.
 #[derive(Debug)]
 pub(super) struct SendQueue {
+    /// Framed bytes that wait for the writer.
     out: BytesMut,
     streams: HashMap<u32, OutStream>,
-    /// Streams that could send if `out` were not full, in the order they will.
+    /// Streams that have window and wait for room in `out`, in the order of their turns.
     waiting: VecDeque<u32>,
-    /// Whose responders are to be woken once the send_queue is unlocked.
+    /// Signals to wake once the send queue is unlocked.
     woken: Vec<Arc<StreamSignal>>,
     window: i64,
     backlog_bytes: usize,
@@ -44,7 +45,7 @@ pub(super) struct SendQueue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// No stream is left; what is queued is still written.
+    /// The streams are cancelled; the output is still written.
     Finishing,
     Closed,
 }
@@ -52,13 +53,16 @@ enum Phase {
 #[derive(Debug)]
 struct OutStream {
     signal: Arc<StreamSignal>,
-    /// Bytes the router has room for; one piece may take it below zero.
+    /// Bytes that may still be sent to the router; one piece may take it below zero.
     window: i64,
+    /// Pieces that wait for window or for room in the output, each with its tokens.
     backlog: VecDeque<(u32, Bytes)>,
     backlog_bytes: usize,
-    /// Follows the backlog.
+    /// Sent after the backlog.
     ending: Option<Ending>,
+    /// Whether the stream is in `SendQueue::waiting`.
     is_waiting: bool,
+    /// Whether the responder waits until it can offer a piece again.
     sender_waits: bool,
     _generating: Option<GeneratingGuard>,
 }
@@ -70,30 +74,31 @@ pub(super) enum Ending {
     Fail(WireError),
 }
 
-/// What became of a piece offered.
+/// The result of an offered piece.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Offer {
     Taken,
-    /// The stream's signal tells when to offer it again.
+    /// The piece was not taken. The stream's signal is woken when it can be offered again.
     NoRoom,
+    /// The caller is gone.
     Gone,
 }
 
 /// Why a stream was not opened.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum OpenError {
-    /// The router broke the protocol.
+    /// The number is in use, so the router breaks the protocol.
     InUse,
-    /// This stream fails.
+    /// The connection has as many streams as allowed.
     Full { limit: usize },
 }
 
-/// What the writer is to do.
+/// What the writer does next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Output {
     Write,
     Wait,
-    /// Nothing will come any more.
+    /// No more output will come.
     Finished,
 }
 
@@ -111,7 +116,7 @@ impl SendQueue {
         }
     }
 
-    /// A router opens a stream.
+    /// Opens a stream for a router.
     pub(super) fn open(
         &mut self,
         stream: u32,
@@ -140,7 +145,7 @@ impl SendQueue {
         Ok(signal)
     }
 
-    /// A piece that is sent as soon as there is room for it.
+    /// Queues a piece, which is sent as soon as there is room for it.
     pub(super) fn queue(&mut self, stream: u32, tokens: u32, bytes: &[u8]) -> Result<(), CallerGone> {
         let slot = self
             .streams
@@ -157,7 +162,7 @@ impl SendQueue {
             let error = WireError::new(
                 ErrorKind::Overloaded,
                 format!(
-                    "The client reads too slowly: more than {} bytes of its answer wait.",
+                    "the client reads too slowly: more than {} bytes of its answer wait",
                     self.backlog_bytes
                 ),
             );
@@ -171,7 +176,7 @@ impl SendQueue {
         Ok(())
     }
 
-    /// A piece that is sent now or not at all.
+    /// Sends a piece now or does not take it.
     pub(super) fn offer(&mut self, stream: u32, bytes: &[u8]) -> Offer {
         let Some(slot) = self.streams.get_mut(&stream).filter(|slot| slot.ending.is_none()) else {
             return Offer::Gone;
@@ -186,7 +191,7 @@ impl SendQueue {
         Offer::NoRoom
     }
 
-    /// The answer ends, after what it has queued.
+    /// Ends a stream, after its queued pieces.
     pub(super) fn finish(&mut self, stream: u32, ending: Ending) {
         if let Some(slot) = self.streams.get_mut(&stream) {
             slot.ending.get_or_insert(ending);
@@ -194,7 +199,7 @@ impl SendQueue {
         }
     }
 
-    /// Moves what a stream has waiting towards the socket, as far as its window and the output allow.
+    /// Moves a stream's backlog to the output, as far as the stream's window and the output allow.
     fn advance(&mut self, stream: u32) {
         let Some(slot) = self.streams.get_mut(&stream) else {
             return;
@@ -229,7 +234,7 @@ impl SendQueue {
         }
     }
 
-    /// The router has read so much of a stream. Credit for a stream that has ended crossed its end.
+    /// Adds credit to a stream's window. Credit for an unknown stream crossed the stream's end and is ignored.
     pub(super) fn credit(&mut self, stream: u32, bytes: u32) {
         if let Some(slot) = self.streams.get_mut(&stream) {
             slot.window = (slot.window + i64::from(bytes)).min(i64::from(*WINDOW_BYTES.end()));
@@ -237,7 +242,7 @@ impl SendQueue {
         }
     }
 
-    /// The router wants no more of a stream.
+    /// Cancels a stream for the router.
     pub(super) fn cancel(&mut self, stream: u32) {
         if let Some(slot) = self.streams.remove(&stream) {
             slot.signal.cancel();
@@ -245,7 +250,7 @@ impl SendQueue {
         }
     }
 
-    /// Fails a stream that was never opened.
+    /// Fails a stream that was not opened.
     pub(super) fn refuse(&mut self, stream: u32, error: WireError) {
         self.put_ending(stream, Ending::Fail(error));
     }
@@ -253,22 +258,19 @@ impl SendQueue {
     fn put_ending(&mut self, stream: u32, ending: Ending) {
         self.put(match ending {
             Ending::End(summary) => Frame::End { stream, summary },
-            Ending::Fail(error) => Frame::Fail {
-                stream,
-                json: error_json(&error),
-            },
+            Ending::Fail(error) => Frame::fail(stream, &error),
         });
     }
 
     /// Queues a control frame.
     pub(super) fn put(&mut self, frame: Frame) {
         if self.phase == Phase::Open {
-            // Control frames are small, so no limit applies.
+            // A control frame is smaller than any limit, so encoding cannot fail.
             let _ = FrameCodec::new(usize::MAX).encode(frame, &mut self.out);
         }
     }
 
-    /// Bytes that wait because the router does not read what control frames answer; `None` while it does.
+    /// The number of bytes that wait if the router sends frames and does not read the answers; `None` otherwise.
     pub(super) fn unread(&self) -> Option<usize> {
         (self.out.len() > NOT_READING_BYTES).then_some(self.out.len())
     }
@@ -277,7 +279,7 @@ impl SendQueue {
         !self.out.is_empty()
     }
 
-    /// Swaps what is to be written into `into`, which is empty.
+    /// Swaps the output into `into`, which is empty.
     pub(super) fn take(&mut self, into: &mut BytesMut) -> Output {
         while self.out.len() < FULL_BYTES
             && let Some(stream) = self.waiting.pop_front()
@@ -298,14 +300,11 @@ impl SendQueue {
         Output::Write
     }
 
-    /// Cancels every stream and takes nothing more; what is framed already is still to be written, and `last` with
-    /// it.
-    pub(super) fn finish_all(&mut self, last: Option<&WireError>) {
-        if let Some(error) = last {
-            self.put(Frame::Fail {
-                stream: 0,
-                json: error_json(error),
-            });
+    /// Cancels every stream and takes nothing more. Bytes framed already are still written, and then `error` as a Fail
+    /// frame on stream 0.
+    pub(super) fn finish_all(&mut self, error: Option<&WireError>) {
+        if let Some(error) = error {
+            self.put(Frame::fail(0, error));
         }
         for (_, slot) in self.streams.drain() {
             slot.signal.cancel();
@@ -317,20 +316,15 @@ impl SendQueue {
         }
     }
 
-    /// The connection is gone.
+    /// Cancels every stream and drops the output, because the connection is gone.
     pub(super) fn close(&mut self) {
         self.finish_all(None);
         self.phase = Phase::Closed;
         self.out = BytesMut::new();
     }
 
-    /// Whose responders to wake, once the lock is released.
+    /// The signals to wake once the lock is released.
     pub(super) fn take_woken(&mut self) -> Vec<Arc<StreamSignal>> {
         mem::take(&mut self.woken)
     }
-}
-
-/// An error for the wire.
-pub(super) fn error_json(error: &WireError) -> Bytes {
-    serde_json::to_vec(error).unwrap_or_default().into()
 }

@@ -1,9 +1,9 @@
-//! What all connections of a server share, and how it leaves.
+//! What all connections of a server share, and how the server drains.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -11,27 +11,27 @@ use std::{
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use signalbox_protocol::WorkerCard;
-use tokio::{
-    sync::{Notify, Semaphore},
-    time::timeout,
-};
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{CallHandler, ServerConfig, connection::RouterConnection};
+use super::{
+    config::ServerConfig, generating::Generating, responder::CallHandler, router_connection::RouterConnection,
+};
 
-/// After the grace: time for what is queued to be written and for routers to close their side. Two round trips over
+/// After the grace of a drain: the time to write what is queued and for routers to close their side. Two round trips over
 /// any network, and short enough for a supervisor that kills after 10 s.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Connections told at the same time why they are refused; more are closed without a word.
+/// Refusals sent at the same time. Connections beyond them are closed without a reason.
 const MAX_REFUSALS: usize = 16;
 
-/// How long a silent router is waited for.
+/// How long the server waits for a silent router.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timeouts {
-    /// From the connection to the end of its hello.
+    /// From the start of the connection to the end of its hello.
     pub(crate) hello: Duration,
-    /// Between two frames. Routers ping every few seconds; one this silent is gone, and its streams are cancelled.
+    /// Between two frames. Routers ping every few seconds, so a router silent for this long is gone and its streams are
+    /// cancelled.
     pub(crate) silence: Duration,
 }
 
@@ -51,14 +51,16 @@ pub(super) struct ServerState {
     pub(super) card: Arc<WorkerCard>,
     pub(super) handler: Arc<dyn CallHandler>,
     pub(super) tasks: TaskTracker,
-    pub(super) room: Arc<Semaphore>,
-    pub(super) refusals: Arc<Semaphore>,
+    /// A permit for each connection that may be open.
+    pub(super) connection_permits: Arc<Semaphore>,
+    /// A permit for each refusal that may be in progress.
+    pub(super) refusal_permits: Arc<Semaphore>,
     pub(super) generating: Arc<Generating>,
-    /// No new connections.
+    /// Cancelled when the server accepts no more connections.
     pub(super) stop_accepting: CancellationToken,
-    /// Connections write what they have and close.
+    /// Cancelled when connections shall write what is queued and close.
     pub(super) close: CancellationToken,
-    /// Connections end where they are.
+    /// Cancelled when connections shall end at once.
     pub(super) abandon: CancellationToken,
     draining: AtomicBool,
     connections: Mutex<HashMap<u64, Arc<RouterConnection>>>,
@@ -73,8 +75,8 @@ impl ServerState {
         handler: Arc<dyn CallHandler>,
     ) -> Self {
         Self {
-            room: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
-            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            connection_permits: Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS))),
+            refusal_permits: Arc::new(Semaphore::new(MAX_REFUSALS)),
             config,
             timeouts,
             card,
@@ -90,14 +92,15 @@ impl ServerState {
         }
     }
 
-    /// Counts a connection in until the guard is dropped. One that comes while the server drains is told so.
-    pub(super) fn enter(self: &Arc<Self>, connection: &Arc<RouterConnection>) -> Entered {
+    /// Registers a connection until the guard is dropped. A drain sends a Drain frame to every registered connection, and a
+    /// connection registered during a drain receives one at once.
+    pub(super) fn register(self: &Arc<Self>, connection: &Arc<RouterConnection>) -> Registration {
         let id = self.last_connection.fetch_add(1, Ordering::Relaxed);
         self.connections.lock().insert(id, connection.clone());
         if self.is_draining() {
-            connection.tell_draining();
+            connection.send_drain();
         }
-        Entered {
+        Registration {
             server: self.clone(),
             id,
         }
@@ -118,12 +121,12 @@ impl ServerState {
             "draining"
         );
         for connection in connections {
-            connection.tell_draining();
+            connection.send_drain();
         }
-        if timeout(grace, self.generating.none_left()).await.is_err() {
+        if timeout(grace, self.generating.idle()).await.is_err() {
             tracing::warn!(
                 streams = self.generating.count(),
-                "still generating after the grace; closing"
+                "closing, although streams are still generating after the grace"
             );
         }
         self.close.cancel();
@@ -136,54 +139,14 @@ impl ServerState {
     }
 }
 
-/// Keeps a connection among those that a drain tells.
-pub(super) struct Entered {
+/// A connection's entry in the server. Dropping it removes the entry.
+pub(super) struct Registration {
     server: Arc<ServerState>,
     id: u64,
 }
 
-impl Drop for Entered {
+impl Drop for Registration {
     fn drop(&mut self) {
         self.server.connections.lock().remove(&self.id);
-    }
-}
-
-/// Counts open Generate streams.
-#[derive(Debug, Default)]
-pub(super) struct Generating {
-    count: AtomicUsize,
-    changed: Notify,
-}
-
-impl Generating {
-    pub(super) fn enter(self: &Arc<Self>) -> GeneratingGuard {
-        self.count.fetch_add(1, Ordering::SeqCst);
-        GeneratingGuard(self.clone())
-    }
-
-    fn count(&self) -> usize {
-        self.count.load(Ordering::SeqCst)
-    }
-
-    async fn none_left(&self) {
-        loop {
-            let changed = self.changed.notified();
-            if self.count() == 0 {
-                return;
-            }
-            changed.await;
-        }
-    }
-}
-
-/// One open Generate stream.
-#[derive(Debug)]
-pub(super) struct GeneratingGuard(Arc<Generating>);
-
-impl Drop for GeneratingGuard {
-    fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.changed.notify_waiters();
-        }
     }
 }

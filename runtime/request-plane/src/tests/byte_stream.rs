@@ -1,10 +1,10 @@
-//! The byte stream over NATS by itself.
+//! Tests of the byte stream over NATS alone.
 
 use crate::nats::{NatsListener, NatsStream};
 
 use super::{network::*, *};
 
-/// A router's stream, the worker's end of it, and what they need to go on.
+/// A router's stream, the worker's end of it, and the network that both need.
 async fn pair() -> (NatsStream, NatsStream, Network) {
     let network = Network::of(Over::Nats).await;
     let NatsNetwork { worker, router, .. } = network.nats();
@@ -16,7 +16,7 @@ async fn pair() -> (NatsStream, NatsStream, Network) {
     (router.unwrap(), worker.unwrap(), network)
 }
 
-/// Bytes that repeat nowhere soon, so that a piece out of place is seen.
+/// Bytes without a short period, so that a misplaced piece is noticed.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed;
     let words = std::iter::repeat_with(move || {
@@ -60,13 +60,13 @@ async fn ten_mebibytes_each_way_arrive_as_they_were_sent() {
 }
 
 #[actix_rt::test]
-async fn a_writer_is_held_by_a_reader_that_does_not_read_and_goes_on_with_it() {
+async fn a_writer_waits_for_a_slow_reader_and_continues_with_it() {
     use futures_util::FutureExt;
 
     const PIECE: usize = 64 << 10;
     let (mut router, mut worker, _network) = pair().await;
     let bytes = noise(3, PIECE);
-    let write_until_held = |write: &mut crate::nats::NatsWriteHalf| {
+    let write_until_full = |write: &mut crate::nats::NatsWriteHalf| {
         let mut sent = 0;
         while let Some(written) = write.write(&bytes).now_or_never() {
             sent += written.unwrap();
@@ -74,8 +74,8 @@ async fn a_writer_is_held_by_a_reader_that_does_not_read_and_goes_on_with_it() {
         sent
     };
     for round in 0..3 {
-        let sent = write_until_held(&mut router.write);
-        // A quarter of the window may have been read and not yet told.
+        let sent = write_until_full(&mut router.write);
+        // A quarter of the window may have been read and not yet returned as credit.
         let least = if round == 0 { 16 } else { 12 };
         assert!(
             (least * PIECE..=16 * PIECE).contains(&sent),
@@ -84,14 +84,14 @@ async fn a_writer_is_held_by_a_reader_that_does_not_read_and_goes_on_with_it() {
         let mut received = vec![0; sent];
         soon(worker.read.read_exact(&mut received)).await.unwrap();
         assert!(received.chunks(PIECE).all(|piece| piece == bytes));
-        // The credit goes before the worker's own byte, so the router has it by then.
+        // The worker sends the credit before this byte, so the router has the credit once the byte arrives.
         worker.write.write_all(b"!").await.unwrap();
         assert_eq!(soon(router.read.read_u8()).await.unwrap(), b'!');
     }
 }
 
 #[actix_rt::test]
-async fn a_side_that_goes_away_is_an_end_of_file_to_the_other() {
+async fn a_dropped_side_is_an_end_of_file_for_the_other() {
     let (router, mut worker, _network) = pair().await;
     drop(router);
     assert_eq!(soon(worker.read.read(&mut [0; 8])).await.unwrap(), 0);
@@ -99,22 +99,22 @@ async fn a_side_that_goes_away_is_an_end_of_file_to_the_other() {
     let (mut router, worker, _network) = pair().await;
     drop(worker.read);
     let mut write = worker.write;
-    write.write_all(b"last words").await.unwrap();
+    write.write_all(b"last bytes").await.unwrap();
     drop(write);
     let mut received = Vec::new();
     soon(router.read.read_to_end(&mut received)).await.unwrap();
-    assert_eq!(received, b"last words");
+    assert_eq!(received, b"last bytes");
 }
 
 #[actix_rt::test]
-async fn a_side_that_has_said_its_last_still_reads() {
+async fn a_side_that_has_shut_down_its_writer_still_reads() {
     const LENGTH: usize = 4 << 20;
     let (mut router, mut worker, _network) = pair().await;
     router.write.shutdown().await.unwrap();
     assert_eq!(soon(worker.read.read(&mut [0; 8])).await.unwrap(), 0);
     let answer = noise(4, LENGTH);
     let mut received = vec![0; LENGTH];
-    // Nobody reads at the worker any more, and still it learns of the credit.
+    // The worker does not read any more, and still its writer takes the credit.
     let both = async {
         tokio::join!(
             worker.write.write_all(&answer),

@@ -30,7 +30,7 @@ async fn frames_already_on_their_way_to_a_cancelled_stream_are_ignored() {
     let link = Link::to(listener.local_addr().unwrap(), LinkConfig::default());
     let (first, mut second) = (link.open(generate()), link.open(generate()));
     let mut raw = Raw::accepted_by(&listener).await;
-    raw.welcome().await;
+    raw.accept_hello().await;
     assert_eq!((raw.receive().await.1, raw.receive().await.1), (1, 2));
     drop(first);
     assert_eq!(raw.receive().await, (7, 1, vec![]));
@@ -46,7 +46,7 @@ async fn a_finished_stream_sends_no_cancel() {
     let link = Link::to(listener.local_addr().unwrap(), LinkConfig::default());
     let mut stream = link.open(generate());
     let mut raw = Raw::accepted_by(&listener).await;
-    raw.welcome().await;
+    raw.accept_hello().await;
     raw.receive().await;
     raw.send(5, 1, &[0; 12]).await;
     next(&mut stream).await.unwrap();
@@ -100,7 +100,7 @@ async fn the_last_handle_closes_the_link_and_the_last_stream_its_connection() {
     let Link { handle, .. } = Link::to(listener.local_addr().unwrap(), LinkConfig::default());
     let stream = handle.open(generate()).unwrap();
     let mut raw = Raw::accepted_by(&listener).await;
-    raw.welcome().await;
+    raw.accept_hello().await;
     raw.receive().await;
     drop(handle);
     raw.send(9, 0, &7u64.to_le_bytes()).await;

@@ -25,7 +25,7 @@ async fn a_drain_waits_for_generations_but_not_for_watches(over: Over) {
     let reason = worker.link().down().await;
     assert!(
         reason.contains("refused") || reason.contains("no worker worker-0 listens"),
-        "nobody listens any more: {reason}"
+        "the worker still listens: {reason}"
     );
 
     assert!(!drained.is_finished());
@@ -35,7 +35,7 @@ async fn a_drain_waits_for_generations_but_not_for_watches(over: Over) {
     assert_eq!(next_data(&mut answer).await.1, "last");
     assert!(
         matches!(next(&mut answer).await.unwrap(), ResponseEvent::End(_)),
-        "nothing queued is lost"
+        "queued pieces are not lost"
     );
     soon(watching.cancelled()).await;
     assert!(matches!(next_error(&mut watched).await, LinkError::Lost { .. }));

@@ -7,7 +7,7 @@ use super::*;
 over_tcp_and_nats!(
     a_sender_stops_at_the_window_and_resumes_as_the_reader_reads,
     queued_pieces_beyond_the_window_wait_at_the_worker_and_follow,
-    a_reader_too_slow_for_the_backlog_is_told_and_the_engine_learns,
+    a_reader_too_slow_for_the_backlog_fails_as_overloaded_and_its_engine_stops,
 );
 
 fn narrow() -> LinkConfig {
@@ -36,7 +36,7 @@ async fn a_sender_stops_at_the_window_and_resumes_as_the_reader_reads(over: Over
         }
         sender.end(summary(0));
     });
-    // The other stream's answer passes the stopped one, and shows that the sender had its turn.
+    // Pieces of the other stream pass the stopped one. When they have arrived, the sender has run as far as it can.
     for _ in 0..10 {
         responder.queue(1, b"pass").unwrap();
         responder.flush();
@@ -70,7 +70,7 @@ async fn queued_pieces_beyond_the_window_wait_at_the_worker_and_follow(over: Ove
     assert!(matches!(next(&mut stream).await.unwrap(), ResponseEvent::End(_)));
 }
 
-async fn a_reader_too_slow_for_the_backlog_is_told_and_the_engine_learns(over: Over) {
+async fn a_reader_too_slow_for_the_backlog_fails_as_overloaded_and_its_engine_stops(over: Over) {
     let mut worker = Worker::with(
         over,
         ServerConfig {

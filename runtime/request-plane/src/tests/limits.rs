@@ -4,9 +4,9 @@ use super::*;
 
 over_tcp_and_nats!(
     streams_beyond_the_workers_limit_fail_as_overloaded,
-    a_link_holds_no_more_streams_than_it_may,
-    a_call_larger_than_the_worker_takes_fails_alone_and_with_both_sizes,
-    connections_beyond_the_limit_are_told_why_and_later_ones_are_served,
+    a_link_opens_no_more_streams_than_its_limit,
+    a_call_over_the_workers_limit_fails_alone_and_its_error_names_the_limit,
+    connections_beyond_the_limit_are_refused_with_a_reason_and_later_ones_are_served,
 );
 
 async fn streams_beyond_the_workers_limit_fail_as_overloaded(over: Over) {
@@ -33,11 +33,11 @@ async fn streams_beyond_the_workers_limit_fail_as_overloaded(over: Over) {
     worker.call().await.1.end(summary(1));
     assert!(
         matches!(next(&mut fourth).await.unwrap(), ResponseEvent::End(_)),
-        "a cancelled stream made room"
+        "the cancelled stream no longer counts"
     );
 }
 
-async fn a_link_holds_no_more_streams_than_it_may(over: Over) {
+async fn a_link_opens_no_more_streams_than_its_limit(over: Over) {
     let worker = Worker::start(over).await;
     let link = worker.link_with(LinkConfig {
         max_streams: 2,
@@ -53,7 +53,7 @@ async fn a_link_holds_no_more_streams_than_it_may(over: Over) {
     link.open(generate());
 }
 
-async fn a_call_larger_than_the_worker_takes_fails_alone_and_with_both_sizes(over: Over) {
+async fn a_call_over_the_workers_limit_fails_alone_and_its_error_names_the_limit(over: Over) {
     let mut worker = Worker::with(
         over,
         ServerConfig {
@@ -83,7 +83,7 @@ async fn a_call_larger_than_the_worker_takes_fails_alone_and_with_both_sizes(ove
     assert_eq!(link.handle.state(), LinkState::Up);
 }
 
-async fn connections_beyond_the_limit_are_told_why_and_later_ones_are_served(over: Over) {
+async fn connections_beyond_the_limit_are_refused_with_a_reason_and_later_ones_are_served(over: Over) {
     let worker = Worker::with(
         over,
         ServerConfig {
@@ -96,7 +96,7 @@ async fn connections_beyond_the_limit_are_told_why_and_later_ones_are_served(ove
     first.up().await;
     let mut second = worker.link_with(hasty());
     let reason = second.down().await;
-    assert!(reason.contains("holds 1 connections"), "{reason}");
+    assert!(reason.contains("has 1 connections"), "{reason}");
     drop(first);
     assert_eq!(second.up().await.id.as_str(), "worker-0");
 }

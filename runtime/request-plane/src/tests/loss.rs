@@ -2,15 +2,15 @@ use super::*;
 
 over_tcp_and_nats!(
     the_link_comes_back_with_a_restarted_worker_and_its_new_card,
-    a_panic_of_the_links_actor_costs_the_calls_it_held_and_the_next_use_starts_it_again,
+    a_panic_of_the_links_actor_loses_its_calls_and_the_next_use_restarts_it,
 );
 
-/// A worker played by hand, up to the hello.
+/// A worker that the test implements byte by byte, with a link that is up.
 async fn raw_worker(config: LinkConfig) -> (TcpListener, Link, Raw) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut link = Link::to(listener.local_addr().unwrap(), config);
     let mut raw = Raw::accepted_by(&listener).await;
-    raw.welcome().await;
+    raw.accept_hello().await;
     link.up().await;
     (listener, link, raw)
 }
@@ -57,9 +57,9 @@ async fn the_link_comes_back_with_a_restarted_worker_and_its_new_card(over: Over
     let mut cut = link.open(generate());
     worker.call().await;
     worker.handle.drain(Duration::ZERO).await;
-    // `Draining` may be told before; an undelivered one is dropped when the connection goes.
+    // A `Draining` may arrive first. One that is not delivered is dropped when the connection is lost.
     while !matches!(link.event().await, LinkEvent::Down { .. }) {}
-    // The call had been answered by the dropped responder before the connection closed.
+    // The dropped responder failed the call before the connection closed.
     next_error(&mut cut).await;
 
     let mut worker = worker.restarted().await;
@@ -70,7 +70,7 @@ async fn the_link_comes_back_with_a_restarted_worker_and_its_new_card(over: Over
 }
 
 #[actix_rt::test]
-async fn a_port_that_accepts_and_never_answers_is_given_up() {
+async fn a_dial_to_a_port_that_never_answers_fails() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = LinkConfig {
         connect_timeout: Duration::from_millis(100),
@@ -88,11 +88,11 @@ async fn a_port_that_accepts_and_never_answers_is_given_up() {
 }
 
 #[actix_rt::test]
-async fn a_worker_that_falls_silent_is_noticed_by_its_open_streams() {
+async fn open_streams_fail_when_the_worker_falls_silent() {
     let (_listener, mut link, mut raw) = raw_worker(hasty()).await;
     let mut stream = link.open(generate());
     assert_eq!(raw.receive().await.0, 3);
-    assert_eq!(raw.receive().await.0, 9, "it is asked whether it lives");
+    assert_eq!(raw.receive().await.0, 9, "the worker receives a ping");
     let LinkError::Lost { reason, .. } = next_error(&mut stream).await else {
         panic!("not lost")
     };
@@ -101,7 +101,7 @@ async fn a_worker_that_falls_silent_is_noticed_by_its_open_streams() {
 }
 
 #[actix_rt::test]
-async fn a_worker_that_answers_pings_stays() {
+async fn a_worker_that_answers_pings_stays_connected() {
     let (_listener, link, mut raw) = raw_worker(LinkConfig {
         ping_timeout: PATIENCE,
         ..hasty()
@@ -115,7 +115,7 @@ async fn a_worker_that_answers_pings_stays() {
     assert_eq!(link.handle.state(), LinkState::Up);
 }
 
-async fn a_panic_of_the_links_actor_costs_the_calls_it_held_and_the_next_use_starts_it_again(over: Over) {
+async fn a_panic_of_the_links_actor_loses_its_calls_and_the_next_use_restarts_it(over: Over) {
     let mut worker = Worker::start(over).await;
     let mut link = worker.link_with(hasty());
     let mut stream = link.open(generate());
@@ -127,7 +127,7 @@ async fn a_panic_of_the_links_actor_costs_the_calls_it_held_and_the_next_use_sta
     assert_eq!(
         link.handle.state(),
         LinkState::Connecting,
-        "noticed, and started again"
+        "the panic is noticed and the actor restarted"
     );
     let mut stream = link.open(generate());
     worker.call().await.1.end(summary(1));
@@ -135,8 +135,8 @@ async fn a_panic_of_the_links_actor_costs_the_calls_it_held_and_the_next_use_sta
 }
 
 #[actix_rt::test]
-async fn a_watcher_whose_mailbox_is_full_still_learns_the_last_word() {
-    /// Takes nothing before it is let go.
+async fn a_watcher_with_a_full_mailbox_still_receives_the_last_event() {
+    /// A watcher that handles no event before it is released.
     struct Busy(
         mpsc::Sender<LinkEvent>,
         Option<tokio::sync::oneshot::Receiver<()>>,
@@ -145,8 +145,8 @@ async fn a_watcher_whose_mailbox_is_full_still_learns_the_last_word() {
         type Context = Context<Self>;
         fn started(&mut self, ctx: &mut Context<Self>) {
             ctx.set_mailbox_capacity(1);
-            let let_go = self.1.take().unwrap();
-            ctx.wait(async { let_go.await.unwrap() }.into_actor(self));
+            let released = self.1.take().unwrap();
+            ctx.wait(async { released.await.unwrap() }.into_actor(self));
         }
     }
     impl Handler<LinkEvent> for Busy {
@@ -155,22 +155,22 @@ async fn a_watcher_whose_mailbox_is_full_still_learns_the_last_word() {
             self.0.try_send(event).unwrap();
         }
     }
-    let (let_go, wait) = tokio::sync::oneshot::channel();
+    let (release, released) = tokio::sync::oneshot::channel();
     let (sender, mut events) = mpsc::channel(1000);
-    let watcher = Busy(sender, Some(wait)).start();
+    let watcher = Busy(sender, Some(released)).start();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let link = LinkHandle::start(address, hasty(), Some(watcher.recipient()));
     for _ in 0..10 {
         let mut raw = Raw::accepted_by(&listener).await;
-        raw.welcome().await;
+        raw.accept_hello().await;
     }
     let mut last = Raw::accepted_by(&listener).await;
-    last.welcome().await;
+    last.accept_hello().await;
     last.send(11, 0, &[]).await;
     last.send(9, 0, &[0; 8]).await;
     while last.receive().await.0 != 10 {}
     assert_eq!(link.state(), LinkState::Draining);
-    let_go.send(()).unwrap();
+    release.send(()).unwrap();
     while !matches!(soon(events.recv()).await.unwrap(), LinkEvent::Draining { .. }) {}
 }

@@ -1,11 +1,11 @@
-//! What is particular to NATS: servers and workers that vanish, messages that are lost, and the bytes by hand.
+//! Tests of the NATS transport alone: servers and workers that stop, messages that are lost, and bytes written by hand.
 
 use signalbox_test_servers::NatsServer;
 
 use super::{network::*, raw_nats::*, *};
 use crate::nats::NatsListener;
 
-/// Reconnects soon; everything else takes its usual time.
+/// Settings with a short backoff, a long dial timeout and the default pings.
 fn eager() -> LinkConfig {
     LinkConfig {
         connect_timeout: PATIENCE,
@@ -23,9 +23,9 @@ fn lost(error: LinkError) -> String {
 }
 
 #[actix_rt::test]
-async fn a_worker_for_which_nobody_listens_is_unreachable_at_once() {
+async fn a_worker_without_a_listener_is_unreachable_at_once() {
     let network = Network::of(Over::Nats).await;
-    // The dial may last for ever: it is the server that says so.
+    // The dial has no practical limit, so the failure comes from the server's report.
     let config = LinkConfig {
         connect_timeout: Duration::from_secs(3600),
         ..LinkConfig::default()
@@ -40,7 +40,7 @@ async fn a_worker_for_which_nobody_listens_is_unreachable_at_once() {
 }
 
 #[actix_rt::test]
-async fn addresses_that_cannot_be_dialled_say_why() {
+async fn errors_explain_addresses_that_cannot_be_dialled() {
     let mut without = Link::to("nats:worker-0", LinkConfig::default());
     let reason = without.down().await;
     assert!(
@@ -58,7 +58,7 @@ async fn addresses_that_cannot_be_dialled_say_why() {
 }
 
 #[actix_rt::test]
-async fn a_namespace_that_is_no_part_of_a_subject_is_refused() {
+async fn a_namespace_that_does_not_fit_a_subject_is_refused() {
     let connection = connection(&shared_server()).await;
     for wrong in ["", "a.b", "*", ">", "a b", &"x".repeat(65)] {
         let refused = NatsTransport::new(connection.clone(), wrong).unwrap_err();
@@ -76,7 +76,7 @@ async fn namespaces_keep_workers_of_one_name_apart() {
 }
 
 #[actix_rt::test]
-async fn streams_end_when_nats_dies_and_new_ones_come_when_it_is_back() {
+async fn streams_end_when_nats_stops_and_new_ones_open_when_it_is_back() {
     let mut server = NatsServer::started();
     let (worker, router) = (transport(&server, "n").await, transport(&server, "n").await);
     let listening = listen_on_nats(&worker, ServerConfig::default()).await;
@@ -95,10 +95,10 @@ async fn streams_end_when_nats_dies_and_new_ones_come_when_it_is_back() {
 
     server.kill();
     let reason = lost(next_error(&mut stream).await);
-    assert!(reason.contains("NATS is away"), "{reason}");
+    assert!(reason.contains("NATS is down"), "{reason}");
     soon(responder.cancelled()).await;
     let reason = link.down().await;
-    assert!(reason.contains("NATS is away"), "{reason}");
+    assert!(reason.contains("NATS is down"), "{reason}");
     let Err(LinkError::Unreachable { .. }) = link.handle.open(generate()) else {
         panic!("opened without NATS")
     };
@@ -111,7 +111,7 @@ async fn streams_end_when_nats_dies_and_new_ones_come_when_it_is_back() {
 }
 
 #[actix_rt::test]
-async fn a_worker_that_comes_before_its_nats_server_is_found_when_that_comes() {
+async fn a_worker_started_before_its_nats_server_is_reached_once_the_server_runs() {
     let mut server = NatsServer::prepare();
     let transport = async || NatsTransport::new(connecting(&server).await, "n").unwrap();
     let (worker, router) = (transport().await, transport().await);
@@ -124,33 +124,33 @@ async fn a_worker_that_comes_before_its_nats_server_is_found_when_that_comes() {
     };
     let mut link = Link::to("nats:worker-0", config);
     let reason = link.down().await;
-    assert!(reason.contains("NATS is away"), "{reason}");
+    assert!(reason.contains("NATS is down"), "{reason}");
     server.start();
     link.up().await;
 }
 
 #[actix_rt::test]
-async fn a_worker_whose_process_died_is_noticed_at_the_next_message() {
+async fn a_worker_whose_process_ended_is_noticed_at_the_next_message() {
     let server = shared_server();
     let namespace = fresh_namespace();
     let (listens, listening) = tokio::sync::oneshot::channel();
-    let (die, dies) = tokio::sync::oneshot::channel::<()>();
-    let (url_of, name) = (server.clone(), namespace.clone());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let (workers_server, workers_namespace) = (server.clone(), namespace.clone());
     let process = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         runtime.block_on(async {
-            let worker = transport(&url_of, &name).await;
+            let worker = transport(&workers_server, &workers_namespace).await;
             let listening = listen_on_nats(&worker, ServerConfig::default()).await;
             let _worker = Worker::serve(Network::Tcp, listening);
             listens.send(()).unwrap();
-            dies.await.unwrap();
+            stopped.await.unwrap();
         });
     });
     soon(listening).await.unwrap();
-    // It has all the time to answer: not its silence is noticed, but that nobody takes the ping.
+    // The ping timeout is long, so the link notices the worker's missing subscription and not its silence.
     let config = LinkConfig {
         nats: Some(transport(&server, &namespace).await),
         ping_interval: Duration::from_millis(20),
@@ -160,7 +160,7 @@ async fn a_worker_whose_process_died_is_noticed_at_the_next_message() {
     let mut link = Link::to("nats:worker-0", config);
     let mut stream = link.open(watch());
     link.up().await;
-    die.send(()).unwrap();
+    stop.send(()).unwrap();
     process.join().unwrap();
     lost(next_error(&mut stream).await);
     let reason = link.down().await;
@@ -168,13 +168,13 @@ async fn a_worker_whose_process_died_is_noticed_at_the_next_message() {
 }
 
 #[actix_rt::test]
-async fn a_router_whose_process_died_is_noticed_at_the_next_token() {
+async fn a_router_whose_process_ended_is_noticed_at_the_next_token() {
     let mut worker = Worker::start(Over::Nats).await;
     let raw = RawNats::router(&worker).await;
     raw.send(DATA, 2, &frame(3, 1, &round_trip::open_payload(&generate())))
         .await;
     let (_, responder) = worker.call().await;
-    // As the server forgets what a process subscribed to, with its connection.
+    // The server drops the subscriptions of a process that ends in the same way.
     drop(raw.incoming);
     subscribed(&raw.connection).await;
     responder.queue(1, b"token").unwrap();
@@ -183,7 +183,7 @@ async fn a_router_whose_process_died_is_noticed_at_the_next_token() {
 }
 
 #[actix_rt::test]
-async fn a_worker_that_hangs_is_given_up_as_over_tcp() {
+async fn a_worker_that_hangs_is_lost_as_over_tcp() {
     let (mut raw, mut link) = RawNats::worker(hasty()).await;
     let mut stream = link.open(generate());
     raw.accept().await;
@@ -194,7 +194,7 @@ async fn a_worker_that_hangs_is_given_up_as_over_tcp() {
 }
 
 #[actix_rt::test]
-async fn a_worker_that_never_accepts_is_given_up() {
+async fn a_dial_to_a_worker_that_never_accepts_fails() {
     let config = LinkConfig {
         connect_timeout: Duration::from_millis(50),
         ..hasty()
@@ -219,14 +219,14 @@ async fn a_lost_or_repeated_message_of_a_worker_resets_the_connection() {
         assert_eq!((kind, number), (DATA, 2), "the call");
         raw.send(DATA, wrong, &frame(4, 1, b"\x01\0\0\0misplaced")).await;
         let reason = lost(next_error(&mut stream).await);
-        assert!(reason.contains(&format!("message {wrong} came")), "{reason}");
-        assert!(reason.contains("where 2 was due"), "{reason}");
+        assert!(reason.contains(&format!("message {wrong} arrived")), "{reason}");
+        assert!(reason.contains("2 was due"), "{reason}");
         link.down().await;
-        let told = raw.reset().await;
+        let reset = raw.reset().await;
         assert_eq!(
             reason,
-            format!("reading failed: {told}"),
-            "both sides know the reason"
+            format!("reading failed: {reset}"),
+            "both sides have the same reason"
         );
     }
 }
@@ -239,16 +239,16 @@ async fn a_lost_or_repeated_message_of_a_router_resets_the_connection() {
         let open = frame(3, 1, &round_trip::open_payload(&generate()));
         raw.send(DATA, 2, &open).await;
         let (_, responder) = worker.call().await;
-        // Half a frame: had it been taken, no reset would come.
+        // Half a frame: if the worker took it, it would send no Reset.
         raw.send(DATA, wrong, &open[..9]).await;
         soon(responder.cancelled()).await;
-        let told = raw.reset().await;
-        assert!(told.contains(&format!("message {wrong} came")), "{told}");
+        let reset = raw.reset().await;
+        assert!(reset.contains(&format!("message {wrong} arrived")), "{reset}");
     }
 }
 
 #[actix_rt::test]
-async fn frames_may_be_cut_anywhere_and_messages_of_others_and_of_later_kinds_are_skipped() {
+async fn frames_may_be_cut_anywhere_and_unknown_messages_are_skipped() {
     let mut worker = Worker::start(Over::Nats).await;
     let mut raw = RawNats::router(&worker).await;
     let open = frame(3, 1, &round_trip::open_payload(&generate()));
@@ -279,7 +279,7 @@ async fn a_router_that_ignores_its_window_is_reset() {
     for number in 1..=6 {
         raw.send(DATA, number, &[b'x'; 250_000]).await;
     }
-    // All of it has arrived before any is read.
+    // All messages have arrived before the first one is read.
     subscribed(&raw.connection).await;
     subscribed(worker.connection()).await;
     let mut into = BytesMut::with_capacity(2 << 20);
@@ -294,21 +294,24 @@ async fn a_router_that_ignores_its_window_is_reset() {
 }
 
 #[actix_rt::test]
-async fn other_versions_are_refused_with_both_named() {
+async fn other_versions_are_refused_with_an_error_that_names_both() {
     let worker = Worker::start(Over::Nats).await;
     let mut raw = RawNats::towards(&worker.network).await;
     raw.send_version(9, CONNECT, 0, &WINDOW).await;
     let message = soon(raw.incoming.next()).await.unwrap().payload;
     assert_eq!(message[..2], [1, RESET]);
-    let told = String::from_utf8_lossy(&message[18..]).into_owned();
-    assert!(told.contains("version 9") && told.contains("speaks 1"), "{told}");
+    let reset = String::from_utf8_lossy(&message[18..]).into_owned();
+    assert!(
+        reset.contains("version 9") && reset.contains("supports version 1"),
+        "{reset}"
+    );
 
     let (mut raw, mut link) = RawNats::worker(eager()).await;
     raw.connect().await;
     raw.send_version(9, ACCEPT, 0, &WINDOW).await;
     let reason = link.down().await;
     assert!(
-        reason.contains("version 9") && reason.contains("speaks 1"),
+        reason.contains("version 9") && reason.contains("supports version 1"),
         "{reason}"
     );
 }

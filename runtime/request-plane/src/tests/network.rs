@@ -1,4 +1,4 @@
-//! What a test runs over: TCP on loopback, or a NATS server of its own kind.
+//! The network of a test: TCP on loopback, or a NATS server.
 
 use std::sync::{
     Weak,
@@ -12,14 +12,14 @@ use signalbox_test_servers::NatsServer;
 
 use super::*;
 
-/// Which transport.
+/// The transport of a test.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Over {
     Tcp,
     Nats,
 }
 
-/// Runs each of these behaviours, which take an [`Over`], once over TCP and once over NATS.
+/// Makes two tests of each of these functions, which take an [`Over`]: one over TCP and one over NATS.
 macro_rules! over_tcp_and_nats {
     ($($test:ident),+ $(,)?) => {
         mod tcp {
@@ -38,7 +38,7 @@ macro_rules! over_tcp_and_nats {
 }
 pub(super) use over_tcp_and_nats;
 
-/// A network with one worker and any routers.
+/// A network with one worker and any number of routers.
 pub(super) enum Network {
     Tcp,
     Nats(Box<NatsNetwork>),
@@ -46,7 +46,7 @@ pub(super) enum Network {
 
 /// A namespace of the shared server.
 pub(super) struct NatsNetwork {
-    /// Connections of their own, as in processes of their own.
+    /// Worker and router have separate connections, as separate processes have.
     pub(super) worker: NatsTransport,
     pub(super) router: NatsTransport,
     pub(super) server: Arc<NatsServer>,
@@ -102,7 +102,7 @@ impl Network {
     }
 }
 
-/// One server for all tests that run now; it ends with the last of them.
+/// One server for all tests that run at the same time. It stops with the last of them.
 pub(super) fn shared_server() -> Arc<NatsServer> {
     static SHARED: Mutex<Weak<NatsServer>> = Mutex::new(Weak::new());
     let mut shared = SHARED.lock();
@@ -113,7 +113,7 @@ pub(super) fn shared_server() -> Arc<NatsServer> {
     })
 }
 
-/// Tests that share a server do not see each other.
+/// A namespace of its own for each test, so that tests that share a server do not affect each other.
 pub(super) fn fresh_namespace() -> String {
     static LAST: AtomicU64 = AtomicU64::new(0);
     format!("test-{}", LAST.fetch_add(1, Ordering::Relaxed))
@@ -149,7 +149,7 @@ pub(super) async fn listen_on_nats(transport: &NatsTransport, config: ServerConf
     server
 }
 
-/// Returns when the server knows every subscription made on this connection before.
+/// Returns once the server has registered all earlier subscriptions of this connection.
 pub(super) async fn subscribed(connection: &NatsConnection) {
     let client = connection.client();
     let inbox = client.new_inbox();

@@ -1,4 +1,4 @@
-//! The messages of README.md by hand.
+//! One side of a connection over NATS, with messages written by hand.
 
 use signalbox_nats::{NatsConnection, async_nats};
 use signalbox_test_servers::NatsServer;
@@ -11,15 +11,16 @@ pub(super) const DATA: u8 = 3;
 pub(super) const CLOSE: u8 = 5;
 pub(super) const RESET: u8 = 6;
 
-/// A window that no test fills.
+/// A window that the tests do not fill.
 pub(super) const WINDOW: [u8; 4] = [0, 0, 16, 0];
 
-/// One side of a connection over NATS written byte by byte, as another program would by the README.
+/// One side of a connection over NATS, written byte by byte, as another program implements it from the README.
 pub(super) struct RawNats {
     pub(super) connection: NatsConnection,
     pub(super) incoming: async_nats::Subscriber,
-    /// Where the other side reads, and this one.
+    /// The subject that the other side reads.
     peer: String,
+    /// The subject that this side reads.
     own: String,
     /// The connection's number.
     pub(super) id: u64,
@@ -27,7 +28,7 @@ pub(super) struct RawNats {
 }
 
 impl RawNats {
-    /// A worker that listens and has no connection yet, and a link to it.
+    /// A worker that listens and has no connection yet, with a link to it.
     pub(super) async fn worker(config: LinkConfig) -> (Self, Link) {
         let server = shared_server();
         let namespace = fresh_namespace();
@@ -50,13 +51,13 @@ impl RawNats {
         (raw, Link::to("nats:worker-0", config))
     }
 
-    /// The next router's Connect.
+    /// Receives the next router's Connect.
     pub(super) async fn connect(&mut self) {
         let (kind, id, number, payload) = self.receive().await;
         assert_eq!((kind, id, number, payload.len()), (CONNECT, 0, 0, 4));
     }
 
-    /// Accepts the router, and is greeted.
+    /// Accepts the next router and exchanges hellos.
     pub(super) async fn accept(&mut self) {
         self.connect().await;
         let incoming = self.connection.client().subscribe(self.own.clone()).await;
@@ -68,7 +69,7 @@ impl RawNats {
         self.send(DATA, 1, &hello_ack(1, 1 << 20)).await;
     }
 
-    /// A router that has said nothing yet to the worker of this network.
+    /// A router that has sent nothing yet to the worker of this network.
     pub(super) async fn towards(network: &Network) -> Self {
         let NatsNetwork { router, server, .. } = network.nats();
         let connection = connection(server).await;
@@ -83,7 +84,7 @@ impl RawNats {
         }
     }
 
-    /// A router that is connected to this worker and greeted.
+    /// A router that is connected to this worker and has exchanged hellos.
     pub(super) async fn router(worker: &Worker) -> Self {
         let mut raw = Self::towards(&worker.network).await;
         raw.send(CONNECT, 0, &WINDOW).await;
@@ -113,12 +114,12 @@ impl RawNats {
             .unwrap();
     }
 
-    /// Kind, connection, number and payload of the next message; the next ones go where its sender reads.
+    /// Kind, connection, number and payload of the next message. Its reply subject becomes the peer.
     pub(super) async fn receive(&mut self) -> (u8, u64, u64, Bytes) {
         let message = soon(self.incoming.next()).await.unwrap();
         self.peer = message
             .reply
-            .expect("every message says where its sender reads")
+            .expect("every message has a reply subject")
             .to_string();
         let mut payload = message.payload;
         assert_eq!(payload.get_u8(), 1, "the version");

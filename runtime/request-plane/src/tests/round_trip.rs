@@ -5,8 +5,8 @@ use super::*;
 over_tcp_and_nats!(
     a_call_arrives_whole_and_its_answer_comes_back_in_order,
     many_streams_from_several_threads_interleave_and_stay_apart,
-    a_workers_error_comes_after_what_it_queued_and_keeps_its_words,
-    a_call_given_up_or_panicked_over_fails_as_internal_and_others_go_on,
+    a_workers_error_arrives_unchanged_after_its_queued_pieces,
+    a_call_whose_handler_drops_it_or_panics_fails_as_internal_and_others_go_on,
     large_calls_and_bulk_answers_pass,
 );
 
@@ -56,7 +56,7 @@ async fn many_streams_from_several_threads_interleave_and_stay_apart(over: Over)
     for _ in 0..STREAMS {
         calls.push(worker.call().await);
     }
-    // Two engines step their halves at the same time, as threads of their own.
+    // Two engine threads, each with half of the calls, step at the same time.
     let others = calls.split_off(STREAMS as usize / 2);
     for half in [calls, others] {
         std::thread::spawn(move || {
@@ -87,7 +87,7 @@ async fn many_streams_from_several_threads_interleave_and_stay_apart(over: Over)
     }
 }
 
-async fn a_workers_error_comes_after_what_it_queued_and_keeps_its_words(over: Over) {
+async fn a_workers_error_arrives_unchanged_after_its_queued_pieces(over: Over) {
     let mut worker = Worker::start(over).await;
     let link = worker.link();
     let mut stream = link.open(generate());
@@ -103,7 +103,7 @@ async fn a_workers_error_comes_after_what_it_queued_and_keeps_its_words(over: Ov
     assert!(stream.next().await.is_none());
 }
 
-async fn a_call_given_up_or_panicked_over_fails_as_internal_and_others_go_on(over: Over) {
+async fn a_call_whose_handler_drops_it_or_panics_fails_as_internal_and_others_go_on(over: Over) {
     struct Panics;
     impl CallHandler for Panics {
         fn call(&self, parts: CallParts, responder: Responder) {
@@ -157,7 +157,7 @@ async fn large_calls_and_bulk_answers_pass(over: Over) {
 }
 
 #[actix_rt::test]
-async fn a_step_comes_in_one_write_and_so_in_one_read() {
+async fn a_step_arrives_in_one_read() {
     let mut worker = Worker::start(Over::Tcp).await;
     let mut raw = Raw::to(&worker.address).await;
     raw.hello(1, 1).await;
@@ -173,7 +173,7 @@ async fn a_step_comes_in_one_write_and_so_in_one_read() {
     for responder in &responders {
         responder.flush();
     }
-    // 100 frames of 213 bytes: what the first read finds is what the first write sent.
+    // 100 frames of 213 bytes: the first read returns the bytes of the first write.
     raw.receive().await;
     assert_eq!(raw.buffer.len(), 99 * 213);
 }

@@ -1,4 +1,4 @@
-//! The bytes themselves, written by hand: what the README promises to other programs.
+//! The bytes on the wire, written by hand as the README documents them for other programs.
 
 use super::*;
 
@@ -42,7 +42,7 @@ async fn the_bytes_of_a_whole_exchange() {
 }
 
 #[actix_rt::test]
-async fn a_router_of_other_versions_is_told_which_are_spoken() {
+async fn a_router_of_other_versions_is_refused_with_the_supported_versions() {
     let worker = Worker::start(Over::Tcp).await;
     let mut raw = Raw::to(&worker.address).await;
     raw.hello(2, 3).await;
@@ -73,15 +73,18 @@ async fn a_worker_of_other_versions_is_named_in_the_links_reason() {
     raw.send(
         6,
         0,
-        br#"{"kind":"invalid_request","message":"no common version: we speak 2"}"#,
+        br#"{"kind":"invalid_request","message":"no common version: the worker supports 2"}"#,
     )
     .await;
     let reason = link.down().await;
-    assert!(reason.contains("no common version: we speak 2"), "{reason}");
+    assert!(
+        reason.contains("no common version: the worker supports 2"),
+        "{reason}"
+    );
 }
 
 #[actix_rt::test]
-async fn strangers_are_told_apart_and_turned_away() {
+async fn other_programs_are_refused_with_a_reason() {
     let worker = Worker::start(Over::Tcp).await;
     let mut raw = Raw::to(&worker.address).await;
     raw.socket.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
@@ -102,7 +105,7 @@ async fn strangers_are_told_apart_and_turned_away() {
 }
 
 #[actix_rt::test]
-async fn a_link_to_something_else_says_what_it_met() {
+async fn a_link_to_another_kind_of_server_reports_an_invalid_hello() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut link = Link::to(listener.local_addr().unwrap(), hasty());
     let mut raw = Raw::accepted_by(&listener).await;
@@ -123,10 +126,7 @@ async fn oversize_frames_and_garbage_close_the_connection_with_a_reason() {
     )
     .await;
     for (garbage, reason) in [
-        (
-            &b"\xe9\x03\0\0\x03\x01\0\0\0"[..],
-            "1001 bytes, where at most 1000",
-        ),
+        (&b"\xe9\x03\0\0\x03\x01\0\0\0"[..], "1001 bytes; at most 1000"),
         (&b"\x02\0\0\0\x03\x01"[..], "2 bytes"),
         (&b"\x09\0\0\0\x03\x01\0\0\0\xff\xff\xff\xff"[..], "Open"),
         (&b"\x05\0\0\0\x0b\0\0\0\0"[..], "Drain"),
@@ -145,12 +145,12 @@ async fn oversize_frames_and_garbage_close_the_connection_with_a_reason() {
 }
 
 #[actix_rt::test]
-async fn garbage_from_a_worker_loses_the_connection_with_a_reason() {
+async fn garbage_from_a_worker_ends_the_connection_with_a_reason() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut link = Link::to(listener.local_addr().unwrap(), hasty());
     let mut stream = link.open(generate());
     let mut raw = Raw::accepted_by(&listener).await;
-    raw.welcome().await;
+    raw.accept_hello().await;
     link.up().await;
     raw.receive().await;
     raw.socket.write_all(&[0xff; 64]).await.unwrap();
@@ -161,7 +161,7 @@ async fn garbage_from_a_worker_loses_the_connection_with_a_reason() {
 }
 
 #[actix_rt::test]
-async fn what_a_newer_router_says_costs_at_most_its_own_stream() {
+async fn unknown_frames_and_calls_of_a_newer_router_fail_at_most_their_stream() {
     let mut worker = Worker::start(Over::Tcp).await;
     let mut raw = Raw::to(&worker.address).await;
     raw.hello(1, 9).await;
@@ -176,7 +176,7 @@ async fn what_a_newer_router_says_costs_at_most_its_own_stream() {
 }
 
 #[actix_rt::test]
-async fn a_stream_opened_twice_is_a_broken_router() {
+async fn opening_a_stream_twice_closes_the_connection() {
     let mut worker = Worker::start(Over::Tcp).await;
     let mut raw = Raw::to(&worker.address).await;
     raw.hello(1, 1).await;
@@ -196,8 +196,8 @@ async fn silent_routers_are_dropped_before_and_after_their_hello() {
             .unwrap();
         Worker::serve(Network::of(Over::Tcp).await, server.with_timeouts(hello, silence))
     }
-    let mute = worker(Duration::from_millis(50), PATIENCE).await;
-    let mut raw = Raw::to(&mute.address).await;
+    let without_hello = worker(Duration::from_millis(50), PATIENCE).await;
+    let mut raw = Raw::to(&without_hello.address).await;
     assert!(raw.failure(0).await.contains("no hello within"));
     raw.closed().await;
 

@@ -101,7 +101,7 @@ fn a_worker_may_pass_the_window_by_one_piece_only() {
 }
 
 #[test]
-fn a_cancelled_stream_says_so_once_and_late_frames_find_nothing() {
+fn a_cancelled_stream_sends_one_cancel_and_late_frames_are_ignored() {
     let mut mux = mux();
     let id = mux.open(&call(0)).unwrap();
     written(&mut mux);
@@ -116,11 +116,11 @@ fn a_cancelled_stream_says_so_once_and_late_frames_find_nothing() {
         summary: StreamSummary::default(),
     })
     .unwrap();
-    assert_ne!(mux.open(&call(0)).unwrap(), id, "ids are not used again");
+    assert_ne!(mux.open(&call(0)).unwrap(), id, "ids are not reused");
 }
 
 #[test]
-fn loss_tells_written_calls_from_unwritten_ones_once_each() {
+fn a_loss_fails_written_and_unwritten_calls_differently_and_once() {
     let mut mux = mux();
     let sent = mux.open(&call(0)).unwrap();
     written(&mut mux);
@@ -164,7 +164,7 @@ fn bounds_hold_for_streams_bytes_and_one_call() {
 }
 
 #[test]
-fn calls_queued_before_the_worker_told_its_limit_fail_alone() {
+fn calls_queued_before_the_workers_limit_is_known_fail_alone() {
     let mut mux = mux();
     let (small, large, other) = (
         mux.open(&call(10)).unwrap(),
@@ -190,7 +190,7 @@ fn calls_queued_before_the_worker_told_its_limit_fail_alone() {
 }
 
 #[test]
-fn an_error_in_unknown_words_is_still_an_error() {
+fn an_error_of_an_unknown_kind_is_still_an_error() {
     let mut mux = mux();
     let id = mux.open(&call(0)).unwrap();
     mux.on_frame(Frame::Fail {
@@ -214,7 +214,7 @@ fn a_worker_that_pings_and_does_not_read_is_dropped() {
     assert!(matches!(violation, Some(Violation::NotReading { .. })));
 }
 
-/// What can happen to a mux, from any side.
+/// An event at a mux, from any side.
 #[derive(Debug, Clone)]
 enum Step {
     Open(usize),
@@ -245,9 +245,9 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens: no panic, bounded output, and each stream ends at most once with nothing after its end.
+    /// For any events: no panic, bounded output, and each stream ends at most once and yields nothing after its end.
     #[test]
-    fn any_sequence_of_events_is_survived(steps in vec(step(), 0..200)) {
+    fn any_sequence_of_events_keeps_the_bounds(steps in vec(step(), 0..200)) {
         let mut mux = mux();
         let mut ended = std::collections::HashSet::new();
         for step in steps {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Two ends of one direction, with what is under way between them.
+/// The two ends of one direction, with the messages in flight between them.
 struct Direction {
     sending: Sending,
     receiving: Receiving,
@@ -61,7 +61,7 @@ impl Direction {
         credit.is_some()
     }
 
-    fn under_way(&self) -> usize {
+    fn in_flight(&self) -> usize {
         let sent = self.data.iter().map(|(_, payload)| payload);
         sent.chain(&self.arrived)
             .map(|payload| cost(*payload) as usize)
@@ -72,10 +72,10 @@ impl Direction {
 const LARGEST: usize = 256 << 10;
 
 proptest! {
-    /// However sending, arriving, reading and credit interleave: an honest sender breaks no rule, what is under way
-    /// is bounded, and once everything is read there is room again.
+    /// For any interleaving of sends, arrivals, reads and credit: a correct sender breaks no rule, the bytes in flight are
+    /// bounded, and once everything is read the window has room again.
     #[test]
-    fn honest_sides_agree_and_never_stall(steps in prop::collection::vec((0..4u8, 0..LARGEST), 1..400)) {
+    fn correct_sides_agree_and_never_stall(steps in prop::collection::vec((0..4u8, 0..LARGEST), 1..400)) {
         let mut direction = Direction::new();
         for (step, payload) in steps {
             match step {
@@ -84,25 +84,25 @@ proptest! {
                 2 => { direction.read(); }
                 _ => { direction.take_credit(); }
             }
-            prop_assert!(direction.under_way() <= WINDOW_BYTES as usize + cost(LARGEST) as usize);
+            prop_assert!(direction.in_flight() <= WINDOW_BYTES as usize + cost(LARGEST) as usize);
         }
         while direction.receive().unwrap() || direction.read() || direction.take_credit() {}
         prop_assert!(direction.send(1));
     }
 
-    /// A message lost, repeated or overtaken is noticed at the first that arrives after it, or as it.
+    /// A message lost, repeated or overtaken is noticed at the first message with a wrong number.
     #[test]
-    fn any_other_order_is_noticed(messages in 2..50u64, at in 0..48usize, what in 0..3u8) {
+    fn any_other_order_is_noticed(messages in 2..50u64, index in 0..48usize, fault in 0..3u8) {
         let mut numbers: Vec<u64> = (1..=messages).collect();
-        let at = at % (numbers.len() - 1);
-        match what {
-            0 => { numbers.remove(at); }
-            1 => numbers.insert(at, numbers[at]),
-            _ => numbers.swap(at, at + 1),
+        let index = index % (numbers.len() - 1);
+        match fault {
+            0 => { numbers.remove(index); }
+            1 => numbers.insert(index, numbers[index]),
+            _ => numbers.swap(index, index + 1),
         }
         let mut receiving = Receiving::new();
-        let good = numbers.iter().take_while(|number| receiving.take(**number).is_ok()).count();
-        prop_assert_eq!(good, if what == 1 { at + 1 } else { at });
+        let accepted = numbers.iter().take_while(|number| receiving.take(**number).is_ok()).count();
+        prop_assert_eq!(accepted, if fault == 1 { index + 1 } else { index });
     }
 }
 
@@ -112,16 +112,19 @@ fn a_sender_that_ignores_its_window_is_noticed() {
     let messages = (0..).take_while(|_| receiving.take_data(LARGEST).is_ok()).count();
     assert_eq!(
         messages, 4,
-        "the last may pass the window, and none comes after it"
+        "the last message may pass the window, and none may follow it"
     );
     receiving.read(LARGEST);
-    assert!(receiving.take_data(1).is_err(), "reading gives nothing by itself");
+    assert!(
+        receiving.take_data(1).is_err(),
+        "only credit gives window, not the read itself"
+    );
     receiving.take_credit();
     assert!(receiving.take_data(1).is_ok());
 }
 
 #[test]
-fn credit_makes_no_larger_window_than_may_be() {
+fn credit_never_raises_the_window_above_its_maximum() {
     let mut sending = Sending::new(u32::MAX);
     sending.credit(u32::MAX);
     assert_eq!(sending.window, MAX_WINDOW_BYTES);

@@ -9,7 +9,7 @@ fn send_queue() -> SendQueue {
     SendQueue::new(WINDOW, 2000, 4)
 }
 
-/// What one write carries.
+/// The frames of one write.
 fn write(send_queue: &mut SendQueue) -> Vec<Frame> {
     let mut out = BytesMut::new();
     send_queue.take(&mut out);
@@ -43,7 +43,7 @@ fn a_step_of_all_streams_is_one_write() {
 }
 
 #[test]
-fn past_the_window_pieces_wait_for_credit_in_order_and_the_end_follows_them() {
+fn pieces_past_the_window_wait_for_credit_in_order_and_the_end_follows_them() {
     let mut send_queue = send_queue();
     send_queue.open(1, None).unwrap();
     for tokens in 0..4 {
@@ -53,7 +53,7 @@ fn past_the_window_pieces_wait_for_credit_in_order_and_the_end_follows_them() {
     assert_eq!(
         write(&mut send_queue),
         [piece(1, 0, 596), piece(1, 1, 596)],
-        "the window is passed by one piece"
+        "one piece may pass the window"
     );
     send_queue.credit(1, 200);
     assert_eq!(write(&mut send_queue), [], "still below zero");
@@ -80,7 +80,7 @@ fn a_stream_past_its_backlog_fails_as_overloaded_and_others_go_on() {
     queue(&mut send_queue, 1, 1, 1500).unwrap();
     assert_eq!(queue(&mut send_queue, 1, 1, 1500), Err(CallerGone));
     assert_eq!(send_queue.take_woken().len(), 1);
-    assert!(Arc::strong_count(&signal) == 1, "the stream is forgotten");
+    assert!(Arc::strong_count(&signal) == 1, "the stream is removed");
     queue(&mut send_queue, 2, 1, 10).unwrap();
     let frames = write(&mut send_queue);
     let Frame::Fail { stream: 1, json } = &frames[1] else {
@@ -114,13 +114,13 @@ fn a_blocked_socket_holds_one_full_buffer_and_then_serves_streams_in_turn() {
         first += count(frames.clone(), 1);
         second += count(frames, 2);
     }
-    assert_eq!((first, second), (12, 12), "nothing is stuck");
-    assert_eq!(send_queue.take_woken().len(), 1, "the sender learns of the room");
+    assert_eq!((first, second), (12, 12), "all pieces are written");
+    assert_eq!(send_queue.take_woken().len(), 1, "the waiting sender is woken");
     assert_eq!(send_queue.offer(1, b"later"), Offer::Taken);
 }
 
 #[test]
-fn an_offer_waits_for_window_and_is_told_of_it() {
+fn the_sender_of_a_refused_offer_is_woken_when_there_is_window() {
     let mut send_queue = send_queue();
     send_queue.open(1, None).unwrap();
     assert_eq!(send_queue.offer(1, &[0; 996]), Offer::Taken);
@@ -132,7 +132,7 @@ fn an_offer_waits_for_window_and_is_told_of_it() {
 }
 
 #[test]
-fn a_finishing_connection_writes_what_it_has_and_nothing_new() {
+fn a_finishing_connection_writes_its_queued_frames_and_nothing_new() {
     let mut send_queue = send_queue();
     send_queue.open(1, None).unwrap();
     queue(&mut send_queue, 1, 1, 10).unwrap();
@@ -172,8 +172,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever a router and the handlers do: what was accepted is delivered once and in order, ends come last and
-    /// once, and no stream gets more than its credit and one piece.
+    /// For any actions of a router and the handlers: accepted pieces are delivered once and in order, a stream's end comes
+    /// last and once, and no stream sends more than its credit and one piece.
     #[test]
     fn accepted_pieces_arrive_once_in_order(steps in vec(step(), 0..300)) {
         let mut send_queue = send_queue();
@@ -183,7 +183,7 @@ proptest! {
         for step in steps.into_iter().chain((1..6).map(|id| Step::Credit(id, 1 << 20))).chain([Step::Write]) {
             serial += 1;
             match step {
-                // A number is not used again while frames of its last stream are on their way.
+                // A number is not reused while frames of its last stream are in flight.
                 Step::Open(id) => if expected.get(&id).is_none_or(VecDeque::is_empty) && send_queue.open(id, None).is_ok() {
                     expected.insert(id, VecDeque::new());
                     allowance.insert(id, WINDOW.into());
@@ -207,7 +207,7 @@ proptest! {
                     let allowed = allowance.entry(id).or_default();
                     *allowed += i64::from(bytes);
                 },
-                // Frames already taken for a cancelled stream may still come; so write them first.
+                // Queued frames of a cancelled stream may still be written, so a cancel waits until they are.
                 Step::Cancel(id) => if !send_queue.has_output() {
                     send_queue.cancel(id);
                     expected.remove(&id);
@@ -221,7 +221,7 @@ proptest! {
                             *stream
                         }
                         Frame::End { stream, .. } => *stream,
-                        // Failed for its backlog: what waited is dropped.
+                        // The stream failed for its backlog, which is dropped.
                         Frame::Fail { stream, .. } => { expected.remove(stream); continue }
                         other => panic!("{other:?}"),
                     };

@@ -1,4 +1,4 @@
-//! The first and the last words of a connection.
+//! The start of a connection, and a refusal with a reason.
 
 use std::{io, time::Duration};
 
@@ -10,18 +10,19 @@ use tokio::{
 };
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::{connection::ConnectionEnd, send_queue::error_json, state::ServerState};
+use super::{connection_end::ConnectionEnd, state::ServerState};
 use crate::{
     frame::{Frame, FrameCodec, HELLO_FRAME_BYTES},
     hello,
     stream::Stream,
 };
 
-/// After our last word: how long the router may take to read it and to close.
-pub(super) const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a router may take, after the worker's last frame, to read that frame and to close its side.
+pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reads the router's hello and answers it: the window it gives to streams, and what came behind the hello.
-pub(super) async fn greet(
+/// Reads the router's hello and answers it. Returns the window of the router's streams, and the bytes that arrived behind
+/// the hello.
+pub(super) async fn accept_hello(
     socket: &mut Stream,
     server: &ServerState,
 ) -> Result<(u32, BytesMut), ConnectionEnd> {
@@ -56,29 +57,23 @@ pub(super) async fn greet(
     Ok((hello.window_bytes, buffer))
 }
 
-/// Tells a router why it is not served, and lets it read that before the connection is gone.
-pub(super) async fn farewell(mut socket: Stream, error: &WireError) {
-    let words = async {
+/// Sends a router the reason why it is not served, and closes the connection once the router has read it.
+pub(super) async fn refuse(mut socket: Stream, error: &WireError) {
+    let refusal = async {
         let mut out = BytesMut::new();
         FrameCodec::new(HELLO_FRAME_BYTES)
-            .encode(
-                Frame::Fail {
-                    stream: 0,
-                    json: error_json(error),
-                },
-                &mut out,
-            )
+            .encode(Frame::fail(0, error), &mut out)
             .map_err(io::Error::other)?;
         socket.write_all(&out).await?;
         socket.shutdown().await?;
-        discard(socket).await;
+        discard_input(socket).await;
         io::Result::Ok(())
     };
-    let _ = timeout(FAREWELL_TIMEOUT, words).await;
+    let _ = timeout(LINGER_TIMEOUT, refusal).await;
 }
 
-/// Reads until the router closes its side: closing over unread bytes would reset the connection, and the router
-/// might never see our last words.
-pub(super) async fn discard(mut socket: impl AsyncRead + Unpin) {
+/// Reads until the router closes its side. To close a socket with unread bytes would reset the connection, and the router
+/// might never read the last frame.
+pub(super) async fn discard_input(mut socket: impl AsyncRead + Unpin) {
     let _ = tokio::io::copy(&mut socket, &mut tokio::io::sink()).await;
 }
