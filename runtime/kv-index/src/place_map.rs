@@ -19,37 +19,14 @@ use signalbox_protocol::SequenceHash;
 
 use crate::strands::Strands;
 
+mod place;
 mod shard;
 
+pub(crate) use place::Place;
 use shard::Shard;
 
 /// Enough shards that the growth of one is short, and few enough that the empty shards, of 8 KiB in all, do not matter.
 const SHARDS: usize = 256;
-
-/// A block's strand and its offset there. Five bytes, because a slot holds a place beside a tag.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
-    strand: u32,
-    offset: u8,
-}
-
-impl Place {
-    pub(crate) fn new(strand: usize, offset: usize) -> Self {
-        debug_assert!(u32::try_from(strand).is_ok() && u8::try_from(offset).is_ok());
-        Self {
-            strand: strand as u32,
-            offset: offset as u8,
-        }
-    }
-
-    pub(crate) fn strand(self) -> usize {
-        self.strand as usize
-    }
-
-    pub(crate) fn offset(self) -> usize {
-        self.offset as usize
-    }
-}
 
 /// Slots to sweep for each block of a retired strand. So about a quarter of all slots, at most, lead to retired strands,
 /// and clearing a block's slot costs some nanoseconds.

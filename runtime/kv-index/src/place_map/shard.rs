@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::ALLOCATION_OVERHEAD;
 
-use super::Place;
+use super::place::Place;
 
 /// Bits of the block's hash in a slot. The upper bits give the home index, and the others distinguish blocks of
 /// neighbouring homes. In a shard of 2^17 blocks, 33 million in all, about one search in thirty reads the strand of
