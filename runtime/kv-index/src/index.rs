@@ -60,8 +60,8 @@ pub struct IndexStats {
     pub blocks: usize,
     /// Memory in bytes, with an estimate of the allocator's overhead.
     pub bytes: usize,
-    /// Blocks that workers hold and the index does not credit, because of the memory bound or of a slot at or past
-    /// [`MAX_WORKER_SLOTS`](crate::MAX_WORKER_SLOTS).
+    /// Number of blocks, over all time, that a worker stored and the index did not credit, because of the memory bound or
+    /// of a slot at or past [`MAX_WORKER_SLOTS`](crate::MAX_WORKER_SLOTS).
     pub refused_stores: u64,
 }
 
@@ -170,7 +170,7 @@ impl KvIndex {
             .map_or(0, |holdings| holdings.memberships)
     }
 
-    /// One more than the greatest slot of a worker that holds a block.
+    /// A number greater than the slot of every worker that holds a block.
     pub(crate) fn slots(&self) -> usize {
         self.workers.len()
     }
