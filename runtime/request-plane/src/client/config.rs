@@ -1,10 +1,10 @@
-//! How a link behaves.
+//! The settings of a link.
 
 use std::time::Duration;
 
 use crate::{frame::DEFAULT_MAX_FRAME_BYTES, nats::NatsTransport};
 
-/// The settings of a link. The defaults suit a data centre.
+/// Timeouts and bounds of a link. The defaults suit a data centre.
 #[derive(Debug, Clone)]
 pub struct LinkConfig {
     /// The time to connect over TCP, or for the worker to accept over NATS, and again the time until the worker's hello.

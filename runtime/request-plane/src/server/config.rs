@@ -1,4 +1,4 @@
-//! The limits that a worker's server sets for its routers.
+//! The settings of a server.
 
 use crate::frame::DEFAULT_MAX_FRAME_BYTES;
 
