@@ -11,7 +11,7 @@ use crate::bindings::policy::signalbox::policy::types as __with_name0;
 pub mod exports {
     pub mod signalbox {
         pub mod policy {
-            /// For policies that can say why.
+            /// For policies that can explain a decision.
             #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
             pub mod explainer {
                 #[used]
@@ -414,8 +414,9 @@ pub mod exports {
                     }
                 }
                 pub trait Guest {
-                    /// One sentence on why `chosen` (a row of `candidates`) has the request: called after `decide` with the same
-                    /// arguments, only when somebody asked for the reason. The host keeps at most 1,024 bytes of it.
+                    /// Returns one sentence on why the candidate in row `chosen` has the request. The host calls it right after
+                    /// `decide`, with the same arguments, and only when somebody asked for the reason. The host keeps at most 1,024
+                    /// bytes of the sentence.
                     #[allow(async_fn_in_trait)]
                     fn explain(
                         request: Request,

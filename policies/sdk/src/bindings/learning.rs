@@ -11,7 +11,7 @@ use crate::bindings::policy::signalbox::policy::types as __with_name0;
 pub mod exports {
     pub mod signalbox {
         pub mod policy {
-            /// Told what became of requests, for policies that learn.
+            /// For policies that learn from what became of requests.
             #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
             pub mod observer {
                 #[used]
@@ -61,8 +61,8 @@ pub mod exports {
                     }
                 }
                 pub trait Guest {
-                    /// Requests that ended since the last call, oldest first, at most 256; off the path of any request's decision.
-                    /// The instance of one router thread hears of the requests that thread decided.
+                    /// Receives the requests that ended since the last call: oldest first, at most 256. No request waits for this
+                    /// call. Each router thread has an instance of its own, which receives the requests that this thread placed.
                     #[allow(async_fn_in_trait)]
                     fn observe(outcomes: _rt::Vec<Outcome>) -> ();
                 }
@@ -80,7 +80,8 @@ pub mod exports {
                 #[doc(hidden)]
                 pub use __export_signalbox_policy_observer_0_1_0_cabi;
             }
-            /// For policies whose memory is to outlive their code: asked for when another version takes over.
+            /// For policies that pass what they learnt to their next version. The host uses it when another version of the same
+            /// policy takes over.
             #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
             pub mod state {
                 #[used]
@@ -175,11 +176,11 @@ pub mod exports {
                     }
                 }
                 pub trait Guest {
-                    /// Everything worth keeping, in a form the next version can read; at most 1 MiB, empty for nothing.
+                    /// Returns everything worth keeping, in a form that the next version can read: at most 1 MiB, empty for nothing.
                     #[allow(async_fn_in_trait)]
                     fn snapshot() -> _rt::Vec<u8>;
-                    /// Takes over a snapshot of an earlier version of the same policy. Comes after `configure` and before the
-                    /// first `decide`. An error says why it cannot be used; the policy then starts without it.
+                    /// Takes over the snapshot of an earlier version of the same policy. The host calls it after `configure` and
+                    /// before the first `decide`. An error says why the snapshot cannot be used; the policy then starts without it.
                     #[allow(async_fn_in_trait)]
                     fn restore(
                         snapshot: _rt::Vec<u8>,

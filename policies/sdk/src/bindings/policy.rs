@@ -7,38 +7,38 @@
 #[allow(dead_code, clippy::all)]
 pub mod signalbox {
     pub mod policy {
-        /// What a policy is shown and what it answers.
+        /// What a policy receives and what it returns.
         ///
-        /// Everything here is a number in a flat column. A record per worker would cost fifteen times as much to
-        /// hand over, a host call per worker eighty times, so neither exists.
+        /// The data of the workers are numbers in flat columns. A record for each worker would cost fifteen times as much to
+        /// hand over, a host call for each worker eighty times as much.
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod types {
             #[used]
             #[doc(hidden)]
             static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
             use super::super::super::_rt;
-            /// The request that is to be placed. The same record always comes with the same answer expected: a policy
-            /// has no clock and no source of randomness but what stands here, so every decision can be replayed.
+            /// The request to place. A policy has no clock, and no randomness but `seed`. The same calls in the same order
+            /// therefore return the same decisions, and a recorded decision can be replayed.
             #[repr(C)]
             #[derive(Clone, Copy)]
             pub struct Request {
                 /// Tokens in the prompt, after the chat template.
                 pub prompt_tokens: u32,
-                /// Whole KV blocks the prompt fills: the most that can overlap with a worker's cache.
+                /// Whole KV blocks that the prompt fills: the most that a worker's cache can overlap with.
                 pub prompt_blocks: u32,
                 /// Tokens in one KV block; at least 1.
                 pub block_size: u32,
-                /// Output tokens the client allows or history suggests; 0 when nothing is known.
+                /// Output tokens to expect: the limit that the client set; 0 when it is unknown.
                 pub expected_output_tokens: u32,
                 /// Higher is more urgent; 0 is ordinary.
                 pub priority: i32,
-                /// Hash of the client's session or user; 0 for none. Equal sessions have equal hashes on every router.
+                /// Hash of the client's session or user; 0 for none. A session has the same hash on every router.
                 pub session: u64,
-                /// Hash of the LoRA adapter that is asked for; 0 for the base model.
+                /// Hash of the LoRA adapter that the request names; 0 for the base model.
                 pub lora: u64,
-                /// A fresh random number for this decision: the only randomness a policy has.
+                /// A fresh random number for this decision: the only randomness that a policy has.
                 pub seed: u64,
-                /// How many decisions this router made for this model before this one, on any thread.
+                /// Decisions that this router made for this model before this one, on all threads.
                 pub decision_number: u64,
             }
             impl ::core::fmt::Debug for Request {
@@ -61,7 +61,7 @@ pub mod signalbox {
             }
             wit_bindgen::rt::bitflags::bitflags! {
                 #[doc =
-                " The columns of `candidates` a policy wants. A column not asked for is `none`, and costs nothing."]
+                " The columns of `candidates` that a policy wants. Any other column is `none`, and costs nothing."]
                 #[derive(PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Clone, Copy)] pub
                 struct Columns : u16 { #[doc = " Wants `candidates.traits`."] const
                 TRAITS = 1 << 0; #[doc = " Wants `candidates.overlap-device`."] const
@@ -80,43 +80,43 @@ pub mod signalbox {
                 KV_BLOCKS_USED = 1 << 11; #[doc = " Wants `candidates.queue-depth`."]
                 const QUEUE_DEPTH = 1 << 12; }
             }
-            /// The workers that may take the request, as columns: row i of each column is candidate i. There is at least
-            /// one candidate; every column that is present has as many rows as `worker`. The order of the rows means
+            /// The workers that can take the request, as columns: row i of each column is candidate i. There is at least
+            /// one candidate, and every column that is present has as many rows as `worker`. The order of the rows means
             /// nothing and may differ from one decision to the next.
             #[derive(Clone)]
             pub struct Candidates {
-                /// The worker's number: stable for as long as it is present, distinct from all others.
+                /// The worker's number: the same for as long as the worker is present, and different for each worker.
                 pub worker: _rt::Vec<u32>,
-                /// Bits, as many as apply: 1 takes prefills; 2 takes decodes; 4 its overlap is learnt from this router's
-                /// own decisions instead of told by its KV events; 8 its overlap may be less than what it holds. Higher
-                /// bits are to be ignored.
+                /// A sum of bits. 1: the worker takes prefills. 2: the worker takes decodes. 4: its overlap is an estimate
+                /// from this router's own decisions, not from KV events. 8: it may hold more than its overlap. A policy
+                /// ignores higher bits.
                 pub traits: ::core::option::Option<_rt::Vec<u32>>,
                 /// Leading KV blocks of the prompt that the worker holds in device memory.
                 pub overlap_device: ::core::option::Option<_rt::Vec<u32>>,
-                /// Leading blocks beyond those on the device that it holds in host memory.
+                /// KV blocks of the prompt after those, that the worker holds in host memory.
                 pub overlap_host: ::core::option::Option<_rt::Vec<u32>>,
-                /// Leading blocks beyond those two that it holds on disk.
+                /// KV blocks of the prompt after those two, that the worker holds on disk.
                 pub overlap_disk: ::core::option::Option<_rt::Vec<u32>>,
-                /// Prompt tokens this router sent there whose first output token has not come yet.
+                /// Prompt tokens of this router's requests at the worker that wait for their first output token.
                 pub prefill_tokens: ::core::option::Option<_rt::Vec<u32>>,
-                /// KV blocks held by this router's requests there.
+                /// KV blocks of this router's requests at the worker.
                 pub decode_blocks: ::core::option::Option<_rt::Vec<u32>>,
-                /// Requests of this router under way there.
+                /// This router's requests in flight at the worker.
                 pub requests: ::core::option::Option<_rt::Vec<u32>>,
-                /// As `prefill-tokens`, of all routers together, this one included.
+                /// As `prefill-tokens`, for all routers together, this one included.
                 pub prefill_tokens_all: ::core::option::Option<_rt::Vec<u32>>,
-                /// As `decode-blocks`, of all routers together, this one included.
+                /// As `decode-blocks`, for all routers together, this one included.
                 pub decode_blocks_all: ::core::option::Option<_rt::Vec<u32>>,
-                /// As `requests`, of all routers together, this one included.
+                /// As `requests`, for all routers together, this one included.
                 pub requests_all: ::core::option::Option<_rt::Vec<u32>>,
-                /// KV blocks the worker's device has room for; 0 when it has not said.
+                /// KV blocks that fit in the worker's device memory; 0 when unknown.
                 pub kv_blocks_total: ::core::option::Option<_rt::Vec<u32>>,
                 /// KV blocks in use, as the worker last reported.
                 pub kv_blocks_used: ::core::option::Option<_rt::Vec<u32>>,
-                /// Requests waiting in the engine, as the worker last reported.
+                /// Requests that wait in the engine, as the worker last reported.
                 pub queue_depth: ::core::option::Option<_rt::Vec<u32>>,
-                /// The signals named in `info.extra`, one whole column after the other in that order: signal j of
-                /// candidate i is `extra[j * n + i]` for n candidates. Empty when none was asked for.
+                /// The signals that `info.extra` names, one whole column after the other in that order: signal j of
+                /// candidate i is `extra[j * n + i]`, for n candidates. Empty when `info.extra` is empty.
                 pub extra: _rt::Vec<f32>,
             }
             impl ::core::fmt::Debug for Candidates {
@@ -143,14 +143,15 @@ pub mod signalbox {
                         .finish()
                 }
             }
-            /// A policy's answer.
+            /// A policy's decision.
             #[derive(Clone)]
             pub enum Decision {
-                /// A cost for each candidate, in their order; the lowest wins, and the host breaks ties by the seed.
-                /// `+inf` rules a candidate out. Not a number, `-inf`, another count than there are candidates, or
-                /// ruling out all of them is a fault.
+                /// A cost for each candidate, in the order of the rows. The lowest cost wins; the host breaks ties from
+                /// `request.seed`. `+inf` rules a candidate out. A NaN, a `-inf`, a number of costs other than the number
+                /// of candidates, or `+inf` for every candidate is a fault.
                 Costs(_rt::Vec<f32>),
-                /// The row of the candidate that shall have the request, where costs would say too little.
+                /// The row of the candidate that gets the request, for policies whose choice is not a lowest cost. Rows
+                /// count from 0; any other number is a fault.
                 Pick(u32),
             }
             impl ::core::fmt::Debug for Decision {
@@ -168,18 +169,18 @@ pub mod signalbox {
                     }
                 }
             }
-            /// What a policy says of itself.
+            /// A policy's description of itself.
             #[derive(Clone)]
             pub struct Info {
-                /// Its name: lower-case letters, digits, `-`, `_` and `.`, at most 64, a letter or digit first.
+                /// Its name: 1 to 64 lower-case letters, digits, `-`, `_` and `.`, a letter or digit first.
                 pub name: _rt::String,
-                /// Its version, such as `1.2.0`: letters, digits, `.`, `-` and `+`, at most 64.
+                /// Its version, such as `1.2.0`: 1 to 64 letters, digits, `.`, `-` and `+`.
                 pub version: _rt::String,
-                /// The columns it wants to see. Ask for what is used: each costs some 50 ns a decision.
+                /// The columns that it needs. Name only those that it uses: each costs some 50 ns a decision.
                 pub columns: Columns,
-                /// Further signals by name, at most 8. A name the host does not know refuses the policy. Known:
-                /// `kv-use` (the used share of the worker's KV blocks, 0 to 1; 0 when unknown) and
-                /// `overlap-share` (the share of the prompt's blocks the worker holds on any tier, 0 to 1).
+                /// Signals beside the columns, by name, at most 8. The host refuses a policy that names any other signal
+                /// than these two: `kv-use`, the used share of the worker's KV blocks (0 to 1; 0 when unknown), and
+                /// `overlap-share`, the share of the prompt's KV blocks that the worker holds on any tier (0 to 1).
                 pub extra: _rt::Vec<_rt::String>,
             }
             impl ::core::fmt::Debug for Info {
@@ -199,21 +200,21 @@ pub mod signalbox {
             #[repr(C)]
             #[derive(Clone, Copy)]
             pub struct Outcome {
-                /// The worker that had it.
+                /// The number of the worker that had the request, as in `candidates.worker`.
                 pub worker: u32,
-                /// Tokens in its prompt.
+                /// Tokens in the prompt.
                 pub prompt_tokens: u32,
-                /// Of those, how many the worker found in its cache.
+                /// Tokens of the prompt that the worker found in its KV cache.
                 pub cached_tokens: u32,
-                /// Blocks of overlap the router credited the worker with when it decided.
+                /// KV blocks of overlap that the worker had, as the router knew them at the decision.
                 pub overlap_blocks: u32,
-                /// Tokens that came back.
+                /// Output tokens that the worker sent.
                 pub output_tokens: u32,
-                /// Milliseconds from the decision to the first token; 0 when none came.
+                /// Milliseconds from the decision to the first output token; 0 when none came.
                 pub ttft_ms: f32,
-                /// Milliseconds from the decision to the end.
+                /// Milliseconds from the decision to the end of the request.
                 pub total_ms: f32,
-                /// Whether it ended as it should: not by an error, not by the client leaving.
+                /// Whether the request was answered in full: no error ended it, and the client did not leave.
                 pub completed: bool,
             }
             impl ::core::fmt::Debug for Outcome {
@@ -241,13 +242,19 @@ pub mod signalbox {
 pub mod exports {
     pub mod signalbox {
         pub mod policy {
-            /// The one interface every policy exports.
+            /// The one interface that every policy exports.
             ///
-            /// The host calls `configure` once on a fresh instance, then `describe`, then `decide` any number of times, never
-            /// two calls at once. Each call has a deadline of its own (2 ms for `decide`, 20 ms for the others, unless the
-            /// operator set others) and the instance a memory limit; passing either ends the instance, a built-in formula
-            /// decides in its place, and a policy that faults too often is taken out. An instance lives for as long as the
-            /// policy is active on one router thread, so what it keeps in memory is seen by later decisions of that thread.
+            /// The host calls `configure` once on each fresh instance, before any other function. It calls `describe` when it
+            /// admits the component with its settings; later instances receive no such call. It calls `decide` any number of
+            /// times. Calls on one instance never overlap.
+            ///
+            /// Each call has a time budget: 2 ms for `decide`, 20 ms for every other function. The host stops a call that runs
+            /// past its budget, at most 12 ms later (later only on a machine too busy to run it). An instance has a memory limit
+            /// of 16 MiB. A call that passes its budget or the memory limit ends the instance, and a built-in formula decides
+            /// instead. After three faults within a minute the version is put in quarantine: it decides no more.
+            ///
+            /// An instance exists for as long as the policy is active on one router thread. What it keeps in memory is there for
+            /// the later decisions of that thread.
             #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
             pub mod routing {
                 #[used]
@@ -842,13 +849,14 @@ pub mod exports {
                     }
                 }
                 pub trait Guest {
-                    /// Takes the settings: a JSON object, or the empty string for the defaults. An error is a plain sentence for
-                    /// whoever wrote the settings, and refuses them.
+                    /// Takes the settings: a JSON object, or the empty string for the defaults. An error refuses the settings; it is
+                    /// a plain sentence for the person who wrote them.
                     #[allow(async_fn_in_trait)]
                     fn configure(
                         settings: _rt::String,
                     ) -> ::core::result::Result<(), _rt::String>;
-                    /// Says who this is and what it wants to see. Comes after `configure`, so the columns may depend on settings.
+                    /// Returns the policy's name and version, and the columns it needs. The columns may depend on the settings, since
+                    /// the host calls `configure` first.
                     #[allow(async_fn_in_trait)]
                     fn describe() -> Info;
                     /// Chooses among the candidates.
