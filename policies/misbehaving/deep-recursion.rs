@@ -24,7 +24,7 @@ impl Policy for DeepRecursion {
     }
 }
 
-/// Not a loop in disguise: each call waits for the next one's answer.
+/// The compiler cannot turn this into a loop: each call needs the result of the next.
 #[expect(unconditional_recursion, reason = "what this guest is for")]
 fn descend(depth: u32) -> u32 {
     descend(std::hint::black_box(depth.wrapping_add(1))) ^ depth

@@ -1,5 +1,5 @@
-//! Well-behaved, and uses all there is: learns from outcomes, hands on what it learnt, explains itself, reads every
-//! extra signal.
+//! A policy that behaves well and uses every optional interface: it learns from outcomes, passes what it learnt to its
+//! next version, explains its decisions, and reads every extra signal.
 
 use signalbox_policy_sdk::{
     Candidates, Columns, Decision, Info, Outcome, Policy, Request, Settings, export_policy,
@@ -8,9 +8,9 @@ use signalbox_policy_sdk::{
 /// The cost of a worker is the mean time to its first token, in ms, plus the two signals.
 #[derive(Debug, Default)]
 pub struct Learner {
-    /// Per worker: its number, outcomes seen, their times to first token in all.
+    /// For each worker: its number, the number of outcomes, and the sum of their times to the first token, in ms.
     workers: Vec<(u32, u32, f32)>,
-    /// The setting `forget`: refuse what an earlier version learnt.
+    /// The setting `forget`: refuse the snapshot of an earlier version.
     forget: bool,
 }
 

@@ -1,9 +1,9 @@
-//! Never finishes reading its settings.
+//! Never returns from `configure`.
 
 use misbehaving::harmless;
 use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
 
-/// Never finishes reading its settings.
+/// Never returns from `configure`.
 #[derive(Debug, Default)]
 pub struct LoopInConfigure;
 

@@ -1,9 +1,9 @@
-//! Never answers.
+//! Never returns from `decide`.
 
 use misbehaving::{Trigger, harmless};
 use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
 
-/// Never answers.
+/// Never returns from `decide`.
 #[derive(Debug, Default)]
 pub struct LoopInDecide(Trigger);
 
@@ -20,7 +20,7 @@ impl Policy for LoopInDecide {
         if !self.0.pulled(request) {
             return harmless(candidates);
         }
-        // Something to do that the compiler cannot see through.
+        // Work that the compiler cannot remove.
         let mut rounds = 0_u64;
         loop {
             rounds = std::hint::black_box(rounds + 1);

@@ -20,7 +20,7 @@ impl Policy for MemoryHog {
         if !self.0.pulled(request) {
             return harmless(candidates);
         }
-        // Not written to: it is the asking that is to be stopped, before time is up.
+        // It does not write to the memory: the host must refuse the growth before the time budget ends.
         loop {
             std::mem::forget(std::hint::black_box(Vec::<u8>::with_capacity(1 << 20)));
         }

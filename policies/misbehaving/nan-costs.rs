@@ -1,9 +1,9 @@
-//! Answers with costs that are no numbers.
+//! Returns costs that are NaN.
 
 use misbehaving::{Trigger, harmless};
 use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
 
-/// Answers with costs that are no numbers.
+/// Returns costs that are NaN.
 #[derive(Debug, Default)]
 pub struct NanCosts(Trigger);
 

@@ -1,9 +1,9 @@
-//! Picks a candidate there is not.
+//! Picks a row past the last candidate.
 
 use misbehaving::{Trigger, harmless};
 use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
 
-/// Picks a candidate there is not.
+/// Picks a row past the last candidate.
 #[derive(Debug, Default)]
 pub struct PickOutOfRange(Trigger);
 

@@ -1,9 +1,9 @@
-//! Asks for a signal no host has.
+//! Names a signal that no host has.
 
 use misbehaving::harmless;
 use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, export_policy};
 
-/// Asks for a signal no host has.
+/// Names a signal that no host has.
 #[derive(Debug, Default)]
 pub struct UnknownSignal;
 

@@ -1,9 +1,9 @@
-//! Answers with one cost too many.
+//! Returns one cost too many.
 
 use misbehaving::{Trigger, harmless};
 use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
 
-/// Answers with one cost too many.
+/// Returns one cost too many.
 #[derive(Debug, Default)]
 pub struct WrongCount(Trigger);
 

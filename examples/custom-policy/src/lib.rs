@@ -1,15 +1,16 @@
-//! `shortest-queue`: the worker with the fewest requests under way, except that a worker which already holds a good
-//! part of the prompt is forgiven some.
+//! `shortest-queue` chooses the worker with the fewest requests in flight. A worker that already holds a part of the
+//! prompt may have some requests more.
 //!
-//! It shows what a policy of your own consists of: what it wants to see (`describe`), a setting (`configure`), the
-//! decision, and unit tests that need neither WebAssembly nor a router.
+//! The crate shows the parts of a policy: the columns it wants (`describe`), a setting (`configure`), the decision
+//! (`decide`), and unit tests that need neither WebAssembly nor a router.
 
 use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
 
-/// Counts requests, and forgives some for a warm cache.
+/// The number of requests in flight, less an allowance for a KV cache that holds the prompt.
 #[derive(Debug)]
 pub struct ShortestQueue {
-    /// How many requests a worker may be behind when it holds the whole prompt; in proportion when it holds a part.
+    /// The requests that a worker may have more than another one when it holds the whole prompt; in proportion when it
+    /// holds a part.
     forgiven: f32,
 }
 
@@ -33,7 +34,7 @@ impl Policy for ShortestQueue {
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {
         let blocks = request.prompt_blocks.max(1) as f32;
         let rows = candidates.requests_all.iter().zip(&candidates.overlap_device);
-        // The lowest cost has the request; among equals the router draws.
+        // The lowest cost wins; the router breaks ties from the request's seed.
         Decision::Costs(
             rows.map(|(&requests, &overlap)| requests as f32 - self.forgiven * overlap as f32 / blocks)
                 .collect(),
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_queue_wins() {
+    fn the_cost_is_the_number_of_requests() {
         assert_eq!(costs(&[3, 1, 2], &[0, 0, 0]), [3.0, 1.0, 2.0]);
     }
 

@@ -1,7 +1,7 @@
-//! `kv-aware`: the worker that will answer soonest, from what its KV cache already holds of the prompt and from the
-//! work it has. The default policy.
+//! `kv-aware` chooses the worker with the least work before it can answer. It is the default policy.
 //!
-//! The cost is [`KvCost`]'s, in KV blocks: blocks to prefill that no cache saves, plus blocks being decoded.
+//! The cost is that of [`KvCost`], in KV blocks: blocks to prefill that the worker's KV cache does not hold, plus blocks
+//! of the requests that it decodes.
 
 use signalbox_policy_sdk::{
     Candidates, Decision, Info, KvCost, Load, Policy, Request, Settings, export_policy,
@@ -11,8 +11,8 @@ use signalbox_policy_sdk::{
 #[derive(Debug, Default)]
 pub struct KvAware {
     cost: KvCost,
-    /// `replicas`: count what other routers have under way too, not only this one. Off by default: with one router
-    /// the two are the same, with several `replica-synced` does it better.
+    /// `replicas`: count the requests of all routers, not only of this one. Off by default: with one router the two
+    /// are the same, and with several `replica-synced` spreads requests better.
     replicas: bool,
 }
 

@@ -1,15 +1,15 @@
-//! What the misbehaving guests share: when to misbehave.
+//! The trigger that all misbehaving guests share.
 //!
-//! Admission tries a component before it is accepted, so a guest that is bad from the start never gets in. By default
-//! these are good there and bad later; with the setting `{"always": true}` they are bad at once. They tell by the
-//! decision number, which admission takes from 2^32 on.
+//! Admission tries a component and refuses one that misbehaves in its trial. By default these guests behave well in the
+//! trial and misbehave afterwards; with the setting `{"always": true}` they misbehave at once. They recognise the trial
+//! by its decision numbers, which begin at 2^32.
 
 use signalbox_policy_sdk::{Candidates, Decision, Request, Settings};
 
-/// Decision numbers of admission's dry runs begin here.
-const DRY_RUNS: u64 = 1 << 32;
+/// Decision numbers of the trial begin here.
+const FIRST_TRIAL_DECISION: u64 = 1 << 32;
 
-/// Decides whether it is time to misbehave.
+/// Says when to misbehave.
 #[derive(Debug, Default)]
 pub struct Trigger {
     always: bool,
@@ -19,20 +19,20 @@ impl Trigger {
     /// Reads the setting `always`.
     ///
     /// # Errors
-    /// It is no boolean.
+    /// The setting is not a boolean.
     pub fn configure(&mut self, settings: &mut Settings) -> Result<(), String> {
         self.always = settings.switch("always", false)?;
         Ok(())
     }
 
-    /// Whether this decision is to go wrong.
+    /// Whether the guest misbehaves in this decision.
     #[must_use]
     pub fn pulled(&self, request: &Request) -> bool {
-        self.always || request.decision_number < DRY_RUNS
+        self.always || request.decision_number < FIRST_TRIAL_DECISION
     }
 }
 
-/// A decision nobody can object to.
+/// A valid decision.
 #[must_use]
 pub fn harmless(candidates: &Candidates) -> Decision {
     Decision::Costs(vec![0.0; candidates.len()])

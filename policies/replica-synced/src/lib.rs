@@ -1,24 +1,25 @@
-//! `replica-synced`: `kv-aware` for several routers in front of the same workers.
+//! `replica-synced` is `kv-aware` for several routers in front of the same workers.
 //!
-//! Two things change when routers share workers. The load that counts is everybody's. And what one router knows of
-//! the others is a moment old, so routers that each send their next request to the one best worker all send it to the
-//! same: they herd. So candidates that are nearly as good as the best share the requests, by a draw that differs from
-//! decision to decision and from router to router.
+//! It differs in two ways. It counts the load of all routers. And it lets candidates that are nearly as good as the
+//! best share the requests, by a random draw for each decision. Without the draw, routers herd: the load that a router
+//! knows of the others is a moment old, so all routers send their next request to the same best worker.
 
 use signalbox_policy_sdk::{
     Candidates, Decision, Info, KvCost, Load, Policy, Request, Settings, export_policy,
 };
 
-/// Candidates whose cost differs by less than this share of the prompt's own blocks count as nearly equal: another
-/// router's unseen request changes a worker's cost by about a whole prompt, so a tenth decides nothing by itself.
+/// Candidates whose cost differs by less than this share of the prompt's own blocks count as nearly equal. A request
+/// of another router that this one does not see yet changes a worker's cost by about a whole prompt, so a difference
+/// of a tenth is below what a router can know.
 const DEFAULT_SPREAD: f32 = 0.1;
 
-/// The cost formula on all routers' load, with near ties drawn. Settings: those of [`KvCost`], and `spread`.
+/// The cost formula on the load of all routers, with a draw among near ties. Settings: those of [`KvCost`], and
+/// `spread`.
 #[derive(Debug)]
 pub struct ReplicaSynced {
     cost: KvCost,
-    /// `spread`: how far costs may lie apart, as a share of the prompt's blocks, to be drawn among; 0 for exact ties
-    /// only.
+    /// `spread`: the largest difference in cost that the draw can bridge, as a share of the prompt's blocks; 0 for no
+    /// draw.
     spread: f32,
 }
 
@@ -47,7 +48,7 @@ impl Policy for ReplicaSynced {
         let mut costs = self
             .cost
             .costs(request, candidates, Load::of_all_routers(candidates));
-        // Each candidate draws a surcharge below the spread: near ties change places, clear differences stay.
+        // Each candidate draws a surcharge below the spread: near ties change places, larger differences stay.
         let spread = self.spread * request.prompt_blocks.max(1) as f32;
         for (cost, &worker) in costs.iter_mut().zip(&candidates.worker) {
             *cost += spread * draw(request.seed, worker);
@@ -56,13 +57,13 @@ impl Policy for ReplicaSynced {
     }
 }
 
-/// A number from 0 to below 1 that looks random: the seed and the worker through MurmurHash3's 64-bit finaliser.
+/// A pseudo-random number from 0 to below 1: the seed and the worker through MurmurHash3's 64-bit finaliser.
 fn draw(seed: u64, worker: u32) -> f32 {
     let mut bits = seed ^ u64::from(worker).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     bits ^= bits >> 33;
-    // The 24 bits an f32 holds exactly.
+    // An f32 holds 24 bits exactly.
     (bits >> 40) as f32 / (1 << 24) as f32
 }
 
@@ -72,8 +73,8 @@ export_policy!(ReplicaSynced);
 mod tests {
     use super::*;
 
-    /// The row chosen for a prompt of 40 blocks among idle workers that hold `overlap` blocks of it, `all` of whose
-    /// blocks are used by the routers together.
+    /// The row that is chosen for a prompt of 40 blocks. Each worker holds `overlap` blocks of the prompt; the requests
+    /// of all routers have `all` blocks there.
     fn chosen(settings: &str, seed: u64, overlap: &[u32], all: &[u32]) -> usize {
         let idle = vec![0; overlap.len()];
         let candidates = Candidates {
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn without_spread_the_cheapest_has_it() {
+    fn without_spread_the_lowest_cost_wins() {
         assert!((0..100).all(|seed| chosen(r#"{"spread": 0}"#, seed, &[20, 21], &[0, 0]) == 1));
     }
 

@@ -1,15 +1,15 @@
-//! `round-robin`: every worker in turn, whatever it holds and however busy it is. The baseline to measure others
-//! against, and the template to copy for a policy of your own.
+//! `round-robin` chooses every worker in turn, without regard to its KV cache and its load. It is the baseline for
+//! measuring other policies, and the template to copy for a policy of your own.
 
 use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, export_policy};
 
-/// Picks the candidate whose turn it is. It has no settings and no memory: the number of the decision says whose.
+/// Picks the candidate whose turn it is, by the number of the decision. It has no settings and no memory.
 #[derive(Debug, Default)]
 pub struct RoundRobin;
 
 impl Policy for RoundRobin {
     fn describe(&self) -> Info {
-        // The worker column always comes; no other is needed.
+        // The column `worker` is always present; the policy needs no other.
         Info::new(
             env!("CARGO_PKG_NAME"),
             env!("CARGO_PKG_VERSION"),
@@ -32,7 +32,7 @@ export_policy!(RoundRobin);
 mod tests {
     use super::*;
 
-    /// The worker (not the row) that has the `number`-th decision among `workers`.
+    /// The number of the worker (not its row) that decision `number` picks among `workers`.
     fn worker(number: u64, workers: &[u32]) -> u32 {
         let request = Request {
             prompt_tokens: 100,
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn every_worker_has_its_turn() {
+    fn workers_take_turns() {
         let turns: Vec<u32> = (0..6).map(|number| worker(number, &[4, 7, 9])).collect();
         assert_eq!(turns, [4, 7, 9, 4, 7, 9]);
     }
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_worker_has_them_all() {
+    fn a_single_worker_gets_every_request() {
         assert!((0..3).chain([u64::MAX]).all(|number| worker(number, &[5]) == 5));
     }
 }

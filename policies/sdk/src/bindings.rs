@@ -1,5 +1,5 @@
-//! Bindings to `wit/`, generated ahead so that a policy builds in seconds. `policies/README.md` has the command that
-//! makes them anew.
+//! Generated bindings to `wit/`, committed so that a policy builds in seconds. `policies/README.md` has the command that
+//! generates them.
 #![allow(
     missing_docs,
     missing_debug_implementations,

@@ -1,69 +1,71 @@
-//! The candidates with absent columns as empty ones: what a policy iterates over.
+//! The candidates as a policy reads them: columns, each of which is empty when the policy did not name it.
 
 use crate::bindings::policy::signalbox::policy::types;
 
-/// The workers that may take the request, as columns: row i of each column is candidate i. There is at least one.
-/// A column the policy did not ask for is empty; `wit/types.wit` says what each one holds.
+/// The workers that can take the request, as columns: row i of each column is candidate i. There is at least one row.
+/// The order of the rows means nothing and may differ from one decision to the next. A column that the policy did not
+/// name is empty; `wit/types.wit` says what each one holds.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Candidates {
-    /// The worker's number, stable while it is present. Always there.
+    /// The worker's number, the same for as long as the worker is present. This column is never empty.
     pub worker: Vec<u32>,
     /// Bits of [`traits`].
     pub traits: Vec<u32>,
-    /// Leading blocks of the prompt in device memory.
+    /// Leading KV blocks of the prompt in device memory.
     pub overlap_device: Vec<u32>,
-    /// Leading blocks beyond those, in host memory.
+    /// KV blocks of the prompt after those, in host memory.
     pub overlap_host: Vec<u32>,
-    /// Leading blocks beyond those two, on disk.
+    /// KV blocks of the prompt after those two, on disk.
     pub overlap_disk: Vec<u32>,
-    /// Prompt tokens of this router waiting for their first output token.
+    /// Prompt tokens of this router's requests that wait for their first output token.
     pub prefill_tokens: Vec<u32>,
     /// KV blocks of this router's requests.
     pub decode_blocks: Vec<u32>,
-    /// Requests of this router under way.
+    /// This router's requests in flight.
     pub requests: Vec<u32>,
-    /// As `prefill_tokens`, of all routers.
+    /// As `prefill_tokens`, for all routers together.
     pub prefill_tokens_all: Vec<u32>,
-    /// As `decode_blocks`, of all routers.
+    /// As `decode_blocks`, for all routers together.
     pub decode_blocks_all: Vec<u32>,
-    /// As `requests`, of all routers.
+    /// As `requests`, for all routers together.
     pub requests_all: Vec<u32>,
-    /// KV blocks the device has room for; 0 when unknown.
+    /// KV blocks that fit in device memory; 0 when unknown.
     pub kv_blocks_total: Vec<u32>,
-    /// KV blocks in use.
+    /// KV blocks in use, as the worker last reported.
     pub kv_blocks_used: Vec<u32>,
-    /// Requests waiting in the engine.
+    /// Requests that wait in the engine, as the worker last reported.
     pub queue_depth: Vec<u32>,
-    /// The signals named in [`Info::extra`](crate::Info::extra), one whole column after the other.
+    /// The signals that [`Info::extra`](crate::Info::extra) names, one whole column after the other.
     pub extra: Vec<f32>,
 }
 
 /// Bits of [`Candidates::traits`].
 pub mod traits {
-    /// Takes prefills.
+    /// The worker takes prefills.
     pub const PREFILL: u32 = 1;
-    /// Takes decodes.
+    /// The worker takes decodes.
     pub const DECODE: u32 = 2;
-    /// Its overlap is learnt from this router's decisions, not told by its events.
+    /// The overlap is an estimate from this router's own decisions, not from KV events.
     pub const APPROXIMATE: u32 = 4;
-    /// Its overlap may be less than what it holds.
+    /// The worker may hold more than its overlap.
     pub const PARTIAL: u32 = 8;
 }
 
 impl Candidates {
-    /// How many candidates there are; at least 1 in a decision.
+    /// The number of candidates: at least 1 in a decision.
     #[must_use]
     pub fn len(&self) -> usize {
         self.worker.len()
     }
 
-    /// Whether there is none; never so in a decision.
+    /// Whether there is no candidate: never in a decision.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.worker.is_empty()
     }
 
-    /// The `index`-th signal of [`Info::extra`](crate::Info::extra), a row per candidate; empty when not asked for.
+    /// The column of the signal with this index in [`Info::extra`](crate::Info::extra), counted from 0; empty when there
+    /// is no such signal.
     #[must_use]
     pub fn signal(&self, index: usize) -> &[f32] {
         let rows = self.len();
@@ -100,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_is_its_own_stretch_of_extra() {
+    fn each_signal_is_a_column_of_extra() {
         let candidates = Candidates {
             worker: vec![7, 8],
             extra: vec![0.1, 0.2, 0.3, 0.4],

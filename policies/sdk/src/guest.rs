@@ -1,4 +1,4 @@
-//! From the generated `Guest` traits to a [`Policy`]: what [`export_policy!`](crate::export_policy) stands on.
+//! Implements the generated `Guest` traits with a [`Policy`]; [`export_policy!`](crate::export_policy) builds on it.
 
 use crate::{
     Candidates, Info, Policy, Settings,
@@ -9,12 +9,12 @@ use crate::{
     },
 };
 
-/// A component type with its one policy value.
+/// A component with its one policy value.
 pub trait Hosted {
-    /// The policy it is made of.
+    /// The policy that the component runs.
     type Policy: Policy;
 
-    /// Calls with the value; a component has one thread and its calls do not nest.
+    /// Calls `call` with the policy value. A component has one thread and its calls do not nest.
     fn with<R>(call: impl FnOnce(&mut Self::Policy) -> R) -> R;
 }
 

@@ -1,47 +1,47 @@
-//! The cost of placing a request, in KV blocks of work: what `kv-aware` and `replica-synced` share.
+//! The cost of placing a request, in KV blocks of work. `kv-aware` and `replica-synced` share it.
 //!
-//! The formula is that of NVIDIA Dynamo's KV router (its default scorer), so that results compare, with two additions:
-//! a short overlap counts as none, and a full KV cache costs something:
+//! The formula is that of NVIDIA Dynamo's KV router (its default scorer), so that results compare. It has two additions:
+//! a short overlap counts as none, and a full KV cache has a cost.
 //!
 //! ```text
 //! prefill  = (prefill tokens in flight + prompt tokens) / block size
-//! excess   = (prefill tokens in flight - the least of all candidates) / block size / prompt blocks
+//! excess   = (prefill tokens in flight - the minimum of all candidates) / block size / prompt blocks
 //! credit   = overlap_credit / (1 + credit_decay * excess) * device + host_weight * host + disk_weight * disk,
 //!            or 0 where device + host + disk < min_overlap * prompt blocks
-//! fill     = KV blocks used / KV blocks there are
+//! fill     = KV blocks used / KV blocks in total
 //! cost     = prefill_load_scale * max(0, prefill - credit) + decode blocks + prompt blocks + request_weight * requests
 //!            + fill_weight * fill
 //! ```
 //!
-//! Without the additions, a system prompt of one block that all requests share draws every new prompt to the worker that
-//! saw it first, whose cache overflows while the others' stay empty. Settings `{"min_overlap": 0, "fill_weight": 0}`
-//! give Dynamo's formula.
+//! The additions matter when all requests share a system prompt of one block. Without them, every new prompt goes to the
+//! worker that had the system prompt first: its cache overflows while the other caches stay empty. The settings
+//! `{"min_overlap": 0, "fill_weight": 0}` give Dynamo's formula.
 
 use crate::{Candidates, Columns, Request, Settings};
 
-/// The formula's weights. As settings they have the names of the fields.
+/// The weights of the formula. Each setting has the name of its field.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KvCost {
-    /// Blocks of prefill saved by a block of overlap in device memory: 1 when it is really saved, more to favour
-    /// the cache over balance.
+    /// Blocks of prefill that a block of overlap in device memory saves. The true value is 1; a higher one favours the
+    /// cache over balance.
     pub overlap_credit: f32,
-    /// How fast the credit shrinks for a worker with more prefills waiting than the least busy one; 0 for not at all.
+    /// How fast the credit shrinks with the prefill tokens that a worker has in excess of the minimum; 0 for not at all.
     pub credit_decay: f32,
-    /// As `overlap_credit`, for a block in host memory: it has to be copied back.
+    /// As `overlap_credit`, for a block in host memory, which the worker has to copy back.
     pub host_weight: f32,
     /// As `overlap_credit`, for a block on disk.
     pub disk_weight: f32,
-    /// What a block of prefill costs in blocks of decoding.
+    /// The cost of a block of prefill, in blocks of decoding.
     pub prefill_load_scale: f32,
-    /// What a request under way costs beside its blocks.
+    /// The cost of a request in flight beside that of its blocks.
     pub request_weight: f32,
     /// An overlap shorter than this share of the prompt's blocks counts as none.
     pub min_overlap: f32,
-    /// What a full KV cache costs, in blocks: less than a block decides among equals only.
+    /// The cost of a full KV cache, in blocks. Below 1 it decides only between workers that are equal otherwise.
     pub fill_weight: f32,
 }
 
-/// Which load columns the formula is to use: this router's, or those of all routers.
+/// The load columns that the formula uses: those of this router, or those of all routers.
 #[derive(Debug, Clone, Copy)]
 pub struct Load<'a> {
     prefill_tokens: &'a [u32],
@@ -50,7 +50,7 @@ pub struct Load<'a> {
 }
 
 impl<'a> Load<'a> {
-    /// What this router itself has under way.
+    /// What this router has in flight.
     #[must_use]
     pub fn own(candidates: &'a Candidates) -> Self {
         Self {
@@ -60,7 +60,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// What all routers have under way.
+    /// What all routers together have in flight.
     #[must_use]
     pub fn of_all_routers(candidates: &'a Candidates) -> Self {
         Self {
@@ -87,7 +87,7 @@ impl Default for KvCost {
 }
 
 impl KvCost {
-    /// The columns the formula needs with these weights, on this router's load or that of all.
+    /// The columns that the formula needs with these weights, for the load of all routers or of this one.
     #[must_use]
     pub fn columns(&self, of_all_routers: bool) -> Columns {
         let always = Columns::OVERLAP_DEVICE
@@ -113,10 +113,10 @@ impl KvCost {
         }
     }
 
-    /// Reads the weights that are set.
+    /// Reads the weights from the settings; a weight that is not set has its default.
     ///
     /// # Errors
-    /// A weight is no number, or outside 0 to 1,000 (0 to 1 for host, disk and the least overlap).
+    /// A weight is not a number, or outside 0 to 1,000 (0 to 1 for host, disk and the least overlap).
     pub fn from_settings(settings: &mut Settings) -> Result<Self, String> {
         let default = Self::default();
         Ok(Self {
@@ -149,7 +149,7 @@ impl KvCost {
         })
     }
 
-    /// `device_credit` is that of a worker with so many prefill tokens in flight.
+    /// `device_credit` takes a worker's prefill tokens in flight and returns the credit of a block in device memory.
     fn costs_with(
         &self,
         request: &Request,
@@ -158,14 +158,14 @@ impl KvCost {
         device_credit: impl Fn(u32) -> f32,
     ) -> Vec<f32> {
         let rows = candidates.len();
-        // Slices of one known length: the loop has no bounds checks and the compiler makes SIMD of it.
+        // All slices have the same known length, so the loop has no bounds checks and the compiler makes SIMD of it.
         let (device, host, disk) = (
             &candidates.overlap_device[..rows],
             &candidates.overlap_host[..rows],
             &candidates.overlap_disk[..rows],
         );
         let (prefill, decode) = (&load.prefill_tokens[..rows], &load.decode_blocks[..rows]);
-        // Not asked for where it has no weight; any column does then.
+        // Without weight the column of requests is absent. Any other column can stand in, since it is multiplied by 0.
         let requests = if self.request_weight == 0.0 {
             decode
         } else {
@@ -200,13 +200,12 @@ impl KvCost {
     }
 }
 
-/// A count, of at most two thousand millions. Of signed numbers SIMD makes floats in one instruction, of unsigned ones in
-/// eight.
+/// A count as a float, at most 2^31 - 1. SIMD converts signed numbers in one instruction, unsigned ones in eight.
 fn float(count: u32) -> f32 {
     count.min(i32::MAX as u32) as i32 as f32
 }
 
-/// `value`, or 0 if it is less: `f32::max` orders NaN too, which SIMD does one by one.
+/// `value`, or 0 if it is negative. `f32::max` also handles NaN, which takes SIMD one lane at a time.
 fn positive(value: f32) -> f32 {
     if value > 0.0 { value } else { 0.0 }
 }
@@ -253,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_do_what_they_say() {
+    fn each_weight_changes_its_term() {
         let costs = |cost: KvCost| cost.costs(&request(), &candidates(), Load::own(&candidates()));
         assert_eq!(
             costs(KvCost {
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn more_overlap_than_work_is_worth_no_more_than_the_work() {
+    fn the_credit_never_exceeds_the_prefill() {
         let cost = KvCost {
             overlap_credit: 100.0,
             ..KvCost::default()
@@ -318,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn among_equals_the_emptier_cache_is_filled() {
+    fn between_equal_workers_the_emptier_cache_costs_less() {
         let candidates = Candidates {
             overlap_device: vec![0; 3],
             overlap_host: vec![0; 3],
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_have_the_names_of_the_fields() {
+    fn each_setting_has_the_name_of_its_field() {
         let mut settings = Settings::parse(r#"{"overlap_credit": 2, "disk_weight": 0}"#).expect("valid");
         let expected = KvCost {
             overlap_credit: 2.0,

@@ -1,10 +1,10 @@
-//! Write a routing policy in Rust: implement [`Policy`], name it in [`export_policy!`], and `cargo build --release`
-//! makes the component.
+//! Write a routing policy in Rust: implement [`Policy`] and name the type in [`export_policy!`]; `cargo build --release`
+//! then makes the component.
 //!
 //! ```
 //! use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request};
 //!
-//! /// Sends each request to the worker with the fewest requests under way.
+//! /// Sends each request to the worker with the fewest requests in flight.
 //! #[derive(Debug, Default)]
 //! struct FewestRequests;
 //!
@@ -21,8 +21,8 @@
 //! signalbox_policy_sdk::export_policy!(FewestRequests);
 //! ```
 //!
-//! The trait is ordinary Rust, so a policy is tested by ordinary unit tests, on any machine. What each value means
-//! and promises stands in `wit/`; the types here are those of `wit/types.wit`, absent columns being empty.
+//! The trait is ordinary Rust, so ordinary unit tests test a policy, on any machine. `wit/` says what each value means
+//! and what the host promises. The types here are those of `wit/types.wit`, except that an absent column is empty.
 
 use std::fmt::Debug;
 
@@ -39,68 +39,70 @@ pub mod guest;
 mod kv_cost;
 mod settings;
 
-/// A routing policy. One value of it lives in each instance: one per router thread, for as long as it is active.
+/// A routing policy. Each instance holds one value of this type; each router thread has an instance for as long as the
+/// policy is active.
 ///
-/// A decision has 2 ms; 5 µs are the habit. WebAssembly without imports is deterministic, so equal calls in equal order
-/// have equal answers, and a decision can be replayed.
+/// A decision has a budget of 2 ms and usually takes less than 5 µs. The host stops a loop at most 12 ms after the budget
+/// (`wit/routing.wit`). WebAssembly without imports is deterministic: the same calls in the same order return the same
+/// decisions, so a recorded decision can be replayed.
 pub trait Policy: Debug + Default + 'static {
-    /// Its name and version, and the columns it wants to see. Asked once, after `configure`.
+    /// Returns the policy's name and version, and the columns it wants. The host calls it when it admits the component,
+    /// after `configure`; later instances receive no such call.
     fn describe(&self) -> Info;
 
-    /// Takes its settings. Read each setting it knows; those it did not read are refused for it.
+    /// Takes the settings: read each setting that the policy has. The SDK refuses settings that were not read.
     ///
     /// # Errors
-    /// A sentence for whoever wrote the settings; it refuses them.
+    /// A sentence for the person who wrote the settings. An error refuses the settings.
     fn configure(&mut self, settings: &mut Settings) -> Result<(), String> {
         let _ = settings;
         Ok(())
     }
 
-    /// Chooses among the candidates, of which there is at least one.
+    /// Chooses among the candidates. There is at least one. The order of their rows means nothing.
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision;
 
-    /// Hears what became of requests. Called for policies exported with `learning`.
+    /// Receives what became of requests. Needs an export with `learning`.
     fn observe(&mut self, outcomes: &[Outcome]) {
         let _ = outcomes;
     }
 
-    /// What the next version shall inherit; empty for nothing. Called for policies exported with `learning`.
+    /// Returns what the next version takes over; empty for nothing. Needs an export with `learning`.
     fn snapshot(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Takes over what an earlier version left. Called for policies exported with `learning`.
+    /// Takes over the snapshot of an earlier version. Needs an export with `learning`.
     ///
     /// # Errors
-    /// A sentence on why it cannot be used; the policy then starts without.
+    /// A sentence that says why the snapshot cannot be used. The policy then starts without it.
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
         let _ = snapshot;
         Ok(())
     }
 
-    /// One sentence on why the candidate in row `chosen` has the request. Called for policies exported with
-    /// `explaining`, when somebody asks.
+    /// Returns one sentence on why the candidate in row `chosen` has the request. Needs an export with `explaining`.
     fn explain(&self, request: &Request, candidates: &Candidates, chosen: usize) -> String {
         let _ = (request, candidates, chosen);
         String::new()
     }
 }
 
-/// What a policy says of itself.
+/// A policy's description of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Info {
     /// Its name: lower-case letters, digits, `-`, `_` and `.`.
     pub name: String,
     /// Its version, such as `1.2.0`.
     pub version: String,
-    /// The columns it wants; the others are empty.
+    /// The columns that it wants; any other column is empty.
     pub columns: Columns,
-    /// Further signals by name (`wit/types.wit` lists them): [`Candidates::extra`] has them in this order.
+    /// Signals beside the columns, by name (`wit/types.wit` lists them). [`Candidates::extra`] has them in this order.
     pub extra: Vec<String>,
 }
 
 impl Info {
-    /// Without extra signals.
+    /// A description without extra signals.
     #[must_use]
     pub fn new(name: &str, version: &str, columns: Columns) -> Self {
         Self {
@@ -114,10 +116,10 @@ impl Info {
 
 /// Makes the crate a policy component around a type that implements [`Policy`].
 ///
-/// `export_policy!(MyPolicy)` is an ordinary policy. One that is to hear of outcomes and to hand its memory to its
-/// next version says so, `export_policy!(MyPolicy, learning)`; one that can explain itself likewise,
-/// `export_policy!(MyPolicy, explaining)`, or both: `export_policy!(MyPolicy, learning, explaining)`.
-/// Off WebAssembly it expands to nothing, so that tests link.
+/// `export_policy!(MyPolicy)` exports an ordinary policy. `export_policy!(MyPolicy, learning)` exports one that receives
+/// outcomes and passes its memory to its next version; `export_policy!(MyPolicy, explaining)` one that explains its
+/// decisions; `export_policy!(MyPolicy, learning, explaining)` one that does both. The macro expands to nothing on any
+/// target but WebAssembly, so that tests link.
 #[macro_export]
 macro_rules! export_policy {
     ($policy:ty $(, $world:ident)* $(,)?) => {

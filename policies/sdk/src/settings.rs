@@ -1,11 +1,11 @@
 //! A policy's settings: one flat JSON object of numbers, booleans and strings.
 //!
-//! A JSON library would double the size of a policy that reads five numbers; this reads exactly what settings need
-//! and refuses the rest with a sentence.
+//! A JSON library would double the size of a policy that reads five numbers. This parser reads what settings need and
+//! refuses anything else with a sentence.
 
 use std::{fmt::Display, ops::RangeInclusive};
 
-/// The settings of one policy: read each by name, with its default and bounds.
+/// The settings of one policy. A policy reads each setting by name, with its default and bounds.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     entries: Vec<Entry>,
@@ -29,7 +29,7 @@ impl Settings {
     /// Reads a JSON object; the empty string is an empty object.
     ///
     /// # Errors
-    /// What is not a flat JSON object, or names a setting twice.
+    /// The text is not a flat JSON object, or names a setting twice.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.trim().is_empty() {
             return Ok(Self::default());
@@ -65,7 +65,7 @@ impl Settings {
     /// A number within bounds, or `default` when it is not set.
     ///
     /// # Errors
-    /// It is no number or out of bounds.
+    /// The setting is not a number, or out of bounds.
     pub fn number(&mut self, name: &str, default: f32, bounds: RangeInclusive<f32>) -> Result<f32, String> {
         match self.read(name) {
             None => Ok(default),
@@ -80,7 +80,7 @@ impl Settings {
     /// A boolean, or `default` when it is not set.
     ///
     /// # Errors
-    /// It is neither true nor false.
+    /// The setting is neither true nor false.
     pub fn switch(&mut self, name: &str, default: bool) -> Result<bool, String> {
         match self.read(name) {
             None => Ok(default),
@@ -92,7 +92,7 @@ impl Settings {
     /// A string, when it is set.
     ///
     /// # Errors
-    /// It is no string.
+    /// The setting is not a string.
     pub fn text(&mut self, name: &str) -> Result<Option<String>, String> {
         match self.read(name) {
             None => Ok(None),
@@ -101,7 +101,7 @@ impl Settings {
         }
     }
 
-    /// Refuses settings nobody read: most likely misspelt.
+    /// Refuses settings that were not read: most likely they are misspelt.
     pub(crate) fn refuse_unread(&self) -> Result<(), String> {
         match self.entries.iter().find(|entry| !entry.read) {
             None => Ok(()),
@@ -120,7 +120,7 @@ fn expected(name: &str, what: impl Display) -> String {
     format!("the setting {name:?} must be {what}")
 }
 
-/// What is left of the text.
+/// The part of the text that is not parsed yet.
 struct Reader<'a> {
     rest: &'a str,
 }
@@ -153,10 +153,10 @@ impl Reader<'_> {
         self.expect('"')?;
         let mut text = String::new();
         let mut chars = self.rest.char_indices();
-        while let Some((at, found)) = chars.next() {
+        while let Some((offset, found)) = chars.next() {
             match found {
                 '"' => {
-                    self.rest = &self.rest[at + 1..];
+                    self.rest = &self.rest[offset + 1..];
                     return Ok(text);
                 }
                 '\\' => match chars.next() {
@@ -182,7 +182,7 @@ impl Reader<'_> {
         match word {
             "true" => Ok(Value::Switch(true)),
             "false" => Ok(Value::Switch(false)),
-            // `parse` also knows words such as `inf`, which JSON does not.
+            // `parse` also accepts words such as `inf`, which are not JSON.
             word if word.starts_with(|first: char| first == '-' || first.is_ascii_digit()) => word
                 .parse()
                 .ok()
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_means_defaults() {
+    fn empty_settings_are_the_defaults() {
         for text in ["", "  ", "{}", " { } "] {
             assert_eq!(Settings::parse(text).expect(text).switch("on", true), Ok(true));
         }
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_flat_object() {
+    fn refuses_anything_but_a_flat_object() {
         assert!(refused("[1]").contains("'{' was expected, not '['"));
         assert!(refused(r#"{"a": 1"#).contains("ends where ','"));
         assert!(refused(r#"{"a": 1} x"#).contains("'x' follows"));
