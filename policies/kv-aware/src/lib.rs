@@ -1,7 +1,7 @@
 //! `kv-aware` chooses the worker with the least work before it can answer. It is the default policy.
 //!
-//! The cost is that of [`KvCost`], in KV blocks: blocks to prefill that the worker's KV cache does not hold, plus blocks
-//! of the requests that it decodes.
+//! The cost is that of [`KvCost`], in KV blocks: blocks to prefill that the worker's KV cache does not hold, plus
+//! blocks of the requests that it decodes.
 
 use signalbox_policy_sdk::{
     Candidates, Decision, Info, KvCost, Load, Policy, Request, Settings, export_policy,

@@ -1,5 +1,5 @@
-//! Generated bindings to `wit/`, committed so that a policy builds in seconds. `policies/README.md` has the command that
-//! generates them.
+//! Generated bindings to `wit/`, committed so that a policy builds in seconds. `policies/README.md` has the command
+//! that generates them.
 #![allow(
     missing_docs,
     missing_debug_implementations,

@@ -64,8 +64,8 @@ impl Candidates {
         self.worker.is_empty()
     }
 
-    /// The column of the signal with this index in [`Info::extra`](crate::Info::extra), counted from 0; empty when there
-    /// is no such signal.
+    /// The column of the signal with this index in [`Info::extra`](crate::Info::extra), counted from 0; empty when
+    /// there is no such signal.
     #[must_use]
     pub fn signal(&self, index: usize) -> &[f32] {
         let rows = self.len();

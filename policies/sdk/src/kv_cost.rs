@@ -1,7 +1,7 @@
 //! The cost of placing a request, in KV blocks of work. `kv-aware` and `replica-synced` share it.
 //!
-//! The formula is that of NVIDIA Dynamo's KV router (its default scorer), so that results compare. It has two additions:
-//! a short overlap counts as none, and a full KV cache has a cost.
+//! The formula is that of NVIDIA Dynamo's KV router (its default scorer), so that results compare. It has two
+//! additions: a short overlap counts as none, and a full KV cache has a cost.
 //!
 //! ```text
 //! prefill  = (prefill tokens in flight + prompt tokens) / block size
@@ -13,8 +13,8 @@
 //!            + fill_weight * fill
 //! ```
 //!
-//! The additions matter when all requests share a system prompt of one block. Without them, every new prompt goes to the
-//! worker that had the system prompt first: its cache overflows while the other caches stay empty. The settings
+//! The additions matter when all requests share a system prompt of one block. Without them, every new prompt goes to
+//! the worker that had the system prompt first: its cache overflows while the other caches stay empty. The settings
 //! `{"min_overlap": 0, "fill_weight": 0}` give Dynamo's formula.
 
 use crate::{Candidates, Columns, Request, Settings};
@@ -25,7 +25,8 @@ pub struct KvCost {
     /// Blocks of prefill that a block of overlap in device memory saves. The true value is 1; a higher one favours the
     /// cache over balance.
     pub overlap_credit: f32,
-    /// How fast the credit shrinks with the prefill tokens that a worker has in excess of the minimum; 0 for not at all.
+    /// How fast the credit shrinks with the prefill tokens that a worker has in excess of the minimum; 0 for not at
+    /// all.
     pub credit_decay: f32,
     /// As `overlap_credit`, for a block in host memory, which the worker has to copy back.
     pub host_weight: f32,

@@ -1,5 +1,5 @@
-//! Write a routing policy in Rust: implement [`Policy`] and name the type in [`export_policy!`]; `cargo build --release`
-//! then makes the component.
+//! Write a routing policy in Rust: implement [`Policy`] and name the type in [`export_policy!`]; `cargo build
+//! --release` then makes the component.
 //!
 //! ```
 //! use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request};
@@ -42,9 +42,9 @@ mod settings;
 /// A routing policy. Each instance holds one value of this type; each router thread has an instance for as long as the
 /// policy is active.
 ///
-/// A decision has a budget of 2 ms and usually takes less than 5 µs. The host stops a loop at most 12 ms after the budget
-/// (`wit/routing.wit`). WebAssembly without imports is deterministic: the same calls in the same order return the same
-/// decisions, so a recorded decision can be replayed.
+/// A decision has a budget of 2 ms and usually takes less than 5 µs. The host stops a loop at most 12 ms after the
+/// budget (`wit/routing.wit`). WebAssembly without imports is deterministic: the same calls in the same order return
+/// the same decisions, so a recorded decision can be replayed.
 pub trait Policy: Debug + Default + 'static {
     /// Returns the policy's name and version, and the columns it wants. The host calls it when it admits the component,
     /// after `configure`; later instances receive no such call.
@@ -116,10 +116,10 @@ impl Info {
 
 /// Makes the crate a policy component around a type that implements [`Policy`].
 ///
-/// `export_policy!(MyPolicy)` exports an ordinary policy. `export_policy!(MyPolicy, learning)` exports one that receives
-/// outcomes and passes its memory to its next version; `export_policy!(MyPolicy, explaining)` one that explains its
-/// decisions; `export_policy!(MyPolicy, learning, explaining)` one that does both. The macro expands to nothing on any
-/// target but WebAssembly, so that tests link.
+/// `export_policy!(MyPolicy)` exports an ordinary policy. `export_policy!(MyPolicy, learning)` exports one that
+/// receives outcomes and passes its memory to its next version; `export_policy!(MyPolicy, explaining)` one that
+/// explains its decisions; `export_policy!(MyPolicy, learning, explaining)` one that does both. The macro expands to
+/// nothing on any target but WebAssembly, so that tests link.
 #[macro_export]
 macro_rules! export_policy {
     ($policy:ty $(, $world:ident)* $(,)?) => {

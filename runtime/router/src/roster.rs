@@ -40,7 +40,7 @@ pub(crate) struct ModelEntry {
     pub(crate) text: Arc<ModelText>,
     /// Decisions made for the model by this process so far: round robin counts with it.
     pub(crate) decisions: Arc<AtomicU64>,
-    /// Ready workers, ordered by name: policies may count on a stable order.
+    /// Ready workers, ordered by name. Policies are promised no order of rows (`wit/types.wit`).
     pub(crate) workers: ReadyWorkers,
 }
 
