@@ -1,11 +1,11 @@
-//! What one decision costs: `cargo bench -p signalbox-policy-host`, in nanoseconds, by the number of candidates.
+//! The time of one decision, in nanoseconds, by the number of candidates: `cargo bench -p signalbox-policy-host`.
 //!
-//! Each figure is the least of several medians: machines that share processors are only ever slower than that.
+//! Each figure is the lowest of several medians, since other processes on the machine can only add time.
 
 #![expect(
     clippy::print_stdout,
     clippy::expect_used,
-    reason = "a bench prints its figures and ends where it cannot"
+    reason = "a bench prints its figures, and ends when it cannot measure"
 )]
 
 use std::{hint::black_box, sync::Arc, time::Instant};
@@ -18,7 +18,7 @@ use signalbox_policy_host::{
 const SIZES: [usize; 4] = [8, 64, 512, 1024];
 const MEDIANS: usize = 9;
 const SAMPLES: usize = 101;
-/// Calls in one sample: enough that reading the clock costs nothing.
+/// Calls in one sample: enough to make the time of reading the clock negligible.
 const CALLS: u32 = 50;
 
 fn main() -> anyhow::Result<()> {

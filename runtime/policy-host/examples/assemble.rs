@@ -1,4 +1,5 @@
-//! Turns WebAssembly text into its binary form: `assemble IN.wat OUT.wasm`. For the few guests no compiler would make.
+//! Turns WebAssembly text into its binary form: `assemble IN.wat OUT.wasm`. Some guests are written as text, because no
+//! compiler makes them.
 
 use std::{env, fs};
 

@@ -1,7 +1,7 @@
-//! Whether two components decide alike: `same_decisions A.wasm B.wasm SNAPSHOTS.jsonl`.
+//! Checks that two components decide alike: `same_decisions A.wasm B.wasm SNAPSHOTS.jsonl`.
 //!
-//! Compilers of different versions make different bytes of one source, so a rebuilt policy is compared with the
-//! committed one by what it decides: bit for bit, on recorded snapshots, under several settings.
+//! Compilers of different versions make different bytes from one source. A rebuilt policy is therefore compared with
+//! the committed one by its decisions: bit for bit, on recorded snapshots, with several settings.
 
 use std::{env, fs, process::ExitCode, sync::Arc};
 
@@ -10,7 +10,7 @@ use signalbox_policy_host::{
     AdmissionError, Candidates, Decision, PolicyComponent, PolicyEngine, PolicyLimits, RequestFeatures,
 };
 
-/// Each policy takes some of these and refuses the others; both components must do so alike.
+/// Each policy accepts some of these and refuses the others. Both components must do the same.
 const SETTINGS: [&str; 4] = [
     "",
     r#"{"overlap_credit": 1.5, "credit_decay": 0.5, "prefill_load_scale": 2, "request_weight": 3}"#,
@@ -21,7 +21,7 @@ const SETTINGS: [&str; 4] = [
 fn main() -> ExitCode {
     match run() {
         Ok(decisions) => {
-            eprintln!("{decisions} decisions, all alike");
+            eprintln!("{decisions} decisions, all equal");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -43,7 +43,7 @@ fn run() -> anyhow::Result<usize> {
         .map(serde_json::from_str)
         .collect::<Result<_, _>>()
         .with_context(|| snapshots.clone())?;
-    ensure!(!snapshots.is_empty(), "there are no snapshots to decide on");
+    ensure!(!snapshots.is_empty(), "the file has no snapshots");
     let wasm = |path: &String| fs::read(path).with_context(|| path.clone());
     let (a, b) = (wasm(first)?, wasm(second)?);
 
@@ -57,7 +57,7 @@ fn run() -> anyhow::Result<usize> {
                 ensure!(a == b, "they refuse {settings} differently: {a:?} and {b:?}");
             }
             (a, b) => anyhow::bail!(
-                "with settings {settings:?} one or both are refused: {:?} and {:?}",
+                "with the settings {settings:?} one or both are refused: {:?} and {:?}",
                 a.err(),
                 b.err()
             ),
@@ -73,7 +73,7 @@ fn compare(
 ) -> anyhow::Result<usize> {
     ensure!(
         a.name() == b.name(),
-        "they call themselves {} and {}",
+        "their names are {} and {}",
         a.name(),
         b.name()
     );
@@ -97,7 +97,7 @@ fn compare(
         };
         ensure!(
             first.pick == second.pick && bits(&first) == bits(&second),
-            "snapshot {} is decided differently: {first:?} and {second:?}",
+            "they decide snapshot {} differently: {first:?} and {second:?}",
             line + 1
         );
     }

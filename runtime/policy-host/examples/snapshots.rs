@@ -1,19 +1,19 @@
-//! Prints made-up decisions as JSON lines, each a request with its candidates: `tests/snapshots.jsonl` was written by
-//! this. Run it again only when the shape of requests or candidates changes.
+//! Prints trial requests as JSON lines, each a request with its candidates. Its output is `tests/snapshots.jsonl`. Run
+//! it again when the fields of requests or candidates, or their trial values, change.
 
 use std::io::{self, BufWriter, Write};
 
 use signalbox_policy_host::trial_requests;
 
-/// Numbers of candidates, small enough that the file can be read and reviewed.
+/// Numbers of candidates: small, so that a person can review the file.
 const SIZES: [usize; 6] = [1, 2, 3, 8, 21, 64];
-/// Decisions of each size.
+/// Requests of each size.
 const ROUNDS: u64 = 16;
 
 fn main() -> anyhow::Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
-    for decision in trial_requests(&SIZES, ROUNDS) {
-        serde_json::to_writer(&mut out, &decision)?;
+    for request in trial_requests(&SIZES, ROUNDS) {
+        serde_json::to_writer(&mut out, &request)?;
         out.write_all(b"\n")?;
     }
     Ok(out.flush()?)

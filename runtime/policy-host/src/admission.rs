@@ -1,7 +1,7 @@
-//! What a component has to pass before it may decide anything: its form, its imports and exports, its settings, and
-//! decisions on made-up candidates under the limits it will have later.
+//! Admission: the checks that a component passes before it decides any request. They are its form, its imports and
+//! exports, its settings, and trial decisions on generated candidates under the limits of real decisions.
 //!
-//! Every refusal is a sentence for the author: what is wrong, and what would be right.
+//! Every refusal is a sentence for the author of the component: what is wrong, and what would be right.
 
 use std::sync::Arc;
 
@@ -12,10 +12,11 @@ use wasmtime::component::{Component, InstancePre, Linker};
 use crate::{
     bindings::{explainer, observer, routing, state},
     component::{Exports, PolicyComponent},
+    description::Description,
     engine::PolicyEngine,
     fault::PolicyFault,
     features::Decision,
-    instance::{Description, PolicyInstance},
+    instance::PolicyInstance,
     sandbox::Sandbox,
 };
 
@@ -24,29 +25,29 @@ mod trial;
 
 pub use trial::trial_requests;
 
-/// The interface whose absence makes a component no policy.
+/// The interface that every policy exports.
 const ROUTING: &str = "signalbox:policy/routing@0.1.0";
-/// All that may be imported: the types, which are no code. Any 0.1 will do.
+/// The only import of a policy: the types, which contain no code. Any version 0.1 fits.
 const TYPES: &str = "signalbox:policy/types@0.1.";
-/// What a refusal of foreign imports or exports ends with.
+/// The end of a refusal because of imports or exports.
 const SEE_WIT: &str = "see the world `policy` in wit/policy.wit";
 
-/// Longest settings, in bytes: policies have a handful of numbers.
+/// Longest settings, in bytes. A policy has some ten numbers.
 const MAX_SETTINGS_BYTES: usize = 64 << 10;
 
-/// Why an upload is not accepted; each message names the trouble and what would be right.
+/// Why a component is not admitted. Each message says what is wrong and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AdmissionError {
-    /// More bytes than are accepted.
-    #[error("the component is larger than {limit} bytes, the most a policy may have")]
+    /// The component is too large.
+    #[error("the component is larger than {limit} bytes, the limit for a policy")]
     TooLarge {
-        /// Bytes it may have.
+        /// Largest size, in bytes.
         limit: usize,
     },
-    /// Not a policy of this world, or one that failed its trial.
+    /// The component is not a policy of this world, or failed its trial.
     #[error("{0}")]
     Unsound(String),
-    /// A sound policy that does not take these settings.
+    /// The policy refuses the settings.
     #[error("the settings are refused: {0}")]
     Settings(String),
 }
@@ -56,23 +57,21 @@ fn unsound(message: impl Into<String>) -> AdmissionError {
 }
 
 impl PolicyEngine {
-    /// Checks, compiles, configures and tries `wasm`. Takes some 50 ms for a policy in Rust and seconds at most (one
-    /// compilation at a time): call it off the request threads. `settings` are JSON, or empty for the defaults.
+    /// Checks, compiles, configures and tries the component `wasm`. `settings` are a JSON object, or empty for the
+    /// defaults. Takes some 50 ms for a policy in Rust, and seconds at most, since one component is compiled at a time:
+    /// call it off the request threads.
     ///
     /// # Errors
-    /// Whatever makes it unfit, as a sentence for its author.
+    /// The reason that the component is not admitted, as a sentence for its author.
     pub fn admit(&self, wasm: &[u8], settings: &str) -> Result<Arc<PolicyComponent>, AdmissionError> {
-        let limit = self.0.limits.max_component_bytes;
+        let limit = self.limits().max_component_bytes;
         if wasm.len() > limit {
             return Err(AdmissionError::TooLarge { limit });
         }
-        inspect::inspect(wasm)?;
-        let compiled = {
-            let _one_at_a_time = self.0.compiling.lock();
-            Component::new(&self.0.wasm, wasm)
-        };
-        let component =
-            compiled.map_err(|error| unsound(format!("the component is not valid: {error:#}")))?;
+        inspect::inspect(wasm).map_err(unsound)?;
+        let component = self
+            .compile(wasm)
+            .map_err(|error| unsound(format!("the component is not valid: {error:#}")))?;
         self.check_imports(&component)?;
         let exports = self.find_exports(&component)?;
         let digest: String = Sha256::digest(wasm)
@@ -89,10 +88,10 @@ impl PolicyEngine {
         })
     }
 
-    /// The same component with other settings, tried anew but not compiled again.
+    /// The same component with other settings: tried again, but not compiled again.
     ///
     /// # Errors
-    /// It refuses the settings, or faults with them.
+    /// The policy refuses the settings, or faults with them.
     pub fn reconfigure(
         &self,
         component: &PolicyComponent,
@@ -111,7 +110,7 @@ impl PolicyEngine {
     fn check_imports(&self, component: &Component) -> Result<(), AdmissionError> {
         let ty = component.component_type();
         let foreign: Vec<&str> = ty
-            .imports(&self.0.wasm)
+            .imports(self.wasm())
             .map(|(name, _)| name)
             .filter(|name| !name.starts_with(TYPES))
             .collect();
@@ -124,25 +123,30 @@ impl PolicyEngine {
             ""
         };
         Err(unsound(format!(
-            "it imports {}; a policy may import nothing but {TYPES}x{wasi}; {SEE_WIT}",
+            "the component imports {}; a policy imports only {TYPES}x{wasi}; {SEE_WIT}",
             foreign.join(", ")
         )))
     }
 
     fn find_exports(&self, component: &Component) -> Result<Exports, AdmissionError> {
-        let pre: InstancePre<Sandbox> = Linker::new(&self.0.wasm)
-            .instantiate_pre(component)
-            .map_err(|error| unsound(format!("it does not fit this host: {error:#}; {SEE_WIT}")))?;
+        let pre: InstancePre<Sandbox> =
+            Linker::new(self.wasm())
+                .instantiate_pre(component)
+                .map_err(|error| {
+                    unsound(format!(
+                        "the component does not fit this host: {error:#}; {SEE_WIT}"
+                    ))
+                })?;
         let routing = routing::GuestIndices::new(&pre).map_err(|_| {
             let ty = component.component_type();
-            let exports: Vec<&str> = ty.exports(&self.0.wasm).map(|(name, _)| name).collect();
+            let exports: Vec<&str> = ty.exports(self.wasm()).map(|(name, _)| name).collect();
             let found = if exports.is_empty() {
                 "nothing".into()
             } else {
                 exports.join(", ")
             };
             unsound(format!(
-                "it exports {found}; a policy exports {ROUTING}, whole; {SEE_WIT}"
+                "the component exports {found}; a policy exports all of {ROUTING}; {SEE_WIT}"
             ))
         })?;
         Ok(Exports {
@@ -154,8 +158,8 @@ impl PolicyEngine {
         })
     }
 
-    /// Starts it, configures it, asks who it is, and has it decide: all it will do later. Twice the same decision is
-    /// not asked for: without imports, threads and relaxed SIMD there is nothing an answer could differ by.
+    /// Starts, configures and describes the component, and makes trial decisions with it. Each trial decision is made
+    /// once: without imports, threads and relaxed SIMD a second answer cannot differ.
     fn try_out(&self, component: PolicyComponent) -> Result<Arc<PolicyComponent>, AdmissionError> {
         check_settings(&component.settings)?;
         let component = Arc::new(component);
@@ -171,7 +175,7 @@ impl PolicyEngine {
             .map_err(unsound)?;
         drop(instance);
 
-        // From here on with what it asked to see, started the way it always will be.
+        // The trial decisions use the columns of the description, and an instance that starts as later ones do.
         let component = Arc::new(PolicyComponent {
             engine: component.engine.clone(),
             exports: component.exports.clone(),
@@ -202,7 +206,7 @@ fn check_settings(settings: &str) -> Result<(), AdmissionError> {
     if settings.len() > MAX_SETTINGS_BYTES {
         let bytes = settings.len();
         return Err(AdmissionError::Settings(format!(
-            "{bytes} bytes; {MAX_SETTINGS_BYTES} is the most"
+            "they have {bytes} bytes; at most {MAX_SETTINGS_BYTES} are possible"
         )));
     }
     if settings.is_empty() {
@@ -213,12 +217,12 @@ fn check_settings(settings: &str) -> Result<(), AdmissionError> {
         Ok(_) => Err(AdmissionError::Settings(
             "they must be a JSON object, such as {\"weight\": 1}".into(),
         )),
-        Err(error) => Err(AdmissionError::Settings(format!("they are no JSON: {error}"))),
+        Err(error) => Err(AdmissionError::Settings(format!("they are not JSON: {error}"))),
     }
 }
 
 fn failed(when: &str, fault: &PolicyFault) -> AdmissionError {
-    unsound(format!("it failed its trial: {when}, it {fault}"))
+    unsound(format!("the component failed its trial: {when}, it {fault}"))
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
-//! Typed access to a component's exports, generated from `wit/`. Only [`crate::convert`] and [`crate::instance`] look
-//! in here.
+//! Typed access to a component's exports, generated from `wit/`. No type of this module leaves the crate.
 
 wasmtime::component::bindgen!({
     path: "../../wit",
-    // All that a component may export; each interface is looked for on its own.
+    // Every interface that a component can export. The host looks for each one separately.
     inline: "
         package signalbox:host;
         world guest {
@@ -14,7 +13,7 @@ wasmtime::component::bindgen!({
         }
     ",
     world: "signalbox:host/guest",
-    // Columns are handed over as slices: no copy before the one into the guest's memory.
+    // Columns are slices: the only copy is the one into the guest's memory.
     ownership: Borrowing { duplicate_if_necessary: false },
 });
 

@@ -1,7 +1,8 @@
-//! The policies inside the binary, so that building the host alone makes a complete one. `make policies` builds them
-//! from `policies/`; CI verifies that what is committed decides as what is built.
+//! The policies inside the binary. They are committed as components, so that the binary builds without a wasm
+//! toolchain. `make policies` builds them from `policies/`; CI verifies that the committed ones decide as newly built
+//! ones do.
 
-/// The components built into the binary: (name, bytes).
+/// The built-in components, each with its name.
 #[must_use]
 pub const fn builtin_policies() -> [(&'static str, &'static [u8]); 3] {
     [

@@ -1,4 +1,4 @@
-//! A policy that was accepted: compiled, checked, ready to be started any number of times.
+//! A policy that was admitted: compiled, checked, ready to be started any number of times.
 
 use std::{fmt, sync::Arc};
 
@@ -7,9 +7,8 @@ use wasmtime::component::InstancePre;
 
 use crate::{
     bindings::{explainer, observer, routing, state},
+    description::Description,
     engine::PolicyEngine,
-    fault::PolicyFault,
-    instance::{Description, PolicyInstance},
     sandbox::Sandbox,
 };
 
@@ -23,7 +22,7 @@ pub struct PolicyComponent {
     pub(crate) size_bytes: usize,
 }
 
-/// A compiled component and where its exports are. A clone shares the code.
+/// The machine code of a component, and where its exports are. A clone shares the code.
 #[derive(Clone)]
 pub(crate) struct Exports {
     pub(crate) pre: InstancePre<Sandbox>,
@@ -44,69 +43,49 @@ impl fmt::Debug for PolicyComponent {
 }
 
 impl PolicyComponent {
-    /// The name it gives itself.
+    /// The name in its description.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.description.name
     }
 
-    /// The version it gives itself.
+    /// The version in its description.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.description.version
     }
 
-    /// SHA-256 of the bytes, in hexadecimal.
+    /// SHA-256 of the component's bytes, in hexadecimal.
     #[must_use]
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// The settings its instances are configured with: a JSON object, or empty for the defaults.
+    /// The settings that its instances are configured with: a JSON object, or empty for the defaults.
     #[must_use]
     pub fn settings(&self) -> &str {
         &self.settings
     }
 
-    /// The settings as JSON: an object, empty for the defaults.
+    /// The settings as a JSON object, which is empty for the defaults.
     #[must_use]
     pub fn settings_json(&self) -> Value {
         settings_json(&self.settings).unwrap_or_else(|| Value::Object(Map::new()))
     }
 
-    /// Whether it wants to see any of the columns that few policies do.
-    pub(crate) fn wants_optional(&self) -> bool {
-        use crate::bindings::types::Columns;
-        let optional = Columns::TRAITS
-            | Columns::PREFILL_TOKENS_ALL
-            | Columns::DECODE_BLOCKS_ALL
-            | Columns::REQUESTS_ALL
-            | Columns::QUEUE_DEPTH;
-        self.description.columns & optional != Columns::empty()
+    /// Whether it wants any of the optional columns.
+    pub(crate) const fn wants_optional(&self) -> bool {
+        self.description.wants_optional
     }
 
-    /// Bytes of the component as it was uploaded.
+    /// Size of the uploaded component, in bytes.
     #[must_use]
     pub const fn size_bytes(&self) -> usize {
         self.size_bytes
     }
-
-    /// Starts an instance and configures it: some 30 µs for a policy in Rust, at most twice `configure_budget_ms`.
-    ///
-    /// # Errors
-    /// It faults or refuses its settings, neither of which it did when it was admitted; or the host has no place left.
-    pub fn instantiate(self: &Arc<Self>) -> Result<PolicyInstance, PolicyFault> {
-        let mut instance = PolicyInstance::start(self)?;
-        let configured = instance.configure(&self.settings)?;
-        configured.map_err(|refusal| PolicyFault::Instantiate {
-            reason: format!("it refuses the settings it had accepted: {refusal}"),
-            blamed: true,
-        })?;
-        Ok(instance)
-    }
 }
 
-/// Settings as JSON: empty ones are an object without members. `None` where they are no JSON.
+/// Settings as JSON; empty settings are an empty object. `None` when they are not JSON.
 pub(crate) fn settings_json(settings: &str) -> Option<Value> {
     if settings.is_empty() {
         return Some(Value::Object(Map::new()));

@@ -1,9 +1,10 @@
-//! Between the ABI's types and the host's. Nothing beyond this file knows the former.
+//! Converts between the types of the host and those of the WIT.
 
 use crate::{
     bindings::types,
+    candidates::{Candidates, Presence, for_each_column},
     fault::PolicyFault,
-    features::{Candidates, Decision, Outcome, RequestFeatures},
+    features::{Decision, Outcome, RequestFeatures},
 };
 
 impl From<&RequestFeatures> for types::Request {
@@ -58,34 +59,33 @@ impl From<&Outcome> for types::Outcome {
     }
 }
 
-/// The columns that were asked for, as slices of the caller's.
-pub(crate) fn candidates<'a>(
-    candidates: &'a Candidates,
-    wanted: types::Columns,
-    extra: &'a [f32],
-) -> types::Candidates<'a> {
-    use types::Columns;
-    let column = |which: Columns, rows: &'a Vec<u32>| wanted.contains(which).then_some(rows.as_slice());
-    types::Candidates {
-        worker: &candidates.worker,
-        traits: column(Columns::TRAITS, &candidates.traits),
-        overlap_device: column(Columns::OVERLAP_DEVICE, &candidates.overlap_device),
-        overlap_host: column(Columns::OVERLAP_HOST, &candidates.overlap_host),
-        overlap_disk: column(Columns::OVERLAP_DISK, &candidates.overlap_disk),
-        prefill_tokens: column(Columns::PREFILL_TOKENS, &candidates.prefill_tokens),
-        decode_blocks: column(Columns::DECODE_BLOCKS, &candidates.decode_blocks),
-        requests: column(Columns::REQUESTS, &candidates.requests),
-        prefill_tokens_all: column(Columns::PREFILL_TOKENS_ALL, &candidates.prefill_tokens_all),
-        decode_blocks_all: column(Columns::DECODE_BLOCKS_ALL, &candidates.decode_blocks_all),
-        requests_all: column(Columns::REQUESTS_ALL, &candidates.requests_all),
-        kv_blocks_total: column(Columns::KV_BLOCKS_TOTAL, &candidates.kv_blocks_total),
-        kv_blocks_used: column(Columns::KV_BLOCKS_USED, &candidates.kv_blocks_used),
-        queue_depth: column(Columns::QUEUE_DEPTH, &candidates.queue_depth),
-        extra,
-    }
+macro_rules! define_conversion {
+    ($($(#[$doc:meta])* $presence:ident $column:ident: $flag:ident, trial $value:expr;)*) => {
+        /// The `wanted` columns as slices of `candidates`, and the signals.
+        pub(crate) fn candidates<'a>(
+            candidates: &'a Candidates,
+            wanted: types::Columns,
+            extra: &'a [f32],
+        ) -> types::Candidates<'a> {
+            let column =
+                |flag: types::Columns, rows: &'a Vec<u32>| wanted.contains(flag).then_some(rows.as_slice());
+            types::Candidates {
+                worker: &candidates.worker,
+                $($column: column(types::Columns::$flag, &candidates.$column),)*
+                extra,
+            }
+        }
+
+        /// Whether any of the `wanted` columns is optional.
+        pub(crate) fn wants_optional(wanted: types::Columns) -> bool {
+            $((!Presence::$presence.is_required() && wanted.contains(types::Columns::$flag)) ||)* false
+        }
+    };
 }
 
-/// Takes an answer over into `decision` if it is one for `rows` candidates.
+for_each_column!(define_conversion);
+
+/// Checks an answer to `rows` candidates and stores it in `decision`, which stays as it is when the answer is a fault.
 pub(crate) fn accept(
     answer: types::Decision,
     rows: usize,
@@ -112,11 +112,11 @@ pub(crate) fn accept(
 fn check_costs(costs: &[f32], rows: usize) -> Result<(), PolicyFault> {
     if costs.len() != rows {
         return Err(PolicyFault::Answer(format!(
-            "{} costs for {rows} candidates",
+            "it returned {} costs for {rows} candidates",
             costs.len()
         )));
     }
-    // One pass the compiler vectorises; which row it was matters only once something is wrong.
+    // The compiler vectorises this pass. Which row is wrong is searched for only after a fault.
     let sound = costs
         .iter()
         .fold(true, |sound, &cost| sound & (cost > f32::NEG_INFINITY));
@@ -132,7 +132,7 @@ fn check_costs(costs: &[f32], rows: usize) -> Result<(), PolicyFault> {
     }
     if costs.iter().all(|&cost| cost == f32::INFINITY) {
         return Err(PolicyFault::Answer(format!(
-            "it rules out all {rows} candidates; one must have the request"
+            "it rules out all {rows} candidates; at least one must stay"
         )));
     }
     Ok(())
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cost_for_each_candidate_or_a_pick_is_a_decision() {
+    fn costs_for_all_candidates_and_a_pick_are_decisions() {
         let costs = vec![1.0, f32::INFINITY];
         let expected = Decision {
             costs: costs.clone(),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_a_fault_that_says_what() {
+    fn any_other_answer_is_a_fault_with_its_reason() {
         let nonsense = [
             (types::Decision::Pick(2), "picked row 2 of 2"),
             (types::Decision::Costs(vec![1.0]), "1 costs for 2"),

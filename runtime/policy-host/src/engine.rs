@@ -1,59 +1,73 @@
-//! The one wasmtime engine of a process, set up for many small guests that answer in microseconds.
+//! The one wasmtime engine of a process, set up for many small guests that return in microseconds.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use parking_lot::Mutex;
-use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, component::Component,
+};
 
-use crate::{admission::AdmissionError, limits::PolicyLimits, ticker::Ticker};
+use crate::{limits::PolicyLimits, ticker::Ticker};
 
-/// Instances that can live at once: one for each router thread and model, their successors during a swap, and those
-/// on trial. More is a matter of address space only.
+/// Most instances at the same time: one for each router thread and model, their successors during a swap, and those
+/// on trial. A higher number costs only address space.
 const MAX_INSTANCES: u32 = 512;
-/// A component from another language than Rust, C or AssemblyScript is made of several core modules.
+/// Most core modules in one component. Languages other than Rust, C and AssemblyScript need several.
 const MAX_CORE_INSTANCES_PER_POLICY: u32 = 64;
-/// Address space kept for one memory. The default of 4 GiB saves bounds checks (at most 0.8 µs at 1,024 candidates)
-/// and costs sixty times the address space.
+/// Address space reserved for one memory, in bytes. wasmtime's default of 4 GiB saves bounds checks (at most 0.8 µs for
+/// 1,024 candidates) but takes sixty times the address space.
 const MEMORY_RESERVATION: u64 = 64 << 20;
-/// Memory a slot keeps between instances instead of giving it back: more than policies use.
+/// Memory that a slot of the pool keeps between instances, in bytes: more than policies use.
 const KEEP_RESIDENT: usize = 1 << 20;
-/// Stack for guest code, on the calling thread: well within the 2 MiB a thread has.
+/// Stack of guest code, in bytes. It is part of the calling thread's stack, which has 2 MiB.
 const GUEST_STACK: usize = 512 << 10;
 
-/// wasmtime's engine with its settings and the clock of its deadlines: one a process. A clone is a handle.
+/// wasmtime's engine with the limits of policies and the clock of their deadlines. A process has one. A clone is a
+/// handle.
 #[derive(Debug, Clone)]
-pub struct PolicyEngine(pub(crate) Arc<EngineParts>);
+pub struct PolicyEngine(Arc<EngineInner>);
 
-/// What the handles share.
+/// What all handles of an engine share.
 #[derive(Debug)]
-pub(crate) struct EngineParts {
-    pub(crate) wasm: Engine,
-    pub(crate) limits: PolicyLimits,
-    pub(crate) ticker: Ticker,
-    /// Held while compiling: one compilation at a time leaves the other cores to requests.
-    pub(crate) compiling: Mutex<()>,
+struct EngineInner {
+    wasm: Engine,
+    limits: PolicyLimits,
+    ticker: Ticker,
+    /// Held while a component is compiled: one compilation at a time leaves the other cores to requests.
+    compiling: Mutex<()>,
+}
+
+/// Why an engine cannot start on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Compiled WebAssembly does not run here, or there is too little address space.
+    #[error("no WebAssembly engine starts: {0}")]
+    WebAssembly(String),
+    /// The system gives no thread.
+    #[error("no thread for policy deadlines starts")]
+    Thread(#[source] io::Error),
 }
 
 impl PolicyEngine {
-    /// An engine whose policies may use what `limits` says. Starts one thread, which sleeps while no policy runs.
+    /// An engine whose policies have these limits. It starts one thread, which sleeps while no policy runs.
     ///
     /// # Errors
     /// This machine cannot run compiled WebAssembly, or gives no address space or thread.
-    pub fn new(limits: PolicyLimits) -> Result<Self, AdmissionError> {
-        let unsound =
-            |error: wasmtime::Error| AdmissionError::Unsound(format!("no WebAssembly engine: {error:#}"));
+    pub fn new(limits: PolicyLimits) -> Result<Self, EngineError> {
         let pooled = Engine::new(config(limits).allocation_strategy(pool(limits)));
         let wasm = match pooled {
             Ok(engine) => engine,
-            // Under a limit on address space (`ulimit -v`) memory is mapped as instances come.
+            // Under a limit on address space (`ulimit -v`), each instance maps its memory when it starts.
             Err(error) => {
-                tracing::warn!("no room for a pool of policy instances, starting them one by one: {error:#}");
-                Engine::new(&config(limits)).map_err(unsound)?
+                tracing::warn!(
+                    "no address space for a pool of policy instances, each maps its own: {error:#}"
+                );
+                Engine::new(&config(limits))
+                    .map_err(|error| EngineError::WebAssembly(format!("{error:#}")))?
             }
         };
-        let ticker = Ticker::start(&wasm)
-            .map_err(|error| AdmissionError::Unsound(format!("no thread for policy deadlines: {error}")))?;
-        Ok(Self(Arc::new(EngineParts {
+        let ticker = Ticker::start(&wasm).map_err(EngineError::Thread)?;
+        Ok(Self(Arc::new(EngineInner {
             wasm,
             limits,
             ticker,
@@ -61,10 +75,24 @@ impl PolicyEngine {
         })))
     }
 
-    /// What policies may use.
+    /// The limits of its policies.
     #[must_use]
     pub fn limits(&self) -> PolicyLimits {
         self.0.limits
+    }
+
+    pub(crate) fn wasm(&self) -> &Engine {
+        &self.0.wasm
+    }
+
+    pub(crate) fn ticker(&self) -> &Ticker {
+        &self.0.ticker
+    }
+
+    /// Compiles a component, when no other one is being compiled.
+    pub(crate) fn compile(&self, wasm: &[u8]) -> wasmtime::Result<Component> {
+        let _one_at_a_time = self.0.compiling.lock();
+        Component::new(&self.0.wasm, wasm)
     }
 }
 
@@ -72,13 +100,13 @@ fn config(limits: PolicyLimits) -> Config {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
-        // Without it a call costs a quarter; no policy calls asynchronously.
+        // Without concurrency support a call costs a quarter. No policy needs asynchronous calls.
         .concurrency_support(false)
         .epoch_interruption(true)
         .max_wasm_stack(GUEST_STACK)
         .memory_reservation(MEMORY_RESERVATION)
         .memory_reservation_for_growth(limits.max_memory_bytes as u64)
-        // What differs between machines or needs more than a linear memory is of no use to a policy.
+        // Relaxed SIMD gives other results on other machines. No policy needs more than one small memory.
         .wasm_relaxed_simd(false)
         .wasm_memory64(false)
         .wasm_multi_memory(false);

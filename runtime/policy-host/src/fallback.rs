@@ -1,27 +1,30 @@
-//! The built-in policy that decides when a component cannot.
+//! The native policy that decides when a component cannot.
 
-use crate::features::{Candidates, Decision, RequestFeatures};
+use crate::{
+    candidates::Candidates,
+    features::{Decision, RequestFeatures},
+};
 
-/// What decides when a component cannot: `kv-aware` with its default settings in native code. It never fails, so a
-/// policy's fault never becomes a request's.
+/// The policy that decides when a component cannot: `kv-aware` with its default settings, in native code. It never
+/// fails, so a policy's fault never fails a request.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Fallback;
 
-/// How decisions of the fallback are labelled.
+/// The label of the fallback's decisions.
 pub(crate) const LABEL: &str = concat!("fallback@", env!("CARGO_PKG_VERSION"));
 
-/// `kv-aware`'s default credit for a block in host memory.
+/// Credit for a block in host memory: `kv-aware`'s default.
 const HOST_WEIGHT: f32 = 0.75;
-/// `kv-aware`'s default credit for a block on disk.
+/// Credit for a block on disk: `kv-aware`'s default.
 const DISK_WEIGHT: f32 = 0.25;
-/// `kv-aware`'s default for the least share of the prompt that counts as overlap.
+/// Smallest share of the prompt that counts as overlap: `kv-aware`'s default.
 const MIN_OVERLAP: f32 = 0.1;
-/// `kv-aware`'s default cost of a full KV cache, in blocks.
+/// Cost of a full KV cache, in blocks: `kv-aware`'s default.
 const FILL_WEIGHT: f32 = 0.5;
 
 impl Fallback {
-    /// Leaves a cost per candidate in `decision`: blocks to prefill that no cache saves, plus blocks in use
-    /// (`policies/sdk/src/kv_cost.rs` has the formula and its source).
+    /// Stores a cost for each candidate in `decision`: blocks to prefill that the worker's KV cache does not hold, plus
+    /// blocks in use (`policies/sdk/src/kv_cost.rs` has the formula and its source).
     pub fn decide(&self, request: &RequestFeatures, candidates: &Candidates, decision: &mut Decision) {
         let per_token = 1.0 / request.block_size.max(1) as f32;
         let overlap = candidates
@@ -50,12 +53,12 @@ impl Fallback {
         decision.pick = None;
         decision.costs.clear();
         decision.costs.extend(costs);
-        // Columns of different lengths are a caller's bug; the request is placed all the same.
+        // Columns of different lengths are a bug of the caller. The request is placed nevertheless.
         decision.costs.resize(candidates.len(), f32::MAX);
     }
 }
 
-/// As in `kv_cost.rs`: of at most two thousand millions.
+/// A count as a float, at most 2^31 - 1, as in `kv_cost.rs`.
 fn float(count: u32) -> f32 {
     count.min(i32::MAX as u32) as i32 as f32
 }

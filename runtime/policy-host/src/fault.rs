@@ -1,44 +1,45 @@
-//! What goes wrong inside a policy, as data: a metric label, a log line, a reason for the fallback to decide.
+//! The faults of a policy as data: a metric label and a log line. After a fault the fallback decides.
 
 use wasmtime::{PoolConcurrencyLimitError, Trap};
 
 use crate::sandbox::MemoryRefused;
 
-/// What went wrong in one call of a policy. The instance it happened in is finished.
+/// What went wrong in one call of a policy. The instance must be dropped. The message completes a sentence that begins
+/// with the policy's name or "it".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyFault {
-    /// It panicked or did something WebAssembly forbids.
+    /// It panicked or did something that WebAssembly forbids.
     #[error("trapped: {0}")]
     Trap(String),
-    /// It ran longer than it may.
+    /// It ran past its budget.
     #[error("ran past its budget of {budget_ms} ms")]
     Deadline {
-        /// The time it had, in milliseconds.
+        /// The budget, in milliseconds.
         budget_ms: u64,
     },
-    /// It asked for more memory than it may have.
-    #[error("asked for {asked} bytes of memory; the limit is {limit}")]
+    /// It requested more memory than its limit.
+    #[error("requested {requested} bytes of memory; the limit is {limit}")]
     Memory {
-        /// Bytes it wanted in all.
-        asked: usize,
-        /// Bytes it may have in all.
+        /// Size of the memory that it requested, in bytes.
+        requested: usize,
+        /// Largest size of its memory, in bytes.
         limit: usize,
     },
     /// It recursed too deeply.
     #[error("ran out of stack")]
     Stack,
-    /// It answered, but not with a decision.
-    #[error("answered nonsense: {0}")]
+    /// It returned something invalid, such as costs for other candidates.
+    #[error("returned an invalid answer: {0}")]
     Answer(String),
-    /// It was not asked, because the candidates were none, or columns of different lengths: the host's own mistake.
-    #[error("not asked: {0}")]
+    /// It was not called, because there was no candidate, or the columns differ in length: a mistake of the host.
+    #[error("was not called: {0}")]
     Candidates(String),
-    /// It could not be started. Nothing the policy did wrong when the host itself is out of places.
-    #[error("could not be started: {reason}")]
+    /// No instance of it starts.
+    #[error("does not start: {reason}")]
     Instantiate {
-        /// Why not.
+        /// Why no instance starts.
         reason: String,
-        /// Whether the policy is to blame, rather than a host that ran out of places for instances.
+        /// Whether the policy is the cause. It is not when the host has no place for another instance.
         blamed: bool,
     },
 }
@@ -67,11 +68,11 @@ impl PolicyFault {
         )
     }
 
-    /// From an error of a call that had `budget_ms`.
+    /// The fault behind an error of a call with a budget of `budget_ms`.
     pub(crate) fn from_call(error: &wasmtime::Error, budget_ms: u64) -> Self {
         if let Some(refused) = error.downcast_ref::<MemoryRefused>() {
             return Self::Memory {
-                asked: refused.asked,
+                requested: refused.requested,
                 limit: refused.limit,
             };
         }
@@ -79,12 +80,12 @@ impl PolicyFault {
             Some(Trap::Interrupt) => Self::Deadline { budget_ms },
             Some(Trap::StackOverflow) => Self::Stack,
             Some(trap) => Self::Trap(trap.to_string()),
-            // Not a trap of the guest's code but an answer that breaks the canonical ABI.
+            // The guest's code did not trap: its answer breaks the canonical ABI.
             None => Self::Trap(error.root_cause().to_string()),
         }
     }
 
-    /// From an error while an instance was made.
+    /// The fault behind an error at the start of an instance.
     pub(crate) fn from_instantiation(error: &wasmtime::Error, budget_ms: u64) -> Self {
         if error.is::<PoolConcurrencyLimitError>() {
             return Self::Instantiate {

@@ -1,4 +1,4 @@
-//! One running policy: a Store, what it exports, and the calls into it.
+//! One running policy: a Store, its exports, and the calls into it.
 
 use std::{fmt, sync::Arc};
 
@@ -6,23 +6,23 @@ use wasmtime::Store;
 
 use crate::{
     bindings::{explainer, observer, routing, state, types},
+    candidates::Candidates,
     component::PolicyComponent,
     convert,
-    engine::PolicyEngine,
+    description::Description,
     fault::PolicyFault,
-    features::{Candidates, Decision, Outcome, RequestFeatures},
+    features::{Decision, Outcome, RequestFeatures},
     sandbox::Sandbox,
-    signals::Signal,
 };
 
-/// Most outcomes in one call of `observe` (`wit/learning.wit`); more are told in several.
+/// Most outcomes in one call of `observe` (`wit/learning.wit`); more need several calls.
 const MAX_OUTCOMES: usize = 256;
-/// Most of a snapshot that is taken over (`wit/learning.wit`).
+/// Largest snapshot, in bytes (`wit/learning.wit`).
 const MAX_SNAPSHOT_BYTES: usize = 1 << 20;
-/// Most of an explanation that is kept (`wit/explainer.wit`).
+/// Longest explanation, in bytes (`wit/explainer.wit`); a longer one is cut.
 const MAX_REASON_BYTES: usize = 1024;
 
-/// One running instance in a Store of its own. After a fault it answers no more and must be dropped.
+/// One running instance in a Store of its own. After a fault every call fails, and the instance must be dropped.
 pub struct PolicyInstance {
     component: Arc<PolicyComponent>,
     store: Store<Sandbox>,
@@ -30,7 +30,7 @@ pub struct PolicyInstance {
     observer: Option<observer::Guest>,
     state: Option<state::Guest>,
     explainer: Option<explainer::Guest>,
-    /// The extra signals of the decision at hand; kept for its memory.
+    /// The signals of the current decision. The buffer is kept from one decision to the next.
     extra: Vec<f32>,
 }
 
@@ -42,22 +42,32 @@ impl fmt::Debug for PolicyInstance {
     }
 }
 
-/// What a policy says of itself, checked.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Description {
-    pub(crate) name: String,
-    pub(crate) version: String,
-    pub(crate) columns: types::Columns,
-    pub(crate) signals: Vec<Signal>,
+impl PolicyComponent {
+    /// Starts an instance and configures it: some 30 µs for a policy in Rust. Each of the two steps has a budget of
+    /// `configure_budget_ms`.
+    ///
+    /// # Errors
+    /// The instance faults or refuses its settings, although neither happened at admission. Or the host has no place
+    /// for another instance.
+    pub fn instantiate(self: &Arc<Self>) -> Result<PolicyInstance, PolicyFault> {
+        let mut instance = PolicyInstance::start(self)?;
+        let configured = instance.configure(&self.settings)?;
+        configured.map_err(|refusal| PolicyFault::Instantiate {
+            reason: format!("it refuses the settings that it accepted at admission: {refusal}"),
+            blamed: true,
+        })?;
+        Ok(instance)
+    }
 }
 
 impl PolicyInstance {
     /// A new instance of `component`, not yet configured.
     pub(crate) fn start(component: &Arc<PolicyComponent>) -> Result<Self, PolicyFault> {
-        let PolicyEngine(engine) = &component.engine;
-        let budget_ms = engine.limits.configure_budget_ms;
-        let mut store = Sandbox::store(&engine.wasm, engine.limits.max_memory_bytes);
-        let _running = engine.ticker.enter();
+        let engine = &component.engine;
+        let limits = engine.limits();
+        let budget_ms = limits.configure_budget_ms;
+        let mut store = Sandbox::store(engine.wasm(), limits.max_memory_bytes);
+        let _running = engine.ticker().enter();
         Sandbox::arm(&mut store, budget_ms);
         let exports = &component.exports;
         let started = exports.pre.instantiate(&mut store).and_then(|instance| {
@@ -67,17 +77,17 @@ impl PolicyInstance {
                 observer: exports
                     .observer
                     .as_ref()
-                    .map(|it| it.load(&mut store, &instance))
+                    .map(|observer| observer.load(&mut store, &instance))
                     .transpose()?,
                 state: exports
                     .state
                     .as_ref()
-                    .map(|it| it.load(&mut store, &instance))
+                    .map(|state| state.load(&mut store, &instance))
                     .transpose()?,
                 explainer: exports
                     .explainer
                     .as_ref()
-                    .map(|it| it.load(&mut store, &instance))
+                    .map(|explainer| explainer.load(&mut store, &instance))
                     .transpose()?,
                 extra: Vec::new(),
                 store,
@@ -86,23 +96,23 @@ impl PolicyInstance {
         started.map_err(|error| PolicyFault::from_instantiation(&error, budget_ms))
     }
 
-    /// Hands over the settings; the inner error is the policy's own sentence.
+    /// Calls `configure`. The inner error is the policy's own sentence.
     pub(crate) fn configure(&mut self, settings: &str) -> Result<Result<(), String>, PolicyFault> {
         self.call_with_configure_budget(|routing, store| routing.call_configure(store, settings))
     }
 
-    /// Asks who it is and what it wants to see; the inner error is a sentence about an answer that will not do.
+    /// Calls `describe` and checks the answer. The inner error is a sentence about what is wrong with the answer.
     pub(crate) fn describe(&mut self) -> Result<Result<Description, String>, PolicyFault> {
         let info = self.call_with_configure_budget(|routing, store| routing.call_describe(store))?;
         Ok(Description::check(info))
     }
 
-    /// Asks for a decision. The answer is checked (as many costs as candidates, none NaN, not all infinite; a pick in
-    /// range) and left in `decision`, which is untouched after a fault.
+    /// Calls `decide`, checks the answer (as many costs as candidates, none NaN or `-inf`, at least one finite; a pick
+    /// in range), and stores it in `decision`. After a fault `decision` is unchanged.
     ///
     /// # Errors
-    /// Whatever the policy did instead; the instance must then be dropped. Also when `candidates` is empty or its
-    /// columns differ in length, which no policy is asked about.
+    /// The policy faulted: the instance must be dropped. Or `candidates` is empty or its columns differ in length: then
+    /// the policy was not called, and the instance can go on.
     pub fn decide(
         &mut self,
         request: &RequestFeatures,
@@ -110,9 +120,9 @@ impl PolicyInstance {
         decision: &mut Decision,
     ) -> Result<(), PolicyFault> {
         self.gather_signals(request, candidates)?;
-        let PolicyEngine(engine) = &self.component.engine;
-        let budget_ms = engine.limits.decide_budget_ms;
-        let _running = engine.ticker.enter();
+        let engine = &self.component.engine;
+        let budget_ms = engine.limits().decide_budget_ms;
+        let _running = engine.ticker().enter();
         Sandbox::arm(&mut self.store, budget_ms);
         let columns = convert::candidates(candidates, self.component.description.columns, &self.extra);
         let answer = self
@@ -122,13 +132,13 @@ impl PolicyInstance {
         convert::accept(answer, candidates.len(), decision)
     }
 
-    /// Whether it wants to hear of outcomes.
+    /// Whether the policy wants outcomes.
     #[must_use]
     pub fn observes(&self) -> bool {
         self.observer.is_some()
     }
 
-    /// Tells it what became of requests, oldest first; nothing happens when it does not want to hear.
+    /// Gives the policy the outcomes of requests, oldest first. Does nothing when the policy wants none.
     ///
     /// # Errors
     /// As [`PolicyInstance::decide`].
@@ -136,14 +146,14 @@ impl PolicyInstance {
         let Some(observer) = self.observer.clone() else {
             return Ok(());
         };
-        for some in outcomes.chunks(MAX_OUTCOMES) {
-            let some: Vec<types::Outcome> = some.iter().map(Into::into).collect();
-            self.call_with_configure_budget(|_, store| observer.call_observe(store, &some))?;
+        for batch in outcomes.chunks(MAX_OUTCOMES) {
+            let batch: Vec<types::Outcome> = batch.iter().map(Into::into).collect();
+            self.call_with_configure_budget(|_, store| observer.call_observe(store, &batch))?;
         }
         Ok(())
     }
 
-    /// What it wants its next version to inherit; `None` when it keeps nothing.
+    /// What the next version of the policy takes over; `None` when the policy keeps no state.
     ///
     /// # Errors
     /// As [`PolicyInstance::decide`]; also a snapshot larger than 1 MiB.
@@ -155,13 +165,14 @@ impl PolicyInstance {
         if snapshot.len() > MAX_SNAPSHOT_BYTES {
             let size = snapshot.len();
             return Err(PolicyFault::Answer(format!(
-                "a snapshot of {size} bytes; {MAX_SNAPSHOT_BYTES} is the most"
+                "the snapshot has {size} bytes; at most {MAX_SNAPSHOT_BYTES} are possible"
             )));
         }
         Ok(Some(snapshot).filter(|snapshot| !snapshot.is_empty()))
     }
 
-    /// Offers it what an earlier version left; answers with the sentence of a policy that will not take it.
+    /// Gives the policy the snapshot of an earlier version. The inner error is the sentence of a policy that refuses
+    /// it.
     ///
     /// # Errors
     /// As [`PolicyInstance::decide`].
@@ -172,7 +183,8 @@ impl PolicyInstance {
         self.call_with_configure_budget(|_, store| state.call_restore(store, snapshot))
     }
 
-    /// Why the candidate in row `chosen` has the request, in the policy's words; `None` when it does not explain.
+    /// Why the candidate in row `chosen` has the request, in the policy's words; `None` when the policy does not
+    /// explain its decisions.
     ///
     /// # Errors
     /// As [`PolicyInstance::decide`].
@@ -197,31 +209,25 @@ impl PolicyInstance {
         Ok(Some(reason))
     }
 
-    /// What this is an instance of.
+    /// The component of this instance.
     #[must_use]
     pub const fn component(&self) -> &Arc<PolicyComponent> {
         &self.component
     }
 
-    /// Fills `extra`, after seeing that the columns are columns: the guest is promised that.
+    /// Checks that each column has a row for each candidate, which the WIT promises to guests, and fills `extra`.
     fn gather_signals(
         &mut self,
         request: &RequestFeatures,
         candidates: &Candidates,
     ) -> Result<(), PolicyFault> {
-        let rows = candidates.len();
-        if rows == 0 {
-            return Err(PolicyFault::Candidates("there is none".into()));
+        if candidates.is_empty() {
+            return Err(PolicyFault::Candidates("there is no candidate".into()));
         }
-        let optional = self.component.wants_optional().then(|| candidates.optional());
-        let mut shown = candidates
-            .usual()
-            .into_iter()
-            .chain(optional.into_iter().flatten());
-        if let Some((name, column)) = shown.find(|(_, column)| column.len() != rows) {
-            let found = column.len();
+        if let Some((name, rows)) = candidates.uneven_column(self.component.wants_optional()) {
             return Err(PolicyFault::Candidates(format!(
-                "the column {name} has {found} rows for {rows} of them"
+                "the column {name} has {rows} rows for {} candidates",
+                candidates.len()
             )));
         }
         self.extra.clear();
@@ -231,57 +237,17 @@ impl PolicyInstance {
         Ok(())
     }
 
-    /// A call off the path of decisions, which has the longer budget.
+    /// Makes a call other than `decide`, which has the longer budget.
     fn call_with_configure_budget<R>(
         &mut self,
         call: impl FnOnce(&routing::Guest, &mut Store<Sandbox>) -> wasmtime::Result<R>,
     ) -> Result<R, PolicyFault> {
-        let PolicyEngine(engine) = &self.component.engine;
-        let budget_ms = engine.limits.configure_budget_ms;
-        let _running = engine.ticker.enter();
+        let engine = &self.component.engine;
+        let budget_ms = engine.limits().configure_budget_ms;
+        let _running = engine.ticker().enter();
         Sandbox::arm(&mut self.store, budget_ms);
         call(&self.routing, &mut self.store).map_err(|error| PolicyFault::from_call(&error, budget_ms))
     }
-}
-
-impl Description {
-    fn check(info: types::Info) -> Result<Self, String> {
-        let types::Info {
-            name,
-            version,
-            columns,
-            extra,
-        } = info;
-        if !is_policy_name(&name) {
-            return Err(format!(
-                "it calls itself {name:?}; a name has at most {MAX_NAME} lower-case letters, digits, `-`, `_` and `.`, a \
-                 letter or digit first"
-            ));
-        }
-        let sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+');
-        if version.is_empty() || version.len() > MAX_NAME || !version.chars().all(sound) {
-            return Err(format!(
-                "it gives its version as {version:?}; a version has 1 to {MAX_NAME} letters, digits, `.`, `-` and `+`"
-            ));
-        }
-        Ok(Self {
-            name,
-            version,
-            columns,
-            signals: Signal::named(&extra)?,
-        })
-    }
-}
-
-/// Longest name or version: they stand in headers and metric labels.
-pub(crate) const MAX_NAME: usize = 64;
-
-/// Whether `name` can name a policy: safe in URLs, headers, metric labels and file names.
-pub(crate) fn is_policy_name(name: &str) -> bool {
-    let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    name.len() <= MAX_NAME
-        && name.starts_with(sound)
-        && name.chars().all(|c| sound(c) || matches!(c, '-' | '_' | '.'))
 }
 
 #[cfg(test)]

@@ -1,26 +1,28 @@
 //! Runs routing policies: WebAssembly components that choose the worker for a request.
 //!
-//! A policy is code from elsewhere on the path of every request, so this crate promises what it cannot do:
+//! A policy is foreign code on the path of every request. This crate promises:
 //!
-//! - **P-1** A decision names only candidates of its own snapshot: answers are checked before anybody sees them.
-//! - **P-2** A swap never interrupts a call, and each decision is by exactly one version: a [`PolicyRunner`] looks which
-//!   [`Activation`] is active once, at the start of a decision, and the next one is compiled, tried and started before
+//! - **P-1** A decision names only candidates of its own snapshot: every answer of a policy is checked.
+//! - **P-2** A swap never interrupts a call, and each decision is by exactly one version. A [`PolicyRunner`] reads the
+//!   current [`Activation`] once, at the start of a decision. The next version is compiled, tried and started before
 //!   it is published.
-//! - **P-3** No policy can stop the service: not by trapping, looping, hoarding, size or nonsense. Each of these is a
-//!   [`PolicyFault`] and the native [`Fallback`] decides in its place; three faults within a minute put a version in
-//!   quarantine and bring the previous one back.
+//! - **P-3** No policy can stop the service: not by a trap, a loop, its memory, its size or an invalid answer. Each of
+//!   these is a [`PolicyFault`], and the native [`Fallback`] decides instead. Three faults within a minute put a
+//!   version in quarantine, and the previous version decides again.
 //!
-//! Read on in [`PolicyEngine::admit`] (what is accepted), [`PolicyInstance::decide`] (one call), [`PolicyRegistry`]
-//! (versions and who decides for which model). `wit/` is the contract with the guests; `bindings.rs` and `convert.rs`
-//! are all that knows its types.
+//! To read on: [`PolicyEngine::admit`] (which components are admitted), [`PolicyInstance::decide`] (one call),
+//! [`PolicyRegistry`] (the stored versions, and the active policy of each model), [`Candidates`] (the columns of a
+//! decision, and how to add one), [`PolicyLimits`] (and when a loop is stopped). `wit/` is the contract with the
+//! guests.
 
 pub use admission::{AdmissionError, trial_requests};
 pub use builtin::builtin_policies;
+pub use candidates::{Candidates, candidate_traits};
 pub use component::PolicyComponent;
-pub use engine::PolicyEngine;
+pub use engine::{EngineError, PolicyEngine};
 pub use fallback::Fallback;
 pub use fault::PolicyFault;
-pub use features::{Candidates, Decision, Outcome, RequestFeatures, candidate_traits};
+pub use features::{Decision, Outcome, RequestFeatures};
 pub use instance::PolicyInstance;
 pub use limits::PolicyLimits;
 pub use registry::{Activation, PolicyRecord, PolicyRegistry, PreparedPolicy, RegistryError, Succession};
@@ -29,8 +31,10 @@ pub use runner::{Decided, PolicyRunner};
 mod admission;
 mod bindings;
 mod builtin;
+mod candidates;
 mod component;
 mod convert;
+mod description;
 mod engine;
 mod fallback;
 mod fault;

@@ -23,9 +23,9 @@ use crate::{
     admission::AdmissionError,
     builtin::builtin_policies,
     component::PolicyComponent,
+    description::{MAX_NAME, is_policy_name},
     engine::PolicyEngine,
     fault::PolicyFault,
-    instance::{MAX_NAME, is_policy_name},
     limits::PolicyLimits,
     runner::PolicyRunner,
 };

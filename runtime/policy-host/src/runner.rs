@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use crate::{
+    candidates::Candidates,
     fallback::{self, Fallback},
     fault::PolicyFault,
-    features::{Candidates, Decision, Outcome, RequestFeatures},
+    features::{Decision, Outcome, RequestFeatures},
     instance::PolicyInstance,
     registry::{Activation, ActivePolicy, PolicyRegistry},
 };

@@ -1,81 +1,81 @@
-//! What stands around one instance: its memory limit and its deadline.
+//! The limits around one instance: its memory and its deadline.
 //!
-//! A deadline is two deadlines. Time passes for a policy also while the operating system runs something else, so a
-//! call that is only unlucky must not be taken for one that loops: at the first deadline, half way, it is let run on;
-//! at the second it is stopped, unless its thread has hardly run in between: then it has that time again, tick by tick,
-//! within a bound. An innocent call that was held up finishes in microseconds once it runs again.
+//! A budget has two halves with a deadline each. Time also passes for a call while the operating system runs other
+//! threads, and such a call must not be mistaken for a loop. At the first deadline the call continues. At the second
+//! deadline it is stopped if its thread ran for a whole half since the first. If the thread hardly ran, the call
+//! continues, one tick after the other, up to a bound. A call that was only held up returns in microseconds once its
+//! thread runs again. `limits.rs` states when a loop is stopped in all.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
 
-/// A table entry takes 8 bytes of host memory; a policy's tables hold its indirect functions, some hundreds.
+/// Most entries of a table. An entry takes 8 bytes of host memory; a policy's tables hold some hundred functions.
 const MAX_TABLE_ELEMENTS: usize = 20_000;
 
-/// Ticks a call may stay beyond its second deadline because its thread was kept from running. With the budget of a
-/// decision that is half of the 50 ms a request may be delayed by a policy, however busy the machine is.
+/// Most ticks that a call continues after its second deadline because its thread hardly ran. A policy may delay a
+/// request by 50 ms on any machine: a loop in a decision takes 14 ms, these ticks 20 ms.
 const MAX_STALLED_TICKS: u64 = 20;
 
 /// The store data of every instance.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     max_memory_bytes: usize,
-    /// Milliseconds the second half of the current call's budget has.
+    /// Length of the second half of the current call's budget, in milliseconds.
     second_half: u64,
-    /// Once the current call has passed its first deadline: how long its thread had run by then.
-    late: Option<Duration>,
-    /// Ticks that may still be added for time in which the thread did not run.
-    stalled_ticks: u64,
+    /// How long the thread of the current call had run at the call's first deadline; `None` before that deadline.
+    ran_at_first_deadline: Option<Duration>,
+    /// Ticks that the current call can still continue because its thread hardly ran.
+    stalled_ticks_left: u64,
 }
 
-/// The guest asked for more memory than it may have.
+/// The guest requested more memory than its limit.
 #[derive(Debug, thiserror::Error)]
-#[error("asked for {asked} bytes of memory; the limit is {limit}")]
+#[error("requested {requested} bytes of memory; the limit is {limit}")]
 pub(crate) struct MemoryRefused {
-    pub(crate) asked: usize,
+    pub(crate) requested: usize,
     pub(crate) limit: usize,
 }
 
 impl Sandbox {
-    /// An empty store with the limits in force. Its deadline is in the past until [`Sandbox::arm`] sets one.
+    /// An empty store with these limits. Its deadline has passed until [`Sandbox::arm`] sets one.
     pub(crate) fn store(engine: &Engine, max_memory_bytes: usize) -> Store<Self> {
         let mut store = Store::new(
             engine,
             Self {
                 max_memory_bytes,
                 second_half: 0,
-                late: Some(Duration::ZERO),
-                stalled_ticks: 0,
+                ran_at_first_deadline: Some(Duration::ZERO),
+                stalled_ticks_left: 0,
             },
         );
         store.limiter(|sandbox| sandbox);
         store.epoch_deadline_callback(|mut context| {
             let sandbox = context.data_mut();
-            // Only late calls ask: others do not pay for the system call.
-            let run = thread_time();
-            let Some(before) = sandbox.late else {
-                sandbox.late = Some(run);
+            // Only a late call comes here, so an ordinary one does not pay for the system call.
+            let ran = thread_time();
+            let Some(before) = sandbox.ran_at_first_deadline else {
+                sandbox.ran_at_first_deadline = Some(ran);
                 return Ok(UpdateDeadline::Continue(sandbox.second_half + 1));
             };
-            let has_run = run.saturating_sub(before) >= Duration::from_millis(sandbox.second_half);
-            if has_run || sandbox.stalled_ticks == 0 {
+            let ran_a_half = ran.saturating_sub(before) >= Duration::from_millis(sandbox.second_half);
+            if ran_a_half || sandbox.stalled_ticks_left == 0 {
                 return Ok(UpdateDeadline::Interrupt);
             }
-            sandbox.stalled_ticks -= 1;
+            sandbox.stalled_ticks_left -= 1;
             Ok(UpdateDeadline::Continue(1))
         });
         store
     }
 
-    /// Gives the next call `budget_ms`, counted in ticks of 1 ms. The tick under way when a half begins is not a
-    /// whole one, hence one more each, and the ticker may rest when the call begins: a loop is stopped at most 12 ms
-    /// after its budget, where its thread can run.
+    /// Sets the deadlines of the next call, which has a budget of `budget_ms`, counted in ticks of 1 ms. Each half has
+    /// one tick more, because it can begin just before a tick.
     pub(crate) fn arm(store: &mut Store<Self>, budget_ms: u64) {
         let second_half = budget_ms / 2;
         let sandbox = store.data_mut();
-        sandbox.late = None;
-        sandbox.stalled_ticks = MAX_STALLED_TICKS;
+        sandbox.ran_at_first_deadline = None;
+        sandbox.stalled_ticks_left = MAX_STALLED_TICKS;
         sandbox.second_half = second_half;
         store.set_epoch_deadline(budget_ms - second_half + 1);
     }
@@ -94,9 +94,9 @@ impl ResourceLimiter for Sandbox {
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         if desired > self.max_memory_bytes {
-            // An error, not a refusal: the guest would turn a refusal into an abort nobody can tell from a bug.
+            // An error, not a refusal: the guest would turn a refusal into a trap that looks like a bug.
             return Err(MemoryRefused {
-                asked: desired,
+                requested: desired,
                 limit: self.max_memory_bytes,
             }
             .into());

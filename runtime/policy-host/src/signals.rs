@@ -1,28 +1,28 @@
-//! Signals a policy may ask for by name beside the columns: derived here from the columns, so that each new one
-//! leaves the ABI alone.
+//! Signals: values that a policy requests by name, beside the columns. The host computes them from the columns, so a
+//! new signal does not change the WIT.
 
-use crate::features::{Candidates, RequestFeatures};
+use crate::{candidates::Candidates, features::RequestFeatures};
 
-/// Most signals one policy may ask for: as many as there is use for, and a bound on what a decision can cost.
+/// Most signals of one policy: more than a policy needs, and a bound on the cost of a decision.
 pub(crate) const MAX_SIGNALS: usize = 8;
 
-/// A signal by name; `wit/types.wit` (`info.extra`) describes each.
+/// A signal; `wit/types.wit` (`info.extra`) describes each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Signal {
     /// The used share of the worker's KV blocks.
     KvUse,
-    /// The share of the prompt's blocks the worker holds on any tier.
+    /// The share of the prompt's KV blocks that the worker holds on any tier.
     OverlapShare,
 }
 
 impl Signal {
     const ALL: [(&'static str, Self); 2] = [("kv-use", Self::KvUse), ("overlap-share", Self::OverlapShare)];
 
-    /// The signals of these names, or a sentence about the first there is none of.
+    /// The signals with these names. An error is a sentence about the first unknown name.
     pub(crate) fn named(names: &[String]) -> Result<Vec<Self>, String> {
         if names.len() > MAX_SIGNALS {
             return Err(format!(
-                "it asks for {} extra signals; {MAX_SIGNALS} is the most",
+                "it names {} extra signals; at most {MAX_SIGNALS} are possible",
                 names.len()
             ));
         }
@@ -31,7 +31,7 @@ impl Signal {
             known.map(|&(_, signal)| signal).ok_or_else(|| {
                 let known: Vec<&str> = Self::ALL.iter().map(|&(name, _)| name).collect();
                 format!(
-                    "it asks for the extra signal {name:?}, which this version does not have; known: {}",
+                    "it names the extra signal {name:?}, which this version does not have; known: {}",
                     known.join(", ")
                 )
             })
@@ -39,7 +39,7 @@ impl Signal {
         names.iter().map(find).collect()
     }
 
-    /// Appends its column, a row per candidate.
+    /// Appends the column of the signal to `out`: a row for each candidate.
     pub(crate) fn append(self, request: &RequestFeatures, candidates: &Candidates, out: &mut Vec<f32>) {
         match self {
             Self::KvUse => {
@@ -56,7 +56,7 @@ impl Signal {
     }
 }
 
-/// From 0 to 1; 0 of nothing.
+/// A share from 0 to 1; 0 when `whole` is 0.
 fn share(part: u32, whole: u32) -> f32 {
     if whole == 0 {
         0.0

@@ -1,4 +1,4 @@
-//! What the tests of this crate share: one engine, the guests, and candidates to decide on.
+//! Shared by the tests of this crate: one engine, the guests, and candidates.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use std::{
 
 use crate::{Candidates, PolicyComponent, PolicyEngine, PolicyLimits, RequestFeatures, builtin_policies};
 
-/// One engine for all tests of a process, as a process has one.
+/// The one engine for all tests of the process.
 pub(crate) fn engine() -> PolicyEngine {
     static ENGINE: OnceLock<PolicyEngine> = OnceLock::new();
     ENGINE
@@ -17,22 +17,24 @@ pub(crate) fn engine() -> PolicyEngine {
         .clone()
 }
 
-/// The bytes of a guest of `policies/misbehaving`.
+/// The component of a guest of `policies/misbehaving`.
 pub(crate) fn guest(name: &str) -> Vec<u8> {
     let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../integration-tests/guests");
     fs::read(guests.join(name).with_extension("wasm")).expect(name)
 }
 
-/// A built-in policy or a guest by name, with its default settings: admitted by the first test that asks, since an
-/// unoptimised compiler takes its time.
+/// A built-in policy or a guest by name, with its default settings. It is admitted once for all tests, since an
+/// unoptimised compiler is slow.
 pub(crate) fn admitted(name: &str) -> Arc<PolicyComponent> {
     static ADMITTED: OnceLock<Mutex<HashMap<String, Arc<PolicyComponent>>>> = OnceLock::new();
     let mut admitted = ADMITTED
         .get_or_init(Mutex::default)
         .lock()
-        .expect("no test fails in here");
+        .expect("no test panics while it admits a policy");
     let admit = || {
-        let builtin = builtin_policies().into_iter().find(|&(it, _)| it == name);
+        let builtin = builtin_policies()
+            .into_iter()
+            .find(|(builtin, _)| *builtin == name);
         let wasm = builtin.map_or_else(|| guest(name), |(_, wasm)| wasm.to_vec());
         engine().admit(&wasm, "").expect(name)
     };
@@ -47,7 +49,7 @@ pub(crate) fn builtin() -> Vec<(&'static str, Arc<PolicyComponent>)> {
         .collect()
 }
 
-/// The same component as if its bytes were others: with a digest of its own.
+/// The same component with another digest, as if its bytes were others.
 pub(crate) fn variant(component: &PolicyComponent, salt: u8) -> Arc<PolicyComponent> {
     Arc::new(PolicyComponent {
         engine: component.engine.clone(),
@@ -59,7 +61,7 @@ pub(crate) fn variant(component: &PolicyComponent, salt: u8) -> Arc<PolicyCompon
     })
 }
 
-/// Workers 1, 2, … without anything in their caches or to do.
+/// Workers 1, 2, … with empty caches and without load.
 pub(crate) fn idle(workers: u32) -> Candidates {
     let mut candidates = Candidates {
         worker: (1..=workers).collect(),

@@ -1,6 +1,8 @@
-//! The clock of deadlines: a thread that advances the engine's epoch every millisecond while a policy is running. A call
-//! takes a microsecond, so hardly any is met: then it looks less often, and not at all when none came for a while. An
-//! idle router wakes nobody, and a busy one hardly anybody.
+//! The clock of deadlines: a thread that advances the engine's epoch every millisecond while a policy runs.
+//!
+//! A call takes a microsecond, so the thread seldom finds one in progress. While it finds none it rests for 10 ms at a
+//! time, and after a second without any call it sleeps until the next one. So a busy router has few wake-ups and an
+//! idle one has none. `limits.rs` states when a loop is stopped.
 
 use std::{
     sync::{
@@ -13,73 +15,74 @@ use std::{
 
 use wasmtime::Engine;
 
-/// One tick: the unit budgets are counted in. Finer ticks cost wake-ups, coarser ones delay the end of a loop.
+/// One tick, the unit of budgets. A shorter tick costs wake-ups, a longer one lets a loop run longer.
 const TICK: Duration = Duration::from_millis(1);
-/// Until the next look where no call is met: what a loop may run on for beyond its budget, and a tenth of the wake-ups.
+/// The pause after a look that found no call. A longer rest lets a loop run longer; this one saves nine in ten
+/// wake-ups.
 const REST: Duration = Duration::from_millis(10);
-/// Looks without any call since the one before until the thread sleeps: a second's worth.
+/// Looks in a row without any call before the thread sleeps: one second.
 const IDLE_LOOKS: u32 = 100;
 
-/// A handle on the ticking thread, which ends with its engine.
+/// A handle on the thread, which ends with its engine.
 #[derive(Debug)]
 pub(crate) struct Ticker(Arc<TickerState>);
 
 #[derive(Debug, Default)]
 struct TickerState {
-    /// Calls under way.
+    /// Calls in progress.
     running: AtomicU32,
-    /// Calls begun so far.
+    /// Calls that began so far.
     begun: AtomicU64,
     asleep: AtomicBool,
     thread: OnceLock<Thread>,
 }
 
-/// A call under way; it ends when this is dropped.
+/// A call in progress. Drop it when the call has ended.
 #[derive(Debug)]
 pub(crate) struct Running<'a>(&'a TickerState);
 
 impl Ticker {
-    /// Starts ticking for `engine`.
+    /// Starts the thread for `engine`.
     pub(crate) fn start(engine: &Engine) -> std::io::Result<Self> {
-        let shared = Arc::new(TickerState::default());
-        let (engine, state) = (engine.weak(), Arc::downgrade(&shared));
-        let ticking = move || {
-            let (mut pause, mut seen, mut idle) = (TICK, 0, 0);
+        let state = Arc::new(TickerState::default());
+        let (weak_engine, weak_state) = (engine.weak(), Arc::downgrade(&state));
+        let tick = move || {
+            let (mut pause, mut begun_before, mut idle_looks) = (TICK, 0, 0);
             loop {
                 thread::sleep(pause);
-                let (Some(engine), Some(shared)) = (engine.upgrade(), state.upgrade()) else {
+                let (Some(engine), Some(state)) = (weak_engine.upgrade(), weak_state.upgrade()) else {
                     return;
                 };
                 engine.increment_epoch();
-                let begun = shared.begun.load(Relaxed);
-                let is_running = shared.running.load(Relaxed) > 0;
+                let begun = state.begun.load(Relaxed);
+                let is_running = state.running.load(Relaxed) > 0;
                 pause = if is_running { TICK } else { REST };
-                idle = if is_running || begun != seen { 0 } else { idle + 1 };
-                seen = begun;
-                if idle < IDLE_LOOKS {
+                let is_idle = !is_running && begun == begun_before;
+                idle_looks = if is_idle { idle_looks + 1 } else { 0 };
+                begun_before = begun;
+                if idle_looks < IDLE_LOOKS {
                     continue;
                 }
-                // A call either sees `asleep` and wakes this thread, or is seen here.
-                shared.asleep.store(true, SeqCst);
-                let is_running = shared.running.load(SeqCst) > 0;
-                drop((engine, shared));
+                // Either a call reads `asleep` and wakes this thread, or this thread reads that the call is running.
+                state.asleep.store(true, SeqCst);
+                let is_running = state.running.load(SeqCst) > 0;
+                drop((engine, state));
                 if !is_running {
                     thread::park();
                 }
-                if let Some(shared) = state.upgrade() {
-                    shared.asleep.store(false, SeqCst);
+                if let Some(state) = weak_state.upgrade() {
+                    state.asleep.store(false, SeqCst);
                 }
-                idle = 0;
+                idle_looks = 0;
             }
         };
-        let handle = thread::Builder::new()
-            .name("policy-ticker".into())
-            .spawn(ticking)?;
-        shared.thread.get_or_init(|| handle.thread().clone());
-        Ok(Self(shared))
+        let handle = thread::Builder::new().name("policy-ticker".into()).spawn(tick)?;
+        state.thread.get_or_init(|| handle.thread().clone());
+        Ok(Self(state))
     }
 
-    /// To be held from before a guest is entered until it has returned, so that its deadline will come.
+    /// Notes that a call begins. Hold the result from before the guest is entered until it has returned: the call has
+    /// no deadline otherwise.
     pub(crate) fn enter(&self) -> Running<'_> {
         self.0.begun.fetch_add(1, Relaxed);
         self.0.running.fetch_add(1, SeqCst);
@@ -89,9 +92,9 @@ impl Ticker {
         Running(&self.0)
     }
 
-    /// Waits until the thread sleeps, as it does on an idle host; nobody may call a policy meanwhile.
+    /// Waits until the thread sleeps, as it does on an idle host. No policy may be called meanwhile.
     #[cfg(test)]
-    pub(crate) fn doze(&self) {
+    pub(crate) fn wait_until_asleep(&self) {
         while !self.0.asleep.load(SeqCst) {
             thread::sleep(TICK);
         }

@@ -13,13 +13,13 @@ fn check_refused(guest: &str, settings: &str, reasons: &[&str]) {
     for reason in reasons {
         assert!(
             refusal.contains(reason),
-            "{guest}: {refusal:?} does not say {reason:?}"
+            "{guest}: {refusal:?} does not contain {reason:?}"
         );
     }
 }
 
 #[test]
-fn the_built_in_policies_are_admitted_and_tell_who_they_are() {
+fn the_built_in_policies_are_admitted_with_their_names_and_versions() {
     for (name, wasm) in builtin_policies() {
         let component = test_support::engine().admit(wasm, "").expect(name);
         assert_eq!((component.name(), component.version()), (name, "1.0.0"));
@@ -30,13 +30,13 @@ fn the_built_in_policies_are_admitted_and_tell_who_they_are() {
 }
 
 #[test]
-fn what_is_no_component_is_told_what_it_is() {
+fn a_refusal_names_what_the_upload_is() {
     let check = |wasm: &[u8], reason: &str| {
         let refusal = refusal(wasm, "");
         assert!(refusal.contains(reason), "{refusal}");
     };
     check(b"", "empty");
-    check(b"<html>no such file</html>", "no WebAssembly");
+    check(b"<html>no such file</html>", "not WebAssembly");
     check(b"(component)", "text");
     check(&test_support::guest("core-module"), "core WebAssembly module");
     let mut cut_short = builtin_policies()[0].1.to_vec();
@@ -61,7 +61,7 @@ fn a_component_larger_than_the_limit_is_refused_before_anything_is_read() {
 }
 
 #[test]
-fn foreign_imports_and_other_worlds_are_named() {
+fn a_refusal_names_foreign_imports_and_other_exports() {
     check_refused(
         "foreign-import",
         "",
@@ -79,8 +79,8 @@ fn foreign_imports_and_other_worlds_are_named() {
 }
 
 #[test]
-fn an_interface_of_the_right_name_and_other_types_is_refused() {
-    // `decide` as an earlier draft might have had it: no arguments, another answer.
+fn an_interface_with_the_right_name_and_other_types_is_refused() {
+    // A `decide` without arguments and with another result.
     let wat = r#"(component
         (core module $m
             (memory (export "memory") 1)
@@ -97,11 +97,11 @@ fn an_interface_of_the_right_name_and_other_types_is_refused() {
 }
 
 #[test]
-fn what_takes_too_long_to_compile_is_refused_unread() {
+fn a_component_that_takes_too_long_to_compile_is_refused_before() {
     let body = "(drop (i32.const 1000000))".repeat(40_000);
     let wat = format!("(component (core module (func {body})))");
     let refusal = refusal(&wat::parse_str(wat).expect("wat"), "");
-    assert!(refusal.contains("one of its functions has"), "{refusal}");
+    assert!(refusal.contains("a function of the component has"), "{refusal}");
     let functions = "(func)".repeat(10_001);
     let wat = format!("(component (core module {functions}))");
     let refusal = self::refusal(&wat::parse_str(wat).expect("wat"), "");
@@ -148,12 +148,12 @@ fn settings_are_refused_in_the_policys_own_words() {
         "\"overlap_credit\" must be a number from 0 to 1000",
     );
     check(r#"{"overlap": 1}"#, "no setting \"overlap\"");
-    // Not even asked about what is no JSON object.
+    // The policy does not receive settings that are not a JSON object.
     check("[]", "must be a JSON object");
-    check("{", "no JSON");
+    check("{", "not JSON");
     check(
         &format!("{{\"x\": \"{}\"}}", "x".repeat(70_000)),
-        "65536 is the most",
+        "at most 65536 are possible",
     );
 }
 
@@ -187,19 +187,26 @@ fn a_component_is_reconfigured_without_its_bytes() {
 }
 
 #[test]
-fn made_up_decisions_are_the_same_every_time_and_well_formed() {
-    let some: Vec<_> = trial_requests(&[1, 9], 8).collect();
-    assert_eq!(some, trial_requests(&[1, 9], 8).collect::<Vec<_>>());
-    assert_eq!(
-        some.iter()
-            .map(|(_, candidates): &(_, Candidates)| candidates.len())
-            .sum::<usize>(),
-        80
+fn trial_requests_are_the_same_every_time_and_have_even_columns() {
+    let trials: Vec<(RequestFeatures, Candidates)> = trial_requests(&[1, 9], 8).collect();
+    assert_eq!(trials, trial_requests(&[1, 9], 8).collect::<Vec<_>>());
+    let rows: usize = trials.iter().map(|(_, candidates)| candidates.len()).sum();
+    assert_eq!(rows, 80);
+    for (_, candidates) in &trials {
+        assert_eq!(candidates.uneven_column(true), None);
+    }
+}
+
+/// A change of the trial values changes what every policy is tried, recorded and measured on.
+#[test]
+fn trial_requests_are_the_recorded_snapshots() {
+    let recorded: Vec<(RequestFeatures, Candidates)> = include_str!("../../tests/snapshots.jsonl")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let generated: Vec<_> = trial_requests(&[1, 2, 3, 8, 21, 64], 16).collect();
+    assert!(
+        generated == recorded,
+        "the trial values differ from those of tests/snapshots.jsonl"
     );
-    assert!(some.iter().all(|(_, it)| {
-        it.usual()
-            .iter()
-            .chain(&it.optional())
-            .all(|(_, column)| column.len() == it.len())
-    }));
 }

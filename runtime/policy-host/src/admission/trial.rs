@@ -1,22 +1,25 @@
-//! Decisions a policy is tried on before it is accepted: made up, always the same, of every size it will meet.
+//! Trial decisions: generated requests and candidates, always the same, in every size that a policy meets later.
 
-use crate::features::{Candidates, RequestFeatures, candidate_traits};
+use crate::{
+    candidates::{Candidates, candidate_traits, for_each_column},
+    features::RequestFeatures,
+};
 
-/// Numbers of candidates: the least there can be, a machine, a rack, the most that is measured.
+/// Numbers of candidates: the smallest, a machine, a rack, and the largest that is measured.
 const SIZES: [usize; 5] = [1, 2, 8, 64, 1024];
-/// Decisions of each size, each with another shape of load.
+/// Decisions of each size, each with a load of another kind.
 const ROUNDS: u64 = 4;
-/// Trial decisions are numbered from here, real ones from 0, so that records tell them apart.
+/// The number of the first trial decision. Real decisions count from 0, so a policy can distinguish the two.
 const FIRST_DECISION: u64 = 1 << 32;
 
-/// What every policy is tried on before it is accepted.
+/// The decisions that every policy makes before it is admitted.
 pub(super) fn trial_decisions() -> impl Iterator<Item = (RequestFeatures, Candidates)> {
     trial_requests(&SIZES, ROUNDS)
 }
 
-/// Requests with candidates, `rounds` for each number of candidates in `sizes`: short and long prompts; caches empty,
-/// shared and full; workers idle and overloaded; columns at their extremes. Always the same for the same arguments:
-/// for trying, recording and measuring policies.
+/// Requests with candidates, `rounds` for each number of candidates in `sizes`: short and long prompts; empty, shared
+/// and full caches; idle and overloaded workers; columns at their extremes. The same arguments give the same requests.
+/// For trying, recording and measuring policies.
 pub fn trial_requests(
     sizes: &[usize],
     rounds: u64,
@@ -27,10 +30,15 @@ pub fn trial_requests(
         .flat_map(move |&size| (0..rounds).map(move |round| (size, round)));
     shapes
         .zip(FIRST_DECISION..)
-        .map(move |((size, round), number)| decision(&mut numbers, size, round, number))
+        .map(move |((size, round), decision_number)| decision(&mut numbers, size, round, decision_number))
 }
 
-fn decision(numbers: &mut Numbers, size: usize, round: u64, number: u64) -> (RequestFeatures, Candidates) {
+fn decision(
+    numbers: &mut Numbers,
+    size: usize,
+    round: u64,
+    decision_number: u64,
+) -> (RequestFeatures, Candidates) {
     let kind = (round % 4) as usize;
     let block_size = [16, 32, 64, 1][kind];
     let prompt_blocks = numbers.below([64, 512, 4096, 2][kind]);
@@ -43,51 +51,96 @@ fn decision(numbers: &mut Numbers, size: usize, round: u64, number: u64) -> (Req
         session: numbers.next(),
         lora: if kind == 3 { numbers.next() } else { 0 },
         seed: numbers.next(),
-        decision_number: number,
+        decision_number,
     };
     let mut candidates = Candidates::default();
     for worker in 0..size as u32 {
-        // The first round is a cluster that just started: everything is zero. The last has columns at their limits.
-        let busy = kind > 0;
-        let mut upto = |most: u32| {
-            if busy {
-                numbers.below(most.saturating_add(1))
-            } else {
-                0
-            }
+        let trial = Trial {
+            numbers: &mut *numbers,
+            kind,
+            blocks_left: prompt_blocks,
+            row: Row::default(),
         };
-        let device = upto(prompt_blocks);
-        let host = upto(prompt_blocks - device);
-        let disk = upto(prompt_blocks - device - host);
-        let (prefill, decode, requests) = match kind {
-            3 => (u32::MAX - upto(1), u32::MAX - upto(1), u32::MAX - upto(1)),
-            _ => (upto(100_000), upto(20_000), upto(256)),
-        };
-        candidates.worker.push(worker * 7 + 3);
-        candidates
-            .traits
-            .push(candidate_traits::PREFILL | candidate_traits::DECODE | (upto(3) << 2));
-        candidates.overlap_device.push(device);
-        candidates.overlap_host.push(host);
-        candidates.overlap_disk.push(disk);
-        candidates.prefill_tokens.push(prefill);
-        candidates.decode_blocks.push(decode);
-        candidates.requests.push(requests);
-        candidates
-            .prefill_tokens_all
-            .push(prefill.saturating_add(upto(100_000)));
-        candidates
-            .decode_blocks_all
-            .push(decode.saturating_add(upto(20_000)));
-        candidates.requests_all.push(requests.saturating_add(upto(256)));
-        candidates.kv_blocks_total.push(upto(1) * 30_000);
-        candidates.kv_blocks_used.push(upto(30_000));
-        candidates.queue_depth.push(upto(100));
+        trial.append(worker * 7 + 3, &mut candidates);
     }
     (request, candidates)
 }
 
-/// SplitMix64: a stream of numbers that is the same everywhere.
+/// Generates the values of one candidate. The table of columns (`candidates.rs`) says which method gives which value.
+struct Trial<'a> {
+    numbers: &'a mut Numbers,
+    /// 0: a cluster that just started, everything is zero. 3: load columns at their limits. Others: ordinary load.
+    kind: usize,
+    /// KV blocks of the prompt that are not yet on a tier of this worker.
+    blocks_left: u32,
+    /// The values so far.
+    row: Row,
+}
+
+impl Trial<'_> {
+    fn generate(&mut self, value: fn(&mut Self) -> u32) -> u32 {
+        value(self)
+    }
+
+    /// A number from 0 to `most`.
+    fn up_to(&mut self, most: u32) -> u32 {
+        if self.kind == 0 {
+            0
+        } else {
+            self.numbers.below(most.saturating_add(1))
+        }
+    }
+
+    /// Some of the prompt's KV blocks that are not yet on a tier.
+    fn overlap(&mut self) -> u32 {
+        let blocks = self.up_to(self.blocks_left);
+        self.blocks_left -= blocks;
+        blocks
+    }
+
+    /// A load of this router: ordinarily at most `most`.
+    fn own_load(&mut self, most: u32) -> u32 {
+        if self.kind == 3 {
+            u32::MAX - self.up_to(1)
+        } else {
+            self.up_to(most)
+        }
+    }
+
+    /// A load of all routers: that of this one and at most `most` of the others.
+    fn load_of_all(&mut self, own: u32, most: u32) -> u32 {
+        own.saturating_add(self.up_to(most))
+    }
+
+    fn traits(&mut self) -> u32 {
+        candidate_traits::PREFILL | candidate_traits::DECODE | (self.up_to(3) << 2)
+    }
+}
+
+macro_rules! define_rows {
+    ($($(#[$doc:meta])* $presence:ident $column:ident: $flag:ident, trial $value:expr;)*) => {
+        /// The values of one candidate.
+        #[derive(Default)]
+        struct Row {
+            $($column: u32,)*
+        }
+
+        impl Trial<'_> {
+            /// Generates a candidate and appends it to the columns.
+            fn append(mut self, worker: u32, candidates: &mut Candidates) {
+                candidates.worker.push(worker);
+                $(
+                    self.row.$column = self.generate($value);
+                    candidates.$column.push(self.row.$column);
+                )*
+            }
+        }
+    };
+}
+
+for_each_column!(define_rows);
+
+/// SplitMix64: a stream of numbers that is the same on every machine.
 struct Numbers(u64);
 
 impl Numbers {
@@ -99,8 +152,8 @@ impl Numbers {
         bits ^ (bits >> 31)
     }
 
-    /// A number from 0 to below `most`.
-    fn below(&mut self, most: u32) -> u32 {
-        (self.next() % u64::from(most.max(1))) as u32
+    /// A number from 0 to below `limit`.
+    fn below(&mut self, limit: u32) -> u32 {
+        (self.next() % u64::from(limit.max(1))) as u32
     }
 }

@@ -3,7 +3,7 @@ use std::{sync::Arc, thread};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Fallback, builtin_policies, test_support, trial_requests};
+use crate::{Fallback, PolicyEngine, PolicyLimits, builtin_policies, test_support, trial_requests};
 
 fn admitted(guest: &str, settings: &str) -> Arc<PolicyComponent> {
     test_support::engine()
@@ -23,20 +23,20 @@ fn fault_of(guest: &str) -> PolicyFault {
     assert_eq!(
         decision.costs,
         [7.0],
-        "{guest} changed a decision it did not make"
+        "{guest} changed the decision although it faulted"
     );
     fault
 }
 
 #[test]
-fn each_way_to_misbehave_is_a_fault_of_its_kind() {
+fn each_misbehaviour_is_a_fault_of_its_kind() {
     assert!(matches!(fault_of("trap"), PolicyFault::Trap(_)));
     assert_eq!(fault_of("loop-in-decide"), PolicyFault::Deadline { budget_ms: 2 });
     assert!(matches!(
         fault_of("memory-hog"),
         PolicyFault::Memory {
             limit: 16_777_216,
-            asked: 16_777_217..
+            requested: 16_777_217..
         }
     ));
     assert_eq!(fault_of("deep-recursion"), PolicyFault::Stack);
@@ -46,7 +46,7 @@ fn each_way_to_misbehave_is_a_fault_of_its_kind() {
 }
 
 #[test]
-fn an_instance_that_trapped_answers_no_more_and_its_successor_does() {
+fn after_a_trap_only_a_fresh_instance_decides() {
     let component = test_support::admitted("trap");
     let mut instance = component.instantiate().expect("instance");
     let mut decision = Decision::default();
@@ -63,13 +63,13 @@ fn an_instance_that_trapped_answers_no_more_and_its_successor_does() {
 }
 
 #[test]
-fn a_loop_ends_though_the_clock_had_gone_to_sleep() {
-    // The clock of an engine nobody calls stops after a while; this one's is new, and has to be told each time.
-    let engine = PolicyEngine::new(crate::PolicyLimits::default()).expect("engine");
+fn a_loop_is_stopped_although_the_clock_slept() {
+    // The clock of an engine sleeps after a second without calls. No other test calls this engine.
+    let engine = PolicyEngine::new(PolicyLimits::default()).expect("engine");
     let component = engine
         .admit(&test_support::guest("loop-in-decide"), "")
         .expect("admitted");
-    engine.0.ticker.doze();
+    engine.ticker().wait_until_asleep();
     let mut instance = component.instantiate().expect("instance");
     let fault = instance.decide(
         &test_support::request(0),
@@ -80,35 +80,37 @@ fn a_loop_ends_though_the_clock_had_gone_to_sleep() {
 }
 
 #[test]
-fn no_policy_is_asked_about_no_candidate_or_columns_of_different_lengths() {
+fn a_policy_is_not_called_without_candidates_or_with_uneven_columns() {
     let mut instance = test_support::admitted("kv-aware")
         .instantiate()
         .expect("instance");
     let mut decision = Decision::default();
-    let mut ask =
+    let mut decide =
         |candidates: &Candidates| instance.decide(&test_support::request(0), candidates, &mut decision);
     assert!(matches!(
-        ask(&Candidates::default()),
+        decide(&Candidates::default()),
         Err(PolicyFault::Candidates(_))
     ));
     let mut uneven = test_support::idle(3);
     uneven.requests.pop();
-    let fault = ask(&uneven).expect_err("uneven");
+    let fault = decide(&uneven).expect_err("uneven");
     assert_eq!(
         fault.to_string(),
-        "not asked: the column requests has 2 rows for 3 of them"
+        "was not called: the column requests has 2 rows for 3 candidates"
     );
     assert!(!fault.blamed());
-    ask(&test_support::idle(3)).expect("the instance is as good as before");
+    decide(&test_support::idle(3)).expect("the instance still decides");
 
     let mut without_optional = Candidates::default();
     without_optional.resize(3);
-    ask(&without_optional).expect("kv-aware wants none of them");
+    decide(&without_optional).expect("kv-aware wants no optional column");
     let mut instance = test_support::admitted("replica-synced")
         .instantiate()
         .expect("instance");
     let fault = instance.decide(&test_support::request(0), &without_optional, &mut decision);
-    let fault = fault.expect_err("replica-synced wants them").to_string();
+    let fault = fault
+        .expect_err("replica-synced wants optional columns")
+        .to_string();
     assert!(fault.contains("has 0 rows for 3"), "{fault}");
 }
 
@@ -117,18 +119,18 @@ fn the_fallback_decides_as_kv_aware_does() {
     let mut instance = test_support::admitted("kv-aware")
         .instantiate()
         .expect("instance");
-    let (mut asked, mut native) = (Decision::default(), Decision::default());
+    let (mut of_policy, mut of_fallback) = (Decision::default(), Decision::default());
     for (request, candidates) in trial_requests(&[1, 5, 64], 16) {
         instance
-            .decide(&request, &candidates, &mut asked)
+            .decide(&request, &candidates, &mut of_policy)
             .expect("decision");
-        Fallback.decide(&request, &candidates, &mut native);
-        assert_eq!(asked, native);
+        Fallback.decide(&request, &candidates, &mut of_fallback);
+        assert_eq!(of_policy, of_fallback);
     }
 }
 
 #[test]
-fn a_policy_that_learns_hears_of_outcomes_and_hands_on_what_it_knows() {
+fn a_learning_policy_receives_outcomes_and_passes_its_state_on() {
     let outcome = |worker, ttft_ms| Outcome {
         worker,
         ttft_ms,
@@ -144,7 +146,7 @@ fn a_policy_that_learns_hears_of_outcomes_and_hands_on_what_it_knows() {
     };
     let mut first = test_support::admitted("learner").instantiate().expect("instance");
     assert!(first.observes());
-    // More than one call takes.
+    // More outcomes than one call takes.
     first.observe(&vec![outcome(1, 40.0); 600]).expect("observe");
     first
         .observe(&[outcome(2, 10.0), outcome(2, 30.0)])
@@ -170,7 +172,7 @@ fn a_policy_that_learns_hears_of_outcomes_and_hands_on_what_it_knows() {
 }
 
 #[test]
-fn a_policy_without_the_optional_interfaces_is_not_asked_for_them() {
+fn a_policy_without_the_optional_interfaces_receives_no_such_calls() {
     let mut instance = test_support::admitted("round-robin")
         .instantiate()
         .expect("instance");
@@ -186,7 +188,7 @@ fn a_policy_without_the_optional_interfaces_is_not_asked_for_them() {
 }
 
 #[test]
-fn extra_signals_come_in_the_order_asked_for() {
+fn extra_signals_come_in_the_order_of_the_description() {
     let mut candidates = test_support::idle(3);
     candidates.kv_blocks_total = vec![0, 100, 100];
     candidates.kv_blocks_used = vec![50, 50, 200];
@@ -197,12 +199,12 @@ fn extra_signals_come_in_the_order_asked_for() {
     instance
         .decide(&test_support::request(0), &candidates, &mut decision)
         .expect("decision");
-    // Nothing is known of the first one's cache; shares end at 1.
+    // The size of the first cache is unknown. A share is at most 1.
     assert_eq!(decision.costs, [0.0 + 0.1, 0.5 + 0.5, 1.0 + 1.0]);
 }
 
 #[test]
-fn instances_go_where_their_thread_goes() {
+fn an_instance_can_move_to_another_thread() {
     let component = test_support::admitted("round-robin");
     let mut instance = component.instantiate().expect("instance");
     let picked = thread::spawn(move || {
@@ -218,19 +220,16 @@ fn instances_go_where_their_thread_goes() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// P-1, whatever is asked: as many costs as candidates or a pick among them, none NaN.
+    /// P-1 for any request: as many costs as candidates, none NaN, or a pick among the candidates.
     #[test]
     fn answers_name_only_candidates(
-        columns in prop::collection::vec(any::<[u32; 13]>(), 1..70),
+        rows in prop::collection::vec(any::<[u32; Candidates::COLUMNS]>(), 1..70),
         tokens in any::<u32>(), blocks in any::<u32>(), block_size in any::<u32>(),
         seed in any::<u64>(), decision_number in any::<u64>(),
     ) {
-        let mut candidates = Candidates { worker: (0..columns.len() as u32).collect(), ..Candidates::default() };
-        for row in &columns {
-            for (column, value) in candidates.usual_mut().into_iter().zip(row) {
-                column.push(*value);
-            }
-            for (column, value) in candidates.optional_mut().into_iter().zip(&row[8..]) {
+        let mut candidates = Candidates { worker: (0..rows.len() as u32).collect(), ..Candidates::default() };
+        for row in &rows {
+            for (column, value) in candidates.columns_mut().into_iter().zip(row) {
                 column.push(*value);
             }
         }

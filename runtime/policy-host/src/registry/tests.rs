@@ -113,7 +113,7 @@ fn refusals_change_nothing() {
     let settings = refused(registry.activate(MODEL, "kv-aware", Some(r#"{"x": 1}"#)));
     assert!(settings.contains("no setting \"x\""), "{settings}");
     let json = refused(registry.activate(MODEL, "kv-aware", Some("{")));
-    assert!(json.contains("no JSON"), "{json}");
+    assert!(json.contains("not JSON"), "{json}");
     assert!(refused(registry.activate(MODEL, "kv-aware", Some("3"))).contains("JSON object"));
     for name in ["", "Mine", "-x", "a b", "a@1", &"x".repeat(65)] {
         let refusal = registry
