@@ -1,13 +1,13 @@
-//! The policies a router knows, and which of them decides for each model.
+//! The stored policies of a router, and the active policy of each model.
 //!
-//! Everything slow (compiling, trying, starting instances, dropping them) happens on the caller of an admin method or
-//! on the reaper thread; a decision meets only the finished thing, through one atomic load. Stored versions are on the
-//! [`versions`](version_store::VersionStore), who decides for a model is its [`ActivePolicy`].
+//! The [`VersionStore`] holds the stored versions; each model has an [`ActivePolicy`]. All slow work (to compile, to
+//! try, to start and to drop instances) is done by the caller of an admin method or on the reaper thread. A decision
+//! finds the active version with one atomic load.
 //!
-//! Three faults within a minute (`active_policy.rs`) quarantine a version: it decides for no model any more, and each
-//! model it decided for goes back to what decided before it, at last to the default policy, and if that is in
-//! quarantine itself to the native fallback. A quarantined version never returns by itself: whatever made it fault is
-//! still in it. Uploading it again, which tries it again, lifts the quarantine.
+//! Three faults within a minute (`active_policy.rs`) put a version in quarantine, and it decides for no model any more.
+//! Each model that it decided for returns to the latest earlier version that is not in quarantine, else to the default
+//! policy, else to the native fallback. A version never leaves quarantine by itself, since the cause of its faults is
+//! still in it. An upload of the same component tries it again and ends the quarantine.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -27,7 +27,6 @@ use crate::{
     engine::PolicyEngine,
     fault::PolicyFault,
     limits::PolicyLimits,
-    runner::PolicyRunner,
 };
 use reaper::{Reaper, Retired};
 use version_store::{Stored, VersionStore};
@@ -37,16 +36,18 @@ mod reaper;
 mod swap;
 mod version_store;
 
-/// Models a policy can be activated for before anybody serves them: a bound on what admin calls can pile up.
+/// Most models with an active policy. Admin calls can activate policies for models that no worker serves, so their
+/// number needs a bound.
 const MAX_MODELS: usize = 4096;
 
-/// The policies a router knows and which one decides for each model: uploads, versions, activation, faults,
+/// The stored policies of a router and the active policy of each model: uploads, versions, activation, faults,
 /// quarantine, rollback. It does no I/O. A clone is a handle; threads share it.
 #[derive(Debug, Clone)]
-pub struct PolicyRegistry(Arc<Registry>);
+pub struct PolicyRegistry(Arc<RegistryInner>);
 
+/// What all handles of a registry share.
 #[derive(Debug)]
-struct Registry {
+struct RegistryInner {
     engine: PolicyEngine,
     default_policy: String,
     state: Mutex<State>,
@@ -59,30 +60,31 @@ struct State {
     active_policies: BTreeMap<String, Arc<ActivePolicy>>,
 }
 
-/// Why an admin call did nothing.
+/// Why an admin call failed. The call changed nothing.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RegistryError {
-    /// No such policy or version.
+    /// There is no such policy or version.
     #[error("no policy is called {name:?}; known: {known}")]
     Unknown {
-        /// What was asked for.
+        /// The policy or version in the call.
         name: String,
-        /// The versions there are.
+        /// The stored versions.
         known: String,
     },
-    /// The component or its settings are not accepted.
+    /// The component or its settings are not admitted.
     #[error(transparent)]
     Admission(#[from] AdmissionError),
-    /// It cannot be done as things stand.
+    /// The state of the registry does not allow the call.
     #[error("{0}")]
     Conflict(String),
 }
 
 impl PolicyRegistry {
-    /// A registry with the built-in policies admitted; `default_policy` decides for every model that was given no other.
+    /// A registry that stores the built-in policies. `default_policy` decides for every model for which no other policy
+    /// was activated.
     ///
     /// # Errors
-    /// `default_policy` is none of the built-in ones, or one of those is not admitted by `engine`'s limits.
+    /// `default_policy` is not a built-in policy, or the limits of `engine` refuse a built-in policy.
     pub fn new(engine: PolicyEngine, default_policy: &str) -> Result<Self, RegistryError> {
         let admit = |(name, wasm)| Ok((name, engine.admit(wasm, "")?));
         let builtin = builtin_policies()
@@ -110,7 +112,7 @@ impl PolicyRegistry {
             "Times a policy version was put in quarantine"
         );
         let reaper = Reaper::start().map_err(|error| {
-            AdmissionError::Unsound(format!("no thread to drop old policies on: {error}"))
+            AdmissionError::Unsound(format!("no thread to drop old policies on starts: {error}"))
         })?;
         let mut state = State::default();
         for (name, component) in builtin {
@@ -118,7 +120,7 @@ impl PolicyRegistry {
         }
         state.versions.find(default_policy)?;
         let default_policy = default_policy.to_owned();
-        Ok(Self(Arc::new(Registry {
+        Ok(Self(Arc::new(RegistryInner {
             engine,
             default_policy,
             state: Mutex::new(state),
@@ -126,20 +128,21 @@ impl PolicyRegistry {
         })))
     }
 
-    /// Admits a component and stores it as the newest version of `name`. Blocking (it compiles): run it off the
-    /// request threads. `settings` are a JSON object, or empty for the defaults. The same bytes and settings again
-    /// return the stored record, out of quarantine; the same bytes with other settings change those of the record.
-    /// A version that was declared before for other bytes is told apart by its digest: `1.2.0+0a1b2c3d`.
+    /// Admits a component and stores it as the newest version of `name`. It compiles the component: call it off the
+    /// request threads. `settings` are a JSON object, or empty for the defaults. The bytes of a stored version do not
+    /// make a second record: the version leaves quarantine and has the new settings. A component whose version another
+    /// component of that name has gets a part of its digest: `1.2.0+0a1b2c3d`.
     ///
     /// # Errors
-    /// The name cannot be one, the component or its settings are not accepted, or there is no room.
+    /// `name` cannot name a policy, the component or its settings are not admitted, or all versions that can be stored
+    /// are in use.
     pub fn upload(&self, name: &str, wasm: &[u8], settings: &str) -> Result<PolicyRecord, RegistryError> {
         check_name(name)?;
         self.store(name, self.0.engine.admit(wasm, settings)?, None)
     }
 
-    /// As [`upload`](Self::upload), of what was uploaded to another router: it keeps the `version` it was told apart by
-    /// there, unless another component has it here.
+    /// As [`upload`](Self::upload), for a component that was uploaded to another router. It keeps the `version` it has
+    /// there, unless another component has that version here.
     ///
     /// # Errors
     /// As for an upload.
@@ -167,13 +170,13 @@ impl PolicyRegistry {
         state.record(&label)
     }
 
-    /// What policies may use here.
+    /// The limits of policies.
     #[must_use]
     pub fn limits(&self) -> PolicyLimits {
         self.0.engine.limits()
     }
 
-    /// Every stored version, by name and then oldest first.
+    /// All stored versions, sorted by name, and those of one name oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<PolicyRecord> {
         let state = self.0.state.lock();
@@ -186,16 +189,16 @@ impl PolicyRegistry {
         records
     }
 
-    /// The version that `name@version` names, or the newest by `name`, if it may be activated.
+    /// The version `name@version`, or the newest version of `name`.
     ///
     /// # Errors
-    /// There is none, or it is in quarantine.
+    /// There is no such version, or it is in quarantine.
     pub fn find(&self, policy: &str) -> Result<PolicyRecord, RegistryError> {
         let state = self.0.state.lock();
         state.versions.find(policy).map(|stored| state.record_of(stored))
     }
 
-    /// The version with exactly these bytes, in quarantine or not.
+    /// The version of `name` with this digest, in quarantine or not.
     #[must_use]
     pub fn by_digest(&self, name: &str, digest: &str) -> Option<PolicyRecord> {
         let state = self.0.state.lock();
@@ -203,13 +206,14 @@ impl PolicyRegistry {
         Some(state.record_of(stored))
     }
 
-    /// What decides for `model` now: the default policy, unless another one was activated.
+    /// The activation that decides for `model` now: of the default policy, unless another one was activated.
     #[must_use]
     pub fn deciding(&self, model: &str) -> Arc<Activation> {
-        self.active_policy(&mut self.0.state.lock(), model).active()
+        self.active_policy(model).current()
     }
 
-    /// What decides for `model` now; `None` when nobody asked for a runner or activated a policy for it yet.
+    /// The activation that decides for `model` now; `None` while the model has no runner and no policy was activated
+    /// for it.
     #[must_use]
     pub fn active(&self, model: &str) -> Option<Arc<Activation>> {
         self.0
@@ -217,17 +221,15 @@ impl PolicyRegistry {
             .lock()
             .active_policies
             .get(model)
-            .map(|active_policy| active_policy.active())
+            .map(|active_policy| active_policy.current())
     }
 
-    /// A thread's view of what decides for `model`, with an instance of its own started here.
-    #[must_use]
-    pub fn runner(&self, model: &str) -> PolicyRunner {
-        let active_policy = self.active_policy(&mut self.0.state.lock(), model);
-        PolicyRunner::new(self.clone(), model, active_policy)
+    /// The active policy of `model`, which begins with the default policy.
+    pub(crate) fn active_policy(&self, model: &str) -> Arc<ActivePolicy> {
+        self.active_policy_in(&mut self.0.state.lock(), model)
     }
 
-    /// Notes a fault of `activation`: counted, logged, and after too many the version goes into quarantine.
+    /// Counts and logs a fault of `activation`. The third one within a minute puts the version in quarantine.
     pub(crate) fn note_fault(&self, model: &str, activation: &Activation, fault: &PolicyFault) {
         let label = &activation.label;
         counter!("signalbox_policy_faults_total", "policy" => label.to_string(), "kind" => fault.kind())
@@ -236,7 +238,7 @@ impl PolicyRegistry {
             tracing::debug!(
                 policy.name = &**label,
                 model,
-                "policy could not be asked: {fault}"
+                "policy {fault}; the fallback decides"
             );
             return;
         }
@@ -244,14 +246,14 @@ impl PolicyRegistry {
             policy.name = &**label,
             model,
             kind = fault.kind(),
-            "policy fault, fallback decides: {fault}"
+            "policy fault: it {fault}; the fallback decides"
         );
-        if activation.fault_is_one_too_many(Instant::now()) {
+        if activation.note_fault(Instant::now()) {
             self.quarantine(label, fault);
         }
     }
 
-    /// Drops what a thread is done with on another one.
+    /// Drops an instance or an activation on the reaper thread.
     pub(crate) fn retire(&self, retired: impl Into<Retired>) {
         self.0.reaper.take(retired.into());
     }
@@ -263,7 +265,7 @@ impl PolicyRegistry {
         }
         counter!("signalbox_policy_quarantines_total", "policy" => label.to_owned()).increment(1);
         for (model, active_policy) in &state.active_policies {
-            if &*active_policy.active().label != label {
+            if &*active_policy.current().label != label {
                 continue;
             }
             let earlier = active_policy
@@ -274,7 +276,7 @@ impl PolicyRegistry {
                     .versions
                     .find(&self.0.default_policy)
                     .ok()
-                    .map(|it| (Arc::clone(&it.label), Arc::clone(&it.component)))
+                    .map(|stored| (Arc::clone(&stored.label), Arc::clone(&stored.component)))
             };
             match earlier.or_else(default) {
                 Some((next, component)) => {
@@ -282,7 +284,7 @@ impl PolicyRegistry {
                         policy.name = label,
                         model,
                         next = &*next,
-                        "policy quarantined, another one decides"
+                        "policy in quarantine; another one decides"
                     );
                     active_policy.publish(next, component, Vec::new(), false);
                 }
@@ -290,7 +292,7 @@ impl PolicyRegistry {
                     tracing::error!(
                         policy.name = label,
                         model,
-                        "policy quarantined, the fallback decides"
+                        "policy in quarantine; the fallback decides"
                     );
                     active_policy.suspend();
                 }
@@ -298,14 +300,13 @@ impl PolicyRegistry {
         }
     }
 
-    /// The active policy of `model`, begun with the default policy when there is none yet.
-    fn active_policy(&self, state: &mut State, model: &str) -> Arc<ActivePolicy> {
+    fn active_policy_in(&self, state: &mut State, model: &str) -> Arc<ActivePolicy> {
         if let Some(active_policy) = state.active_policies.get(model) {
             return Arc::clone(active_policy);
         }
         let active_policy = Arc::new(match state.versions.find(&self.0.default_policy) {
             Ok(stored) => ActivePolicy::new(Arc::clone(&stored.label), Arc::clone(&stored.component), true),
-            // In quarantine: the fallback decides until something is activated.
+            // The default policy is in quarantine: the fallback decides until another policy is activated.
             Err(_) => {
                 let stored = state.versions.newest(&self.0.default_policy);
                 ActivePolicy::new(Arc::clone(&stored.label), Arc::clone(&stored.component), false)
@@ -325,7 +326,8 @@ impl State {
 
     fn record_of(&self, stored: &Stored) -> PolicyRecord {
         let decides = |active_policy: &ActivePolicy| {
-            active_policy.active().decides() && active_policy.active().label == stored.label
+            let current = active_policy.current();
+            current.decides() && current.label == stored.label
         };
         let models = self
             .active_policies
@@ -336,7 +338,7 @@ impl State {
         stored.record(models)
     }
 
-    /// Drops the oldest version nobody would miss when the versions is full.
+    /// When the store is full, drops the oldest version that no model needs.
     fn make_room(&mut self) -> Result<(), RegistryError> {
         let active_policies = &self.active_policies;
         self.versions.make_room(|label| {
@@ -362,14 +364,14 @@ mod tests;
 
 #[cfg(test)]
 impl PolicyRegistry {
-    /// As [`PolicyRegistry::new`], with components that were admitted once for all tests.
+    /// As [`PolicyRegistry::new`], with components that are admitted once for all tests.
     pub(crate) fn for_tests(default_policy: &str) -> Result<Self, RegistryError> {
         use crate::test_support;
         Self::with_builtin(test_support::engine(), &test_support::builtin(), default_policy)
     }
 
-    /// As [`PolicyRegistry::upload`] of one of the guests, which is admitted once for all tests.
-    pub(crate) fn stock(&self, guest: &str) -> PolicyRecord {
+    /// As [`PolicyRegistry::upload`] of a guest, which is admitted once for all tests.
+    pub(crate) fn store_guest(&self, guest: &str) -> PolicyRecord {
         self.store(guest, crate::test_support::admitted(guest), None)
             .expect(guest)
     }

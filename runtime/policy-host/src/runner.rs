@@ -1,4 +1,5 @@
-//! One thread's place at a model's policy: it asks whatever version is active, and something always answers.
+//! One thread's instance of a model's active policy. Every decision succeeds: the fallback decides when the policy
+//! cannot.
 
 use std::sync::Arc;
 
@@ -11,33 +12,44 @@ use crate::{
     registry::{Activation, ActivePolicy, PolicyRegistry},
 };
 
-/// One thread's instance of whatever activation is active for one model.
+/// One thread's instance of the active policy of one model. It follows every swap.
 #[derive(Debug)]
 pub struct PolicyRunner {
     registry: PolicyRegistry,
     model: Arc<str>,
     active_policy: Arc<ActivePolicy>,
+    /// The activation of the last call.
     activation: Arc<Activation>,
-    /// Absent after a fault, until the next decision.
+    /// `None` after a fault, until the next decision.
     instance: Option<PolicyInstance>,
+    /// The label of the fallback.
     fallback: Arc<str>,
 }
 
-/// Who decided, and what went wrong where a policy could not.
+/// Which policy decided, and the fault if the fallback did.
 #[derive(Debug, Clone)]
 pub struct Decided {
     /// `name@version` of the policy, or `fallback@…`.
     pub by: Arc<str>,
-    /// Why the fallback decided, unless no policy was asked.
+    /// Why the fallback decided. `None` when the policy decided, or is in quarantine.
     pub fault: Option<PolicyFault>,
 }
 
+impl PolicyRegistry {
+    /// A runner of the policy of `model` for one thread, with a started instance.
+    #[must_use]
+    pub fn runner(&self, model: &str) -> PolicyRunner {
+        PolicyRunner::new(self, model)
+    }
+}
+
 impl PolicyRunner {
-    pub(crate) fn new(registry: PolicyRegistry, model: &str, active_policy: Arc<ActivePolicy>) -> Self {
+    fn new(registry: &PolicyRegistry, model: &str) -> Self {
+        let active_policy = registry.active_policy(model);
         active_policy.runner_started();
-        let activation = active_policy.active();
+        let activation = active_policy.current();
         let mut runner = Self {
-            registry,
+            registry: registry.clone(),
             model: model.into(),
             active_policy,
             activation,
@@ -50,10 +62,10 @@ impl PolicyRunner {
         runner
     }
 
-    /// Leaves a decision on the candidates in `decision` and says whose it is. Never fails: a policy that faults is
-    /// counted, perhaps quarantined, and the fallback decides.
+    /// Stores a decision in `decision` and returns which policy made it. Never fails: after a fault the fallback
+    /// decides, and the fault counts towards a quarantine.
     ///
-    /// `candidates` gives them once it is known who is asked: it is told whether that policy wants the optional columns
+    /// `candidates` returns the candidates. Its argument says whether the active policy wants the optional columns
     /// ([`Candidates::resize_optional`]).
     pub fn decide<'a>(
         &mut self,
@@ -63,7 +75,7 @@ impl PolicyRunner {
     ) -> Decided {
         self.follow();
         let candidates = candidates(self.activation.component.wants_optional());
-        let fault = match self.ask(|instance| instance.decide(request, candidates, decision)) {
+        let fault = match self.call(|instance| instance.decide(request, candidates, decision)) {
             Some(Ok(())) => {
                 return Decided {
                     by: Arc::clone(&self.activation.label),
@@ -80,46 +92,46 @@ impl PolicyRunner {
         }
     }
 
-    /// Whether the policy in this runner wants to hear of outcomes; otherwise there is no use in gathering them.
+    /// Whether the policy wants outcomes. If not, the caller need not gather them.
     #[must_use]
     pub fn observes(&self) -> bool {
         self.instance.as_ref().is_some_and(PolicyInstance::observes)
     }
 
-    /// Tells the policy what became of requests it placed, oldest first. Call it in batches, after answering.
+    /// Gives the policy the outcomes of requests that it placed, oldest first. Call it with batches, after the answers.
     pub fn observe(&mut self, outcomes: &[Outcome]) {
         self.follow();
-        self.ask(|instance| instance.observe(outcomes));
+        self.call(|instance| instance.observe(outcomes));
     }
 
-    /// The policy's own words on why the candidate in row `chosen` has the request; call it right after
-    /// [`PolicyRunner::decide`], with the same arguments. `None` when it does not explain itself.
+    /// Why the candidate in row `chosen` has the request, in the policy's words. Call it right after
+    /// [`PolicyRunner::decide`], with the same arguments. `None` when the policy does not explain its decisions.
     pub fn explain(
         &mut self,
         request: &RequestFeatures,
         candidates: &Candidates,
         chosen: u32,
     ) -> Option<String> {
-        self.ask(|instance| instance.explain(request, candidates, chosen))?
+        self.call(|instance| instance.explain(request, candidates, chosen))?
             .ok()?
     }
 
-    /// What decides in this runner since its last call.
+    /// The activation of the last call.
     #[must_use]
     pub const fn activation(&self) -> &Arc<Activation> {
         &self.activation
     }
 
-    /// Calls the instance, started if need be; `None` when no policy is to be asked. A fault is noted and ends the
-    /// instance.
-    fn ask<R>(
+    /// Makes a call on the instance, and starts one if there is none. `None` when the activation does not decide. A
+    /// fault is noted and ends the instance.
+    fn call<R>(
         &mut self,
         call: impl FnOnce(&mut PolicyInstance) -> Result<R, PolicyFault>,
     ) -> Option<Result<R, PolicyFault>> {
         if !self.activation.decides() {
             return None;
         }
-        let called = match self.instance.as_mut() {
+        let result = match self.instance.as_mut() {
             Some(instance) => call(instance),
             None => self
                 .activation
@@ -127,17 +139,17 @@ impl PolicyRunner {
                 .instantiate()
                 .and_then(|instance| call(self.instance.insert(instance))),
         };
-        if let Err(fault) = &called {
+        if let Err(fault) = &result {
             self.note(fault);
             if let Some(instance) = self.instance.take() {
                 self.registry.retire(instance);
             }
         }
-        Some(called)
+        Some(result)
     }
 
-    /// Changes over to the active activation, if it is another: takes an instance that was started for it, hands over
-    /// what the old one learnt, and leaves the old one to the reaper.
+    /// Follows a swap, if there was one: takes an instance of the current activation, passes it the state of the old
+    /// instance, and gives the old instance to the reaper.
     fn follow(&mut self) {
         let Some(next) = self.active_policy.newer_than(&self.activation) else {
             return;
@@ -146,15 +158,16 @@ impl PolicyRunner {
         let old = std::mem::replace(&mut self.instance, self.activation.take_warm());
         if let Some(mut old) = old {
             if self.activation.decides() && self.activation.policy() == before.policy() {
-                self.inherit(&before, &mut old);
+                self.pass_state(&before, &mut old);
             }
             self.registry.retire(old);
         }
         self.registry.retire(before);
     }
 
-    /// Hands over what `old` learnt to the present instance, if both keep state. It starts without where that fails.
-    fn inherit(&mut self, before: &Activation, old: &mut PolicyInstance) {
+    /// Passes the state of `old` to the new instance, if both keep state. When that fails, the new instance starts
+    /// without state.
+    fn pass_state(&mut self, before: &Activation, old: &mut PolicyInstance) {
         let snapshot = match old.snapshot() {
             Ok(Some(snapshot)) => snapshot,
             Ok(None) => return,
@@ -163,13 +176,13 @@ impl PolicyRunner {
                 return;
             }
         };
-        if let Some(Ok(Err(refusal))) = self.ask(|instance| instance.restore(&snapshot)) {
+        if let Some(Ok(Err(refusal))) = self.call(|instance| instance.restore(&snapshot)) {
             let (from, to) = (&*before.label, &*self.activation.label);
             tracing::info!(
                 from,
                 to,
                 model = &*self.model,
-                "policy starts without what its last version knew: {refusal}"
+                "policy starts without the state of its last version: {refusal}"
             );
         }
     }

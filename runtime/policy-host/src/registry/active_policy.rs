@@ -1,4 +1,4 @@
-//! Who decides for one model, now and before.
+//! The active policy of one model, and the activations before it.
 
 use std::{
     collections::VecDeque,
@@ -15,38 +15,38 @@ use parking_lot::Mutex;
 
 use crate::{component::PolicyComponent, instance::PolicyInstance};
 
-/// Blamed faults within [`FAULT_WINDOW`] that put a version in quarantine. A fault may cost a request up to twice the
-/// decision budget, so few are forgiven; one can be bad luck.
+/// Faults within [`FAULT_WINDOW`] that put a version in quarantine. A fault can delay a request by 14 ms (`limits.rs`),
+/// so the number is low. It is more than 1, since a single fault can come from an overloaded machine.
 const FAULTS_TO_QUARANTINE: usize = 3;
-/// How long a fault is held against a version.
+/// How long a fault counts.
 const FAULT_WINDOW: Duration = Duration::from_secs(60);
-/// Activations a model can be rolled back through.
+/// Most earlier activations of a model: those that a rollback can return to.
 const MAX_EARLIER: usize = 8;
 
-/// The version that decides for a model from some moment on.
+/// A version that decides for a model, from its publication to the next swap.
 #[derive(Debug)]
 pub struct Activation {
-    /// Counts the swaps of its model, from 1.
+    /// The number of this activation among those of the model, from 1.
     pub number: u64,
     /// `name@version`, ready as a header value.
     pub label: Arc<str>,
-    /// What decides, with its settings.
+    /// The component with its settings.
     pub component: Arc<PolicyComponent>,
-    /// False when the version is in quarantine and nothing could take its place: the fallback decides.
+    /// False when the version is in quarantine and no other version can decide: the fallback decides.
     decides: bool,
-    /// Instances started before publication, for the runners to take.
+    /// Instances that were started before publication; each runner takes one.
     warm: Mutex<Vec<PolicyInstance>>,
     faults: Mutex<FaultWindow>,
 }
 
 impl Activation {
-    /// Whether its component is asked, rather than the fallback.
+    /// Whether the component decides, and not the fallback.
     pub(crate) const fn decides(&self) -> bool {
         self.decides
     }
 
-    /// Whether this is what decides, with these settings.
-    pub(crate) fn is(&self, label: &str, component: &PolicyComponent) -> bool {
+    /// Whether it decides, with this version and these settings.
+    pub(crate) fn decides_by(&self, label: &str, component: &PolicyComponent) -> bool {
         self.decides && *self.label == *label && self.component.settings_json() == component.settings_json()
     }
 
@@ -55,7 +55,7 @@ impl Activation {
         self.label.split('@').next().unwrap_or_default()
     }
 
-    /// An instance started ahead, while there are any.
+    /// Takes an instance that was started before publication, while there is one.
     pub(crate) fn take_warm(&self) -> Option<PolicyInstance> {
         self.warm.lock().pop()
     }
@@ -65,23 +65,24 @@ impl Activation {
         self.warm.lock().len()
     }
 
-    /// Notes a fault; true when the version is to be quarantined for it.
-    pub(crate) fn fault_is_one_too_many(&self, now: Instant) -> bool {
+    /// Notes a fault. True when it puts the version in quarantine.
+    pub(crate) fn note_fault(&self, now: Instant) -> bool {
         self.faults.lock().note(now)
     }
 }
 
-/// Who decides for one model, in succession. Runners read it, the registry changes it.
+/// The succession of activations of one model. Runners read it, the registry changes it.
 #[derive(Debug)]
 pub(crate) struct ActivePolicy {
-    active: ArcSwap<Activation>,
-    /// What decided before, latest last; their instances are gone.
+    current: ArcSwap<Activation>,
+    /// Earlier activations without their instances, the latest at the end.
     earlier: Mutex<VecDeque<Arc<Activation>>>,
+    /// Runners of the model: each takes an instance at a swap.
     runners: AtomicUsize,
 }
 
 impl ActivePolicy {
-    /// An active policy that begins with this policy.
+    /// A succession that begins with this version.
     pub(crate) fn new(label: Arc<str>, component: Arc<PolicyComponent>, decides: bool) -> Self {
         let first = Activation {
             number: 1,
@@ -92,28 +93,28 @@ impl ActivePolicy {
             faults: Mutex::default(),
         };
         Self {
-            active: ArcSwap::from_pointee(first),
+            current: ArcSwap::from_pointee(first),
             earlier: Mutex::default(),
             runners: AtomicUsize::new(0),
         }
     }
 
-    pub(crate) fn active(&self) -> Arc<Activation> {
-        self.active.load_full()
+    pub(crate) fn current(&self) -> Arc<Activation> {
+        self.current.load_full()
     }
 
-    /// What decides now, when it is another than `known`: an atomic load and a comparison.
+    /// The current activation if it is not `known`: one atomic load and one comparison.
     pub(crate) fn newer_than(&self, known: &Arc<Activation>) -> Option<Arc<Activation>> {
-        let active = self.active.load();
-        if Arc::ptr_eq(&active, known) {
+        let current = self.current.load();
+        if Arc::ptr_eq(&current, known) {
             None
         } else {
-            Some(Guard::into_inner(active))
+            Some(Guard::into_inner(current))
         }
     }
 
-    /// Lets another policy decide and answers with what did so far, which `remember` keeps for a rollback. Callers
-    /// hold the registry's lock.
+    /// Makes this version the active one and returns the activation before it. With `remember`, a rollback can return
+    /// to that activation. The caller holds the registry's lock.
     pub(crate) fn publish(
         &self,
         label: Arc<str>,
@@ -125,12 +126,12 @@ impl ActivePolicy {
         self.succeed(label, component, warm, true, remember)
     }
 
-    /// Lets the fallback decide in place of the active policy.
+    /// Lets the fallback decide instead of the active version.
     pub(crate) fn suspend(&self) {
-        let active = self.active();
+        let current = self.current();
         self.succeed(
-            Arc::clone(&active.label),
-            Arc::clone(&active.component),
+            Arc::clone(&current.label),
+            Arc::clone(&current.component),
             Vec::new(),
             false,
             false,
@@ -145,7 +146,7 @@ impl ActivePolicy {
         decides: bool,
         remember: bool,
     ) -> Arc<Activation> {
-        let number = self.active.load().number + 1;
+        let number = self.current.load().number + 1;
         let next = Activation {
             number,
             label,
@@ -154,8 +155,9 @@ impl ActivePolicy {
             warm: Mutex::new(warm),
             faults: Mutex::default(),
         };
-        let before = self.active.swap(Arc::new(next));
-        // Instances no runner came for would keep their places for as long as this is remembered.
+        let before = self.current.swap(Arc::new(next));
+        // Instances that no runner took would keep their places in the pool for as long as the activation is
+        // remembered.
         drop(std::mem::take(&mut *before.warm.lock()));
         if remember && before.decides {
             let mut earlier = self.earlier.lock();
@@ -167,7 +169,7 @@ impl ActivePolicy {
         before
     }
 
-    /// Takes the latest earlier activation that `may_return` off the record; those after it are forgotten.
+    /// Removes and returns the latest earlier activation that `may_return`, and forgets those after it.
     pub(crate) fn predecessor(&self, may_return: impl Fn(&str) -> bool) -> Option<Arc<Activation>> {
         let mut earlier = self.earlier.lock();
         while let Some(activation) = earlier.pop_back() {
@@ -178,7 +180,7 @@ impl ActivePolicy {
         None
     }
 
-    /// Forgets the latest earlier activation of this version and those after it, if there is one.
+    /// Forgets the latest earlier activation of this version, if there is one, and those after it.
     pub(crate) fn forget_since(&self, label: &str) {
         let mut earlier = self.earlier.lock();
         if let Some(latest) = earlier.iter().rposition(|activation| *activation.label == *label) {
@@ -186,9 +188,9 @@ impl ActivePolicy {
         }
     }
 
-    /// Whether this version decides here, or is what a rollback would bring back.
+    /// Whether this version decides for the model, or a rollback returns to it.
     pub(crate) fn needs(&self, label: &str) -> bool {
-        *self.active.load().label == *label
+        *self.current.load().label == *label
             || self
                 .earlier
                 .lock()
@@ -214,7 +216,7 @@ impl ActivePolicy {
 struct FaultWindow(VecDeque<Instant>);
 
 impl FaultWindow {
-    /// Notes a fault; true when the last [`FAULTS_TO_QUARANTINE`] lie within [`FAULT_WINDOW`].
+    /// Notes a fault. True when the last [`FAULTS_TO_QUARANTINE`] faults are within [`FAULT_WINDOW`].
     fn note(&mut self, now: Instant) -> bool {
         if self.0.len() == FAULTS_TO_QUARANTINE {
             self.0.pop_front();
@@ -232,28 +234,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_third_fault_within_a_minute_is_one_too_many() {
+    fn the_third_fault_within_a_minute_puts_a_version_in_quarantine() {
         let start = Instant::now();
         let mut window = FaultWindow::default();
-        let mut at = |seconds| window.note(start + Duration::from_secs(seconds));
+        let mut note = |seconds| window.note(start + Duration::from_secs(seconds));
         assert_eq!(
-            [at(0), at(30), at(61), at(91), at(100)],
+            [note(0), note(30), note(61), note(91), note(100)],
             [false, false, false, false, true]
         );
     }
 
     proptest! {
-        /// Against the definition: some fault is one too many exactly when it and the two before it fit in a window.
+        /// Compares with the definition: a fault counts as the third when it and the two before it are within a window.
         #[test]
-        fn agrees_with_looking_back(gaps in prop::collection::vec(0..90_u64, 0..40)) {
+        fn the_window_agrees_with_its_definition(gaps in prop::collection::vec(0..90_u64, 0..40)) {
             let start = Instant::now();
             let mut window = FaultWindow::default();
             let mut times = Vec::new();
             for gap in gaps {
                 times.push(times.last().unwrap_or(&0) + gap);
-                let looking_back = times.len() >= 3 && times[times.len() - 1] - times[times.len() - 3] <= 60;
+                let expected = times.len() >= 3 && times[times.len() - 1] - times[times.len() - 3] <= 60;
                 let now = start + Duration::from_secs(times[times.len() - 1]);
-                prop_assert_eq!(window.note(now), looking_back);
+                prop_assert_eq!(window.note(now), expected);
             }
         }
     }

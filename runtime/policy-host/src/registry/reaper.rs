@@ -1,4 +1,4 @@
-//! Drops instances and activations away from the request threads: unmapping memory takes microseconds to milliseconds.
+//! A thread that drops instances and activations for the request threads: to unmap memory takes up to milliseconds.
 
 use std::{
     io,
@@ -9,18 +9,18 @@ use std::{
 use super::active_policy::Activation;
 use crate::instance::PolicyInstance;
 
-/// What may wait to be dropped: the instances of all threads and models in a swap of everything. Beyond it the
-/// thread that is done drops by itself.
+/// Most values that wait for the reaper: the instances of all threads and models when every policy is swapped. While
+/// the queue is full, the caller drops the value itself.
 const MAX_WAITING: usize = 256;
 
-/// Something to be dropped elsewhere; dropping is all that ever happens to it.
+/// A value for the reaper to drop.
 #[derive(Debug)]
 pub(crate) enum Retired {
-    Instance(#[expect(dead_code, reason = "it is here to be dropped")] Box<PolicyInstance>),
-    Activation(#[expect(dead_code, reason = "it is here to be dropped")] Arc<Activation>),
+    Instance(#[expect(dead_code, reason = "the reaper only drops it")] Box<PolicyInstance>),
+    Activation(#[expect(dead_code, reason = "the reaper only drops it")] Arc<Activation>),
 }
 
-/// A handle on the thread, which ends with the last one.
+/// The handle on the thread, which ends with it.
 #[derive(Debug)]
 pub(super) struct Reaper(mpsc::SyncSender<Retired>);
 
@@ -34,7 +34,7 @@ impl Reaper {
     }
 
     pub(super) fn take(&self, retired: Retired) {
-        // A full queue gives it back, and it is dropped here.
+        // A full queue returns the value, which is then dropped here.
         drop(self.0.try_send(retired));
     }
 }

@@ -1,5 +1,5 @@
-//! Letting another policy decide, in two steps: everything that can fail or takes time comes first, and what is
-//! prepared is published in a moment or not at all. In between a router asks the others whether it may.
+//! The swap of a model's policy, in two steps. The first prepares: it does all that is slow or can fail. The second
+//! publishes, which is quick. Between the two, the routers of a cluster agree on the swap.
 
 use std::sync::Arc;
 
@@ -10,10 +10,12 @@ use crate::{
     instance::PolicyInstance,
 };
 
-/// Most instances started ahead for one swap. Runners beyond it, one a thread, start theirs in their first decision.
+/// Most instances that are started before a swap, one for each runner. Other runners start theirs in their next
+/// decision.
 const MAX_WARM: usize = 64;
 
-/// A version with its settings, tried and started for the runners of a model, that decides nothing yet.
+/// A version with its settings, tried and started for the runners of a model. It decides nothing before it is
+/// published.
 #[derive(Debug)]
 pub struct PreparedPolicy {
     active_policy: Arc<ActivePolicy>,
@@ -22,21 +24,22 @@ pub struct PreparedPolicy {
     warm: Vec<PolicyInstance>,
 }
 
-/// How what decided so far is remembered, for when the next one is quarantined.
+/// What a swap does with the activation before it. A quarantine returns to the latest earlier activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Succession {
-    /// It is what decided before.
+    /// Remember it as the latest earlier activation.
     Forward,
-    /// It was left for what decided before it, and does not come back.
+    /// Forget it: a rollback left it.
     Back,
 }
 
 impl PolicyRegistry {
     /// Makes a policy (its newest version, unless `policy` is `name@version`) decide for `model` from the next decision
-    /// on, and answers with what decided before. `settings` replace those it was uploaded with, for this model. Blocking for some milliseconds: instances for all runners are started before anything changes.
+    /// on, and returns the activation before it. `settings` replace those of the upload, for this model. Takes some
+    /// milliseconds: it starts instances for all runners before anything changes.
     ///
     /// # Errors
-    /// There is no such policy, it is in quarantine, or it does not take the settings.
+    /// There is no such policy, it is in quarantine, or it refuses the settings.
     pub fn activate(
         &self,
         model: &str,
@@ -44,16 +47,17 @@ impl PolicyRegistry {
         settings: Option<&str>,
     ) -> Result<Arc<Activation>, RegistryError> {
         let record = self.find(policy)?;
-        let own = record.settings.to_string();
-        let prepared = self.prepare(model, &record.name, &record.digest, settings.unwrap_or(&own))?;
+        let uploaded = record.settings.to_string();
+        let settings = settings.unwrap_or(&uploaded);
+        let prepared = self.prepare(model, &record.name, &record.digest, settings)?;
         self.publish(prepared, Succession::Forward)
     }
 
-    /// Gets the version with this digest ready to decide for `model` with these settings: a JSON object, or empty
-    /// for the defaults. Blocking for some milliseconds.
+    /// Prepares the version with this digest to decide for `model` with these settings: a JSON object, or empty for the
+    /// defaults. Takes some milliseconds.
     ///
     /// # Errors
-    /// There is no such version, it is in quarantine, or it does not take the settings.
+    /// There is no such version, it is in quarantine, or it refuses the settings.
     pub fn prepare(
         &self,
         model: &str,
@@ -67,18 +71,18 @@ impl PolicyRegistry {
             let (label, component) = (Arc::clone(&stored.label), Arc::clone(&stored.component));
             if state.active_policies.len() >= MAX_MODELS && !state.active_policies.contains_key(model) {
                 return Err(RegistryError::Conflict(format!(
-                    "policies are set for {MAX_MODELS} models, no more are kept"
+                    "{MAX_MODELS} models have an active policy, the most that are possible"
                 )));
             }
-            (label, component, self.active_policy(&mut state, model))
+            (label, component, self.active_policy_in(&mut state, model))
         };
         if settings_json(settings) != Some(component.settings_json()) {
             component = self.0.engine.reconfigure(&component, settings)?;
         }
-        let warm = if active_policy.active().is(&label, &component) {
+        let warm = if active_policy.current().decides_by(&label, &component) {
             Vec::new()
         } else {
-            warm(&component, active_policy.runners().min(MAX_WARM))?
+            start_instances(&component, active_policy.runners().min(MAX_WARM))?
         };
         Ok(PreparedPolicy {
             active_policy,
@@ -88,11 +92,11 @@ impl PolicyRegistry {
         })
     }
 
-    /// Lets what was prepared decide from the next decision on, and answers with what decided before. What decides
-    /// already is left alone.
+    /// Makes the prepared version decide from the next decision on, and returns the activation before it. Does nothing
+    /// when that version already decides with the same settings.
     ///
     /// # Errors
-    /// It was quarantined or dropped since it was prepared.
+    /// The version was put in quarantine or dropped since it was prepared.
     pub fn publish(
         &self,
         prepared: PreparedPolicy,
@@ -106,9 +110,9 @@ impl PolicyRegistry {
         } = prepared;
         let state = self.0.state.lock();
         state.versions.find(&label)?;
-        let active = active_policy.active();
-        if active.is(&label, &component) {
-            return Ok(active);
+        let current = active_policy.current();
+        if current.decides_by(&label, &component) {
+            return Ok(current);
         }
         if succession == Succession::Back {
             active_policy.forget_since(&label);
@@ -117,15 +121,20 @@ impl PolicyRegistry {
     }
 }
 
-/// `count` instances, or fewer when the host has no more places: runners without one start it themselves.
-fn warm(component: &Arc<PolicyComponent>, count: usize) -> Result<Vec<PolicyInstance>, RegistryError> {
+/// Starts `count` instances, or fewer when the host has no more places. Runners without one start it themselves.
+fn start_instances(
+    component: &Arc<PolicyComponent>,
+    count: usize,
+) -> Result<Vec<PolicyInstance>, RegistryError> {
     let mut instances = Vec::with_capacity(count);
     for _ in 0..count {
         match component.instantiate() {
             Ok(instance) => instances.push(instance),
             Err(fault) if !fault.blamed() => break,
             Err(fault) => {
-                return Err(AdmissionError::Unsound(format!("it does not start: it {fault}")).into());
+                return Err(
+                    AdmissionError::Unsound(format!("no instance starts: the policy {fault}")).into(),
+                );
             }
         }
     }

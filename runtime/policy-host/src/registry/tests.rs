@@ -20,13 +20,13 @@ fn active(registry: &PolicyRegistry) -> String {
 }
 
 #[test]
-fn a_version_declared_for_other_bytes_is_told_apart_by_its_digest() {
+fn a_version_that_is_taken_gets_a_part_of_the_digest() {
     let registry = registry();
     let first = registry.store("mine", learner(1), None).expect("first");
     let second = registry.store("mine", learner(2), None).expect("second");
     assert_eq!(first.version, "1.0.0");
     assert_eq!(second.version, format!("1.0.0+{}", &second.digest[..8]));
-    // Under another name there is nothing to tell apart.
+    // Under another name the version is free.
     assert_eq!(
         registry
             .store("yours", learner(2), None)
@@ -34,7 +34,7 @@ fn a_version_declared_for_other_bytes_is_told_apart_by_its_digest() {
             .version,
         "1.0.0"
     );
-    // By name the newest, by version the one that is meant.
+    // The name means the newest version, `name@version` that version.
     registry.activate(MODEL, "mine", None).expect("activate");
     assert_eq!(active(&registry), format!("mine@{}", second.version));
     registry.activate(MODEL, "mine@1.0.0", None).expect("activate");
@@ -62,7 +62,7 @@ fn the_same_bytes_again_are_the_same_record() {
 }
 
 #[test]
-fn settings_belong_to_the_generation() {
+fn settings_belong_to_the_activation() {
     let registry = registry();
     registry
         .activate(MODEL, "kv-aware", Some(r#"{"overlap_credit": 2}"#))
@@ -80,7 +80,7 @@ fn settings_belong_to_the_generation() {
         (settings(MODEL).as_str(), settings("other").as_str()),
         (r#"{"overlap_credit": 2}"#, "")
     );
-    // What is active already is left alone, however its settings are spelled.
+    // To activate the active version with equal settings changes nothing, even when they are spelled differently.
     assert_eq!(
         registry
             .activate(MODEL, "kv-aware", Some(r#"{ "overlap_credit":2 }"#))
@@ -130,15 +130,15 @@ fn refusals_change_nothing() {
     ));
 }
 
-/// Lets an earlier policy decide again, as a rollback does.
-fn back_to(registry: &PolicyRegistry, policy: &str) -> Result<Arc<Activation>, RegistryError> {
+/// Activates an earlier policy again, as a rollback does.
+fn roll_back(registry: &PolicyRegistry, policy: &str) -> Result<Arc<Activation>, RegistryError> {
     let record = registry.find(policy)?;
     let prepared = registry.prepare(MODEL, &record.name, &record.digest, "")?;
     registry.publish(prepared, Succession::Back)
 }
 
 #[test]
-fn what_was_left_by_a_rollback_does_not_come_back_by_a_quarantine() {
+fn a_quarantine_does_not_return_to_a_version_that_a_rollback_left() {
     for (succession, expected) in [
         (Succession::Forward, "replica-synced"),
         (Succession::Back, "kv-aware"),
@@ -151,7 +151,7 @@ fn what_was_left_by_a_rollback_does_not_come_back_by_a_quarantine() {
         assert_eq!(&*before.label, "round-robin@1.0.0");
         match succession {
             Succession::Forward => registry.activate(MODEL, "round-robin", None).expect("activate"),
-            Succession::Back => back_to(&registry, "round-robin").expect("rollback"),
+            Succession::Back => roll_back(&registry, "round-robin").expect("rollback"),
         };
         let activation = registry.active(MODEL).expect("active");
         assert_eq!((&*activation.label, activation.number), ("round-robin@1.0.0", 4));
@@ -163,7 +163,7 @@ fn what_was_left_by_a_rollback_does_not_come_back_by_a_quarantine() {
 }
 
 #[test]
-fn what_is_prepared_decides_nothing_until_it_is_published() {
+fn a_prepared_policy_decides_nothing_before_it_is_published() {
     let registry = registry();
     let _runner = registry.runner(MODEL);
     let digest = registry.find("round-robin").expect("built in").digest;
@@ -178,7 +178,7 @@ fn what_is_prepared_decides_nothing_until_it_is_published() {
     registry.publish(prepare(), Succession::Forward).expect("publish");
     assert_eq!(active(&registry), "round-robin@1.0.0");
     assert_eq!(registry.active(MODEL).expect("active").warm_left(), 1);
-    // What was quarantined in between is not published.
+    // A version that was put in quarantine after it was prepared is not published.
     let activation = registry.active(MODEL).expect("active");
     for _ in 0..3 {
         registry.note_fault(MODEL, &activation, &PolicyFault::Stack);
@@ -194,7 +194,7 @@ fn what_is_prepared_decides_nothing_until_it_is_published() {
 }
 
 #[test]
-fn what_was_uploaded_elsewhere_keeps_its_version() {
+fn a_component_of_another_router_keeps_its_version() {
     let registry = registry();
     let restored = |name: &str, version| {
         registry
@@ -215,14 +215,14 @@ fn what_was_uploaded_elsewhere_keeps_its_version() {
 }
 
 #[test]
-fn records_say_what_decides_for_which_models() {
+fn records_list_the_models_that_a_version_decides_for() {
     let registry = registry();
     registry.activate("a", "round-robin", None).expect("activate");
     registry.activate("b", "round-robin", None).expect("activate");
     let records = registry.list();
     let names: Vec<_> = records
         .iter()
-        .map(|it| (it.name.as_str(), it.state.as_str()))
+        .map(|record| (record.name.as_str(), record.state.as_str()))
         .collect();
     assert_eq!(
         names,
@@ -239,7 +239,7 @@ fn records_say_what_decides_for_which_models() {
 }
 
 #[test]
-fn a_full_shelf_drops_the_oldest_nobody_needs() {
+fn a_full_store_drops_the_oldest_unneeded_version() {
     let registry = registry();
     let keep = registry.store("mine", learner(0), None).expect("upload");
     let keep = format!("mine@{}", keep.version);
@@ -251,10 +251,14 @@ fn a_full_shelf_drops_the_oldest_nobody_needs() {
     assert_eq!(records.len(), 64);
     let labels: Vec<_> = records
         .iter()
-        .map(|it| format!("{}@{}", it.name, it.version))
+        .map(|record| format!("{}@{}", record.name, record.version))
         .collect();
     assert!(labels.contains(&keep) && labels.contains(&"kv-aware@1.0.0".into()));
-    let stored = |salt| records.iter().any(|it| it.digest == learner(salt).digest());
+    let stored = |salt| {
+        records
+            .iter()
+            .any(|record| record.digest == learner(salt).digest())
+    };
     assert!(
         !stored(1) && !stored(2) && !stored(3),
         "the oldest unneeded ones are still there"
@@ -263,9 +267,9 @@ fn a_full_shelf_drops_the_oldest_nobody_needs() {
 }
 
 #[test]
-fn instances_nobody_took_give_back_their_places() {
+fn instances_that_no_runner_took_free_their_places() {
     let registry = registry();
-    // Runners on threads that make no decision: each swap starts an instance for them that is never taken.
+    // Runners that make no decision: each swap starts instances that no runner takes.
     let _runners: Vec<_> = (0..40).map(|_| registry.runner(MODEL)).collect();
     for swap in 0..60 {
         let policy = ["round-robin", "replica-synced"][swap % 2];
@@ -278,7 +282,7 @@ fn instances_nobody_took_give_back_their_places() {
     }
 }
 
-/// One step of an operator's or a policy's.
+/// An action of an operator, or faults of a policy.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Activate(usize),
@@ -301,7 +305,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whatever happens, a version in quarantine does not decide, and numbers count the swaps.
+    /// After any steps, a version in quarantine does not decide, and the numbers of activations never decrease.
     #[test]
     fn quarantined_versions_never_decide(steps in prop::collection::vec(step(), 1..30)) {
         let registry = registry();
@@ -310,7 +314,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Activate(policy) => drop(registry.activate(MODEL, POLICIES[policy], None)),
-                Step::Rollback(policy) => drop(back_to(&registry, POLICIES[policy])),
+                Step::Rollback(policy) => drop(roll_back(&registry, POLICIES[policy])),
                 Step::Faults => {
                     let activation = registry.active(MODEL).expect("active");
                     for _ in 0..3 {
@@ -330,7 +334,7 @@ proptest! {
                 let record = records.iter().find(|it| format!("{}@{}", it.name, it.version) == label);
                 record.map(|it| it.state.clone()).unwrap_or_default()
             };
-            // Otherwise the fallback decides, until something is activated.
+            // Otherwise the fallback decides until a policy is activated.
             if activation.decides() {
                 prop_assert_eq!(state(&activation.label), "active");
             }

@@ -8,37 +8,37 @@ use serde_json::Value;
 use super::RegistryError;
 use crate::component::PolicyComponent;
 
-/// Versions that are kept. Each holds about 120 KB of machine code for a policy in Rust; when they are used up the
-/// oldest one that neither decides nor would come back by a rollback makes room.
+/// Most stored versions. Each has about 120 KB of machine code for a policy in Rust. When all are used, the oldest
+/// version is dropped that decides for no model and that no rollback returns to.
 const MAX_STORED: usize = 64;
-/// Digits of a digest that tell versions apart, and how many more when those are taken.
+/// Digits of the digest that distinguish equal versions: the first number that gives a version which is not taken.
 const DIGEST_DIGITS: [usize; 3] = [8, 16, 64];
 
 /// One stored version of a policy, as the admin API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PolicyRecord {
-    /// The name it was uploaded under.
+    /// The name that it was uploaded with.
     pub name: String,
-    /// The version it gives itself, told apart by digest where another component gave itself the same.
+    /// The version in its description; with a part of its digest when another component of that name has the same.
     pub version: String,
     /// SHA-256 of the component, in hexadecimal.
     pub digest: String,
-    /// Bytes of the component.
+    /// Size of the component, in bytes.
     pub size_bytes: usize,
-    /// The settings it was uploaded with; an empty object for the defaults.
+    /// The settings of the upload; an empty object for the defaults.
     pub settings: Value,
     /// Whether it is part of the binary.
     pub builtin: bool,
-    /// `stored`, `active` (it decides for the `models`) or `quarantined` (for the `reason`).
+    /// `stored`, `active` (it decides for `models`) or `quarantined` (because of `reason`).
     pub state: String,
-    /// The models it decides for.
+    /// The models that it decides for.
     pub models: Vec<String>,
-    /// Why it is in quarantine.
+    /// The fault that put it in quarantine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// All stored versions, the one uploaded last at the end.
+/// All stored versions, the latest upload at the end.
 #[derive(Debug, Default)]
 pub(super) struct VersionStore(Vec<Stored>);
 
@@ -49,8 +49,9 @@ pub(super) struct Stored {
     /// `name@version`.
     pub(super) label: Arc<str>,
     pub(super) component: Arc<PolicyComponent>,
-    /// Part of the binary: never dropped.
+    /// Whether it is part of the binary and therefore never dropped.
     builtin: bool,
+    /// The fault that put it in quarantine.
     quarantined: Option<String>,
 }
 
@@ -59,7 +60,7 @@ impl Stored {
         match &self.quarantined {
             None => Ok(self),
             Some(reason) => Err(RegistryError::Conflict(format!(
-                "{} is in quarantine, because it {reason}; uploading it again tries it again and lifts that",
+                "{} is in quarantine, because it {reason}; to end the quarantine, upload it again",
                 self.label
             ))),
         }
@@ -90,8 +91,8 @@ impl VersionStore {
         self.0.iter()
     }
 
-    /// Stores a component as the newest version of `name`, out of quarantine, and answers with its label. A new one
-    /// gets the `version` asked for, or else the one it gives itself, as long as no other has it.
+    /// Stores a component as the newest version of `name`, out of quarantine, and returns its label. A component that
+    /// is not stored yet gets `version`, else the version in its description, unless another component has it.
     pub(super) fn keep(
         &mut self,
         name: &str,
@@ -102,7 +103,7 @@ impl VersionStore {
         let again = self
             .0
             .iter()
-            .position(|it| it.name == name && it.component.digest() == component.digest());
+            .position(|stored| stored.name == name && stored.component.digest() == component.digest());
         let stored = match again {
             Some(index) => Stored {
                 component,
@@ -127,8 +128,7 @@ impl VersionStore {
         Ok(label)
     }
 
-    /// The version asked for, or the one the component gives itself, with as much of its digest as it takes to be the
-    /// only one.
+    /// `version`, else the version in the component's description, with as much of its digest as makes it unique.
     fn distinct_version(
         &self,
         name: &str,
@@ -136,8 +136,11 @@ impl VersionStore {
         version: Option<&str>,
     ) -> Result<String, RegistryError> {
         let declared = component.version();
-        let free = |version: &String| !self.0.iter().any(|it| it.name == name && it.version == *version);
-        // `+` begins what is only information in a version, and can stand there once.
+        let is_free = |version: &String| {
+            let is_taken = |stored: &Stored| stored.name == name && stored.version == *version;
+            !self.0.iter().any(is_taken)
+        };
+        // `+` begins the build metadata of a version, and can occur once.
         let separator = if declared.contains('+') { '.' } else { '+' };
         let with_digest = |digits| {
             component
@@ -150,28 +153,28 @@ impl VersionStore {
             .chain([declared])
             .map(str::to_owned)
             .chain(DIGEST_DIGITS.into_iter().filter_map(with_digest))
-            .find(free)
+            .find(is_free)
             .ok_or_else(|| {
                 RegistryError::Conflict(format!(
-                    "{name:?} has a version {declared} with this digest already"
+                    "{name:?} already has a version {declared} with this digest"
                 ))
             })
     }
 
-    /// The version asked for by `name@version`, or the newest by `name`, if it may be activated.
+    /// The version `name@version`, or the newest version of `name`, unless it is in quarantine.
     pub(super) fn find(&self, policy: &str) -> Result<&Stored, RegistryError> {
         let stored = if policy.contains('@') {
             self.by_label(policy)?
         } else {
             self.0
                 .iter()
-                .rfind(|it| it.name == policy)
+                .rfind(|stored| stored.name == policy)
                 .ok_or_else(|| self.unknown(policy))?
         };
         stored.if_usable()
     }
 
-    /// The version with exactly these bytes, if it may be activated.
+    /// The version of `name` with this digest, unless it is in quarantine.
     pub(super) fn usable(&self, name: &str, digest: &str) -> Result<&Stored, RegistryError> {
         self.by_digest(name, digest)
             .ok_or_else(|| self.unknown(&format!("{name} with the digest {digest}")))?
@@ -181,17 +184,17 @@ impl VersionStore {
     pub(super) fn by_digest(&self, name: &str, digest: &str) -> Option<&Stored> {
         self.0
             .iter()
-            .find(|it| it.name == name && it.component.digest() == digest)
+            .find(|stored| stored.name == name && stored.component.digest() == digest)
     }
 
     pub(super) fn by_label(&self, label: &str) -> Result<&Stored, RegistryError> {
         self.0
             .iter()
-            .find(|it| *it.label == *label)
+            .find(|stored| *stored.label == *label)
             .ok_or_else(|| self.unknown(label))
     }
 
-    /// The newest version of a policy that is known to be there, quarantined or not.
+    /// The newest version of a built-in policy, in quarantine or not.
     #[expect(
         clippy::expect_used,
         reason = "built-in policies are never dropped, and only they are the default"
@@ -199,13 +202,13 @@ impl VersionStore {
     pub(super) fn newest(&self, name: &str) -> &Stored {
         self.0
             .iter()
-            .rfind(|it| it.name == name)
+            .rfind(|stored| stored.name == name)
             .expect("the default policy is built in")
     }
 
-    /// Marks a version; false when it is marked already, or gone.
+    /// Puts a version in quarantine. False when it is already there, or not stored any more.
     pub(super) fn quarantine(&mut self, label: &str, reason: String) -> bool {
-        match self.0.iter_mut().find(|it| *it.label == *label) {
+        match self.0.iter_mut().find(|stored| *stored.label == *label) {
             Some(stored) if stored.quarantined.is_none() => {
                 stored.quarantined = Some(reason);
                 true
@@ -217,15 +220,16 @@ impl VersionStore {
     pub(super) fn is_quarantined(&self, label: &str) -> bool {
         self.0
             .iter()
-            .any(|it| *it.label == *label && it.quarantined.is_some())
+            .any(|stored| *stored.label == *label && stored.quarantined.is_some())
     }
 
-    /// When the versions is full, drops the oldest version that is not `needed`.
+    /// When the store is full, drops the oldest version that is not `needed`.
     pub(super) fn make_room(&mut self, needed: impl Fn(&str) -> bool) -> Result<(), RegistryError> {
         if self.0.len() < MAX_STORED {
             return Ok(());
         }
-        match self.0.iter().position(|it| !it.builtin && !needed(&it.label)) {
+        let is_unneeded = |stored: &Stored| !stored.builtin && !needed(&stored.label);
+        match self.0.iter().position(is_unneeded) {
             Some(oldest) => {
                 let dropped = self.0.remove(oldest);
                 tracing::info!(
@@ -241,7 +245,7 @@ impl VersionStore {
     }
 
     fn unknown(&self, name: &str) -> RegistryError {
-        let known: Vec<&str> = self.0.iter().map(|it| &*it.label).collect();
+        let known: Vec<&str> = self.0.iter().map(|stored| &*stored.label).collect();
         RegistryError::Unknown {
             name: name.to_owned(),
             known: known.join(", "),

@@ -16,7 +16,7 @@ const MODEL: &str = "model";
 fn registry(guests: &[&str]) -> PolicyRegistry {
     let registry = PolicyRegistry::for_tests("kv-aware").expect("registry");
     for guest in guests {
-        registry.stock(guest);
+        registry.store_guest(guest);
     }
     registry
 }
@@ -38,7 +38,7 @@ fn decided_by(runner: &mut PolicyRunner) -> String {
 }
 
 #[test]
-fn the_default_decides_until_another_is_activated_for_the_next_decision() {
+fn the_default_policy_decides_until_another_one_is_activated() {
     let registry = registry(&[]);
     let (mut one, mut other) = (registry.runner(MODEL), registry.runner("another model"));
     assert_eq!(decided_by(&mut one), "kv-aware@1.0.0");
@@ -48,7 +48,7 @@ fn the_default_decides_until_another_is_activated_for_the_next_decision() {
 }
 
 #[test]
-fn faults_are_answered_by_the_fallback_and_the_third_brings_the_previous_version_back() {
+fn the_fallback_decides_after_faults_and_the_third_fault_returns_to_the_previous_version() {
     for guest in [
         "trap",
         "loop-in-decide",
@@ -75,7 +75,7 @@ fn faults_are_answered_by_the_fallback_and_the_third_brings_the_previous_version
             let record = registry
                 .list()
                 .into_iter()
-                .find(|it| it.name == guest)
+                .find(|record| record.name == guest)
                 .expect(guest);
             assert_eq!(record.state, "quarantined");
             assert!(record.reason.is_some());
@@ -111,7 +111,7 @@ fn a_version_in_quarantine_decides_for_no_model() {
 }
 
 #[test]
-fn uploading_it_again_lifts_the_quarantine() {
+fn an_upload_of_the_same_component_ends_its_quarantine() {
     let registry = registry(&["trap"]);
     let mut runner = registry.runner(MODEL);
     registry.activate(MODEL, "trap", None).expect("activate");
@@ -130,7 +130,7 @@ fn uploading_it_again_lifts_the_quarantine() {
 }
 
 #[test]
-fn without_any_sound_policy_the_fallback_decides_unfaulted() {
+fn the_fallback_decides_without_a_fault_when_every_policy_is_in_quarantine() {
     let registry = registry(&[]);
     let mut runner = registry.runner(MODEL);
     let activation = Arc::clone(runner.activation());
@@ -140,14 +140,14 @@ fn without_any_sound_policy_the_fallback_decides_unfaulted() {
     let (decided, _) = decide(&mut runner);
     assert_eq!(&*decided.by, fallback::LABEL);
     assert!(decided.fault.is_none());
-    // A model nobody knew before has no other choice either.
+    // The same is true for a new model.
     assert_eq!(decided_by(&mut registry.runner("new model")), fallback::LABEL);
     registry.activate(MODEL, "round-robin", None).expect("activate");
     assert_eq!(decided_by(&mut runner), "round-robin@1.0.0");
 }
 
 #[test]
-fn faults_the_policy_is_not_to_blame_for_do_not_count_against_it() {
+fn faults_of_the_host_do_not_count_against_the_policy() {
     let registry = registry(&[]);
     let mut runner = registry.runner(MODEL);
     for _ in 0..10 {
@@ -161,7 +161,7 @@ fn faults_the_policy_is_not_to_blame_for_do_not_count_against_it() {
 }
 
 #[test]
-fn what_a_policy_learnt_survives_a_swap_to_its_next_generation() {
+fn the_state_of_a_policy_survives_a_swap_to_another_activation() {
     let registry = registry(&["learner"]);
     let mut runner = registry.runner(MODEL);
     registry.activate(MODEL, "learner", None).expect("activate");
@@ -185,7 +185,7 @@ fn what_a_policy_learnt_survives_a_swap_to_its_next_generation() {
             .as_deref(),
         Some("worker 2 answers in 30.0 ms")
     );
-    // One that does not want it starts without, and is no worse for it.
+    // A policy that refuses the state starts without it.
     registry
         .activate(MODEL, "learner", Some(r#"{"forget": true}"#))
         .expect("activate");
@@ -194,8 +194,8 @@ fn what_a_policy_learnt_survives_a_swap_to_its_next_generation() {
     assert_eq!(decision.costs, [0.0; 3]);
 }
 
-/// P-2: threads decide without pause while policies are swapped under them; every decision is by one whole version
-/// and none is by the fallback.
+/// P-2: threads decide without pause while the policy is swapped. Every decision is by one whole version, and none is
+/// by the fallback.
 #[test]
 fn swaps_under_load_interrupt_no_decision() {
     const SWAPS: usize = 200;
@@ -211,7 +211,7 @@ fn swaps_under_load_interrupt_no_decision() {
                     while swapping.load(Relaxed) {
                         let (decided, decision) = decide(&mut runner);
                         assert!(decided.fault.is_none(), "{:?}", decided.fault);
-                        // Round-robin picks, the others give costs: the answer fits the name.
+                        // `round-robin` picks, the others return costs: the decision fits the name.
                         assert_eq!(decided.by.starts_with("round-robin@"), decision.pick.is_some());
                         seen.insert(decided.by.to_string());
                     }
@@ -234,19 +234,19 @@ fn swaps_under_load_interrupt_no_decision() {
     assert!(seen.len() >= 2, "{seen:?}");
 }
 
-/// What the worst request pays: stated as a bound far above the 4 ms a loop is meant to last, since machines stall.
+/// The bound is far above the 14 ms of `limits.rs`, because machines that run tests can stall.
 #[test]
-fn a_loop_costs_its_request_milliseconds() {
+fn a_loop_delays_its_request_by_milliseconds() {
     let registry = registry(&["loop-in-decide"]);
     let mut runner = registry.runner(MODEL);
     registry
         .activate(MODEL, "loop-in-decide", None)
         .expect("activate");
-    let asked = Instant::now();
+    let started = Instant::now();
     let (decided, _) = decide(&mut runner);
     assert_eq!(decided.fault.expect("a loop").kind(), "deadline");
     assert!(
-        asked.elapsed() < Duration::from_secs(5),
+        started.elapsed() < Duration::from_secs(5),
         "the loop was not stopped"
     );
 }
