@@ -139,7 +139,7 @@ impl Cluster {
     pub fn worker_process(&self, id: &str) -> anyhow::Result<ProcessId> {
         let is_it = |child: &&ProcessId| {
             let words = child.command_line();
-            words.windows(2).any(|pair| pair[0] == "--id" && pair[1] == id)
+            words.windows(2).any(|pair| pair[0] == "--child" && pair[1] == id)
         };
         let children = self.process.children();
         children

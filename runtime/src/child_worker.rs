@@ -1,4 +1,4 @@
-//! One worker of `runtime up`: a child process of this binary, started again when it dies.
+//! One worker of `runtime up`: a child process of this binary, started again when it exits.
 
 use std::{
     process::{ExitStatus, Stdio},
@@ -8,7 +8,7 @@ use std::{
 use actix::Addr;
 use anyhow::Context;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
     sync::mpsc,
     time::{sleep, timeout},
@@ -17,57 +17,51 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
+    child_protocol::{ChildNotice, settings_line},
+    cli::{LOG_JSON_VARIABLE, LOG_VARIABLE},
+    settings::{LogSettings, WorkerSettings},
     static_workers::{AddWorker, RemoveWorker, StaticWorkers},
-    worker_process::ChildNotice,
 };
 
-/// Wait before a worker that died is started again, doubled up to the longest at each death.
+/// Shortest and longest wait before a worker is started again. The wait doubles with each exit.
 const RESTART_MIN: Duration = Duration::from_millis(250);
 const RESTART_MAX: Duration = Duration::from_secs(30);
 
-/// A worker that lived this long died of something new: the wait starts over.
+/// A worker that ran for this long has a new reason to exit: the wait starts at its shortest again.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// Longer than a child's own grace, after which it is killed.
+/// How long after its own grace a child is killed.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 
-/// The admin token is the router's alone, and each child is one worker, found by its address and nothing else.
-const NOT_FOR_CHILDREN: [&str; 6] = [
-    "SIGNALBOX_ADMIN_TOKEN",
-    "SIGNALBOX_CONFIG",
-    "SIGNALBOX_DISCOVERY",
-    "SIGNALBOX_EVENTS",
-    "SIGNALBOX_REQUEST_PLANE",
-    "SIGNALBOX_SIM_WORKERS",
-];
+/// Variables that begin like this are settings of the router, its admin token among them. A child gets its settings
+/// from its parent instead.
+const VARIABLES_OF_SETTINGS: &str = "SIGNALBOX_";
 
-/// What a child is started with, and whom it concerns.
+/// A child to be run, and what is notified of its changes.
 pub(crate) struct ChildWorker {
-    pub(crate) name: String,
-    /// Arguments of `runtime worker`.
-    pub(crate) arguments: Vec<String>,
-    /// Requests under way have this long to end.
-    pub(crate) grace: Duration,
+    pub(crate) settings: WorkerSettings,
+    pub(crate) log: LogSettings,
+    /// Gets the child's address while the child takes requests.
     pub(crate) workers: Addr<StaticWorkers>,
     pub(crate) reports: mpsc::Sender<ChildReport>,
     pub(crate) stop: CancellationToken,
 }
 
-/// What became of a child, for the person at the terminal.
+/// A change of a child, for the person at the terminal.
 #[derive(Debug)]
 pub(crate) enum ChildReport {
-    /// Its model is loaded this far.
+    /// This part of its model is loaded.
     Loading { name: String, percent: u8 },
-    /// It takes requests.
+    /// The child takes requests.
     Ready,
-    /// It could not start, for this reason, and never has.
+    /// The child exited before it ever took requests.
     NeverStarted { name: String, reason: String },
-    /// It died and will be started again.
-    Died { name: String, reason: String },
+    /// The child exited after it took requests, and will be started again.
+    Exited { name: String, reason: String },
 }
 
 impl ChildWorker {
-    /// Runs the child until told to stop, or until it turns out that it cannot start at all.
+    /// Runs the child until `stop` is cancelled, or until the child exits without having taken requests once.
     pub(crate) async fn supervise(self) {
         let mut wait = RESTART_MIN;
         let mut has_started = false;
@@ -81,12 +75,12 @@ impl ChildWorker {
                 Ok(reason) => reason,
                 Err(error) => format!("{error:#}"),
             };
-            let name = self.name.clone();
+            let name = self.settings.name.to_string();
             if !has_started {
                 return self.report(ChildReport::NeverStarted { name, reason }).await;
             }
-            warn!(worker.id = name, reason, "worker died; starting it again");
-            self.report(ChildReport::Died { name, reason }).await;
+            warn!(worker.id = name, reason, "worker exited; starting it again");
+            self.report(ChildReport::Exited { name, reason }).await;
             if started.elapsed() > STABLE_AFTER {
                 wait = RESTART_MIN;
             }
@@ -95,9 +89,13 @@ impl ChildWorker {
         }
     }
 
-    /// One life of the child; answers why it ended.
+    /// Runs the child once; returns why it ended.
     async fn run_once(&self, has_started: &mut bool) -> anyhow::Result<String> {
+        let settings = settings_line(&self.settings)?;
         let mut child = self.spawn()?;
+        let stdin = child.stdin.as_mut().context("the child has no standard input")?;
+        // This fails only if the child has exited, which the end of its output shows too.
+        let _ = stdin.write_all(settings.as_bytes()).await;
         let stdout = child.stdout.take().context("the child has no standard output")?;
         let mut notices = BufReader::new(stdout).lines();
         let mut address = None;
@@ -111,22 +109,24 @@ impl ChildWorker {
             match serde_json::from_str(&line) {
                 Ok(ChildNotice::Loading { percent }) => {
                     self.report(ChildReport::Loading {
-                        name: self.name.clone(),
+                        name: self.settings.name.to_string(),
                         percent,
                     })
                     .await;
                 }
-                Ok(ChildNotice::Ready { address: at }) => {
+                Ok(ChildNotice::Ready { address: own }) => {
                     *has_started = true;
-                    let _ = self.workers.send(AddWorker(at.clone())).await;
-                    address = Some(at);
+                    let _ = self.workers.send(AddWorker(own.clone())).await;
+                    address = Some(own);
                     self.report(ChildReport::Ready).await;
                 }
-                Ok(ChildNotice::Failed { reason: why }) => reason = Some(why),
-                Err(error) => warn!(worker.id = self.name, line, %error, "the child said something else"),
+                Ok(ChildNotice::Failed { reason: own }) => reason = Some(own),
+                Err(error) => {
+                    warn!(worker.id = %self.settings.name, line, %error, "the child wrote a line that is no notice");
+                }
             }
         }
-        // Before the child ends, so that its leaving is no lost connection.
+        // Before the child ends, so that its end does not count as a lost connection.
         if let Some(address) = address {
             let _ = self.workers.send(RemoveWorker(address)).await;
         }
@@ -135,26 +135,33 @@ impl ChildWorker {
     }
 
     fn spawn(&self) -> anyhow::Result<Child> {
-        let binary = std::env::current_exe().context("this program cannot find itself")?;
+        let binary = std::env::current_exe().context("the path of this program is unknown")?;
         let mut command = Command::new(&binary);
-        for variable in NOT_FOR_CHILDREN {
-            command.env_remove(variable);
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with(VARIABLES_OF_SETTINGS) {
+                command.env_remove(variable);
+            }
+        }
+        command.env(LOG_VARIABLE, &self.log.filter);
+        if self.log.json {
+            command.env(LOG_JSON_VARIABLE, "true");
         }
         command
-            .args(&self.arguments)
+            // The name is for people who list processes.
+            .args(["worker", "--child", self.settings.name.as_str()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Ctrl-C at the terminal is the parent's to hear; it stops its children in order.
+            // Ctrl-C at the terminal goes to the parent alone, which stops its children in order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))
     }
 
-    /// Lets the child end: its standard input closes, and past its grace it is killed.
+    /// Closes the child's standard input, which ends the child, and kills it when it is still running after its grace.
     async fn end(&self, child: &mut Child) -> anyhow::Result<ExitStatus> {
         drop(child.stdin.take());
-        if let Ok(status) = timeout(self.grace + KILL_AFTER, child.wait()).await {
+        if let Ok(status) = timeout(self.settings.grace + KILL_AFTER, child.wait()).await {
             return Ok(status?);
         }
         child.kill().await?;
@@ -162,7 +169,7 @@ impl ChildWorker {
     }
 
     async fn report(&self, report: ChildReport) {
-        // The receiver ends before the children do only while everything stops.
+        // The receiver is dropped before the children end only while the whole command stops.
         let _ = self.reports.send(report).await;
     }
 }

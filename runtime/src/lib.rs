@@ -1,9 +1,10 @@
 //! Composes the crates of `runtime/` into one process.
 //!
 //! A process is a *router* (`serve`), a *worker* (`worker`), or a router that also starts workers as children of
-//! itself (`up`). Everything here is wiring: what is decided, spoken or computed lives in the crates below, and
+//! itself (`up`). Everything here is wiring; decisions, protocols and engines are in the crates below, and
 //! `runtime/README.md` is the map.
 
+mod child_protocol;
 mod child_worker;
 mod cli;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod console;
 mod model;
 mod planes;
 mod router_process;
+mod settings;
 mod shutdown;
 mod static_workers;
 pub mod telemetry;
@@ -20,16 +22,21 @@ mod worker_process;
 use anyhow::Context;
 pub use cli::Cli;
 use cli::{Command, ConfigCommand};
+use settings::LogSettings;
 
-/// Runs the command until it ends or is told to stop.
+/// Runs the command until it ends or the process is asked to stop.
 pub fn run(cli: Cli) -> anyhow::Result<()> {
     let system = actix_rt::System::new();
-    let log = cli.log.clone();
+    let log = LogSettings {
+        filter: cli.log,
+        json: cli.log_json,
+    };
     system.block_on(async {
         match cli.command {
-            Command::Up(options) => up::run(*options, &log).await,
-            Command::Serve(options) => router_process::run(*options).await,
-            Command::Worker(options) => worker_process::run(*options).await,
+            Command::Up(options) => up::run((*options).try_into()?, log).await,
+            Command::Serve(options) => router_process::run((*options).try_into()?).await,
+            Command::Worker(options) if options.child.is_some() => worker_process::run_child().await,
+            Command::Worker(options) => worker_process::run((*options).try_into()?).await,
             Command::Policy(command) => check_policy(&command),
             Command::Config(ConfigCommand::Show { command, arguments }) => config::show(command, &arguments),
             Command::Config(ConfigCommand::Check { file }) => config::check(&file),
@@ -38,16 +45,16 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     })
 }
 
-/// `runtime policy check`: what an upload would be told, without a router.
+/// `runtime policy check`: checks a component as an upload does, without a router.
 fn check_policy(command: &cli::PolicyCommand) -> anyhow::Result<()> {
     let cli::PolicyCommand::Check { file, settings } = command;
     let wasm = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let engine = signalbox_policy_host::PolicyEngine::new(Default::default())?;
     let policy = engine
         .admit(&wasm, settings)
-        .with_context(|| format!("{} is not acceptable", file.display()))?;
+        .with_context(|| format!("{} is refused", file.display()))?;
     console::line(format_args!(
-        "{} {}: {} bytes, sha256 {}: would be accepted",
+        "{} {}: {} bytes, sha256 {}; a router accepts it",
         policy.name(),
         policy.version(),
         policy.size_bytes(),

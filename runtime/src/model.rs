@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use signalbox_tokenize::{ModelArtifacts, read_gguf_metadata};
 
-use crate::cli::{EngineKind, EngineOptions};
+use crate::settings::{EngineKind, EngineSettings};
 
 /// Where `make` puts the model it fetches, below the working directory.
 const DEFAULT_MODEL: &str = ".local/models/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -14,39 +14,21 @@ const DEFAULT_MODEL: &str = ".local/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 #[derive(Debug)]
 pub(crate) struct ServedModel {
     pub(crate) engine: EngineKind,
-    /// The GGUF file; the simulated engine may do without.
+    /// The GGUF file; the simulated engine needs none.
     pub(crate) path: Option<PathBuf>,
     pub(crate) name: String,
     pub(crate) artifacts: ModelArtifacts,
-    /// Most tokens of prompt and answer together, where the model says.
+    /// Most tokens of prompt and answer together, if the model states it.
     pub(crate) context_length: Option<u32>,
 }
 
-/// The engine asked for, or the best this binary has.
-pub(crate) fn engine_kind(options: &EngineOptions) -> anyhow::Result<EngineKind> {
-    let has_llama = cfg!(feature = "llama");
-    match options.engine {
-        Some(EngineKind::Llama) if !has_llama => {
-            bail!(
-                "this binary was built without the llama engine; build it with --features llama, or run --engine sim"
-            )
-        }
-        Some(kind) => Ok(kind),
-        None if has_llama => Ok(EngineKind::Llama),
-        None => Ok(EngineKind::Sim),
-    }
-}
-
 impl ServedModel {
-    /// Reads what is needed to serve; the weights are the engine's business.
-    pub(crate) fn resolve(options: &EngineOptions) -> anyhow::Result<Self> {
-        let engine = engine_kind(options)?;
-        let path = model_path(options, engine)?;
+    /// Reads what is needed to serve; the engine reads the weights itself.
+    pub(crate) fn resolve(settings: &EngineSettings) -> anyhow::Result<Self> {
+        let engine = settings.kind;
+        let path = model_path(settings)?;
         let metadata = path.as_deref().map(read_gguf_metadata).transpose()?;
-        let artifacts = match (&options.tokenizer, &path) {
-            (Some(_), _) if engine == EngineKind::Llama => {
-                bail!("--tokenizer is for --engine sim; a GGUF brings its own")
-            }
+        let artifacts = match (&settings.tokenizer, &path) {
             (Some(folder), _) => ModelArtifacts::from_hf_folder(folder)?,
             (None, Some(path)) => ModelArtifacts::from_gguf(path)?,
             (None, None) => ModelArtifacts::byte_level(),
@@ -55,7 +37,7 @@ impl ServedModel {
             Some(metadata) => Some(u32::try_from(metadata.context_length()?).unwrap_or(u32::MAX)),
             None => None,
         };
-        let name = match (&options.model_name, &options.tokenizer, &path) {
+        let name = match (&settings.model_name, &settings.tokenizer, &path) {
             (Some(name), _, _) => name.clone(),
             (None, Some(folder), _) if engine == EngineKind::Sim => file_name(folder),
             (None, _, Some(path)) => without_quantisation(&file_name(path)),
@@ -74,19 +56,17 @@ impl ServedModel {
     }
 }
 
-/// The model's file: required by the real engine, welcome to the simulated one.
-fn model_path(options: &EngineOptions, engine: EngineKind) -> anyhow::Result<Option<PathBuf>> {
-    if let Some(path) = &options.model {
+/// The model's file: required by the real engine, optional for the simulated one.
+fn model_path(settings: &EngineSettings) -> anyhow::Result<Option<PathBuf>> {
+    if let Some(path) = &settings.model {
         std::fs::metadata(path).with_context(|| format!("cannot read the model {}", path.display()))?;
         return Ok(Some(path.clone()));
     }
     let default = Path::new(DEFAULT_MODEL);
-    match (default.is_file(), engine) {
-        (true, _) if options.tokenizer.is_none() => Ok(Some(default.into())),
+    match (default.is_file(), settings.kind) {
+        (true, _) if settings.tokenizer.is_none() => Ok(Some(default.into())),
         (false, EngineKind::Llama) => {
-            bail!(
-                "no model: {DEFAULT_MODEL} is not there; `make model` fetches it, or give a GGUF file with --model"
-            )
+            bail!("{DEFAULT_MODEL} does not exist; `make model` fetches it, or give a GGUF file with --model")
         }
         _ => Ok(None),
     }
@@ -102,9 +82,9 @@ fn file_name(path: &Path) -> String {
         .unwrap_or_default()
 }
 
-/// `SmolLM2-135M-Instruct.Q4_1` and `Qwen3-0.6B-Q8_0` are called after the model, not its packing.
+/// `SmolLM2-135M-Instruct.Q4_1` and `Qwen3-0.6B-Q8_0` are named after the model, without the quantisation.
 fn without_quantisation(name: &str) -> String {
-    let is_packing = |suffix: &str| {
+    let is_quantisation = |suffix: &str| {
         let upper = suffix.to_ascii_uppercase();
         matches!(upper.as_str(), "F16" | "F32" | "BF16")
             || upper
@@ -113,7 +93,7 @@ fn without_quantisation(name: &str) -> String {
                 .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
     };
     match name.rfind(['.', '-']) {
-        Some(at) if is_packing(&name[at + 1..]) => name[..at].into(),
+        Some(dot) if is_quantisation(&name[dot + 1..]) => name[..dot].into(),
         _ => name.into(),
     }
 }
@@ -123,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_called_after_its_file_without_the_packing() {
+    fn a_model_is_named_after_its_file_without_the_quantisation() {
         for (file, name) in [
             ("a/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"),
             ("Qwen3-0.6B-Q8_0.gguf", "Qwen3-0.6B"),

@@ -6,18 +6,18 @@ use std::{
 };
 
 use actix::prelude::*;
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use signalbox_discovery::{Discovery, EtcdDiscovery, MemoryDiscovery, Registration};
-use signalbox_http::{HttpConfig, HttpServer, RunningHttp};
+use signalbox_http::{HttpServer, RunningHttp};
 use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::{RouterCard, RouterId};
 use signalbox_request_plane::{LinkConfig, NatsTransport};
 use signalbox_router::{ReplicaConfig, Router, RouterConfig};
 
 use crate::{
-    cli::{FrontendOptions, ServeOptions, Switch},
     console,
-    planes::{self, Events, Membership},
+    planes::{self, Events},
+    settings::RouterSettings,
     shutdown,
     static_workers::{AddWorker, StaticWorkers},
     telemetry,
@@ -27,56 +27,30 @@ use crate::{
 pub(crate) struct RouterProcess {
     pub(crate) http: RunningHttp,
     pub(crate) router: Router,
-    /// Who the workers are that are known by address.
+    /// The workers that are known by address.
     pub(crate) workers: Addr<StaticWorkers>,
-    membership: Option<(Arc<EtcdDiscovery>, Registration)>,
+    registration: Option<(Arc<EtcdDiscovery>, Registration)>,
     grace: Duration,
 }
 
-/// What a router stands on.
-pub(crate) struct RouterPlanes {
-    pub(crate) membership: Membership,
-    pub(crate) events: Events,
-    /// Whether routers tell each other what they have in flight.
-    pub(crate) replica_sync: bool,
-    pub(crate) namespace: String,
-    /// This router's name; each of its lives adds a number.
-    pub(crate) router_id: String,
-}
-
-impl RouterPlanes {
-    /// Without any server.
-    pub(crate) fn in_process() -> Self {
-        Self {
-            membership: Membership::default(),
-            events: Events::in_process(),
-            replica_sync: false,
-            namespace: "default".into(),
-            router_id: "router".into(),
-        }
-    }
-}
-
 impl RouterProcess {
-    /// Builds every part, top of the diagram last: policies, planes, router, HTTP.
-    pub(crate) async fn start(options: &FrontendOptions, planes: RouterPlanes) -> anyhow::Result<Self> {
+    /// Builds every part: policies, planes, router, and HTTP last.
+    pub(crate) async fn start(settings: RouterSettings) -> anyhow::Result<Self> {
         let metrics = telemetry::start_metrics()?;
         let engine = PolicyEngine::new(PolicyLimits::default()).context("the policy engine cannot start")?;
-        let policies = PolicyRegistry::new(engine, &options.policy)?;
-        let RouterPlanes {
-            membership: Membership { addresses, etcd },
-            events,
-            replica_sync,
-            namespace,
-            router_id,
-        } = planes;
-        let id = incarnation_id(&router_id)?;
+        let policies = PolicyRegistry::new(engine, &settings.policy)?;
+        let RouterSettings {
+            router_id, planes, ..
+        } = &settings;
+        let id = incarnation_id(router_id)?;
+        let etcd = planes::start_etcd(planes).await?;
+        let events = Events::start(planes, router_id).await?;
 
         let known_by_address = Arc::new(MemoryDiscovery::default());
         let nats = events.nats.clone();
         let links = LinkConfig {
             nats: nats
-                .map(|nats| NatsTransport::new(nats, &namespace))
+                .map(|nats| NatsTransport::new(nats, &planes.namespace))
                 .transpose()?,
             ..LinkConfig::default()
         };
@@ -93,8 +67,10 @@ impl RouterProcess {
         for (name, status) in &status {
             planes::report(name, status.clone());
         }
-        let policy_store = events.policy_store(&namespace, options.policy_dir.as_deref())?;
-        let broadcast = events.broadcast(&namespace).filter(|_| replica_sync);
+        let policy_store = events.policy_store(&planes.namespace, settings.policy_dir.as_deref())?;
+        let broadcast = events
+            .broadcast(&planes.namespace)
+            .filter(|_| settings.replica_sync);
         let router = Router::start(RouterConfig {
             discovery,
             replicas: broadcast.map(|broadcast| ReplicaConfig {
@@ -108,19 +84,19 @@ impl RouterProcess {
             policies,
             policy_store,
             links,
-            index_bytes: options.index_mib as usize * 1024 * 1024,
+            index_bytes: settings.index_bytes,
         });
-        for address in addresses {
-            workers.send(AddWorker(address)).await?;
+        for address in &planes.static_workers {
+            workers.send(AddWorker(address.clone())).await?;
         }
-        let http = HttpServer::bind(http_config(options, &namespace), router.clone(), metrics)?.run()?;
+        let http = HttpServer::bind(settings.http, router.clone(), metrics)?.run()?;
         let card = RouterCard {
             id,
             http: http.public_address().to_string(),
             admin: http.admin_address().to_string(),
             version: env!("CARGO_PKG_VERSION").into(),
         };
-        let membership = etcd.map(|etcd| {
+        let registration = etcd.map(|etcd| {
             let registration = etcd.register_router(card);
             (etcd, registration)
         });
@@ -128,22 +104,22 @@ impl RouterProcess {
             http,
             router,
             workers,
-            membership,
-            grace: Duration::from_secs(options.grace_s.into()),
+            registration,
+            grace: settings.grace,
         })
     }
 
-    /// Says where it listens.
+    /// Prints the addresses of both listeners.
     pub(crate) fn introduce(&self) {
         console::line(format_args!("OpenAI API   http://{}", self.http.public_address()));
         console::line(format_args!("admin API    http://{}", self.http.admin_address()));
     }
 
-    /// Ends in the order of the arrows: no new requests, those under way, then the links to the workers.
+    /// Stops in the order of the data flow: new requests, requests under way, then the links to the workers.
     pub(crate) async fn stop(self) {
         self.http.stop(self.grace).await;
-        // Only now: until here it had requests in flight, which the other routers count.
-        if let Some((etcd, registration)) = self.membership {
+        // Not before: other routers count the requests in flight of a registered router.
+        if let Some((etcd, registration)) = self.registration {
             drop(registration);
             etcd.withdraw().await;
         }
@@ -151,47 +127,19 @@ impl RouterProcess {
     }
 }
 
-/// A name that no other life of this router has.
+/// A name that no other incarnation of this router has.
 fn incarnation_id(name: &str) -> anyhow::Result<RouterId> {
     let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(format!("{name}-{}", started.as_millis()).parse()?)
 }
 
-fn http_config(options: &FrontendOptions, namespace: &str) -> HttpConfig {
-    let mut config = HttpConfig {
-        public: options.http,
-        admin: options.admin,
-        max_body_bytes: options.max_body_mib as usize * 1024 * 1024,
-        request_timeout: Duration::from_secs(options.request_timeout_s.into()),
-        admin_token: options.admin_token.clone(),
-        namespace: namespace.into(),
-        ..HttpConfig::default()
-    };
-    if let Some(threads) = options.http_threads {
-        config.threads = threads.into();
-    }
-    config
-}
-
 /// `runtime serve`.
-pub(crate) async fn run(options: ServeOptions) -> anyhow::Result<()> {
-    ensure!(
-        !options.discovery.is_empty(),
-        "where are the workers? Give --discovery static://host:port[,host:port…] or etcd://host:port[,host:port…]; \
-         `runtime up` starts some itself"
-    );
-    let planes = RouterPlanes {
-        membership: Membership::start(&options.discovery, &options.planes).await?,
-        events: Events::start(&options.planes, &options.router_id).await?,
-        replica_sync: options.replica_sync == Switch::On,
-        namespace: options.planes.namespace.clone(),
-        router_id: options.router_id,
-    };
-    let mut process = RouterProcess::start(&options.frontend, planes).await?;
-    let told = shutdown::requested()?;
+pub(crate) async fn run(settings: RouterSettings) -> anyhow::Result<()> {
+    let mut process = RouterProcess::start(settings).await?;
+    let stop_requested = shutdown::requested()?;
     process.introduce();
     tokio::select! {
-        () = told => {}
+        () = stop_requested => {}
         error = process.http.failed() => return Err(error.into()),
     }
     process.stop().await;

@@ -1,0 +1,122 @@
+//! Options of a router: `runtime serve`, and the router of `runtime up`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use super::{
+    planes::{PlaneOptions, namespace},
+    worker::EngineOptions,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct UpOptions {
+    /// Workers to start.
+    #[arg(long, env = "SIGNALBOX_WORKERS", default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) workers: u16,
+    #[command(flatten)]
+    pub(crate) engine: EngineOptions,
+    #[command(flatten)]
+    pub(crate) frontend: FrontendOptions,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeOptions {
+    /// A file of settings (TOML); see `runtime config example`.
+    #[arg(long, env = "SIGNALBOX_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the workers are found: `static://host:port[,host:port…]`, `etcd://host:port[,host:port…]`; may be given
+    /// again, in the environment with a space between.
+    #[arg(long, env = "SIGNALBOX_DISCOVERY", value_name = "URL", value_delimiter = ' ')]
+    pub(crate) discovery: Vec<String>,
+    #[command(flatten)]
+    pub(crate) planes: PlaneOptions,
+    /// This router's name: letters, digits, `-`, `_`. Each life of it adds a number.
+    #[arg(
+        long,
+        env = "SIGNALBOX_ROUTER_ID",
+        default_value = "router",
+        value_name = "NAME",
+        value_parser = router_name
+    )]
+    pub(crate) router_id: String,
+    /// Whether routers tell each other over NATS what they have in flight.
+    #[arg(long, env = "SIGNALBOX_REPLICA_SYNC", value_enum, default_value_t = Switch::On)]
+    pub(crate) replica_sync: Switch,
+    #[command(flatten)]
+    pub(crate) frontend: FrontendOptions,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// The router's side.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FrontendOptions {
+    /// Address of the OpenAI API.
+    #[arg(
+        long,
+        env = "SIGNALBOX_HTTP",
+        default_value = "127.0.0.1:8000",
+        value_name = "ADDR"
+    )]
+    pub(crate) http: SocketAddr,
+    /// Address of the admin API and /metrics.
+    #[arg(
+        long,
+        env = "SIGNALBOX_ADMIN",
+        default_value = "127.0.0.1:9090",
+        value_name = "ADDR"
+    )]
+    pub(crate) admin: SocketAddr,
+    /// Bearer token of the admin API; required off loopback.
+    #[arg(
+        long,
+        env = "SIGNALBOX_ADMIN_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    pub(crate) admin_token: Option<String>,
+    /// The policy that decides until another is made active: kv-aware, round-robin or replica-synced.
+    #[arg(
+        long,
+        env = "SIGNALBOX_POLICY",
+        default_value = "kv-aware",
+        value_name = "NAME"
+    )]
+    pub(crate) policy: String,
+    /// Where uploaded policies are kept, so that they survive a restart, where NATS does not keep them: a folder of this
+    /// router's own.
+    #[arg(long, env = "SIGNALBOX_POLICY_DIR", value_name = "FOLDER")]
+    pub(crate) policy_dir: Option<PathBuf>,
+    /// HTTP threads; as many as there are cores unless given.
+    #[arg(long, env = "SIGNALBOX_HTTP_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) http_threads: Option<u16>,
+    /// Largest request body, in MiB.
+    #[arg(long, env = "SIGNALBOX_MAX_BODY_MIB", default_value_t = 16, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) max_body_mib: u32,
+    /// Most seconds from a request to the end of its answer.
+    #[arg(long, env = "SIGNALBOX_REQUEST_TIMEOUT_S", default_value_t = 600, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub(crate) request_timeout_s: u32,
+    /// Most memory of the KV index, in MiB.
+    #[arg(long, env = "SIGNALBOX_INDEX_MIB", default_value_t = 1024, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=262_144))]
+    pub(crate) index_mib: u32,
+    /// Seconds that requests under way have to end when told to stop.
+    #[arg(long, env = "SIGNALBOX_GRACE_S", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=3_600))]
+    pub(crate) grace_s: u32,
+}
+
+/// As a worker's name, with room for the number of a life.
+fn router_name(text: &str) -> Result<String, String> {
+    const LONGEST: usize = 40;
+    match namespace(text) {
+        Ok(name) if name.len() <= LONGEST => Ok(name),
+        _ => Err(format!("give 1 to {LONGEST} letters, digits, `-` or `_`")),
+    }
+}

@@ -1,0 +1,281 @@
+//! From parsed options to settings. Each option is right by itself; here options are checked against each other.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use signalbox_discovery::{EtcdConfig, EtcdTls};
+use signalbox_http::HttpConfig;
+use signalbox_nats::NatsConfig;
+use signalbox_protocol::WorkerId;
+
+use super::{
+    EngineKind, EngineSettings, NatsSettings, PlaneSettings, RouterSettings, UpSettings, WorkerPlace,
+    WorkerSettings,
+};
+use crate::cli::{
+    EngineChoice, EngineOptions, FrontendOptions, PlaneOptions, RequestTransport, ServeOptions, Switch,
+    UpOptions, WorkerOptions,
+};
+
+const MIB: usize = 1024 * 1024;
+
+impl TryFrom<UpOptions> for UpSettings {
+    type Error = anyhow::Error;
+
+    fn try_from(options: UpOptions) -> anyhow::Result<Self> {
+        let UpOptions {
+            workers,
+            engine,
+            frontend,
+        } = options;
+        let is_engine_chosen = engine.engine.is_some();
+        let mut engine = EngineSettings::try_from(engine)?;
+        engine.threads.get_or_insert_with(|| threads_of_each(workers));
+        let planes = PlaneSettings::default();
+        Ok(Self {
+            router: router("router".into(), planes, false, frontend)?,
+            workers,
+            engine,
+            is_engine_chosen,
+        })
+    }
+}
+
+/// Workers on one machine share its cores. Workers that each took all of them would wait for each other at every step.
+fn threads_of_each(workers: u16) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(cores / usize::from(workers)).map_or(1, |threads| threads.max(1))
+}
+
+impl TryFrom<ServeOptions> for RouterSettings {
+    type Error = anyhow::Error;
+
+    fn try_from(options: ServeOptions) -> anyhow::Result<Self> {
+        ensure!(
+            !options.discovery.is_empty(),
+            "--discovery is missing; give static://host:port[,host:port…] or etcd://host:port[,host:port…], or run \
+             `runtime up`, which starts workers itself"
+        );
+        let planes = planes(&options.discovery, options.planes)?;
+        let replica_sync = options.replica_sync == Switch::On;
+        router(options.router_id, planes, replica_sync, options.frontend)
+    }
+}
+
+fn router(
+    router_id: String,
+    planes: PlaneSettings,
+    replica_sync: bool,
+    options: FrontendOptions,
+) -> anyhow::Result<RouterSettings> {
+    ensure!(
+        planes.nats.is_none() || options.policy_dir.is_none(),
+        "--policy-dir is for routers without NATS; with --events nats://… NATS keeps the policies"
+    );
+    let mut http = HttpConfig {
+        public: options.http,
+        admin: options.admin,
+        max_body_bytes: options.max_body_mib as usize * MIB,
+        request_timeout: seconds(options.request_timeout_s),
+        admin_token: options.admin_token,
+        namespace: planes.namespace.clone(),
+        ..HttpConfig::default()
+    };
+    if let Some(threads) = options.http_threads {
+        http.threads = threads.into();
+    }
+    Ok(RouterSettings {
+        router_id,
+        planes,
+        replica_sync,
+        http,
+        policy: options.policy,
+        policy_dir: options.policy_dir,
+        index_bytes: options.index_mib as usize * MIB,
+        grace: seconds(options.grace_s),
+    })
+}
+
+impl TryFrom<WorkerOptions> for WorkerSettings {
+    type Error = anyhow::Error;
+
+    fn try_from(options: WorkerOptions) -> anyhow::Result<Self> {
+        let workers = places(&options)?;
+        let planes = planes(options.discovery.as_slice(), options.planes)?;
+        ensure!(
+            planes.static_workers.is_empty(),
+            "--discovery of a worker is where it registers; give etcd://host:port[,host:port…], or nothing: routers \
+             with --discovery static://… dial it"
+        );
+        let requests_over_nats = options.request_plane == RequestTransport::Nats;
+        ensure!(
+            !requests_over_nats || planes.nats.is_some(),
+            "--request-plane nats uses the NATS of --events; give --events nats://host:port"
+        );
+        let engine = EngineSettings::try_from(options.engine)?;
+        ensure!(
+            workers.len() == 1 || engine.kind == EngineKind::Sim,
+            "--sim-workers {} is for --engine sim; a real engine needs a process of its own",
+            workers.len()
+        );
+        Ok(Self {
+            name: options.id,
+            workers,
+            advertise_host: options.advertise_host,
+            role: options.role,
+            labels: options.labels.into_iter().collect(),
+            engine,
+            requests_over_nats,
+            planes,
+            grace: seconds(options.grace_s),
+        })
+    }
+}
+
+/// The names and addresses of a process's workers: those given, or numbered ones from there on.
+fn places(options: &WorkerOptions) -> anyhow::Result<Vec<WorkerPlace>> {
+    let (id, listen) = (&options.id, options.listen);
+    if options.sim_workers == 1 {
+        let id = id.clone();
+        return Ok(vec![WorkerPlace { id, listen }]);
+    }
+    let place = |number: u16| {
+        let id: WorkerId = format!("{id}-{number}").parse()?;
+        let mut listen = listen;
+        if listen.port() != 0 {
+            let port = listen.port().checked_add(number);
+            listen.set_port(port.with_context(|| {
+                format!(
+                    "--sim-workers {} from port {} on need ports past 65535",
+                    options.sim_workers,
+                    listen.port()
+                )
+            })?);
+        }
+        Ok(WorkerPlace { id, listen })
+    };
+    (0..options.sim_workers).map(place).collect()
+}
+
+impl TryFrom<EngineOptions> for EngineSettings {
+    type Error = anyhow::Error;
+
+    fn try_from(options: EngineOptions) -> anyhow::Result<Self> {
+        let kind = engine_kind(options.engine)?;
+        ensure!(
+            kind == EngineKind::Sim || options.tokenizer.is_none(),
+            "--tokenizer is for --engine sim; a GGUF file has a tokenizer of its own"
+        );
+        Ok(Self {
+            kind,
+            model: options.model,
+            model_name: options.model_name,
+            block_size: options.block_size,
+            kv_tokens: options.kv_tokens,
+            max_sequences: options.max_sequences,
+            threads: options.threads,
+            tokenizer: options.tokenizer,
+            speedup: options.speedup,
+            seed: options.seed,
+        })
+    }
+}
+
+/// The chosen engine, or the best one of this binary.
+fn engine_kind(chosen: Option<EngineChoice>) -> anyhow::Result<EngineKind> {
+    let has_llama = cfg!(feature = "llama");
+    match chosen {
+        Some(EngineChoice::Llama) if !has_llama => bail!(
+            "this binary was built without the llama engine; build it with --features llama, or run --engine sim"
+        ),
+        Some(EngineChoice::Llama) => Ok(EngineKind::Llama),
+        None if has_llama => Ok(EngineKind::Llama),
+        Some(EngineChoice::Sim) | None => Ok(EngineKind::Sim),
+    }
+}
+
+/// From `--discovery`, given any number of times, and the options of the planes.
+fn planes(urls: &[String], options: PlaneOptions) -> anyhow::Result<PlaneSettings> {
+    let mut settings = PlaneSettings {
+        nats: nats(&options)?,
+        ..PlaneSettings::default()
+    };
+    for url in urls.iter().filter(|url| !url.is_empty()) {
+        if let Some(list) = url.strip_prefix("static://") {
+            settings.static_workers.extend(addresses(list)?);
+        } else if let Some(list) = url.strip_prefix("etcd://") {
+            ensure!(
+                settings.etcd.is_none(),
+                "--discovery names etcd twice; give the servers of one cluster with commas between: \
+                 etcd://a:2379,b:2379"
+            );
+            settings.etcd = Some(etcd(list, &options)?);
+        } else {
+            bail!(
+                "--discovery {url:?} is not known; give static://host:port[,host:port…] or \
+                 etcd://host:port[,host:port…]"
+            );
+        }
+    }
+    settings.namespace = options.namespace;
+    Ok(settings)
+}
+
+/// From `--events`; `None` for `memory`.
+fn nats(options: &PlaneOptions) -> anyhow::Result<Option<NatsSettings>> {
+    if options.events == "memory" {
+        return Ok(None);
+    }
+    ensure!(
+        options.events.starts_with("nats://") || options.events.starts_with("tls://"),
+        "--events must be memory or nats://host:port[,nats://host:port…]"
+    );
+    Ok(Some(NatsSettings {
+        connection: NatsConfig {
+            url: options.events.clone(),
+            credentials: options.nats_creds.clone(),
+            ca: options.nats_ca.clone(),
+            client_certificate: options.nats_cert.clone().zip(options.nats_key.clone()),
+        },
+        replicas: options.nats_replicas.into(),
+    }))
+}
+
+fn etcd(list: &str, options: &PlaneOptions) -> anyhow::Result<EtcdConfig> {
+    let has_tls = options.etcd_ca.is_some() || options.etcd_cert.is_some();
+    let scheme = if has_tls { "https" } else { "http" };
+    let endpoints = addresses(list).context("the address of etcd is wrong")?;
+    Ok(EtcdConfig {
+        endpoints: endpoints
+            .iter()
+            .map(|endpoint| format!("{scheme}://{endpoint}"))
+            .collect(),
+        namespace: options.namespace.clone(),
+        lease_ttl: seconds(options.lease_s.into()),
+        user: options.etcd_user.clone().zip(options.etcd_password.clone()),
+        tls: has_tls.then(|| EtcdTls {
+            ca: options.etcd_ca.clone(),
+            certificate: options.etcd_cert.clone().zip(options.etcd_key.clone()),
+        }),
+    })
+}
+
+/// `host:port[,host:port…]`
+fn addresses(list: &str) -> anyhow::Result<Vec<String>> {
+    let is_address = |address: &&str| match address.rsplit_once(':') {
+        Some((host, port)) => !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0),
+        None => false,
+    };
+    let addresses: Vec<&str> = list.split(',').map(str::trim).collect();
+    if let Some(wrong) = addresses.iter().find(|address| !is_address(address)) {
+        bail!("--discovery names {wrong:?}; give host:port");
+    }
+    Ok(addresses.into_iter().map(String::from).collect())
+}
+
+fn seconds(seconds: u32) -> Duration {
+    Duration::from_secs(seconds.into())
+}
+
+#[cfg(test)]
+mod tests;
