@@ -1,5 +1,5 @@
-//! Takes one hot path of a router a number of times, for counting its instructions: `hot_paths decision|lookup|frame|chunk
-//! TIMES`. `integration-tests/tests/instruction_counts.rs` holds the counts against their bounds.
+//! Runs one hot path of a router a number of times, to count its instructions: `hot_paths decision|lookup|frame|chunk TIMES`.
+//! `integration-tests/tests/instruction_counts.rs` checks the counts against their bounds.
 
 use std::{
     pin::Pin,
@@ -21,12 +21,12 @@ use signalbox_router::{
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 
 const WORKERS: u32 = 64;
-/// Sequences that an engine steps together, whose tokens come in one read.
+/// Sequences that an engine steps together; their tokens arrive in one read.
 const STREAMS: usize = 16;
 /// One token as a server-sent event.
 const TOKEN_BYTES: usize = 200;
 
-/// Until buffers have grown.
+/// Runs that are not counted, in which buffers grow.
 const WARM_UP: usize = 20;
 
 fn main() -> anyhow::Result<()> {
@@ -34,13 +34,13 @@ fn main() -> anyhow::Result<()> {
     let [path, times] = &arguments[..] else {
         bail!("usage: hot_paths decision|lookup|frame|chunk TIMES");
     };
-    let times = times.parse().context("TIMES is a number")?;
+    let times = times.parse().context("TIMES is not a number")?;
     match path.as_str() {
         "decision" => decisions(times),
         "lookup" => lookups(times),
         "frame" => frames(times),
         "chunk" => chunks(times),
-        other => bail!("{other:?} is no path: decision, lookup, frame or chunk"),
+        other => bail!("{other:?} is no path; give decision, lookup, frame or chunk"),
     }
 }
 
@@ -54,24 +54,24 @@ fn repeat(times: usize, mut path: impl FnMut() -> anyhow::Result<()>) -> anyhow:
     Ok(())
 }
 
-/// What is counted: callgrind knows it by its name.
+/// The function whose instructions callgrind counts, which it finds by this name.
 #[inline(never)]
 fn counted(path: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
     path()
 }
 
-/// Among 64 workers that hold beginnings of the prompt, by `kv-aware`; a prompt of 2,000 bytes has 31 blocks.
+/// Decisions by `kv-aware` among 64 workers that hold prefixes of the prompt. A prompt of 2,000 bytes has 31 blocks.
 fn decisions(times: usize) -> anyhow::Result<()> {
     const PROMPT: u64 = 31;
     let mut router = router(PROMPT)?;
     let blocks = blocks(PROMPT);
     repeat(times, || {
-        router.decide(&blocks).context("nobody was chosen")?;
+        router.decide(&blocks).context("no worker was chosen")?;
         Ok(())
     })
 }
 
-/// The overlap of a prompt of 1,000 blocks with what 64 workers hold.
+/// Lookups of the overlap of a prompt of 1,000 blocks with what 64 workers hold.
 fn lookups(times: usize) -> anyhow::Result<()> {
     const PROMPT: u64 = 1_000;
     let index = SharedKvIndex::new(usize::MAX);
@@ -92,7 +92,7 @@ fn lookups(times: usize) -> anyhow::Result<()> {
 
 fn router(prompt: u64) -> anyhow::Result<BenchRouter> {
     let text = Arc::new(ModelText::load(&ModelArtifacts::byte_level())?);
-    // Whoever counts instructions is fifty times as slow.
+    // A run under callgrind is fifty times as slow.
     let limits = PolicyLimits {
         decide_budget_ms: 10_000,
         configure_budget_ms: 10_000,
@@ -107,7 +107,7 @@ fn router(prompt: u64) -> anyhow::Result<BenchRouter> {
     Ok(router)
 }
 
-/// What each worker holds of a prompt of so many blocks.
+/// The prefix that each worker holds of a prompt with this many blocks.
 fn beginnings(prompt: u64) -> impl Iterator<Item = (u32, Vec<SequenceHash>)> {
     (0..WORKERS).map(move |worker| (worker, blocks(prompt * u64::from(worker) / u64::from(WORKERS))))
 }
@@ -118,7 +118,7 @@ fn blocks(length: u64) -> Vec<SequenceHash> {
         .collect()
 }
 
-/// From the bytes of a read, a token for each stream, to the readers of the streams.
+/// From the bytes of one read, with a token for each stream, to the readers of the streams.
 fn frames(times: usize) -> anyhow::Result<()> {
     let mut link = BenchLink::default();
     let (step, mut streams) = opened(&mut link)?;
@@ -134,7 +134,7 @@ fn frames(times: usize) -> anyhow::Result<()> {
     })
 }
 
-/// From the bytes of a read, a token for each stream, to what the HTTP library writes.
+/// From the bytes of one read, with a token for each stream, to what the HTTP library writes.
 fn chunks(times: usize) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -158,7 +158,7 @@ fn chunks(times: usize) -> anyhow::Result<()> {
     })
 }
 
-/// Streams on a link, and a token for each as the bytes of one read.
+/// Opens streams on a link; returns the bytes of one read with a token for each, and the streams.
 fn opened(link: &mut BenchLink) -> anyhow::Result<(BytesMut, Vec<signalbox_request_plane::ResponseStream>)> {
     let parts = CallParts {
         call: Call::WatchLoad { interval_ms: 1 },

@@ -1,4 +1,4 @@
-//! The operator's side: policies, workers, the KV index, metrics. Its own listener, on loopback unless a token
+//! The admin API: policies, workers, the KV index, metrics. It has its own listener, which is on loopback unless a token
 //! guards it.
 
 pub(crate) mod fleet;
@@ -18,19 +18,20 @@ use signalbox_router::Router;
 use tokio::sync::Semaphore;
 
 use crate::{
-    HttpConfig,
     body::BodyLimits,
+    config::HttpConfig,
     error::{self, ApiError, REQUEST_ID},
 };
 pub(crate) use guard::is_exposed;
 
-/// Largest JSON body of an admin call: a policy's settings.
+/// Largest JSON body of an admin request; policy settings are the largest.
 const MAX_JSON_BYTES: usize = 1024 * 1024;
 
-/// Components read and compiled at once: one compiles on a core for up to seconds, which serving needs too.
+/// Components read and compiled at the same time. Compiling one takes a core for up to seconds, and serving needs the cores
+/// too.
 const MAX_UPLOADS: usize = 2;
 
-/// What the admin listener's one thread holds.
+/// The state of the admin listener's one thread.
 #[derive(Debug)]
 pub(crate) struct Admin {
     router: Router,
@@ -53,7 +54,7 @@ impl Admin {
                 time: config.body_timeout,
             },
             policy_limits: BodyLimits {
-                // More would be read in vain.
+                // A larger component would be refused after reading.
                 bytes: limits.max_component_bytes,
                 time: config.body_timeout,
             },
@@ -62,7 +63,7 @@ impl Admin {
     }
 }
 
-/// Lets in whom [`guard::check`] lets in, and names each answer.
+/// Passes on requests that [`guard::check`] accepts, and gives each answer a request id.
 pub(crate) async fn guarded(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,

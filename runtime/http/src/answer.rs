@@ -1,7 +1,7 @@
-//! An answer under way: the worker's bytes, passed on as they come.
+//! An answer under way: the worker's bytes, forwarded as they arrive.
 //!
-//! Pieces that are ready together leave in one chunk; nothing waits to be merged. Dropping the body, as happens when
-//! the client goes away, drops the answer, which cancels the work at the engine.
+//! Pieces that are ready at the same time leave in one chunk; no piece waits to be merged. When the client closes its
+//! connection, the body is dropped and with it the answer, which cancels the work at the engine.
 
 use std::{
     pin::Pin,
@@ -16,15 +16,15 @@ use signalbox_router::AnswerStream;
 
 use crate::metrics::RequestRecord;
 
-/// Most bytes merged into one chunk: what the HTTP library buffers before it writes.
+/// Most bytes merged into one chunk. The HTTP library buffers as many before it writes.
 const MAX_MERGED_BYTES: usize = 32 * 1024;
 
-/// Largest answer in one JSON document: 16 choices of 64,000 tokens with their log probabilities fit, about.
+/// Largest answer in one JSON document. About 16 choices of 64,000 tokens with their log probabilities fit.
 const MAX_DOCUMENT_BYTES: usize = 256 * 1024 * 1024;
 
-/// Bytes for the client, with the token counts once they ended well.
+/// Bytes for the client, and the token counts after they ended without an error.
 pub(crate) trait Answer: Stream<Item = Result<Bytes, WireError>> + Unpin {
-    /// There once the stream ended well.
+    /// The token counts; `None` until the stream has ended without an error.
     fn summary(&self) -> Option<StreamSummary>;
 }
 
@@ -34,10 +34,10 @@ impl Answer for AnswerStream {
     }
 }
 
-/// The body of a streamed answer. An error after its beginning becomes an event, since the status is long sent.
+/// The body of a streamed answer. An error after the first bytes becomes an event, since the status is already sent.
 #[derive(Debug)]
 pub(crate) struct AnswerBody<A> {
-    /// `None` once it ended: the engine's work ends with it, not with the connection.
+    /// `None` after its end: the engine's work ends with the answer, not with the connection.
     answer: Option<A>,
     record: RequestRecord,
 }
@@ -89,7 +89,7 @@ impl<A: Answer + 'static> MessageBody for AnswerBody<A> {
     }
 }
 
-/// Pieces that leave together. One alone is not copied.
+/// Pieces that leave in one chunk. A single piece is not copied.
 #[derive(Debug, Default)]
 struct Merged {
     first: Bytes,
@@ -117,7 +117,7 @@ impl Merged {
         self.len() == 0
     }
 
-    /// `None` where there is nothing, which ends the body.
+    /// `None` if there is no piece, which ends the body.
     fn into_bytes(self) -> Option<Bytes> {
         match (self.first.is_empty(), self.all.is_empty()) {
             (true, _) => None,
@@ -127,7 +127,7 @@ impl Merged {
     }
 }
 
-/// The whole of an answer that is one JSON document.
+/// Collects an answer that is one JSON document.
 pub(crate) async fn collect(answer: &mut impl Answer) -> Result<Bytes, WireError> {
     let mut document = Merged::default();
     while let Some(piece) = answer.next().await {

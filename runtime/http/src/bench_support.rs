@@ -1,4 +1,4 @@
-//! The body of a streamed answer without a connection, for counting what a chunk costs.
+//! The body of a streamed answer without a connection, to measure the cost of a chunk.
 
 use std::{rc::Rc, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::{
     traffic::Traffic,
 };
 
-/// What the HTTP library is given of `answer`.
+/// The body that the HTTP library gets for `answer`.
 pub fn body(answer: AnswerStream) -> impl MessageBody<Error = std::convert::Infallible> + Unpin {
     let traffic = Arc::new(Traffic::default());
     let record = RequestRecord::begin(

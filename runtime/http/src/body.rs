@@ -1,7 +1,7 @@
-//! Reading a request's body: bounded in bytes and in time, and never inflated.
+//! Reads a request's body: bounded in bytes and in time, and never decompressed.
 //!
-//! The HTTP library has no timeout for bodies and no limit for raw ones; without both, a client that sends a byte a
-//! minute holds a connection for ever, and one that never stops fills the memory.
+//! The HTTP library has no timeout for bodies and no limit for raw bodies. Without both, a client that sends a byte a
+//! minute would hold a connection for ever, and a client that never stops sending would fill the memory.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use futures_util::StreamExt;
 use signalbox_protocol::{ErrorKind, WireError};
 use tokio::time::timeout;
 
-/// Largest buffer taken on a client's word: bodies announced as longer grow as they arrive.
+/// Largest buffer allocated for an announced length. A longer body's buffer grows as the body arrives.
 const MAX_TRUSTED_CAPACITY: usize = 256 * 1024;
 
 /// The bounds of a body.
@@ -24,11 +24,11 @@ const MAX_TRUSTED_CAPACITY: usize = 256 * 1024;
 pub(crate) struct BodyLimits {
     /// Most bytes.
     pub(crate) bytes: usize,
-    /// Most time from its first byte's due to its last.
+    /// Longest time from the request's head to the body's last byte.
     pub(crate) time: Duration,
 }
 
-/// The whole body. Fails with 413, 408, 415 or, where the client went away, 499.
+/// Reads the whole body. Fails with 413, 408, 415, or 499 if the client closed its connection.
 pub(crate) async fn read(
     request: &HttpRequest,
     payload: Payload,
@@ -41,10 +41,10 @@ pub(crate) async fn read(
             .chars()
             .take(40)
             .collect();
-        let message = format!("the body has the Content-Encoding {shown:?}; send it as it is, without one");
+        let message = format!("the body has the Content-Encoding {shown:?}; send it without an encoding");
         return Err(WireError::new(ErrorKind::UnsupportedMedia, message));
     }
-    // A length that is no number was refused with the head.
+    // The HTTP library refuses a length that is no number.
     let length = request
         .headers()
         .get(CONTENT_LENGTH)
@@ -59,7 +59,10 @@ pub(crate) async fn read(
     timeout(limits.time, collect(payload, expected, limits.bytes))
         .await
         .unwrap_or_else(|_| {
-            let message = format!("the body did not arrive within {} s", limits.time.as_secs_f32());
+            let message = format!(
+                "the body did not arrive within {} s; it may take no longer",
+                limits.time.as_secs_f32()
+            );
             Err(WireError::new(ErrorKind::RequestTimeout, message))
         })
 }
@@ -91,7 +94,7 @@ async fn collect(mut payload: Payload, expected: usize, limit: usize) -> Result<
 fn too_large(limit: usize) -> WireError {
     WireError::new(
         ErrorKind::TooLarge,
-        format!("the body is larger than {limit} bytes, the most that is taken"),
+        format!("the body is larger than {limit} bytes; send at most that"),
     )
 }
 
@@ -99,7 +102,7 @@ fn payload_error(error: PayloadError) -> WireError {
     match error {
         PayloadError::Incomplete(_) | PayloadError::Io(_) => WireError::new(
             ErrorKind::Cancelled,
-            "the client went away before the body was whole",
+            "the client closed its connection before the body was complete",
         ),
         other => WireError::new(
             ErrorKind::InvalidRequest,

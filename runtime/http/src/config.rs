@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-/// Where to listen and what a client may cost.
+/// Where to listen, and the limits on what a client may cost.
 #[derive(Clone)]
 pub struct HttpConfig {
     /// OpenAI's API.
@@ -11,15 +11,15 @@ pub struct HttpConfig {
     pub admin: SocketAddr,
     /// Threads that serve OpenAI's API, each with a router replica of its own; 0 counts as 1.
     pub threads: usize,
-    /// Largest body of a request, in bytes.
+    /// Largest request body, in bytes.
     pub max_body_bytes: usize,
-    /// Most time a body may take to arrive.
+    /// Longest time a body may take to arrive.
     pub body_timeout: Duration,
-    /// Most time from a request's head to its answer's end.
+    /// Longest time from a request's head to the end of its answer.
     pub request_timeout: Duration,
-    /// What `Authorization: Bearer` on the admin listener must say.
+    /// The token that requests to the admin listener carry as `Authorization: Bearer`.
     pub admin_token: Option<String>,
-    /// Names this deployment in `/health`.
+    /// This deployment's name in `/health`.
     pub namespace: String,
 }
 

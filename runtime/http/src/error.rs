@@ -1,7 +1,7 @@
-//! The only way an error becomes an HTTP answer: OpenAI's body, the status and `Retry-After` of its kind.
+//! Turns errors into HTTP answers: OpenAI's body, and the status and `Retry-After` of the error's kind. All errors pass here.
 //!
-//! Three answers are out of reach: a request head that is malformed (400), too large (431) or too slow (408) is
-//! answered by the HTTP library, with an empty body, before any code here runs.
+//! Three answers are made elsewhere: the HTTP library answers a request head that is malformed (400), too large (431) or
+//! too slow (408) with an empty body, before any code here runs.
 
 use actix_web::{
     HttpRequest, HttpResponse, ResponseError,
@@ -17,7 +17,7 @@ use signalbox_router::{
     policies::{AdmissionError, RegistryError},
 };
 
-/// The header that names a request in both sides' logs.
+/// The header with the request's id, which both sides log.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// An error on its way to a client.
@@ -26,7 +26,7 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub(crate) struct ApiError(#[from] pub(crate) WireError);
 
 impl ApiError {
-    /// An error without a parameter at fault.
+    /// An error that no single parameter caused.
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(WireError::new(kind, message))
     }
@@ -60,7 +60,7 @@ pub(crate) fn response(error: WireError, id: &RequestId) -> HttpResponse {
     response
 }
 
-/// The client's own id where it can be one, else a random one.
+/// The client's id for the request if it is valid, else a random one.
 pub(crate) fn request_id(request: &HttpRequest) -> RequestId {
     let own = request
         .headers()
@@ -75,16 +75,16 @@ pub(crate) fn bad_path(error: &PathError) -> ApiError {
     ApiError::new(ErrorKind::NotFound, format!("the path cannot be read: {error}"))
 }
 
-/// Answers for a path that leads nowhere.
+/// The answer for an unknown path.
 pub(crate) async fn not_found(request: HttpRequest) -> HttpResponse {
-    let message = format!("nothing is at {} {}", request.method(), shown(&request));
+    let message = format!("{} {} does not exist", request.method(), shown(&request));
     response(
         WireError::new(ErrorKind::NotFound, message),
         &request_id(&request),
     )
 }
 
-/// Answers for a path that takes other methods; `allowed` is the `Allow` header.
+/// The answer for a path that does not take this method; `allowed` is the `Allow` header.
 pub(crate) fn method_not_allowed(request: &HttpRequest, allowed: &'static str) -> HttpResponse {
     let message = format!(
         "{} does not take {}; use {allowed}",
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_has_its_kinds_status_and_openais_body() {
+    fn an_error_has_the_status_of_its_kind_and_openais_body() {
         let id = RequestId::from_client("trace-1").unwrap();
         let answer = response(WireError::invalid_param("n", "n is 0"), &id);
         assert_eq!(answer.headers().get(REQUEST_ID).unwrap(), "trace-1");
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_passes_says_when_to_come_back() {
+    fn a_temporary_error_has_retry_after() {
         let answer = response(
             WireError::new(ErrorKind::Overloaded, "full"),
             &RequestId::from_random(1),
@@ -185,20 +185,20 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_change_that_may_succeed_later_says_so() {
-        let away = PolicyChangeError::from(StoreError::Unavailable("NATS is not connected".into()));
-        let answer = ApiError::from(away).error_response();
+    fn a_policy_change_that_may_succeed_later_has_retry_after() {
+        let unavailable = PolicyChangeError::from(StoreError::Unavailable("NATS is not connected".into()));
+        let answer = ApiError::from(unavailable).error_response();
         assert!(answer.headers().get(header::RETRY_AFTER).is_some());
         let (status, body) = parts(answer);
         assert_eq!(status, 503);
         let message = body["error"]["message"].as_str().unwrap();
         assert!(message.contains("NATS is not connected"), "{message}");
-        let faster = PolicyChangeError::Conflict("somebody was faster".into());
-        assert_eq!(ApiError::from(faster).status_code(), 409);
+        let conflict = PolicyChangeError::Conflict("another change came first".into());
+        assert_eq!(ApiError::from(conflict).status_code(), 409);
     }
 
     #[test]
-    fn a_clients_id_is_kept_only_where_it_is_safe_in_logs() {
+    fn a_clients_request_id_is_kept_only_if_it_is_safe_in_logs() {
         let own = TestRequest::default()
             .insert_header((REQUEST_ID, "abc"))
             .to_http_request();
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_that_is_not_taken_is_told_which_is() {
+    fn a_wrong_method_is_answered_with_the_right_one() {
         let request = TestRequest::get().uri("/v1/completions").to_http_request();
         let answer = method_not_allowed(&request, "POST");
         assert_eq!(answer.headers().get(header::ALLOW).unwrap(), "POST");

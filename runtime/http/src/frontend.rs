@@ -1,13 +1,13 @@
-//! What one HTTP thread holds.
+//! The state of one HTTP thread.
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use signalbox_protocol::{ErrorKind, WireError};
 use signalbox_router::{ModelView, ReplicaHandle, Router};
 
-use crate::{HttpConfig, body::BodyLimits, metrics::RequestMetrics, traffic::Traffic};
+use crate::{body::BodyLimits, config::HttpConfig, metrics::RequestMetrics, traffic::Traffic};
 
-/// One HTTP thread's view of the system: its own router replica and metric handles, and what all threads share.
+/// An HTTP thread's own router replica and metric handles, and what all threads share.
 #[derive(Debug)]
 pub(crate) struct Frontend {
     pub(crate) router: Router,
@@ -20,7 +20,7 @@ pub(crate) struct Frontend {
 }
 
 impl Frontend {
-    /// Starts this thread's router replica; called on an arbiter.
+    /// Starts this thread's router replica. Call it on an arbiter.
     pub(crate) fn start(config: &HttpConfig, router: Router, traffic: Arc<Traffic>) -> Self {
         Self {
             replica: ReplicaHandle::start(router.clone()),
@@ -36,7 +36,7 @@ impl Frontend {
         }
     }
 
-    /// A served model. Before any is served the answer is "not yet" rather than "no".
+    /// The served model of this name. While no model is served, the error is "unavailable" rather than "not found".
     pub(crate) fn model(&self, name: &str) -> Result<ModelView, WireError> {
         served_model(&self.router, name)
     }
@@ -44,7 +44,7 @@ impl Frontend {
 
 /// As [`Frontend::model`], for the admin API.
 pub(crate) fn served_model(router: &Router, name: &str) -> Result<ModelView, WireError> {
-    /// Longest part of an unknown name that is repeated, and most names told.
+    /// Longest part of an unknown name in the error, and most served models named there.
     const SHOWN_CHARS: usize = 100;
     const SHOWN_MODELS: usize = 8;
     if let Some(model) = router.model(name) {

@@ -1,4 +1,4 @@
-//! The life of a generation, from the request's head to its answer's body: read, parse, tokenise, route, stream.
+//! A generation from the request's head to its answer's body: read, parse, tokenise, route, stream.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,7 +27,7 @@ use crate::{
 const WORKER: HeaderName = HeaderName::from_static("x-signalbox-worker");
 const POLICY: HeaderName = HeaderName::from_static("x-signalbox-policy");
 const OVERLAP_BLOCKS: HeaderName = HeaderName::from_static("x-signalbox-overlap-blocks");
-/// Tells reverse proxies of nginx's family to pass events on as they come.
+/// With the value `no`, reverse proxies such as nginx forward each event at once.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// OpenAI's default length of a plain completion, in tokens.
@@ -51,7 +51,7 @@ pub(crate) async fn completions(
     respond(Endpoint::Completions, request, payload, &frontend).await
 }
 
-/// `POST /v1/embeddings`: the models here generate, none embeds.
+/// `POST /v1/embeddings`: an error, since no served model makes embeddings.
 pub(crate) async fn embeddings(
     request: HttpRequest,
     payload: Payload,
@@ -61,7 +61,7 @@ pub(crate) async fn embeddings(
         let body = body::read(&request, payload, frontend.body_limits).await?;
         let model = model_of(&body)?;
         frontend.model(&model)?;
-        let message = format!("{model} generates text and does not embed; no model served here does");
+        let message = format!("{model} generates text and makes no embeddings; no model served here does");
         Err::<HttpResponse, _>(WireError::invalid_param("model", message))
     };
     refused
@@ -92,7 +92,7 @@ fn fail(error: WireError, record: &mut RequestRecord) -> HttpResponse {
     error::response(error, record.id())
 }
 
-/// Everything up to the worker's first bytes. Also tells whether the client wants a stream.
+/// Everything up to the worker's first bytes. Also returns whether the client wants a stream.
 async fn answer(
     endpoint: Endpoint,
     request: &HttpRequest,
@@ -103,7 +103,7 @@ async fn answer(
     if frontend.traffic.is_draining() {
         return Err(WireError::new(
             ErrorKind::Unavailable,
-            "this server is shutting down; try another one",
+            "this server is shutting down; try another server",
         ));
     }
     let body = body::read(request, payload, frontend.body_limits).await?;
@@ -126,12 +126,12 @@ async fn answer(
     Ok((routed, stream))
 }
 
-/// A request that fits its model.
+/// A request whose tokens fit its model.
 #[derive(Debug)]
 struct Prepared {
     generation: GenerationParams,
     tokens: Vec<u32>,
-    /// Text that the answer begins with.
+    /// The text that the answer begins with.
     echo: Option<String>,
 }
 
@@ -227,7 +227,7 @@ fn fit(
     })
 }
 
-/// What the template or the tokenizer says against a prompt is the client's to mend.
+/// Errors of the template or the tokenizer are about the prompt: `param` names the parameter that holds it.
 fn text_error(error: TextError, param: &str) -> WireError {
     let mut error = WireError::from(error);
     error.param.get_or_insert_with(|| param.to_owned());
@@ -269,7 +269,7 @@ impl Prepared {
     }
 }
 
-/// The answer as a stream of events, or gathered into one document first.
+/// The answer as a stream of events, or collected into one document.
 async fn whole_or_stream(
     routed: RoutedAnswer,
     stream: bool,

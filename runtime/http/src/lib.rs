@@ -1,17 +1,17 @@
 //! OpenAI's API and the admin API over HTTP.
 //!
-//! A request is read, parsed, tokenised, routed and streamed on the one thread that accepted it, beside that
-//! thread's own router replica: no token of an answer crosses threads here. What is promised:
+//! A request is read, parsed, tokenised, routed and streamed on the thread that accepted it, which has a router replica
+//! of its own. No token of an answer crosses threads here. This crate promises:
 //!
-//! - Whatever a client sends, it costs bounded memory and time, and is answered: by the model, or by an error in
-//!   OpenAI's shape that names what is wrong and what would be right.
-//! - A client that goes away takes its request with it, at once.
-//! - Of the request only what routing and sampling need is read here; the body travels on untouched.
+//! - Every request costs bounded memory and time. Its answer comes from the model, or is an error in OpenAI's shape that
+//!   names what is wrong and what would be right.
+//! - When a client closes its connection, its request is cancelled at once.
+//! - Only the parameters that routing and sampling need are read here; the body is forwarded unchanged.
 //!
 //! ```text
 //! server ─▶ routes ─▶ generate ─▶ openai (parse, check) ─▶ router replica ─▶ answer (bytes out)
 //!              ├────▶ models, health
-//!              └────▶ admin (guard, policies, fleet)          error: the only way to an error's body
+//!              └────▶ admin (guard, policies, fleet)          error: makes every error's body
 //! ```
 
 mod admin;

@@ -1,7 +1,7 @@
-//! What is counted and measured of requests.
+//! Counts and measures requests.
 //!
-//! Labels come from served models only: a client that invents model names must not fill the metric store. Each HTTP
-//! thread keeps its handles, so that a request costs a few atomic additions and no look-up by name; nothing is
+//! The model label names served models only: a client that invents model names must not fill the metric store. Each HTTP
+//! thread keeps its metric handles, so a request costs a few atomic additions and no look-up by name. Nothing is
 //! recorded per token.
 
 use std::{
@@ -24,13 +24,13 @@ const PROMPT_TOKENS: &str = "signalbox_prompt_tokens_total";
 const CACHED_TOKENS: &str = "signalbox_cached_tokens_total";
 const COMPLETION_TOKENS: &str = "signalbox_completion_tokens_total";
 
-/// The model label of requests for no served model.
+/// The model label of requests that name no served model.
 const NO_MODEL: &str = "none";
 
-/// Models whose handles a thread keeps; past that it forgets them all and starts again.
+/// Models whose handles a thread keeps. When there would be more, the thread drops all handles and starts again.
 const MAX_KEPT_MODELS: usize = 1_024;
 
-/// Bucket bounds, in seconds, for every histogram here: the exporter renders summaries where it is given none.
+/// Bucket bounds, in seconds, of every histogram here. Without bounds the exporter renders summaries.
 pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 3] = [
     (
         REQUEST_SECONDS,
@@ -52,11 +52,11 @@ pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 3] = [
     ),
 ];
 
-/// Tells the installed recorder what each metric means.
+/// Gives the installed recorder the help text of each metric.
 pub(crate) fn describe() {
     describe_counter!(
         REQUESTS,
-        "Requests ended, by model, endpoint and HTTP status (499: the client went away)"
+        "Requests ended, by model, endpoint and HTTP status (499: the client closed its connection)"
     );
     describe_histogram!(
         REQUEST_SECONDS,
@@ -78,7 +78,7 @@ pub(crate) fn describe() {
     describe_counter!(COMPLETION_TOKENS, "Tokens generated in finished answers");
 }
 
-/// Where a request came in.
+/// The endpoint that a request came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     /// `/v1/chat/completions`
@@ -97,7 +97,7 @@ impl Endpoint {
     }
 }
 
-/// One thread's metric handles.
+/// The metric handles of one thread.
 #[derive(Debug, Default)]
 pub(crate) struct RequestMetrics {
     kept: RefCell<[HashMap<String, Rc<ModelMetrics>>; 2]>,
@@ -123,7 +123,7 @@ impl RequestMetrics {
 struct ModelMetrics {
     model: String,
     endpoint: Endpoint,
-    /// A handful of statuses ever occur.
+    /// A vector, since few statuses ever occur.
     by_status: RefCell<Vec<(u16, Counter)>>,
     request_seconds: Histogram,
     ttft_seconds: Histogram,
@@ -179,20 +179,20 @@ impl ModelMetrics {
     }
 }
 
-/// One request's story, told to the metrics and the log when it is dropped: whatever path a request takes to its
-/// end, it is counted once.
+/// What happened to one request. Dropping the record counts the request and logs it, so that every request is counted
+/// exactly once, however it ends.
 #[derive(Debug)]
 pub(crate) struct RequestRecord {
     metrics: Rc<RequestMetrics>,
     endpoint: Endpoint,
-    /// Named once the model is known to be served.
+    /// Set once the model is known to be served.
     model: Option<String>,
     id: RequestId,
     worker: Option<WorkerId>,
     began: Instant,
-    /// When the first bytes of a stream were there, and how many sequences share its tokens.
+    /// When the first bytes of a stream arrived, and how many sequences share its tokens.
     first_token: Option<(Instant, u32)>,
-    /// 499 unless it ends otherwise: dropped early, the client went away.
+    /// 499 until the end is known: a record dropped before that belongs to a client that closed its connection.
     status: u16,
     summary: Option<StreamSummary>,
     _in_flight: InFlight,
@@ -228,12 +228,12 @@ impl RequestRecord {
         &self.id
     }
 
-    /// The model is served: its name may become a label.
+    /// Sets the model. It must be a served one, since its name becomes a label.
     pub(crate) fn served_by_model(&mut self, model: &str) {
         self.model = Some(model.to_owned());
     }
 
-    /// The first bytes of a stream of `choices` sequences are there.
+    /// The first bytes of a stream of `choices` sequences have arrived.
     pub(crate) fn first_token(&mut self, choices: u32) {
         self.first_token = Some((Instant::now(), choices));
     }
@@ -242,7 +242,7 @@ impl RequestRecord {
         self.worker = Some(worker.clone());
     }
 
-    /// The end, known.
+    /// Sets how the request ended.
     pub(crate) fn finish(&mut self, status: u16, summary: Option<StreamSummary>) {
         self.status = status;
         self.summary = summary;
@@ -267,7 +267,7 @@ impl Drop for RequestRecord {
                 .completion_tokens
                 .increment(summary.completion_tokens.into());
             if let Some((first, choices)) = self.first_token {
-                // Choices are generated side by side: the gaps of one sequence are what a reader feels.
+                // Choices are generated in parallel: the latency between the tokens of one choice counts.
                 let gaps = (summary.completion_tokens / choices.max(1)).saturating_sub(1);
                 if gaps > 0 {
                     metrics.itl_seconds.record(first.elapsed() / gaps);

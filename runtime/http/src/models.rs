@@ -9,7 +9,7 @@ use signalbox_router::ModelView;
 
 use crate::{error, frontend::Frontend};
 
-/// All served models, in OpenAI's list.
+/// All served models, as OpenAI's list.
 pub(crate) async fn list(frontend: Data<Frontend>) -> HttpResponse {
     let models: Vec<Value> = frontend.router.models().iter().map(describe).collect();
     HttpResponse::Ok().json(json!({"object": "list", "data": models}))
@@ -23,7 +23,7 @@ pub(crate) async fn one(request: HttpRequest, id: Path<String>, frontend: Data<F
     }
 }
 
-/// OpenAI's model object, and the context length under the name that vLLM gave it.
+/// OpenAI's model object, plus the context length under vLLM's name for it.
 fn describe(model: &ModelView) -> Value {
     json!({
         "id": model.name,

@@ -1,8 +1,8 @@
-//! What clients ask for in OpenAI's terms, checked and with its defaults filled in.
+//! OpenAI's requests: parsed, checked, and with OpenAI's defaults filled in.
 //!
-//! Only what routing and sampling need is read; a parameter unknown here stays in the body, which travels to the
-//! worker untouched. What is known is checked strictly, since an engine that meets a wrong value late fails for all
-//! its sequences. Every refusal names the parameter as the client spelled it and says what would be right.
+//! Only the parameters that routing and sampling need are read. Unknown parameters stay in the body, which goes to the
+//! worker unchanged. Known parameters are checked strictly, since a wrong value found late by an engine makes all its
+//! sequences fail. Every refusal names the parameter as the client wrote it, and what would be right.
 
 mod chat;
 mod completions;

@@ -13,7 +13,7 @@ use crate::{
     generate, health, models,
 };
 
-/// OpenAI's API, and what load balancers ask.
+/// OpenAI's API, and the health checks of load balancers.
 pub(crate) fn public(config: &mut ServiceConfig, frontend: Frontend) {
     config
         .app_data(Data::new(frontend))
@@ -57,7 +57,7 @@ pub(crate) fn public(config: &mut ServiceConfig, frontend: Frontend) {
         .default_service(web::to(error::not_found));
 }
 
-/// The admin API and the metrics, behind their guard.
+/// The admin API and the metrics, behind the guard.
 pub(crate) fn admin(config: &mut ServiceConfig, state: Admin) {
     use admin::{fleet, policies};
     let guarded = web::scope("")
@@ -91,7 +91,7 @@ pub(crate) fn admin(config: &mut ServiceConfig, state: Admin) {
         .service(guarded);
 }
 
-/// A path with its methods; any other method gets 405 and `allowed`.
+/// A path with its methods; any other method gets 405 with `allowed` as the `Allow` header.
 fn resource<const N: usize>(path: &str, allowed: &'static str, routes: [Route; N]) -> Resource {
     let other = move |request: HttpRequest| async move { error::method_not_allowed(&request, allowed) };
     routes
@@ -100,7 +100,7 @@ fn resource<const N: usize>(path: &str, allowed: &'static str, routes: [Route; N
         .default_service(web::to(other))
 }
 
-/// A path whose percent-encoding is broken leads nowhere.
+/// A path with broken percent-encoding gets 404.
 fn path_config() -> PathConfig {
     PathConfig::default().error_handler(|error, _| error::bad_path(&error).into())
 }

@@ -1,4 +1,4 @@
-//! Both listeners, from the first bind to the last byte.
+//! Both listeners: bound, served and stopped.
 
 use std::{
     io,
@@ -18,70 +18,70 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::{task::JoinHandle, time::timeout};
 
 use crate::{
-    HttpConfig,
     admin::{self, Admin},
+    config::HttpConfig,
     frontend::Frontend,
     metrics, routes,
     traffic::Traffic,
 };
 
-/// Connections that may wait to be accepted: a burst of clients starting together.
+/// Connections that may wait to be accepted. Enough for a burst of clients that start together.
 const BACKLOG: i32 = 1_024;
 
 /// Connections an HTTP thread holds; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 25_000;
 
-/// How long an idle connection is kept. Longer than the 60 s of common load balancers, so that they close first.
+/// How long an idle connection is kept. Longer than the 60 s of common load balancers, so that the balancer closes first.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// Most time for a connection's first request head.
+/// Longest time for a connection's first request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection is read on after its request was refused unread, so that the client sees the answer
+/// How long a connection is still read after its request was refused unread, so that the client gets the answer
 /// rather than a reset.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// How long a client may leave written bytes unread before its connection is given up, and with it the work at the
-/// engine. The HTTP library has no such timeout; the kernel does.
+/// How long a client may leave written bytes unread before its connection is closed and the work at the engine is
+/// cancelled. The HTTP library has no such timeout; the kernel has one.
 const STALLED_READER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a silent client is trusted to be there while it waits for its first token, and how often it is asked
-/// after that.
+/// Idle time of a connection before the first TCP keepalive probe, and the time between probes. They detect a client that
+/// disappeared while it waits for its first token.
 const KEEPALIVE_PROBES: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
-/// How long the last bytes of answers have to leave once no request is under way.
+/// How long the last bytes of answers may take to be sent once no request is under way.
 const FLUSH: Duration = Duration::from_millis(500);
 
-/// How often the metric store folds in what was recorded: unread histograms would grow without a bound.
+/// How often the metric store merges recorded samples: unread histograms would grow without a bound.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
-/// Why the HTTP side could not start or go on.
+/// Why the HTTP server could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address} for {what}; stop what listens there or choose another address")]
+    #[error("cannot listen on {address} for {service}; stop the process that listens there or choose another address")]
     Bind {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
         /// What would have been served there.
-        what: &'static str,
-        /// What the system says.
+        service: &'static str,
+        /// The system's error.
         source: io::Error,
     },
-    /// The admin API would be open to other machines.
+    /// The admin API would be open to other machines without a token.
     #[error(
         "the admin API would be open to other machines at {address}; set an admin token or choose an address on loopback"
     )]
     AdminExposed {
-        /// The address asked for.
+        /// The configured address.
         address: SocketAddr,
     },
-    /// A listener that was bound could not be served, or stopped being served.
+    /// A bound listener could not be served, or stopped.
     #[error("the HTTP server stopped")]
     Serve(#[source] io::Error),
 }
 
-/// Both listeners, bound and not yet served: whoever connects waits.
+/// Both listeners, bound and not yet served: connections wait.
 #[derive(Debug)]
 pub struct HttpServer {
     config: HttpConfig,
@@ -92,10 +92,10 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Binds both listeners, so that a taken port is known before anything starts.
+    /// Binds both listeners, so that a port in use is an error before anything starts.
     ///
-    /// `metrics` is the handle of the recorder this process installed; it renders summaries instead of histograms
-    /// unless it was given [`HISTOGRAM_BUCKETS`](crate::HISTOGRAM_BUCKETS).
+    /// `metrics` is the handle of this process's recorder. The recorder needs
+    /// [`HISTOGRAM_BUCKETS`](crate::HISTOGRAM_BUCKETS), or it renders summaries instead of histograms.
     ///
     /// # Errors
     /// An address cannot be bound, or the admin API would be open to other machines without a token.
@@ -116,11 +116,11 @@ impl HttpServer {
         })
     }
 
-    /// Serves both listeners until stopped. Call it within an actix system: each HTTP thread becomes an arbiter of
-    /// it, with a router replica of its own.
+    /// Serves both listeners until [`RunningHttp::stop`]. Call it within an actix system: each HTTP thread becomes an
+    /// arbiter of it, with a router replica of its own.
     ///
     /// # Errors
-    /// The system refuses a listener or a thread.
+    /// The operating system refuses a listener or a thread.
     pub fn run(self) -> Result<RunningHttp, HttpError> {
         let Self {
             config,
@@ -171,7 +171,7 @@ impl HttpServer {
     }
 }
 
-/// The HTTP side at work. Dropping it does not stop it; [`stop`](Self::stop) does.
+/// The running HTTP server. Dropping this does not stop the server; [`stop`](Self::stop) does.
 #[derive(Debug)]
 pub struct RunningHttp {
     public_address: SocketAddr,
@@ -183,17 +183,17 @@ pub struct RunningHttp {
 }
 
 impl RunningHttp {
-    /// Where OpenAI's API is, with the port the system chose where 0 was asked for.
+    /// The address of OpenAI's API. If port 0 was configured, this has the port the system chose.
     pub fn public_address(&self) -> SocketAddr {
         self.public_address
     }
 
-    /// Where the admin API is.
+    /// The address of the admin API.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
 
-    /// Waits for a listener that ends by itself, which is a failure.
+    /// Waits until a listener stops by itself, which is a failure.
     pub async fn failed(&mut self) -> HttpError {
         let [public, admin] = &mut self.tasks;
         let ended = tokio::select! { ended = public => ended, admin = admin => admin };
@@ -204,17 +204,17 @@ impl RunningHttp {
         })
     }
 
-    /// Refuses new requests from now on, gives those under way `grace` to end, and closes both listeners.
+    /// Refuses new requests, gives requests under way up to `grace` to end, and closes both listeners.
     pub async fn stop(self, grace: Duration) {
         self.traffic.drain();
         let [public, admin] = self.handles;
         if timeout(grace, self.traffic.idle()).await.is_ok() {
-            // What was answered last may still be on its way out.
+            // The last bytes of answers may still be unsent.
             let _ = timeout(FLUSH, public.stop(true)).await;
         } else {
             tracing::warn!(
                 grace_s = grace.as_secs_f64(),
-                "requests still under way are cut off"
+                "requests still under way after the grace are cancelled"
             );
             public.stop(false).await;
         }
@@ -223,8 +223,8 @@ impl RunningHttp {
     }
 }
 
-/// A listening socket whose connections inherit its settings.
-fn bind(address: SocketAddr, what: &'static str) -> Result<TcpListener, HttpError> {
+/// A listening socket. Its connections inherit its settings.
+fn bind(address: SocketAddr, service: &'static str) -> Result<TcpListener, HttpError> {
     let listen = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         #[cfg(unix)]
@@ -240,15 +240,15 @@ fn bind(address: SocketAddr, what: &'static str) -> Result<TcpListener, HttpErro
     };
     listen().map_err(|source| HttpError::Bind {
         address,
-        what,
+        service,
         source,
     })
 }
 
-/// A server with the settings that streaming needs.
+/// An HTTP server with the settings that streaming needs.
 ///
-/// Half-closed connections are not kept: a client that closes would otherwise hold its answer, and its work at the
-/// engine, until the answer ends.
+/// Half-closed connections are closed. Otherwise the answer to a client that has closed its side, and the work at the
+/// engine, would run to the end.
 fn serve(
     listener: TcpListener,
     threads: usize,

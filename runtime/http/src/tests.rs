@@ -1,4 +1,4 @@
-//! Both listeners over real sockets, before a real router and a worker whose engine is the test.
+//! Tests both listeners over real sockets, with a real router and a worker whose engine is played by the test.
 
 mod admin;
 mod answers;
@@ -31,10 +31,10 @@ use tokio::{
 
 use crate::{HttpConfig, HttpServer, RunningHttp};
 
-/// Far longer than anything here takes, and short enough to see a test that hangs.
+/// Much longer than any step here takes, and short enough to notice a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Both listeners before a router. The test plays the engine of its one worker, if it has one.
+/// Both listeners and a router. The test plays the engine of the one worker, if there is one.
 struct Rig {
     http: RunningHttp,
     router: Router,
@@ -43,7 +43,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// With one ready worker of `model`.
+    /// Starts with one ready worker of `model`.
     async fn serving(model: &str) -> Self {
         Self::start(Some(model), |_| ()).await
     }
@@ -89,7 +89,7 @@ impl Rig {
         }
     }
 
-    /// The next generation asked of the worker.
+    /// The next generation that the worker receives.
     async fn call(&mut self) -> (GenerateRequest, CallParts, Responder) {
         let (parts, responder) = timeout(PATIENCE, self.calls.recv())
             .await
@@ -101,18 +101,18 @@ impl Rig {
         (request, parts, responder)
     }
 
-    /// Sends to OpenAI's API.
+    /// Sends a request to OpenAI's API.
     async fn public(&self, request: &str) -> Reply {
         exchange(self.http.public_address(), request.as_bytes()).await
     }
 
-    /// Sends to the admin API.
+    /// Sends a request to the admin API.
     async fn admin(&self, request: &[u8]) -> Reply {
         exchange(self.http.admin_address(), request).await
     }
 }
 
-/// All tests share the process's one recorder.
+/// The one recorder of the process, which all tests share.
 fn recorder() -> PrometheusHandle {
     static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
     RECORDER
@@ -120,7 +120,7 @@ fn recorder() -> PrometheusHandle {
         .clone()
 }
 
-/// Starts a worker of `model` that hands generations to the test, and announces it.
+/// Starts and registers a worker of `model` that passes generations to the test.
 async fn join(
     discovery: &MemoryDiscovery,
     model: &str,
@@ -148,7 +148,7 @@ async fn join(
 struct TestEngine {
     artifacts: Bytes,
     generations: mpsc::Sender<(CallParts, Responder)>,
-    /// Calls that never end.
+    /// Calls that are left open.
     watches: Mutex<Vec<Responder>>,
 }
 
@@ -168,7 +168,7 @@ impl CallHandler for TestEngine {
     }
 }
 
-/// One HTTP answer.
+/// An HTTP answer.
 #[derive(Debug)]
 struct Reply {
     status: u16,
@@ -177,7 +177,7 @@ struct Reply {
 }
 
 impl Reply {
-    /// From all bytes of a connection that was closed after one answer.
+    /// Parses all bytes of a connection that was closed after one answer.
     fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
         let end = bytes
@@ -212,7 +212,7 @@ impl Reply {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    /// An error in OpenAI's shape; its message.
+    /// Checks an error in OpenAI's shape; returns its message.
     #[track_caller]
     fn check_error(&self, status: u16, param: Option<&str>) -> String {
         let body = self.json();
@@ -225,7 +225,7 @@ impl Reply {
     }
 }
 
-/// The content of whole chunks; what follows the last whole one is left out.
+/// The content of complete chunks; an incomplete last chunk is left out.
 fn dechunk(mut bytes: &[u8]) -> Vec<u8> {
     let mut content = Vec::new();
     while let Some(end) = bytes.windows(2).position(|two| two == b"\r\n") {
@@ -239,7 +239,7 @@ fn dechunk(mut bytes: &[u8]) -> Vec<u8> {
     content
 }
 
-/// Sends `request`, which asks for the connection to be closed, and reads to the end.
+/// Sends `request`, which asks the server to close the connection, and reads to the end.
 async fn exchange(address: SocketAddr, request: &[u8]) -> Reply {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(request).await.unwrap();
@@ -267,7 +267,7 @@ fn request(method: &str, path: &str, body: &str) -> String {
     )
 }
 
-/// A chat of one message, `more` being further members.
+/// A chat of one message; `more` has additional members.
 fn chat(model: &str, more: &str) -> String {
     post(
         "/v1/chat/completions",

@@ -1,4 +1,4 @@
-//! How many requests are under way, and whether new ones are let in.
+//! The number of requests under way, and whether new requests are accepted.
 
 use std::sync::{
     Arc,
@@ -15,18 +15,18 @@ pub(crate) struct Traffic {
     ended: Notify,
 }
 
-/// One request under way; dropped with its answer's body.
+/// One request under way. It is dropped with its answer's body.
 #[derive(Debug)]
 pub(crate) struct InFlight(Arc<Traffic>);
 
 impl Traffic {
-    /// Counts a request in.
+    /// Counts a request until the result is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
         InFlight(Arc::clone(self))
     }
 
-    /// From now on new requests are refused.
+    /// Makes [`is_draining`](Self::is_draining) true: new requests are refused.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
     }
@@ -49,7 +49,7 @@ impl Traffic {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        // Only a drain waits, so that in ordinary traffic nobody is woken.
+        // Only a drain waits for this, so no wake-up is sent otherwise.
         if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.is_draining() {
             self.0.ended.notify_waiters();
         }

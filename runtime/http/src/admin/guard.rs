@@ -1,8 +1,8 @@
-//! Who may use the admin listener.
+//! Decides which requests the admin listener accepts.
 //!
-//! With a token, whoever has it. Without one the listener is on loopback, where the machine's own programs are
-//! trusted; but a web page in the machine's browser can reach loopback too, so a request that a page sent from
-//! elsewhere is refused by what browsers cannot help telling: its `Origin`, and the name in `Host`.
+//! With a token, requests that carry it. Without a token the listener is on loopback, where programs of the same machine
+//! are trusted. But a web page in the machine's browser can reach loopback too. Browsers always send a page's `Origin` and
+//! the name in `Host`, so these two headers identify requests of foreign pages, which are refused.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,12 +12,12 @@ use actix_web::http::{
 };
 use signalbox_protocol::{ErrorKind, WireError};
 
-/// Whether a listener there is reachable from other machines.
+/// Whether a listener at this address is reachable from other machines.
 pub(crate) fn is_exposed(address: SocketAddr) -> bool {
     !address.ip().to_canonical().is_loopback()
 }
 
-/// Lets a request in or says why not.
+/// Accepts a request, or returns the reason why not.
 pub(super) fn check(token: Option<&str>, headers: &HeaderMap) -> Result<(), WireError> {
     let refuse = |message: &str| Err(WireError::new(ErrorKind::Unauthorized, message));
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
@@ -27,14 +27,14 @@ pub(super) fn check(token: Option<&str>, headers: &HeaderMap) -> Result<(), Wire
             Some((scheme, given)) if scheme.eq_ignore_ascii_case("bearer") && same(given.trim(), token) => {
                 Ok(())
             }
-            Some(_) => refuse("the admin token is wrong; send the configured one as Authorization: Bearer"),
+            Some(_) => refuse("the admin token is wrong; send the configured token as Authorization: Bearer"),
             None => refuse("the admin API needs its token; send it as Authorization: Bearer"),
         };
     }
     let host = text(HOST).unwrap_or_default();
     if !names_loopback(host) {
         return refuse(
-            "without an admin token the admin API answers only to an IP address or localhost as its host",
+            "without an admin token the admin API takes only requests whose Host is an IP address or localhost",
         );
     }
     match text(ORIGIN) {
@@ -49,7 +49,7 @@ pub(super) fn check(token: Option<&str>, headers: &HeaderMap) -> Result<(), Wire
     }
 }
 
-/// Takes as long for a wrong token as for the right one of the same length.
+/// Compares in a time that does not depend on how many bytes are right.
 fn same(given: &str, token: &str) -> bool {
     let differing = given
         .bytes()
@@ -58,7 +58,7 @@ fn same(given: &str, token: &str) -> bool {
     given.len() == token.len() && differing == 0
 }
 
-/// A name that no stranger's DNS can lead here.
+/// Whether this is a host that foreign DNS cannot point at this machine: an IP address or `localhost`.
 fn names_loopback(host: &str) -> bool {
     let Ok(uri) = host.parse::<Uri>() else {
         return false;
@@ -85,10 +85,10 @@ mod tests {
     }
 
     #[test]
-    fn with_a_token_only_its_bearer_comes_in() {
-        let verdict = |value| check(Some("secret"), &headers(&[(AUTHORIZATION, value)])).is_ok();
-        assert!(verdict("Bearer secret"));
-        assert!(verdict("bearer secret"));
+    fn with_a_token_only_requests_with_it_are_accepted() {
+        let accepts = |value| check(Some("secret"), &headers(&[(AUTHORIZATION, value)])).is_ok();
+        assert!(accepts("Bearer secret"));
+        assert!(accepts("bearer secret"));
         for wrong in [
             "Bearer secrets",
             "Bearer secre",
@@ -97,36 +97,36 @@ mod tests {
             "secret",
             "",
         ] {
-            assert!(!verdict(wrong), "{wrong:?}");
+            assert!(!accepts(wrong), "{wrong:?}");
         }
         let error = check(Some("secret"), &headers(&[])).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unauthorized);
     }
 
     #[test]
-    fn without_a_token_programs_come_in_and_foreign_pages_do_not() {
-        let verdict = |given: &[_]| check(None, &headers(given)).is_ok();
-        assert!(verdict(&[(HOST, "127.0.0.1:9090")]));
-        assert!(verdict(&[(HOST, "localhost:9090")]));
-        assert!(verdict(&[(HOST, "[::1]:9090")]));
+    fn without_a_token_programs_are_accepted_and_foreign_pages_are_not() {
+        let accepts = |given: &[_]| check(None, &headers(given)).is_ok();
+        assert!(accepts(&[(HOST, "127.0.0.1:9090")]));
+        assert!(accepts(&[(HOST, "localhost:9090")]));
+        assert!(accepts(&[(HOST, "[::1]:9090")]));
         assert!(
-            verdict(&[(HOST, "127.0.0.1:9090"), (ORIGIN, "http://127.0.0.1:9090")]),
-            "a page of its own"
+            accepts(&[(HOST, "127.0.0.1:9090"), (ORIGIN, "http://127.0.0.1:9090")]),
+            "a page of the same origin"
         );
-        assert!(!verdict(&[
+        assert!(!accepts(&[
             (HOST, "127.0.0.1:9090"),
             (ORIGIN, "https://evil.example")
         ]));
-        assert!(!verdict(&[(HOST, "127.0.0.1:9090"), (ORIGIN, "null")]));
+        assert!(!accepts(&[(HOST, "127.0.0.1:9090"), (ORIGIN, "null")]));
         assert!(
-            !verdict(&[(HOST, "evil.example:9090")]),
-            "a name made to lead here"
+            !accepts(&[(HOST, "evil.example:9090")]),
+            "a name that foreign DNS points here"
         );
-        assert!(!verdict(&[]));
+        assert!(!accepts(&[]));
     }
 
     #[test]
-    fn loopback_alone_needs_no_token() {
+    fn only_loopback_needs_no_token() {
         for (address, exposed) in [
             ("127.0.0.1:1", false),
             ("127.8.8.8:1", false),

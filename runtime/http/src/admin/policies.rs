@@ -1,4 +1,4 @@
-//! Uploading policies and choosing which one decides.
+//! Uploads policies and activates them.
 
 use std::time::Duration;
 
@@ -18,25 +18,24 @@ use tokio::time::timeout;
 use super::Admin;
 use crate::{body, error::ApiError, frontend::served_model};
 
-/// Longest wait for an earlier upload to be checked: admission takes seconds at most, so a longer one means a queue.
+/// Longest wait for earlier uploads to be checked. Checking one takes seconds at most, so a longer wait means a queue.
 const UPLOAD_WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Deserialize)]
 struct UploadQuery {
     name: Option<String>,
-    /// A JSON object; absent for the policy's defaults.
+    /// A JSON object; `None` for the policy's defaults.
     settings: Option<String>,
 }
 
-/// `POST /admin/v1/policies?name=…[&settings=…]` with the component as its body: 201, or 200 where it is stored
-/// already.
+/// `POST /admin/v1/policies?name=…[&settings=…]` with the component as its body: 201, or 200 if it is already stored.
 pub(crate) async fn upload(
     request: HttpRequest,
     payload: Payload,
     admin: Data<Admin>,
 ) -> Result<HttpResponse, ApiError> {
     let (name, settings) = upload_query(request.query_string())?;
-    // Held while the body is read too: what waits is a connection, not a component in memory.
+    // Held while the body is read too, so that a waiting upload takes no memory for its component.
     let _turn = timeout(UPLOAD_WAIT, admin.uploads.acquire()).await.map_err(|_| {
         ApiError::new(
             ErrorKind::Overloaded,
@@ -48,7 +47,7 @@ pub(crate) async fn upload(
         body::read(&request, payload, admin.policy_limits)
             .await
             .map_err(|error| match error.kind {
-                // In the words of the registry, which has the same limit.
+                // The registry's message: its limit is the same.
                 ErrorKind::TooLarge => RegistryError::from(AdmissionError::TooLarge { limit }).into(),
                 _ => ApiError(error),
             })?;
@@ -62,12 +61,12 @@ pub(crate) async fn upload(
     Ok(response.json(record))
 }
 
-/// Name and settings; what they may be is the registry's to judge.
+/// Name and settings; the registry checks their values.
 fn upload_query(query: &str) -> Result<(String, String), ApiError> {
     let UploadQuery { name, settings } = Query::<UploadQuery>::from_query(query)
         .map_err(|error| {
             let message =
-                format!("the query cannot be read: {error}; give ?name=NAME and perhaps &settings=JSON");
+                format!("the query cannot be read: {error}; give ?name=NAME and optionally &settings=JSON");
             ApiError::new(ErrorKind::InvalidRequest, message)
         })?
         .into_inner();
@@ -83,17 +82,17 @@ pub(crate) async fn list(admin: Data<Admin>) -> HttpResponse {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ActivationRequest {
-    /// `name`, for its newest version, or `name@version`.
+    /// `name` for the newest version, or `name@version`.
     policy: String,
     #[serde(default)]
     settings: Option<Map<String, Value>>,
-    /// That of the choice this one is to replace; absent for the last one this router saw.
+    /// The revision of the activation to be replaced; `None` for the last one that this router has.
     #[serde(default)]
     revision: Option<u64>,
 }
 
-/// `PUT /admin/v1/models/{model}/policy`: the next decision for the model is by the policy named, on every router. 409
-/// where the `revision` given is not that of the present choice, or another router was faster.
+/// `PUT /admin/v1/models/{model}/policy`: makes the named policy decide for the model from the next decision on, at every
+/// router. 409 if `revision` is not that of the active policy, or another router changed it at the same time.
 pub(crate) async fn activate(
     request: HttpRequest,
     model: Path<String>,
@@ -115,13 +114,13 @@ pub(crate) async fn activate(
 fn activation(body: &[u8]) -> Result<ActivationRequest, ApiError> {
     serde_json::from_slice(body).map_err(|error| {
         let message = format!(
-            r#"the body cannot be read: {error}; give {{"policy":"NAME"}} or {{"policy":"NAME@VERSION"}}, and perhaps "settings":{{…}} and "revision":N"#
+            r#"the body cannot be read: {error}; give {{"policy":"NAME"}} or {{"policy":"NAME@VERSION"}}, and optionally "settings":{{…}} and "revision":N"#
         );
         ApiError::new(ErrorKind::InvalidRequest, message)
     })
 }
 
-/// `POST /admin/v1/models/{model}/policy/rollback`: back to what decided before.
+/// `POST /admin/v1/models/{model}/policy/rollback`: activates the previous policy again.
 pub(crate) async fn rollback(model: Path<String>, admin: Data<Admin>) -> Result<HttpResponse, ApiError> {
     let model = served_model(&admin.router, &model)?.name;
     let change = admin.router.policy_replicator().rollback(&model).await?;
@@ -136,7 +135,7 @@ pub(crate) async fn active(model: Path<String>, admin: Data<Admin>) -> Result<Ht
     Ok(HttpResponse::Ok().json(json!({"active": active, "model": model, "revision": revision})))
 }
 
-/// Who decides now and who did before.
+/// The active policy and the one before it.
 fn changed(model: &str, change: &PolicyChange) -> HttpResponse {
     HttpResponse::Ok().json(json!({
         "active": describe(&change.active),
@@ -161,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_upload_has_a_name_and_perhaps_settings() {
+    fn an_upload_has_a_name_and_optional_settings() {
         assert_eq!(upload_query("name=mine").unwrap(), ("mine".into(), String::new()));
         let (_, settings) = upload_query("name=a&settings=%7B%22x%22%3A1%7D").unwrap();
         assert_eq!(settings, r#"{"x":1}"#);
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn an_activation_names_a_policy_and_nothing_unknown() {
+    fn an_activation_with_unknown_members_is_refused() {
         let parsed = activation(br#"{"policy":"mine@1.0.0","settings":{"weight":2},"revision":7}"#).unwrap();
         assert_eq!((parsed.policy.as_str(), parsed.revision), ("mine@1.0.0", Some(7)));
         assert_eq!(parsed.settings.unwrap()["weight"], 2);

@@ -9,13 +9,13 @@ use super::{
     sampling::{self, GenerationParams, max_tokens, top_logprobs},
 };
 
-/// Most messages of one conversation: templates run once a message, and their cost is not linear in all models.
+/// Most messages of one conversation. A template runs once per message, and its cost is not linear for all models.
 const MAX_MESSAGES: usize = 4_096;
 
-/// Most likeliest tokens told beside each token, as at OpenAI.
+/// OpenAI's limit on the number of likeliest tokens that are returned beside each token.
 const MAX_TOP_LOGPROBS: i64 = 20;
 
-/// The parameters of chats alone.
+/// Parameters that only chats have.
 const NAMES: [&str; 4] = ["messages", "max_completion_tokens", "top_logprobs", "echo"];
 
 /// A chat to be continued.
@@ -37,7 +37,7 @@ impl ChatRequest {
         generation.max_tokens = newer.or(generation.max_tokens);
         generation.sampling.logprobs = logprobs(&mut fields)?;
         if fields.flag("echo")?.unwrap_or(false) {
-            let message = "echo asks for the prompt, which chats do not repeat; leave it out";
+            let message = "echo asks for the prompt in the answer, which chats do not have; leave it out";
             return Err(WireError::invalid_param("echo", message));
         }
         Ok(Self {
@@ -102,15 +102,15 @@ fn check_message(i: usize, message: &mut Value) -> Result<(), WireError> {
             ));
         }
     };
-    // An assistant's turn may hold nothing but calls or a refusal.
-    let may_lack = role == "assistant";
+    // An assistant's message may hold only tool calls or a refusal.
+    let is_optional = role == "assistant";
     match members.get("content") {
         Some(Value::String(_)) => Ok(()),
         Some(Value::Array(parts)) => parts
             .iter()
             .enumerate()
             .try_for_each(|(j, part)| check_part(&format!("messages[{i}].content[{j}]"), part)),
-        None | Some(Value::Null) if may_lack => {
+        None | Some(Value::Null) if is_optional => {
             members.insert("content".into(), Value::String(String::new()));
             Ok(())
         }
@@ -136,7 +136,7 @@ fn check_part(param: &str, part: &Value) -> Result<(), WireError> {
             )),
         },
         Some(kind @ ("image_url" | "input_audio" | "file" | "video_url" | "audio_url" | "refusal")) => {
-            let message = format!("{param}.type is {kind}, which the models here do not take; give text");
+            let message = format!("{param}.type is {kind}, which the served models do not take; give text");
             Err(WireError::invalid_param(format!("{param}.type"), message))
         }
         _ => Err(wrong(

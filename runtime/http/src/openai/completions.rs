@@ -9,10 +9,10 @@ use super::{
     sampling::{self, GenerationParams, token_id, top_logprobs},
 };
 
-/// Most likeliest tokens told beside each token, as at OpenAI.
+/// OpenAI's limit on the number of likeliest tokens that are returned beside each token.
 const MAX_LOGPROBS: i64 = 5;
 
-/// The parameters of plain completions alone.
+/// Parameters that only plain completions have.
 const NAMES: [&str; 4] = ["prompt", "echo", "suffix", "best_of"];
 
 /// A text or token sequence to be continued.
@@ -20,18 +20,18 @@ const NAMES: [&str; 4] = ["prompt", "echo", "suffix", "best_of"];
 pub(crate) struct CompletionRequest {
     /// What is to be generated.
     pub(crate) generation: GenerationParams,
-    /// What it continues.
+    /// The text or tokens to be continued.
     pub(crate) prompt: Prompt,
     /// Whether the answer begins with the prompt.
     pub(crate) echo: bool,
 }
 
-/// What a completion continues.
+/// The text or tokens that a completion continues.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Prompt {
     /// Text, to be tokenised.
     Text(String),
-    /// Token ids of the model's own vocabulary, at least one.
+    /// Token ids of the model's vocabulary, at least one.
     Tokens(Vec<u32>),
 }
 
@@ -43,13 +43,13 @@ impl CompletionRequest {
         generation.sampling.logprobs = top_logprobs(&mut fields, "logprobs", MAX_LOGPROBS)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         if echo && generation.sampling.logprobs.is_some() {
-            let message = "echo with logprobs asks for log probabilities of the prompt, which the engines here do not \
+            let message = "echo with logprobs asks for log probabilities of the prompt, which the engines do not \
                            compute; leave one of them out";
             return Err(WireError::invalid_param("echo", message));
         }
         if fields.text("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
             let message =
-                "suffix asks for text that fits before it, which the engines here do not do; leave it out";
+                "suffix asks for text that fits before it, which the engines do not support; leave it out";
             return Err(WireError::invalid_param("suffix", message));
         }
         best_of(&mut fields, generation.sampling.n)?;
@@ -61,12 +61,12 @@ impl CompletionRequest {
     }
 }
 
-/// Choosing among more choices than are sent is not done; `best_of` equal to `n` asks for nothing.
+/// Engines return all choices they generate: `best_of` other than `n` is refused.
 fn best_of(fields: &mut Fields, n: u32) -> Result<(), WireError> {
     match fields.integer("best_of", 1..=i64::from(u32::MAX))? {
         Some(best_of) if best_of != i64::from(n) => {
             let message =
-                format!("best_of is {best_of} and n is {n}; the engines here send all choices: leave it out");
+                format!("best_of is {best_of} and n is {n}; the engines return all choices: leave best_of out");
             Err(WireError::invalid_param("best_of", message))
         }
         _ => Ok(()),
@@ -77,7 +77,7 @@ fn prompt(fields: &mut Fields) -> Result<Prompt, WireError> {
     const RIGHT: &str = "a string or an array of token ids";
     let one_only = |count: usize| {
         let message =
-            format!("prompt has {count} prompts; give one and send the others as requests of their own");
+            format!("prompt has {count} prompts; give one and send the others in separate requests");
         WireError::invalid_param("prompt", message)
     };
     match fields.take("prompt")? {

@@ -1,22 +1,24 @@
-//! Whether prompt and answer fit the model.
+//! Checks that prompt and answer fit the model.
 
 use std::collections::BTreeMap;
 
 use signalbox_protocol::{ErrorKind, WireError};
 
-/// How long the answer may be where the client does not say.
+/// How long the answer may be if the client sets no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DefaultLength {
-    /// What the context has left: chats.
+    /// What the prompt leaves of the context: the default of chats.
     RestOfContext,
-    /// This many tokens, or the rest of the context where that is less: 16 for plain completions.
+    /// This many tokens, or the rest of the context if that is less. Plain completions have 16.
     Tokens(u32),
 }
 
 /// The most tokens the answer may have, at least 1.
 ///
-/// `prompt` and `context_length` are in tokens; `param` is what the client would shorten. Fails with
-/// [`ErrorKind::ContextLengthExceeded`] where the prompt leaves no room, or less than the client asks for.
+/// `prompt` and `context_length` are in tokens; `param` is the parameter that holds the prompt.
+///
+/// # Errors
+/// [`ErrorKind::ContextLengthExceeded`] if the prompt leaves less of the context than the client asks for, or none.
 pub(crate) fn fit_context(
     prompt: usize,
     max_tokens: Option<u32>,
@@ -39,16 +41,16 @@ pub(crate) fn fit_context(
     let total = prompt.saturating_add(usize::try_from(asked).unwrap_or(usize::MAX));
     Err(WireError {
         kind: ErrorKind::ContextLengthExceeded,
+        // Client libraries look for "this model's maximum context length is".
         message: format!(
-            "This model's maximum context length is {context_length} tokens. However, you requested {total} tokens \
-             ({prompt} in the {param}, {asked} in the completion). Please reduce the length of the {param} or \
-             completion."
+            "{param} has {prompt} tokens and the request asks for {asked} more, {total} tokens in all; this model's \
+             maximum context length is {context_length} tokens: shorten {param} or ask for fewer tokens"
         ),
         param: Some(param.into()),
     })
 }
 
-/// Refuses token ids that the model does not have: they index the engine's tables.
+/// Refuses token ids outside the model's vocabulary: the engine uses them as indexes into its tables.
 pub(crate) fn check_vocabulary(
     prompt: &[u32],
     logit_bias: &BTreeMap<u32, f32>,
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn one_token_too_many_is_told_with_both_numbers() {
+    fn one_token_too_many_is_refused_with_both_numbers() {
         let error = fit(90, Some(11), DefaultLength::RestOfContext).unwrap_err();
         assert_eq!(error.kind, ErrorKind::ContextLengthExceeded);
         assert!(

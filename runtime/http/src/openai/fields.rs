@@ -1,4 +1,4 @@
-//! A request's parameters, taken one by one and checked as they are taken.
+//! A request's parameters, taken one by one, each checked when it is taken.
 
 use std::{fmt, ops::RangeInclusive};
 
@@ -8,24 +8,24 @@ use signalbox_protocol::{ErrorKind, WireError};
 
 use super::json::{Param, ParamSeed};
 
-/// Most JSON values in one of the parameters that hold the prompt: a prompt of a million token ids fits, and the
-/// tree takes at most 32 MiB.
+/// Most JSON values in a parameter that holds the prompt. A prompt of a million token ids fits; the tree of values takes at
+/// most 32 MiB.
 const MAX_CONTENT_VALUES: usize = 1 << 20;
 
-/// Most JSON values in any other parameter: twice the largest `logit_bias`.
+/// Most JSON values in any other parameter. This is twice the largest `logit_bias`.
 const MAX_PARAM_VALUES: usize = 2_048;
 
 /// The parameters that hold the prompt.
 const CONTENT: [&str; 2] = ["messages", "prompt"];
 
-/// The known parameters of one request body. What is taken is gone; `null` is absent.
+/// The known parameters of one request body. Taking a parameter removes it; `null` counts as absent.
 #[derive(Debug)]
 pub(super) struct Fields {
     given: Vec<(&'static str, Param)>,
 }
 
 impl Fields {
-    /// Reads a JSON object, keeping the parameters named in `known`; others are checked for syntax and depth only.
+    /// Reads a JSON object and keeps the parameters named in `known`. Others are only checked for syntax and depth.
     pub(super) fn parse(body: &[u8], known: &[&[&'static str]]) -> Result<Self, WireError> {
         let mut json = serde_json::Deserializer::from_slice(body);
         let read = FieldsSeed { known }
@@ -41,7 +41,7 @@ impl Fields {
         })
     }
 
-    /// The parameter's value, whatever it is.
+    /// The parameter's value, of any type.
     pub(super) fn take(&mut self, name: &str) -> Result<Option<Value>, WireError> {
         let Some(place) = self.given.iter().position(|(given, _)| *given == name) else {
             return Ok(None);
@@ -53,7 +53,7 @@ impl Fields {
                 let limit = budget(name);
                 Err(WireError::invalid_param(
                     name,
-                    format!("{name} holds more than {limit} JSON values"),
+                    format!("{name} has more than {limit} JSON values; give fewer"),
                 ))
             }
         }
@@ -99,7 +99,7 @@ impl Fields {
         }
     }
 
-    /// A number that `accepts` takes; `right` says which those are.
+    /// A number that `accepts` returns true for; `right` describes these numbers.
     pub(super) fn number(
         &mut self,
         name: &str,
@@ -110,7 +110,7 @@ impl Fields {
             return Ok(None);
         };
         match value.as_f64().filter(|number| accepts(*number)) {
-            // Every accepted range lies within what 32 bits hold.
+            // Every accepted range fits a 32-bit float.
             #[expect(clippy::cast_possible_truncation, reason = "sampling has 32-bit precision")]
             Some(number) => Ok(Some(number as f32)),
             None => Err(wrong(name, &value, right)),
@@ -123,7 +123,7 @@ pub(super) fn wrong(param: &str, value: &Value, right: &str) -> WireError {
     WireError::invalid_param(param, format!("{param} is {}; give {right}", describe(value)))
 }
 
-/// The value itself where it is short, its type where it is not.
+/// The value itself if it is short, otherwise its type.
 fn describe(value: &Value) -> String {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => value.to_string(),
@@ -135,15 +135,15 @@ fn describe(value: &Value) -> String {
     }
 }
 
-/// The value as an integer, a float without a fraction included.
+/// The value as an integer; a float without a fraction counts as one.
 pub(super) fn integer(value: &Value) -> Option<i64> {
-    /// Up to here every integer has a float of its own.
+    /// Up to this number, 2^53, a float represents every integer exactly.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     value.as_i64().or_else(|| {
         let float = value.as_f64()?;
         #[expect(
             clippy::cast_possible_truncation,
-            reason = "no fraction, and within what both hold exactly"
+            reason = "no fraction, and in the range that both types represent exactly"
         )]
         (float.fract() == 0.0 && float.abs() <= EXACT).then_some(float as i64)
     })
@@ -184,7 +184,7 @@ impl<'de> Visitor<'de> for FieldsSeed<'_> {
                 map.next_value_seed(ParamSeed { budget: 0 })?;
                 continue;
             };
-            // Two readers of one body could each believe another one of them.
+            // Two readers of one body could each take a different one of the two values.
             if given.iter().any(|(earlier, _)| *earlier == name) {
                 return Err(A::Error::custom(format_args!("`{name}` is given twice")));
             }
@@ -194,7 +194,7 @@ impl<'de> Visitor<'de> for FieldsSeed<'_> {
     }
 }
 
-/// Finds a key among the known names; unknown ones cost nothing.
+/// Finds a key among the known names; unknown keys allocate nothing.
 struct KeySeed<'a> {
     known: &'a [&'a [&'static str]],
 }
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_names_the_parameter_what_it_is_and_what_is_right() {
+    fn a_wrong_value_is_refused_with_its_name_the_value_and_what_is_right() {
         for (body, message) in [
             (r#"{"n":-1}"#, "n is -1; give an integer from 0 to 9"),
             (r#"{"n":1.5}"#, "n is 1.5; give an integer from 0 to 9"),
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_no_object_of_parameters_is_refused_with_its_trouble() {
+    fn a_body_that_is_no_object_of_parameters_is_refused_with_the_reason() {
         for (body, part) in [
             ("", "empty"),
             ("{", "not valid JSON: EOF"),
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_of_too_many_values_is_refused_by_name() {
+    fn a_parameter_with_too_many_values_is_refused_by_name() {
         let body = format!(r#"{{"text":[{}0]}}"#, "0,".repeat(MAX_PARAM_VALUES));
         let error = fields(&body).text("text").unwrap_err();
         assert_eq!(error.param.as_deref(), Some("text"));

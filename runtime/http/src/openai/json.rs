@@ -1,24 +1,24 @@
-//! JSON values with a bound on how many there are.
+//! JSON values with a bound on their number.
 //!
-//! A tree of JSON values takes up to sixteen times the memory of its text (`[0,0,0…`), so the limit on a body's bytes
-//! alone would not bound memory. Values past the budget are still read, so that syntax and depth are checked, and
-//! dropped.
+//! A tree of JSON values takes up to sixteen times the memory of its text (`[0,0,0…`), so the limit on a body's bytes alone
+//! does not bound memory. Values past the budget are still read, to check syntax and depth, but not kept.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// A parameter's value as it stood in the body.
+/// A parameter's value in the body.
 #[derive(Debug)]
 pub(super) enum Param {
     /// A value within the budget.
     Given(Value),
-    /// A value of more parts than the budget allows.
+    /// A value with more parts than the budget allows.
     Oversized,
 }
 
-/// Reads one JSON value of at most `budget` values, itself included; a budget of 0 only checks it.
+/// Reads one JSON value that consists of at most `budget` values, itself included. With a budget of 0 the value is only
+/// checked.
 pub(super) struct ParamSeed {
     pub(super) budget: usize,
 }
@@ -33,7 +33,7 @@ impl<'de> DeserializeSeed<'de> for ParamSeed {
     }
 }
 
-/// Builds a value while the budget lasts, and `None` after that.
+/// Builds a value within the budget, or `None` past it.
 struct Bounded<'a> {
     left: &'a mut usize,
 }
@@ -114,7 +114,7 @@ impl<'de> Visitor<'de> for Bounded<'_> {
     }
 }
 
-/// Adds `part` to `whole`; a whole that lost a part is given up.
+/// Adds `part` to `whole`. Without the part, the whole becomes `None` too.
 fn keep<T>(whole: &mut Option<T>, part: Option<Value>, add: impl FnOnce(&mut T, Value)) {
     match (whole.as_mut(), part) {
         (Some(whole), Some(part)) => add(whole, part),
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_oversized_from_one_part_too_many_on() {
+    fn a_value_with_one_part_too_many_is_oversized() {
         assert!(matches!(read("[1,2,3]", 4), Ok(Param::Given(_))));
         assert!(matches!(read("[1,2,3]", 3), Ok(Param::Oversized)));
         assert!(matches!(read(r#"{"a":{"b":1}}"#, 2), Ok(Param::Oversized)));
@@ -157,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_bounded_even_where_nothing_is_kept() {
+    fn depth_is_bounded_even_if_nothing_is_kept() {
         let deep = "[".repeat(100_000);
         let error = read(&deep, 0).unwrap_err().to_string();
         assert!(error.contains("recursion limit"), "{error}");
     }
 
     #[test]
-    fn broken_json_is_an_error_even_where_nothing_is_kept() {
+    fn broken_json_is_an_error_even_if_nothing_is_kept() {
         assert!(read("[1,", 0).is_err());
         assert!(read(r#""\ud800""#, 0).is_err());
     }

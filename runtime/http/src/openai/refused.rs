@@ -1,17 +1,17 @@
-//! Parameters that are understood here and that no engine behind this router honours.
+//! Parameters that the router knows and no engine supports.
 //!
-//! Passing them over in silence would answer another question than the one that was asked. A value that asks for
-//! nothing (an empty tool list, a penalty of 1) is let through, since client libraries send those unasked.
+//! Ignoring such a parameter would give an answer that the client did not ask for, so the request is refused. A value that
+//! changes nothing (an empty tool list, a penalty of 1) is accepted, since client libraries send such values by default.
 
 use serde_json::Value;
 use signalbox_protocol::WireError;
 
 use super::fields::Fields;
 
-/// The values of a parameter that ask for nothing.
+/// The values of a parameter that change nothing.
 #[derive(Debug, Clone, Copy)]
 enum Neutral {
-    /// None but `null`.
+    /// Only `null`.
     Never,
     /// An empty array, object or string.
     Empty,
@@ -23,11 +23,11 @@ enum Neutral {
     Word(&'static str),
     /// This string, or an object of this `type`.
     Type(&'static str),
-    /// An array that names nothing but this.
+    /// An array in which every element is this.
     Only(&'static str),
 }
 
-/// Refused parameters of both endpoints: name, values that ask for nothing, and what they would ask for.
+/// Refused parameters of both endpoints: name, values that change nothing, and what other values ask for.
 const REFUSED: [(&str, Neutral, &str); 38] = [
     // Tools and shapes of the answer
     ("tools", Neutral::Empty, "tool calls"),
@@ -42,11 +42,11 @@ const REFUSED: [(&str, Neutral, &str); 38] = [
     ("guided_grammar", Neutral::Never, "guided decoding"),
     ("guided_decoding_backend", Neutral::Never, "guided decoding"),
     ("prediction", Neutral::Never, "predicted output"),
-    // Other media and the outside world
+    // Other media and web search
     ("audio", Neutral::Never, "audio"),
     ("modalities", Neutral::Only("text"), "output other than text"),
     ("web_search_options", Neutral::Never, "web search"),
-    // Sampling that the engines have no code for
+    // Sampling that the engines do not implement
     ("min_p", Neutral::Number(0.0), "a minimum probability"),
     ("typical_p", Neutral::Number(1.0), "locally typical sampling"),
     ("repetition_penalty", Neutral::Number(1.0), "a repetition penalty"),
@@ -78,17 +78,17 @@ const REFUSED: [(&str, Neutral, &str); 38] = [
         Neutral::Is(false),
         "stop texts in the answer",
     ),
-    // The prompt's making: a template from a client would be code from a client
+    // How the prompt is made; a client's template would be code from a client
     (
         "chat_template",
         Neutral::Never,
-        "a chat template of the client's own",
+        "a chat template from the client",
     ),
     ("chat_template_kwargs", Neutral::Empty, "chat template arguments"),
     (
         "add_generation_prompt",
         Neutral::Is(true),
-        "a chat without the assistant's turn",
+        "a prompt without the assistant's turn",
     ),
     (
         "continue_final_message",
@@ -101,7 +101,7 @@ const REFUSED: [(&str, Neutral, &str); 38] = [
     ("lora_request", Neutral::Empty, "a LoRA adapter"),
 ];
 
-/// The names of the refused parameters, to be read with the others.
+/// The names of the refused parameters, which are parsed with the others.
 pub(super) const NAMES: [&str; REFUSED.len()] = {
     let mut names = [""; REFUSED.len()];
     let mut i = 0;
@@ -112,17 +112,17 @@ pub(super) const NAMES: [&str; REFUSED.len()] = {
     names
 };
 
-/// Refuses the request where one of these parameters asks for something.
+/// Refuses the request if one of these parameters asks for something.
 pub(super) fn check(fields: &mut Fields) -> Result<(), WireError> {
     for (name, neutral, asked) in REFUSED {
         let refused = match fields.take(name) {
             Ok(None) => false,
             Ok(Some(value)) => !neutral.matches(&value),
-            // Too large to be kept: it asks for something.
+            // A value too large to be kept asks for something.
             Err(_) => true,
         };
         if refused {
-            let message = format!("{name} asks for {asked}, which the engines here do not do; leave it out");
+            let message = format!("{name} asks for {asked}, which the engines do not support; leave it out");
             return Err(WireError::invalid_param(name, message));
         }
     }
@@ -153,12 +153,12 @@ mod tests {
 
     use super::*;
 
-    fn verdict(body: &str) -> Result<(), WireError> {
+    fn checked(body: &str) -> Result<(), WireError> {
         check(&mut Fields::parse(body.as_bytes(), &[&NAMES]).unwrap())
     }
 
     #[test]
-    fn values_that_ask_for_nothing_pass() {
+    fn values_that_change_nothing_are_accepted() {
         for body in [
             "{}",
             r#"{"tools":null,"tool_choice":"none","functions":[]}"#,
@@ -166,7 +166,7 @@ mod tests {
             r#"{"min_p":0,"repetition_penalty":1.0,"use_beam_search":false,"min_tokens":0}"#,
             r#"{"chat_template_kwargs":{},"add_generation_prompt":true,"skip_special_tokens":true}"#,
         ] {
-            assert_eq!(verdict(body), Ok(()), "{body}");
+            assert_eq!(checked(body), Ok(()), "{body}");
         }
     }
 
@@ -184,7 +184,7 @@ mod tests {
             (r#"{"repetition_penalty":"1"}"#, "repetition_penalty"),
             (r#"{"chat_template":"{{ 1 }}"}"#, "chat_template"),
         ] {
-            let error = verdict(body).unwrap_err();
+            let error = checked(body).unwrap_err();
             assert_eq!(
                 (error.param.as_deref(), error.kind),
                 (Some(param), ErrorKind::InvalidRequest),
@@ -196,6 +196,6 @@ mod tests {
     #[test]
     fn a_tool_list_too_large_to_keep_is_refused_as_tools() {
         let body = format!(r#"{{"tools":[{}0]}}"#, "0,".repeat(10_000));
-        assert_eq!(verdict(&body).unwrap_err().param.as_deref(), Some("tools"));
+        assert_eq!(checked(&body).unwrap_err().param.as_deref(), Some("tools"));
     }
 }

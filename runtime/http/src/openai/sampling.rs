@@ -11,23 +11,23 @@ use super::{
     refused,
 };
 
-/// Most choices of one request: each is a sequence of its own at the engine. (A request with a huge `n` brought
-/// vLLM down: CVE-2026-34756.)
+/// Most choices of one request. Each is a sequence of its own at the engine. (A request with a huge `n` made vLLM fail:
+/// CVE-2026-34756.)
 const MAX_CHOICES: i64 = 16;
 
-/// Most stop texts, as at OpenAI: each is searched for at every token.
+/// Most stop texts; OpenAI's limit. Each is searched for at every token.
 const MAX_STOPS: usize = 4;
 
-/// Longest stop text in bytes: that much of the answer is held back while it may begin a stop text.
+/// Longest stop text in bytes. The answer is delayed by up to this much while its end may begin a stop text.
 const MAX_STOP_BYTES: usize = 1_024;
 
-/// Most tokens with a bias: each is applied at every token.
+/// Most tokens with a bias. Each bias is applied at every token.
 const MAX_BIASED_TOKENS: usize = 1_024;
 
-/// Longest model name, tenant salt or user name in bytes: they travel with every request and are hashed.
+/// Longest model name, tenant salt or user name in bytes. They are hashed and sent with every request.
 const MAX_NAME_BYTES: usize = 512;
 
-/// The parameters read here.
+/// The names of these parameters.
 pub(super) const NAMES: [&str; 19] = [
     "model",
     "temperature",
@@ -50,29 +50,29 @@ pub(super) const NAMES: [&str; 19] = [
     "logprobs",
 ];
 
-/// What is to be generated, whatever it starts from.
+/// What is to be generated, apart from the prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct GenerationParams {
     /// The model's name as the client wrote it.
     pub(crate) model: String,
-    /// All but `max_tokens`, which depends on the model's context.
+    /// All sampling parameters but `max_tokens`, which depends on the model's context.
     pub(crate) sampling: SamplingParams,
-    /// The client's own limit, if it set one; at least 1.
+    /// The client's limit, if it set one; at least 1.
     pub(crate) max_tokens: Option<u32>,
     /// Server-sent events rather than one JSON document.
     pub(crate) stream: bool,
     /// A last event with the token counts.
     pub(crate) include_usage: bool,
-    /// Tenant whose KV cache this is; empty for none.
+    /// Separates the KV cache of tenants; empty for none.
     pub(crate) cache_salt: String,
-    /// Hash of what names the conversation or user; 0 for none.
+    /// Hash of the conversation's or user's name; 0 for none.
     pub(crate) session: u64,
-    /// Greater is more urgent; 0 where the client says nothing.
+    /// A greater number is more urgent; 0 if the client sets none.
     pub(crate) priority: i32,
 }
 
 impl GenerationParams {
-    /// Takes the shared parameters, `logprobs` aside, and refuses what no engine honours.
+    /// Takes the shared parameters except `logprobs`, and refuses parameters that no engine supports.
     pub(super) fn take(fields: &mut Fields) -> Result<Self, WireError> {
         refused::check(fields)?;
         let default = SamplingParams::default();
@@ -87,7 +87,7 @@ impl GenerationParams {
                 .number("top_p", top_p, "a number greater than 0 and at most 1")?
                 .unwrap_or(default.top_p),
             top_k: top_k(fields)?,
-            // Negative seeds are as good as others: what counts is that equal ones stay equal.
+            // Negative seeds are accepted: equal seeds only have to stay equal.
             seed: fields
                 .integer("seed", i64::MIN..=i64::MAX)?
                 .map(i64::cast_unsigned),
@@ -136,12 +136,12 @@ fn model(fields: &mut Fields) -> Result<String, WireError> {
     name(fields, "model")?.ok_or_else(|| WireError::invalid_param("model", MISSING))
 }
 
-/// The model that a body of whatever kind asks for.
+/// The model that a request body names.
 pub(crate) fn model_of(body: &[u8]) -> Result<String, WireError> {
     model(&mut Fields::parse(body, &[&["model"]])?)
 }
 
-/// A string that names something: neither empty nor long.
+/// A name: a string that is neither empty nor too long.
 fn name(fields: &mut Fields, param: &str) -> Result<Option<String>, WireError> {
     let Some(text) = fields.text(param)? else {
         return Ok(None);
@@ -150,13 +150,13 @@ fn name(fields: &mut Fields, param: &str) -> Result<Option<String>, WireError> {
         return Ok(Some(text));
     }
     let message = format!(
-        "{param} is a string of {} bytes; give 1 to {MAX_NAME_BYTES}",
+        "{param} has {} bytes; give 1 to {MAX_NAME_BYTES}",
         text.len()
     );
     Err(WireError::invalid_param(param, message))
 }
 
-/// `-1` and `0` both mean all tokens, in different engines.
+/// `-1` and `0` both mean all tokens: engines differ in which one they take.
 fn top_k(fields: &mut Fields) -> Result<u32, WireError> {
     let top_k = fields.integer("top_k", -1..=i64::from(u32::MAX))?.unwrap_or(0);
     Ok(small(top_k.max(0)))
@@ -188,7 +188,7 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, WireError> {
     texts.collect()
 }
 
-/// Token ids as JSON strings, as at OpenAI, each with a number from −100 to 100.
+/// OpenAI's format: token ids as JSON strings, each with a number from −100 to 100.
 fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, WireError> {
     let members = match fields.take("logit_bias")? {
         None => return Ok(BTreeMap::new()),
@@ -204,9 +204,9 @@ fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, WireError> {
     }
     let biases = members.into_iter().map(|(token, bias)| {
         let id = token.parse::<u32>().map_err(|_| {
-            // The key is the client's own text: named only as far as it can be a number.
+            // The key is the client's text: only as much of it is repeated as a number can be long.
             let shown: String = token.chars().take(20).collect();
-            let message = format!("logit_bias has the key {shown:?}; keys are token ids");
+            let message = format!("logit_bias has the key {shown:?}; give token ids as keys");
             WireError::invalid_param("logit_bias", message)
         })?;
         match bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias)) {
@@ -229,7 +229,7 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, WireError> {
         Some(other) => return Err(wrong("stream_options", &other, "an object")),
     };
     if !stream {
-        let message = "stream_options is only for streams; set stream to true or leave it out";
+        let message = "stream_options is only for streams; set stream to true or leave stream_options out";
         return Err(WireError::invalid_param("stream_options", message));
     }
     match options.get("include_usage") {
@@ -239,23 +239,23 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, WireError> {
     }
 }
 
-/// `prompt_cache_key` names a conversation more exactly than `user`, and is the newer of the two.
+/// The conversation: `prompt_cache_key`, which is more exact and newer than `user`, or else `user`.
 fn session(fields: &mut Fields) -> Result<u64, WireError> {
     let user = fields.text("user")?;
     let name = fields
         .text("prompt_cache_key")?
         .or(user)
         .filter(|name| !name.is_empty());
-    // 0 says that there is none.
+    // 0 means that there is none.
     Ok(name.map_or(0, |name| xxh3_64(name.as_bytes()).max(1)))
 }
 
-/// A number of likeliest tokens to tell beside each token.
+/// The number of likeliest tokens to be returned beside each token.
 pub(super) fn top_logprobs(fields: &mut Fields, name: &str, most: i64) -> Result<Option<u32>, WireError> {
     Ok(fields.integer(name, 0..=most)?.map(small))
 }
 
-/// As [`super::fields::integer`], for array elements that are token ids.
+/// Like [`super::fields::integer`], for token ids.
 pub(super) fn token_id(value: &Value) -> Option<u32> {
     integer(value).and_then(|number| u32::try_from(number).ok())
 }

@@ -1,4 +1,4 @@
-//! What of a request body is taken, with which defaults, and how each wrong value is refused.
+//! The parameters taken from a request body, their defaults, and the refusal of each wrong value.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ fn completion(more: Value) -> Result<CompletionRequest, WireError> {
     CompletionRequest::parse(with(json!({"model": "m", "prompt": "hi"}), more).as_bytes())
 }
 
-/// `body` with the members of `more` put over its own.
+/// `body` with the members of `more` added or replaced.
 fn with(mut body: Value, more: Value) -> String {
     let Value::Object(more) = more else {
         panic!("an object")
@@ -34,7 +34,7 @@ fn check_refused(result: Result<impl std::fmt::Debug, WireError>, param: &str, p
     let error = result.unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidRequest);
     assert_eq!(error.param.as_deref(), Some(param), "{error}");
-    assert!(error.message.contains(part), "{error} should say {part:?}");
+    assert!(error.message.contains(part), "{error} should contain {part:?}");
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn every_parameter_of_generation_is_taken() {
 }
 
 #[test]
-fn null_is_absent_for_every_parameter() {
+fn null_counts_as_absent_for_every_parameter() {
     let nulls: serde_json::Map<_, _> = super::sampling::NAMES
         .iter()
         .chain(&super::refused::NAMES)
@@ -231,7 +231,7 @@ fn wrong_values_of_chats_are_refused_by_name() {
 }
 
 #[test]
-fn an_assistants_turn_may_lack_content() {
+fn an_assistants_message_needs_no_content() {
     let turn = json!({"role": "assistant", "content": null});
     let request =
         chat(json!({"messages": [turn, {"role": "user", "content": [{"type": "text", "text": "x"}]}]}));
@@ -239,7 +239,7 @@ fn an_assistants_turn_may_lack_content() {
 }
 
 #[test]
-fn a_prompt_is_text_or_token_ids_and_one() {
+fn a_prompt_is_one_text_or_one_array_of_token_ids() {
     for (prompt, right) in [
         (json!("a"), Prompt::Text("a".into())),
         (json!(["a"]), Prompt::Text("a".into())),
@@ -270,7 +270,7 @@ fn a_prompt_is_text_or_token_ids_and_one() {
 }
 
 proptest! {
-    /// Whatever arrives, the answer is a request or an error: no panic.
+    /// Parsing any bytes returns a request or an error.
     #[test]
     fn no_body_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = ChatRequest::parse(&bytes);
@@ -278,12 +278,12 @@ proptest! {
     }
 
     #[test]
-    fn no_value_of_any_parameter_panics(value in any_json(), at in 0usize..40) {
+    fn no_value_of_any_parameter_panics(value in any_json(), place in 0usize..40) {
         let names: Vec<_> = super::sampling::NAMES.iter()
             .chain(&["messages", "prompt", "echo", "suffix", "best_of", "top_logprobs", "max_completion_tokens"])
             .chain(&super::refused::NAMES)
             .collect();
-        let name = names[at % names.len()];
+        let name = names[place % names.len()];
         let more = json!({ *name: value });
         for error in [chat(more.clone()).err(), completion(more).err()].into_iter().flatten() {
             prop_assert!(error.param.is_some_and(|param| param.starts_with(*name)), "{}", error.message);

@@ -1,4 +1,4 @@
-//! The operator's side, over its own listener.
+//! The admin API, over its own listener.
 
 use serde_json::json;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::HttpError;
 
 #[actix_rt::test]
-async fn a_policy_is_chosen_and_rolled_back_and_the_next_answer_names_it() {
+async fn a_policy_is_activated_and_rolled_back_and_the_next_answer_names_it() {
     let mut rig = Rig::serving("org/swapped").await;
     let path = "/admin/v1/models/org/swapped/policy";
     let active = rig.admin(get(path).as_bytes()).await.json();
@@ -63,7 +63,7 @@ async fn a_policy_is_chosen_and_rolled_back_and_the_next_answer_names_it() {
 }
 
 #[actix_rt::test]
-async fn a_choice_has_a_revision_and_a_stale_one_is_refused() {
+async fn an_activation_has_a_revision_and_a_stale_one_is_refused() {
     let rig = Rig::serving("revised").await;
     let path = "/admin/v1/models/revised/policy";
     let untouched = rig.admin(get(path).as_bytes()).await.json();
@@ -104,7 +104,7 @@ async fn a_choice_has_a_revision_and_a_stale_one_is_refused() {
 }
 
 #[actix_rt::test]
-async fn an_upload_is_stored_once_and_an_unsound_one_told_why_not() {
+async fn an_upload_is_stored_once_and_an_invalid_one_is_refused_with_the_reason() {
     let rig = Rig::start(None, |_| ()).await;
     let (_, component) = signalbox_router::policies::builtin_policies()[0];
     let upload = |name: &str, component: &[u8]| {
@@ -184,7 +184,7 @@ async fn a_token_guards_every_admin_path() {
 }
 
 #[actix_rt::test]
-async fn a_listener_that_cannot_or_must_not_be_is_told_at_once() {
+async fn a_port_in_use_and_an_exposed_admin_api_are_refused_at_once() {
     let rig = Rig::start(None, |_| ()).await;
     let bind = |public, admin| {
         let config = HttpConfig {

@@ -1,4 +1,4 @@
-//! What clients get, and what the worker is asked.
+//! What clients receive, and what the worker receives.
 
 use signalbox_protocol::{ErrorKind, WireError};
 
@@ -16,14 +16,14 @@ async fn a_streamed_chat_is_the_workers_bytes_with_the_decision_in_its_headers()
     let body = r#"{"model":"streamed","stream":true,"x":"kept","messages":[{"role":"user","content":"hello"}],"max_tokens":9}"#;
     let raw = post("/v1/chat/completions", body).replace("Host:", "X-Request-Id: trace-7\r\nHost:");
     let client = actix_rt::spawn(exchange(rig.http.public_address(), raw.into_bytes().leak()));
-    let (asked, parts, responder) = rig.call().await;
-    assert_eq!((asked.model.as_str(), asked.id.as_str()), ("streamed", "trace-7"));
-    assert!(asked.format.stream && asked.format.chat && asked.format.created > 1_700_000_000);
+    let (received, parts, responder) = rig.call().await;
+    assert_eq!((received.model.as_str(), received.id.as_str()), ("streamed", "trace-7"));
+    assert!(received.format.stream && received.format.chat && received.format.created > 1_700_000_000);
     assert_eq!(
-        (asked.sampling.max_tokens, asked.deadline_ms.div_ceil(1_000)),
+        (received.sampling.max_tokens, received.deadline_ms.div_ceil(1_000)),
         (9, 600)
     );
-    assert_eq!(parts.body, body, "the body travels untouched");
+    assert_eq!(parts.body, body, "the body is forwarded unchanged");
     let text = rig.router.model("streamed").unwrap().text;
     let messages = serde_json::json!([{"role": "user", "content": "hello"}]);
     assert_eq!(parts.tokens, text.encode_chat(&messages).unwrap());
@@ -71,14 +71,14 @@ async fn a_whole_completion_is_one_document_of_known_length() {
         r#"{"model":"whole","prompt":[5,6,7],"echo":true}"#,
     );
     let client = actix_rt::spawn(async move { exchange(address, raw.as_bytes()).await });
-    let (asked, parts, responder) = rig.call().await;
+    let (received, parts, responder) = rig.call().await;
     assert_eq!(parts.tokens, [5, 6, 7]);
     assert_eq!(
-        (asked.sampling.max_tokens, asked.format.stream, asked.format.chat),
+        (received.sampling.max_tokens, received.format.stream, received.format.chat),
         (16, false, false)
     );
     let text = rig.router.model("whole").unwrap().text;
-    assert_eq!(asked.format.echo, Some(text.decode(&[5, 6, 7]).unwrap()));
+    assert_eq!(received.format.echo, Some(text.decode(&[5, 6, 7]).unwrap()));
     responder.queue(1, br#"{"whole":"#).unwrap();
     responder.queue(1, b"true}").unwrap();
     responder.end(SUMMARY);
@@ -124,7 +124,7 @@ async fn an_error_before_the_first_bytes_is_a_status() {
 }
 
 #[actix_rt::test]
-async fn requests_that_cannot_be_served_say_what_would_be_right() {
+async fn requests_that_cannot_be_served_are_refused_with_what_would_be_right() {
     let rig = Rig::serving("strict").await;
     let long = "word ".repeat(600);
     let completion = |more: &str| {
@@ -166,7 +166,7 @@ async fn requests_that_cannot_be_served_say_what_would_be_right() {
             ),
             400,
             Some("prompt"),
-            "reduce",
+            "shorten prompt",
         ),
         (
             post("/v1/completions", r#"{"model":"strict","prompt":[300]}"#),
@@ -184,14 +184,14 @@ async fn requests_that_cannot_be_served_say_what_would_be_right() {
             post("/v1/embeddings", r#"{"model":"strict","input":"x"}"#),
             400,
             Some("model"),
-            "does not embed",
+            "makes no embeddings",
         ),
         (post("/v1/nothing", ""), 404, None, "POST /v1/nothing"),
         (get("/v1/completions"), 405, None, "use POST"),
         (get("/v1/models/a%2Fb"), 404, Some("model"), "strict"),
     ] {
         let message = rig.public(&request).await.check_error(status, param);
-        assert!(message.contains(part), "{message:?} should say {part:?}");
+        assert!(message.contains(part), "{message:?} should contain {part:?}");
     }
 }
 
@@ -218,7 +218,7 @@ async fn models_and_health_name_what_is_served() {
 }
 
 #[actix_rt::test]
-async fn without_a_worker_the_answer_is_not_yet() {
+async fn without_a_worker_requests_are_refused_as_unavailable() {
     let rig = Rig::start(None, |_| ()).await;
     let reply = rig.public(&chat("m", "")).await;
     reply.check_error(503, None);

@@ -1,11 +1,11 @@
-//! Clients that go away, dawdle, or send too much.
+//! Clients that disconnect, are slow, or send too much.
 
 use super::*;
 
 #[actix_rt::test]
-async fn a_client_that_closes_takes_its_stream_with_it() {
+async fn a_client_that_disconnects_cancels_its_stream() {
     let mut rig = Rig::serving("closing").await;
-    // Gone altogether, or done writing only: both are a client that left.
+    // A closed socket and a socket closed for writing both count as a disconnected client.
     for half in [false, true] {
         let mut socket = TcpStream::connect(rig.http.public_address()).await.unwrap();
         socket
@@ -29,14 +29,13 @@ async fn a_client_that_closes_takes_its_stream_with_it() {
             .expect("the work is cancelled");
         drop(kept);
     }
-    // The next answer is on its way out of the same record.
     let metrics = rig.admin(get("/metrics").as_bytes()).await;
     let line = r#"signalbox_requests_total{model="closing",endpoint="chat_completions",status="499"} 2"#;
     assert!(metrics.text().contains(line), "{}", metrics.text());
 }
 
 #[actix_rt::test]
-async fn a_client_that_closes_before_the_first_token_cancels_too() {
+async fn a_client_that_disconnects_before_the_first_token_cancels_too() {
     let mut rig = Rig::serving("early").await;
     for stream in ["true", "false"] {
         let mut socket = TcpStream::connect(rig.http.public_address()).await.unwrap();
@@ -53,7 +52,7 @@ async fn a_client_that_closes_before_the_first_token_cancels_too() {
 }
 
 #[actix_rt::test]
-async fn an_encoded_body_is_refused_and_never_inflated() {
+async fn an_encoded_body_is_refused_and_never_decompressed() {
     let rig = Rig::serving("encoded").await;
     for encoding in ["gzip", "br", "zstd", "deflate", "gzip, identity"] {
         let request = chat("encoded", "").replace("Host:", &format!("Content-Encoding: {encoding}\r\nHost:"));
@@ -65,7 +64,7 @@ async fn an_encoded_body_is_refused_and_never_inflated() {
 }
 
 #[actix_rt::test]
-async fn a_body_that_does_not_arrive_in_time_is_given_up() {
+async fn a_body_that_does_not_arrive_in_time_is_refused() {
     let rig = Rig::start(Some("slow"), |config| {
         config.body_timeout = Duration::from_millis(50)
     })
@@ -87,14 +86,14 @@ async fn a_body_past_the_limit_is_refused_with_the_limit_named() {
     rig.public(&at).await.check_error(404, Some("model"));
     let over = post("/v1/chat/completions", &body(limit + 1));
     assert!(rig.public(&over).await.check_error(413, None).contains("4096"));
-    // In chunks, where no length was announced.
+    // In chunks, without an announced length.
     let chunk = format!("800\r\n{}\r\n", "x".repeat(0x800)).repeat(3);
     let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n";
     let chunked = format!("{head}\r\n{chunk}0\r\n\r\n");
     assert!(rig.public(&chunked).await.check_error(413, None).contains("4096"));
 }
 
-/// A client that writes all of a large body before it reads must see the answer, not a reset.
+/// A client that writes all of a large body before it reads must get the answer, not a reset.
 #[actix_rt::test]
 async fn a_twenty_mebibyte_body_is_answered_413() {
     let rig = Rig::serving("huge").await;
@@ -118,7 +117,7 @@ async fn ambiguous_framing_is_refused() {
 }
 
 #[actix_rt::test]
-async fn stopping_lets_requests_end_and_takes_no_new_ones() {
+async fn stopping_lets_requests_end_and_refuses_new_ones() {
     let mut rig = Rig::serving("stopping").await;
     let address = rig.http.public_address();
     let mut waiting = TcpStream::connect(address).await.unwrap();
@@ -155,7 +154,7 @@ async fn stopping_lets_requests_end_and_takes_no_new_ones() {
 }
 
 #[actix_rt::test]
-async fn stopping_cuts_off_what_outlasts_the_grace() {
+async fn stopping_cancels_requests_that_outlast_the_grace() {
     let mut rig = Rig::serving("cut").await;
     let address = rig.http.public_address();
     let mut socket = TcpStream::connect(address).await.unwrap();
