@@ -1,5 +1,7 @@
-//! The command line. Every option can also be set by the environment variable its help names, and those of `serve` and
-//! `worker` in a file: a flag wins over the environment, the environment over the file, the file over the default.
+//! The command line, as clap parses it. Nothing else uses these types but `settings/from_options.rs`.
+//!
+//! Every option can also be set by the environment variable that its help names, and options of `serve` and `worker` in
+//! a file. A flag wins over the environment, the environment over the file, the file over the default.
 
 use std::path::PathBuf;
 
@@ -13,7 +15,7 @@ pub(crate) use planes::PlaneOptions;
 pub(crate) use router::{FrontendOptions, ServeOptions, Switch, UpOptions};
 pub(crate) use worker::{EngineChoice, EngineOptions, RequestTransport, WorkerOptions};
 
-/// What `--log` and `--log-json` are called in the environment; a child process gets them this way.
+/// The environment variables of `--log` and `--log-json`. A child process gets both options this way.
 pub(crate) const LOG_VARIABLE: &str = "SIGNALBOX_LOG";
 pub(crate) const LOG_JSON_VARIABLE: &str = "SIGNALBOX_LOG_JSON";
 

@@ -1,9 +1,9 @@
-//! Settings from a file, for `serve` and `worker`.
+//! Options from a file, for `serve` and `worker`.
 //!
-//! The command line is the one list of settings: a file's keys are the long options with `_` for `-`, and its values
-//! are read by the same parsers. A key at the top of the file concerns every command that has such an option; one
-//! under `[serve]` or `[worker]` that command alone, and wins there. A flag wins over the environment, the environment
-//! over the file, the file over the default. A key that no command knows is an error, never ignored.
+//! The command line defines all options: a file's keys are the long options with `_` for `-`, and its values are read by
+//! the same parsers. A key at the top of the file is for every command that has this option. A key under `[serve]` or
+//! `[worker]` is for that command only, and wins over the key at the top. A flag wins over the environment, the
+//! environment over the file, the file over the default. A key that no command has is an error, never ignored.
 
 use std::{
     collections::BTreeMap,
@@ -24,21 +24,21 @@ mod show;
 
 pub(crate) use show::{check, example, show};
 
-/// Largest file read: settings take a few kilobytes.
+/// Largest file that is read. Settings take a few kilobytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Options that are no settings: they say what to do once.
+/// Options that no file can set: they are for one run only.
 const NOT_SETTINGS: [&str; 4] = ["config", "child", "help", "version"];
 
-/// How alike a wrong key and a known one must be for the known one to be meant, from 0 to 1.
-const ALIKE: f64 = 0.75;
+/// How similar, from 0 to 1, a known key must be to a wrong one to be suggested instead.
+const MIN_SIMILARITY: f64 = 0.75;
 
-/// The command line, completed by the file it names.
+/// Parses the command line, with the options of the file that it names.
 ///
-/// Ends the process, as clap does, where the command line cannot be read or only help is wanted.
+/// Like clap, this exits the process if the command line is wrong or asks for help.
 ///
 /// # Errors
-/// The file cannot be read, or holds something wrong.
+/// The file cannot be read, or is wrong.
 pub fn command_line(arguments: Vec<OsString>) -> anyhow::Result<Cli> {
     match completed(arguments)? {
         Ok(matches) => Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())),
@@ -46,9 +46,9 @@ pub fn command_line(arguments: Vec<OsString>) -> anyhow::Result<Cli> {
     }
 }
 
-/// The arguments with those of the settings file they name, parsed.
+/// Adds the options of the file that the arguments name, and parses all of them.
 fn completed(mut arguments: Vec<OsString>) -> anyhow::Result<Result<ArgMatches, clap::Error>> {
-    // What the file completes may be wrong as it stands: here only its name counts, and what is given already.
+    // Without the file the arguments may be incomplete: here only the file's name and the given options matter.
     if let Ok(matches) = Cli::command()
         .ignore_errors(true)
         .try_get_matches_from(&arguments)
@@ -80,14 +80,14 @@ impl Configurable {
         Self::ALL.into_iter().find(|command| command.name() == name)
     }
 
-    /// The command with its options, the ones of all commands included.
+    /// The command with its options, including those of all commands.
     fn command(self) -> Command {
         let mut cli = Cli::command();
         cli.build();
         cli.find_subcommand(self.name()).cloned().unwrap_or_default()
     }
 
-    /// Its settings by key.
+    /// The command's options that a file can set, by key.
     fn settings(self) -> BTreeMap<String, Arg> {
         let command = self.command();
         let is_setting = |arg: &&Arg| !NOT_SETTINGS.contains(&arg.get_id().as_str());
@@ -100,10 +100,10 @@ impl Configurable {
     }
 }
 
-/// A file that was read and found right.
+/// A file that was read and checked.
 #[derive(Debug)]
 pub(crate) struct SettingsFile {
-    /// For each command, its settings by the option's id, as arguments.
+    /// For each command, the arguments of each set option, by the option's id.
     settings: Vec<(Configurable, BTreeMap<String, Vec<String>>)>,
 }
 
@@ -115,16 +115,16 @@ impl SettingsFile {
             .with_context(|| format!("cannot read the settings in {shown}"))?
             .len();
         if size > MAX_FILE_BYTES {
-            bail!("{shown} has {size} bytes; a file of settings has at most {MAX_FILE_BYTES}");
+            bail!("{shown} has {size} bytes; a file of settings may have {MAX_FILE_BYTES}");
         }
         let text =
             std::fs::read_to_string(path).with_context(|| format!("cannot read the settings in {shown}"))?;
-        Self::parse(&text).with_context(|| format!("the settings in {shown} are not right"))
+        Self::parse(&text).with_context(|| format!("the settings in {shown} are wrong"))
     }
 
     fn parse(text: &str) -> anyhow::Result<Self> {
         let mut top: Table = text.parse().map_err(|error: toml::de::Error| {
-            // Its first line says where, the last one what; the picture between needs more than one line.
+            // The error's own text has several lines; an error here is one line.
             let line = error.span().map_or(1, |span| {
                 1 + text[..span.start.min(text.len())].matches('\n').count()
             });
@@ -135,7 +135,7 @@ impl SettingsFile {
             let section = match top.remove(command.name()) {
                 None => Table::new(),
                 Some(Value::Table(section)) => section,
-                Some(_) => bail!("{} is a section: write [{}]", command.name(), command.name()),
+                Some(_) => bail!("{} is a section; write [{}]", command.name(), command.name()),
             };
             sections.push((command, section));
         }
@@ -150,8 +150,8 @@ impl SettingsFile {
         for ((command, section), known) in sections.into_iter().zip(&known) {
             let mut arguments = BTreeMap::new();
             if let Some(key) = section.keys().find(|key| !known.contains_key(*key)) {
-                let meant = unknown_key(key, known.keys().map(String::as_str));
-                bail!("[{}] {meant}", command.name());
+                let problem = unknown_key(key, known.keys().map(String::as_str));
+                bail!("[{}] {problem}", command.name());
             }
             for (key, arg) in known {
                 if let Some(value) = section.get(key).or_else(|| top.get(key)) {
@@ -165,7 +165,7 @@ impl SettingsFile {
         Ok(Self { settings })
     }
 
-    /// The arguments for `command`, those of the options that `wanted` names by id.
+    /// The arguments for `command` of the options whose ids `wanted` returns true for.
     fn arguments(&self, command: Configurable, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = &str> {
         self.of(command)
             .filter(move |(id, _)| wanted(id))
@@ -180,7 +180,7 @@ impl SettingsFile {
     }
 }
 
-/// What would have to be given on the command line.
+/// The arguments that set this option on the command line.
 fn as_arguments(arg: &Arg, key: &str, value: &Value) -> anyhow::Result<Vec<String>> {
     let flag = key.replace('_', "-");
     if matches!(arg.get_action(), ArgAction::SetTrue) {
@@ -207,10 +207,10 @@ fn as_arguments(arg: &Arg, key: &str, value: &Value) -> anyhow::Result<Vec<Strin
     }
 }
 
-/// Has the option's own parser judge its value.
+/// Checks a value with the option's own parser.
 fn check_value(command: Configurable, arguments: &[String]) -> anyhow::Result<()> {
     let name = String::from(command.name());
-    // The environment has no say in what the file holds.
+    // Only the file is checked here, not the environment.
     let command = command.command().mut_args(|arg| arg.env(None::<&str>));
     match command.try_get_matches_from([&name].into_iter().chain(arguments)) {
         Err(error) if matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) => {
@@ -228,13 +228,13 @@ fn check_value(command: Configurable, arguments: &[String]) -> anyhow::Result<()
 }
 
 fn unknown_key<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let alike = known
+    let closest = known
         .map(|name| (strsim::jaro_winkler(key, name), name))
-        .filter(|(alike, _)| *alike >= ALIKE)
+        .filter(|(similarity, _)| *similarity >= MIN_SIMILARITY)
         .max_by(|(a, _), (b, _)| a.total_cmp(b));
-    match alike {
+    match closest {
         Some((_, name)) => format!("{key} is no setting; did you mean {name}?"),
-        None => format!("{key} is no setting; `runtime config example` prints all there are"),
+        None => format!("{key} is no setting; `runtime config example` prints all settings"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Composes the crates of `runtime/` into one process.
+//! Builds a process from the crates of `runtime/`.
 //!
 //! A process is a *router* (`serve`), a *worker* (`worker`), or a router that also starts workers as children of
 //! itself (`up`). Everything here is wiring; decisions, protocols and engines are in the crates below, and

@@ -6,15 +6,15 @@ use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, fmt};
 
-/// Bucket bounds of the router's own histogram: a decision takes microseconds.
+/// Bucket bounds of the router crate's histogram, in seconds. A decision takes microseconds.
 const DECISION_BUCKETS: &[f64] = &[
     1e-6, 2e-6, 3e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 5e-2,
 ];
 
 /// Writes logs to standard error from now on. `filter` is a level (`info`) or `tracing` directives
-/// (`warn,signalbox_router=debug`); one that cannot be read counts as `info` and is told of.
+/// (`warn,signalbox_router=debug`). An invalid filter counts as `info`, and a warning is logged.
 pub fn start_logging(filter: &str, json: bool) {
-    let (parsed, trouble) = match EnvFilter::try_new(filter) {
+    let (parsed, parse_error) = match EnvFilter::try_new(filter) {
         Ok(parsed) => (parsed, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };
@@ -29,12 +29,12 @@ pub fn start_logging(filter: &str, json: bool) {
         logs.with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
             .try_init()
     };
-    if let Some(error) = trouble {
-        tracing::warn!(filter, %error, "the log filter cannot be read; logging at info");
+    if let Some(error) = parse_error {
+        tracing::warn!(filter, %error, "the log filter is invalid; logging at info");
     }
 }
 
-/// Collects metrics from now on; the handle renders them for `/metrics`.
+/// Records metrics from now on; the handle renders them for `/metrics`.
 pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
     let mut builder = PrometheusBuilder::new();
     let histograms = signalbox_http::HISTOGRAM_BUCKETS
@@ -45,5 +45,5 @@ pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
     }
     builder
         .install_recorder()
-        .context("cannot start collecting metrics")
+        .context("the metrics recorder cannot be installed")
 }

@@ -1,4 +1,4 @@
-//! `runtime config show`, `check` and `example`: settings as a person reads them.
+//! `runtime config show`, `check` and `example`: settings printed for people.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, parser::ValueSource};
 use super::{Configurable, SettingsFile, completed};
 use crate::console;
 
-/// Prints the settings that `arguments` lead to, in the file's own form, each with where it comes from.
+/// Prints the settings that result from `arguments` in the format of a file, each with its source.
 pub(crate) fn show(command: Configurable, arguments: &[String]) -> anyhow::Result<()> {
     let line = ["runtime", command.name()]
         .into_iter()
@@ -47,7 +47,7 @@ pub(crate) fn show(command: Configurable, arguments: &[String]) -> anyhow::Resul
     Ok(())
 }
 
-/// The value as TOML; `None` where there is none.
+/// The value as TOML; `None` if the option is not set.
 fn shown(arg: &Arg, matches: &ArgMatches) -> Option<String> {
     let id = arg.get_id().as_str();
     if matches!(arg.get_action(), ArgAction::SetTrue) {
@@ -81,17 +81,17 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints a file with every setting as a comment.
+/// Prints a file with every setting, commented out.
 pub(crate) fn example() -> anyhow::Result<()> {
     console::line(format_args!("{}", example_text()?));
     Ok(())
 }
 
-/// All settings, at their defaults where they have one, and commented out: the file changes nothing as it stands.
+/// All settings with their defaults or placeholders, commented out: the file changes nothing until it is edited.
 pub(super) fn example_text() -> anyhow::Result<String> {
     let mut text = String::from(
         "# Settings of Signalbox. A flag wins over the environment, the environment over this file.\n\
-         # What routers and workers share may stand up here, before the sections, for both.\n",
+         # Settings that routers and workers share may be set here, before the sections.\n",
     );
     for command in Configurable::ALL {
         text.push_str(&format!("\n[{}]\n", command.name()));
@@ -131,7 +131,7 @@ fn example_value(arg: &Arg) -> String {
     }
 }
 
-/// Numbers bare, everything else as text.
+/// Numbers as they are, everything else as text.
 fn literal(value: &str) -> String {
     if value.parse::<i64>().is_ok() || value.parse::<f64>().is_ok_and(f64::is_finite) {
         value.into()

@@ -10,7 +10,7 @@ fn arguments(text: &str, command: Configurable) -> Vec<String> {
 }
 
 #[test]
-fn a_section_wins_over_the_top_and_the_top_is_for_both() {
+fn keys_of_a_section_win_over_keys_at_the_top_which_are_for_both_commands() {
     let text = r#"
         namespace = "blue"
         discovery = "etcd://a:2379"
@@ -49,7 +49,7 @@ fn a_section_wins_over_the_top_and_the_top_is_for_both() {
 }
 
 #[test]
-fn what_is_wrong_is_named_with_what_would_be_right() {
+fn a_wrong_file_is_refused_with_what_would_be_right() {
     for (text, words) in [
         ("namespce = 'x'", &["namespce", "did you mean namespace?"][..]),
         ("[serve]\nhtpp = 'x'", &["[serve]", "htpp", "did you mean http?"]),
@@ -73,24 +73,24 @@ fn what_is_wrong_is_named_with_what_would_be_right() {
 }
 
 #[test]
-fn the_example_names_every_setting_and_is_right_as_it_stands() {
+fn the_example_names_every_setting_and_is_a_right_file() {
     let text = show::example_text().unwrap();
     for command in Configurable::ALL {
-        assert!(arguments(&text, command).is_empty(), "it changes nothing");
+        assert!(arguments(&text, command).is_empty(), "the example changes nothing");
         for key in command.settings().keys() {
             assert!(text.contains(&format!("\n#{key} = ")), "{key}");
         }
     }
-    // With the defaults switched on it is right too.
+    // It is right too with the defaults no longer commented out.
     let is_default = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
-    let on: Vec<String> = text
+    let enabled: Vec<String> = text
         .lines()
         .filter(|line| is_default(line) || line.starts_with('['))
         .filter(|line| !line.contains("= \"") || line.contains("127.0.0.1"))
         .filter(|line| !line.contains("[\""))
         .map(|line| line.trim_start_matches('#').to_owned())
         .collect();
-    SettingsFile::parse(&on.join("\n")).unwrap();
+    SettingsFile::parse(&enabled.join("\n")).unwrap();
 }
 
 #[test]
