@@ -46,7 +46,7 @@ const EXAMPLES: &str = "Examples:
   runtime serve --discovery static://127.0.0.1:7001,127.0.0.1:7002
   runtime serve --discovery etcd://etcd:2379 --events nats://nats:4222
   runtime config example                          a file of all settings, explained
-  runtime policy check policy.wasm                what an upload would be told";
+  runtime policy check policy.wasm                check a component as an upload does";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -54,28 +54,28 @@ pub(crate) enum Command {
     Up(Box<UpOptions>),
     /// Route to workers that run elsewhere.
     Serve(Box<ServeOptions>),
-    /// Drive one engine and serve it to routers over TCP.
+    /// Run one engine and serve it to routers.
     Worker(Box<WorkerOptions>),
-    /// Work on policies.
+    /// Check policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
-    /// Look at settings: those in effect, those in a file, all there are.
+    /// Show or check settings.
     #[command(subcommand)]
     Config(ConfigCommand),
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Print the settings in effect, each with where it comes from.
+    /// Print the settings in effect, each with its source.
     Show {
-        /// Whose settings.
+        /// The command whose settings are printed.
         #[arg(value_enum)]
         command: Configurable,
-        /// The options the command would be given, `--config FILE` among them.
+        /// The options of that command, `--config FILE` included.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Say whether a file of settings is right, and what is wrong with it.
+    /// Check a file of settings, and print what is wrong with it.
     Check {
         /// The file.
         file: PathBuf,
@@ -84,7 +84,7 @@ pub(crate) enum ConfigCommand {
     Example,
 }
 
-/// A command that takes its settings from a file too.
+/// A command that can take its settings from a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Configurable {
     /// `runtime serve`
@@ -95,7 +95,7 @@ pub(crate) enum Configurable {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
-    /// Say whether a policy component would be accepted, and why not.
+    /// Check whether a router accepts a policy component, and print why not.
     Check {
         /// The component.
         file: PathBuf,

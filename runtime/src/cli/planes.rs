@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use signalbox_protocol::WorkerId;
 
-/// What carries events and membership; routers and workers of one cluster agree on it.
+/// What carries events and membership. Routers and workers of one cluster need the same.
 #[derive(Clone, Args)]
 pub(crate) struct PlaneOptions {
     /// What carries KV events: `memory` (each worker's own connection to each router) or
-    /// `nats://host:port[,host:port…]`, with `user:password@` before the host where the server asks for it.
+    /// `nats://host:port[,host:port…]`, with `user:password@` before the host if the server requires it.
     #[arg(
         long,
         env = "SIGNALBOX_EVENTS",
@@ -18,7 +18,7 @@ pub(crate) struct PlaneOptions {
         value_name = "URL"
     )]
     pub(crate) events: String,
-    /// Sets clusters apart that share NATS and etcd: letters, digits, `-`, `_`.
+    /// Separates clusters that share NATS and etcd: letters, digits, `-`, `_`.
     #[arg(
         long,
         env = "SIGNALBOX_NAMESPACE",
@@ -39,10 +39,10 @@ pub(crate) struct PlaneOptions {
     /// NATS: the certificate's key (PEM).
     #[arg(long, env = "SIGNALBOX_NATS_KEY", value_name = "FILE", requires = "nats_cert")]
     pub(crate) nats_key: Option<PathBuf>,
-    /// NATS: servers that keep a copy of the event stream each.
+    /// NATS: number of servers that each keep a copy of the event stream.
     #[arg(long, env = "SIGNALBOX_NATS_REPLICAS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
     pub(crate) nats_replicas: u8,
-    /// etcd: seconds after which a process that says nothing counts as gone.
+    /// etcd: seconds after which a process that does not renew its lease counts as gone.
     #[arg(long, env = "SIGNALBOX_LEASE_S", default_value_t = 10, value_name = "S", value_parser = clap::value_parser!(u16).range(2..=600))]
     pub(crate) lease_s: u16,
     /// etcd: user.

@@ -25,13 +25,13 @@ pub(crate) struct ServeOptions {
     /// A file of settings (TOML); see `runtime config example`.
     #[arg(long, env = "SIGNALBOX_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Where the workers are found: `static://host:port[,host:port…]`, `etcd://host:port[,host:port…]`; may be given
-    /// again, in the environment with a space between.
+    /// Where the workers are found: `static://host:port[,host:port…]`, `etcd://host:port[,host:port…]`; can be given
+    /// several times, in the environment separated by spaces.
     #[arg(long, env = "SIGNALBOX_DISCOVERY", value_name = "URL", value_delimiter = ' ')]
     pub(crate) discovery: Vec<String>,
     #[command(flatten)]
     pub(crate) planes: PlaneOptions,
-    /// This router's name: letters, digits, `-`, `_`. Each life of it adds a number.
+    /// This router's name: letters, digits, `-`, `_`. Each incarnation adds a number.
     #[arg(
         long,
         env = "SIGNALBOX_ROUTER_ID",
@@ -40,7 +40,7 @@ pub(crate) struct ServeOptions {
         value_parser = router_name
     )]
     pub(crate) router_id: String,
-    /// Whether routers tell each other over NATS what they have in flight.
+    /// Whether routers report to each other over NATS what they have in flight.
     #[arg(long, env = "SIGNALBOX_REPLICA_SYNC", value_enum, default_value_t = Switch::On)]
     pub(crate) replica_sync: Switch,
     #[command(flatten)]
@@ -56,7 +56,7 @@ pub(crate) enum Switch {
     Off,
 }
 
-/// The router's side.
+/// Options of a router's listeners, policy and bounds.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct FrontendOptions {
     /// Address of the OpenAI API.
@@ -83,7 +83,7 @@ pub(crate) struct FrontendOptions {
         value_name = "TOKEN"
     )]
     pub(crate) admin_token: Option<String>,
-    /// The policy that decides until another is made active: kv-aware, round-robin or replica-synced.
+    /// The policy that decides until another one is activated: kv-aware, round-robin or replica-synced.
     #[arg(
         long,
         env = "SIGNALBOX_POLICY",
@@ -91,28 +91,28 @@ pub(crate) struct FrontendOptions {
         value_name = "NAME"
     )]
     pub(crate) policy: String,
-    /// Where uploaded policies are kept, so that they survive a restart, where NATS does not keep them: a folder of this
-    /// router's own.
+    /// A folder that keeps uploaded policies over restarts. It belongs to this router alone; with NATS, NATS keeps the
+    /// policies.
     #[arg(long, env = "SIGNALBOX_POLICY_DIR", value_name = "FOLDER")]
     pub(crate) policy_dir: Option<PathBuf>,
-    /// HTTP threads; as many as there are cores unless given.
+    /// HTTP threads. The default is the number of cores.
     #[arg(long, env = "SIGNALBOX_HTTP_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) http_threads: Option<u16>,
     /// Largest request body, in MiB.
     #[arg(long, env = "SIGNALBOX_MAX_BODY_MIB", default_value_t = 16, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) max_body_mib: u32,
-    /// Most seconds from a request to the end of its answer.
+    /// Longest time from a request to the end of its answer, in seconds.
     #[arg(long, env = "SIGNALBOX_REQUEST_TIMEOUT_S", default_value_t = 600, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub(crate) request_timeout_s: u32,
-    /// Most memory of the KV index, in MiB.
+    /// Limit on the memory of the KV index, in MiB.
     #[arg(long, env = "SIGNALBOX_INDEX_MIB", default_value_t = 1024, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=262_144))]
     pub(crate) index_mib: u32,
-    /// Seconds that requests under way have to end when told to stop.
+    /// Seconds that requests under way may take to end after a stop signal.
     #[arg(long, env = "SIGNALBOX_GRACE_S", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=3_600))]
     pub(crate) grace_s: u32,
 }
 
-/// As a worker's name, with room for the number of a life.
+/// Like a worker's name, with room for the number of an incarnation.
 fn router_name(text: &str) -> Result<String, String> {
     const LONGEST: usize = 40;
     match namespace(text) {
