@@ -1,4 +1,4 @@
-//! What came back: whole answers, and streams of server-sent events with the time of each.
+//! Answers: whole ones, and streams of server-sent events with the time of each event.
 
 use std::time::{Duration, Instant};
 
@@ -17,20 +17,20 @@ pub struct Reply {
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
-    /// From the request's sending to the body's end.
+    /// From the request's start to the body's end.
     pub took: Duration,
 }
 
 /// One server-sent event.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// What follows `data: `.
+    /// The text after `data: `.
     pub data: String,
-    /// When it was read.
+    /// When the event was read.
     pub at: Instant,
 }
 
-/// An answer by events, under way. Dropping it closes the connection.
+/// An answer in events, under way. Dropping it closes the connection.
 pub struct EventStream {
     /// Its HTTP status.
     pub status: u16,
@@ -44,7 +44,7 @@ pub struct EventStream {
     buffer: String,
 }
 
-/// An answer by events, ended.
+/// An answer in events, read to its end.
 #[derive(Debug, Clone)]
 pub struct Streamed {
     /// Its HTTP status.
@@ -53,9 +53,9 @@ pub struct Streamed {
     pub headers: HeaderMap,
     /// When the request was sent.
     pub sent: Instant,
-    /// When the head was read: the first token is behind it.
+    /// When the head was read; the first token follows it.
     pub head_at: Instant,
-    /// Its events in order; `[DONE]` is one.
+    /// The events in order, including `[DONE]`.
     pub events: Vec<Event>,
 }
 
@@ -71,7 +71,7 @@ impl Reply {
         })
     }
 
-    /// A header's value, empty where there is none.
+    /// A header's value; empty if there is none.
     pub fn header(&self, name: &str) -> &str {
         text_of(&self.headers, name)
     }
@@ -90,7 +90,7 @@ impl Reply {
     /// OpenAI's error object.
     ///
     /// # Errors
-    /// The body is no error, or one that lacks a field OpenAI's clients read.
+    /// The body is not an error, or lacks a field that OpenAI's clients read.
     pub fn error(&self) -> anyhow::Result<Value> {
         error_of(&self.json()?)
     }
@@ -117,15 +117,15 @@ impl EventStream {
         }
     }
 
-    /// A header's value, empty where there is none.
+    /// A header's value; empty if there is none.
     pub fn header(&self, name: &str) -> &str {
         text_of(&self.headers, name)
     }
 
-    /// The next event; `None` at the stream's proper end.
+    /// The next event; `None` at the stream's end.
     ///
     /// # Errors
-    /// The connection broke, or the bytes are no events.
+    /// The connection was lost, or the bytes are not events.
     pub async fn next(&mut self) -> anyhow::Result<Option<Event>> {
         loop {
             if let Some(end) = self.buffer.find("\n\n") {
@@ -149,7 +149,7 @@ impl EventStream {
         }
     }
 
-    /// All events to the end.
+    /// Reads all remaining events.
     pub async fn rest(mut self) -> anyhow::Result<Streamed> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await? {
@@ -173,7 +173,7 @@ impl Event {
 }
 
 impl Streamed {
-    /// A header's value, empty where there is none.
+    /// A header's value; empty if there is none.
     pub fn header(&self, name: &str) -> &str {
         text_of(&self.headers, name)
     }
@@ -187,18 +187,18 @@ impl Streamed {
             .collect()
     }
 
-    /// Whether `[DONE]` is the last event, as in every answer that is whole.
+    /// Whether the answer is complete: `[DONE]` is the last event.
     pub fn is_whole(&self) -> bool {
         self.events.last().is_some_and(|event| event.data == "[DONE]")
     }
 
-    /// The error it ended with, if it did.
+    /// The error that the stream ended with, if any.
     pub fn error(&self) -> Option<Value> {
         let last: Value = serde_json::from_str(&self.events.last()?.data).ok()?;
         error_of(&last).ok()
     }
 
-    /// The text of choice `index`, put together.
+    /// The whole text of choice `index`.
     pub fn text(&self, index: u64) -> anyhow::Result<String> {
         let mut text = String::new();
         for chunk in self.chunks()? {
@@ -217,7 +217,7 @@ impl Streamed {
         Ok(text)
     }
 
-    /// Why choice `index` ended.
+    /// The finish reason of choice `index`.
     pub fn finish_reason(&self, index: u64) -> anyhow::Result<Option<String>> {
         let chunks = self.chunks()?;
         let choices = chunks
@@ -229,7 +229,7 @@ impl Streamed {
         Ok(reasons.next_back().map(String::from))
     }
 
-    /// The token counts, where they were asked for.
+    /// The token counts, if the request asked for them.
     pub fn usage(&self) -> anyhow::Result<Value> {
         let chunks = self.chunks()?;
         let usage = chunks
@@ -240,7 +240,7 @@ impl Streamed {
         Ok(usage.context("no usage in the stream")?.clone())
     }
 
-    /// From sending the request to its first event.
+    /// The time from sending the request to its first event.
     pub fn ttft(&self) -> anyhow::Result<Duration> {
         Ok(self.events.first().context("no event at all")?.at - self.sent)
     }

@@ -1,4 +1,4 @@
-//! Where things are: the binary under test, and the checkout.
+//! Paths: the binary under test, and the checkout.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 /// The program under test.
 ///
 /// # Errors
-/// It is not there; the message says how to build it.
+/// The program does not exist; the error names the command that builds it.
 pub fn binary() -> anyhow::Result<PathBuf> {
     let path = match std::env::var_os("SIGNALBOX_BINARY") {
         Some(path) => PathBuf::from(path),
@@ -15,7 +15,7 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     };
     if !path.is_file() {
         bail!(
-            "{} is not there: build it with `cargo build` in the same profile (`make test` does), or name another \
+            "{} does not exist: build it with `cargo build` in the same profile (`make test` does), or name another \
              binary in SIGNALBOX_BINARY",
             path.display()
         );
@@ -23,9 +23,9 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Tests live in `target/<profile>/deps`, doc tests elsewhere, binaries in `target/<profile>`.
+/// Tests are in `target/<profile>/deps`, binaries in `target/<profile>`.
 fn beside_this_test() -> anyhow::Result<PathBuf> {
-    let test = std::env::current_exe().context("this test does not know where it is")?;
+    let test = std::env::current_exe().context("the path of this test is unknown")?;
     let profile = test
         .ancestors()
         .nth(2)

@@ -1,4 +1,4 @@
-//! HTTP as a client speaks it.
+//! An HTTP client.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{DEADLINE, EventStream, Reply};
 
-/// One listener. Clones share connections.
+/// A client of one listener. Clones share connections.
 #[derive(Debug, Clone)]
 pub struct Api {
     base: String,
@@ -16,14 +16,14 @@ pub struct Api {
 }
 
 impl Api {
-    /// Speaks to the listener at `base`, `http://host:port`.
+    /// A client of the listener at `base`, `http://host:port`.
     pub fn new(base: &str) -> anyhow::Result<Self> {
         let http = Client::builder()
             .no_proxy()
             .connect_timeout(DEADLINE)
-            // Longer than anything here takes, so that a test fails with a message and does not hang.
+            // Longer than any answer takes, so that a test fails with an error instead of hanging.
             .read_timeout(DEADLINE * 4)
-            // A connection is not kept for long: a server that restarts should find no stale ones.
+            // Short, so that no stale connection is used after a server restarts.
             .pool_idle_timeout(Duration::from_secs(5))
             .build()?;
         Ok(Self {
@@ -32,17 +32,17 @@ impl Api {
         })
     }
 
-    /// Where it listens, `http://host:port`.
+    /// The listener's address, `http://host:port`.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// GET, answered whole.
+    /// Sends a GET and reads the whole answer.
     pub async fn get(&self, path: &str) -> anyhow::Result<Reply> {
         self.send(Method::GET, path, &[], Bytes::new()).await
     }
 
-    /// POST of JSON, answered whole.
+    /// Sends a POST of JSON and reads the whole answer.
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Reply> {
         self.send(
             Method::POST,
@@ -53,12 +53,12 @@ impl Api {
         .await
     }
 
-    /// PUT of JSON, without saying that it is JSON.
+    /// Sends a PUT of JSON without a content type.
     pub async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Reply> {
         self.send(Method::PUT, path, &[], body.to_string()).await
     }
 
-    /// Any request at all, answered whole.
+    /// Sends any request and reads the whole answer.
     pub async fn send(
         &self,
         method: Method,
@@ -70,7 +70,7 @@ impl Api {
         Reply::read(response, sent).await
     }
 
-    /// POST of JSON, answered by events. Comes back with the answer's head.
+    /// Sends a POST of JSON that is answered by events. Returns once the answer's head is read.
     pub async fn stream(&self, path: &str, body: &Value) -> anyhow::Result<EventStream> {
         let headers = [(CONTENT_TYPE.as_str(), "application/json")];
         let (response, sent) = self

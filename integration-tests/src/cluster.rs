@@ -1,4 +1,4 @@
-//! The binary as a user starts it: everything at once, or workers and a router apart.
+//! The binary as a user starts it: `up`, or workers and a router separately.
 
 use anyhow::Context;
 use serde_json::Value;
@@ -8,20 +8,20 @@ use crate::{
     process::{Process, ProcessId},
 };
 
-/// A router on free ports, with or without workers of its own.
+/// A router on free ports, with or without child workers.
 #[derive(Debug)]
 pub struct Cluster {
     /// The OpenAI API.
     pub api: Api,
     /// The admin API and the metrics.
     pub admin: Api,
-    /// The served model.
+    /// The name of the served model.
     pub model: String,
     /// The router's process.
     pub process: Process,
 }
 
-/// A worker started by itself.
+/// A worker started separately.
 #[derive(Debug)]
 pub struct Worker {
     /// `host:port` of its request plane.
@@ -31,19 +31,19 @@ pub struct Worker {
 }
 
 impl Cluster {
-    /// `runtime up --engine sim` with further arguments, once it says that it is ready.
+    /// Starts `runtime up --engine sim` with additional arguments; returns once it is ready.
     pub async fn sim(arguments: &[&str]) -> anyhow::Result<Self> {
         Self::up(&[&["--engine=sim"], arguments].concat()).await
     }
 
-    /// `runtime up` with further arguments, once it says that it is ready.
+    /// Starts `runtime up` with additional arguments; returns once it is ready.
     pub async fn up(arguments: &[&str]) -> anyhow::Result<Self> {
         let cluster = Self::router(&[&["up"], arguments].concat()).await?;
         cluster.process.line("ready ").await?;
         cluster.named().await
     }
 
-    /// `runtime serve` in front of these workers, once all of them are ready.
+    /// Starts `runtime serve` in front of these workers; returns once all of them are ready.
     pub async fn serve(workers: &[&Worker], arguments: &[&str]) -> anyhow::Result<Self> {
         let addresses: Vec<&str> = workers.iter().map(|worker| worker.address.as_str()).collect();
         let discovery = format!("--discovery=static://{}", addresses.join(","));
@@ -54,11 +54,11 @@ impl Cluster {
             Ok((ready == workers.len()).then_some(()))
         })
         .await
-        .with_context(|| cluster.process.said())?;
+        .with_context(|| cluster.process.output())?;
         cluster.named().await
     }
 
-    /// `runtime serve` on free ports with these arguments, listening and perhaps without any worker yet.
+    /// Starts `runtime serve` on free ports with these arguments; returns once it listens, with or without workers.
     pub async fn serve_with(arguments: &[&str]) -> anyhow::Result<Self> {
         Self::router(&[&["serve"], arguments].concat()).await
     }
@@ -76,7 +76,7 @@ impl Cluster {
         })
     }
 
-    /// Knows the model it serves, where workers were found later than the router began.
+    /// Sets the served model, for routers that find their workers after their start.
     pub async fn named(mut self) -> anyhow::Result<Self> {
         let models = self.api.get("/v1/models").await?.json()?;
         self.model = models["data"][0]["id"]
@@ -86,7 +86,7 @@ impl Cluster {
         Ok(self)
     }
 
-    /// `/admin/v1/workers`, worker by worker.
+    /// The workers in `/admin/v1/workers`.
     pub async fn workers(&self) -> anyhow::Result<Vec<Value>> {
         let body = self.admin.get("/admin/v1/workers").await?.json()?;
         Ok(body["workers"]
@@ -105,7 +105,7 @@ impl Cluster {
         Metrics::parse(&self.admin.get("/metrics").await?.text())
     }
 
-    /// Waits until no worker has a request or load of this router's: all work was released exactly once.
+    /// Waits until this router counts no request and no load on any worker: every reservation was released exactly once.
     pub async fn idle(&self) -> anyhow::Result<()> {
         let figures = ["requests", "active_prefill_tokens", "active_decode_blocks"];
         eventually("no request is counted on any worker", || async {
@@ -118,7 +118,7 @@ impl Cluster {
         .await
     }
 
-    /// Makes a policy decide from the next request on; answers with its `name@version`.
+    /// Activates a policy, which decides from the next request on; returns its `name@version`.
     pub async fn activate(&self, policy: &str) -> anyhow::Result<String> {
         let path = format!("/admin/v1/models/{}/policy", self.model);
         let reply = self
@@ -135,33 +135,33 @@ impl Cluster {
         active.with_context(|| format!("no active policy in {}", reply.text()))
     }
 
-    /// The process of one of its own workers.
+    /// The process of a child worker.
     pub fn worker_process(&self, id: &str) -> anyhow::Result<ProcessId> {
-        let is_it = |child: &&ProcessId| {
+        let has_name = |child: &&ProcessId| {
             let words = child.command_line();
             words.windows(2).any(|pair| pair[0] == "--child" && pair[1] == id)
         };
         let children = self.process.children();
         children
             .iter()
-            .find(is_it)
+            .find(has_name)
             .copied()
-            .with_context(|| format!("no child is called {id}: {children:?}"))
+            .with_context(|| format!("no child has the name {id}: {children:?}"))
     }
 }
 
 impl Worker {
-    /// `runtime worker --engine sim` under this name on a free port, once it takes requests.
+    /// Starts `runtime worker --engine sim` with this name on a free port; returns once it takes requests.
     pub async fn sim(id: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         Self::sim_at("127.0.0.1:0", id, arguments).await
     }
 
-    /// The same at a given address.
+    /// Like [`sim`](Self::sim), at a given address.
     pub async fn sim_at(address: &str, id: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let own = ["worker", "--engine=sim", "--listen", address, "--id", id];
         let process = Process::start(&[&own, arguments].concat())?;
-        let said = process.line(&format!("worker {id} serves ")).await?;
-        let address = said.rsplit(' ').next().unwrap_or_default().to_owned();
+        let line = process.line(&format!("worker {id} serves ")).await?;
+        let address = line.rsplit(' ').next().unwrap_or_default().to_owned();
         Ok(Self { address, process })
     }
 }

@@ -1,4 +1,4 @@
-//! Waiting for what only asking can tell.
+//! Waits for a condition by polling.
 
 use std::{
     future::Future,
@@ -7,25 +7,25 @@ use std::{
 
 use anyhow::bail;
 
-/// Longest wait for anything that should happen at once. A loaded machine is slow, not that slow.
+/// Longest wait for a condition that should hold almost at once. Long enough for a loaded machine.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How often it is asked.
-const ASK_EVERY: Duration = Duration::from_millis(20);
+/// Time between two polls.
+const POLL_EVERY: Duration = Duration::from_millis(20);
 
-/// Asks until there is an answer; fails with `what` once [`DEADLINE`] has passed, or where asking itself fails.
-pub async fn eventually<T, F>(what: &str, mut ask: impl FnMut() -> F) -> anyhow::Result<T>
+/// Calls `poll` until it returns a value. Fails with `condition` once [`DEADLINE`] has passed, or when `poll` fails.
+pub async fn eventually<T, F>(condition: &str, mut poll: impl FnMut() -> F) -> anyhow::Result<T>
 where
     F: Future<Output = anyhow::Result<Option<T>>>,
 {
     let began = Instant::now();
     loop {
-        if let Some(found) = ask().await? {
+        if let Some(found) = poll().await? {
             return Ok(found);
         }
         if began.elapsed() > DEADLINE {
-            bail!("waited {} s in vain: {what}", DEADLINE.as_secs());
+            bail!("not within {} s: {condition}", DEADLINE.as_secs());
         }
-        tokio::time::sleep(ASK_EVERY).await;
+        tokio::time::sleep(POLL_EVERY).await;
     }
 }

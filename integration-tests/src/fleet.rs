@@ -7,23 +7,23 @@ use signalbox_test_servers::{EtcdServer, NatsServer};
 
 use crate::{Cluster, Worker, eventually};
 
-/// Short, so that a test sees a lease end; still several times what a loaded machine delays a keep-alive.
+/// Short, so that a lease ends within a test. Still several times longer than a loaded machine delays a keep-alive.
 const LEASE_S: u32 = 3;
 
-/// The servers of a cluster. What is started on them ends with itself.
+/// The servers of a cluster, which end when this is dropped.
 #[derive(Debug)]
 pub struct Fleet {
     /// Carries events, replica sync and policies.
     pub nats: NatsServer,
-    /// Knows who is there.
+    /// Carries discovery.
     pub etcd: EtcdServer,
 }
 
-/// What a router's index says of each worker: epoch, blocks and digest.
+/// Epoch, blocks and digest of each worker in a router's index.
 pub type IndexDigests = BTreeMap<String, (u64, u64, String)>;
 
 impl Fleet {
-    /// Both servers, running.
+    /// Starts both servers.
     pub fn start() -> Self {
         Self {
             nats: NatsServer::started(),
@@ -40,21 +40,21 @@ impl Fleet {
         ]
     }
 
-    /// `runtime serve`, listening and perhaps without any worker yet.
+    /// Starts `runtime serve`; returns once it listens, with or without workers.
     pub async fn router(&self, arguments: &[&str]) -> anyhow::Result<Cluster> {
         let options = self.options();
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         Cluster::router(&[&["serve"], options.as_slice(), arguments].concat()).await
     }
 
-    /// The same, once it routes to that many workers and follows their KV caches.
+    /// Like [`router`](Self::router); returns once it routes to that many workers and follows their KV caches.
     pub async fn router_of(&self, workers: usize, arguments: &[&str]) -> anyhow::Result<Cluster> {
         let router = self.router(arguments).await?;
         follows(&router, workers).await?;
         router.named().await
     }
 
-    /// `runtime worker --engine sim` under this name.
+    /// Starts `runtime worker --engine sim` with this name.
     pub async fn worker(&self, id: &str, arguments: &[&str]) -> anyhow::Result<Worker> {
         let options = self.options();
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
@@ -62,7 +62,7 @@ impl Fleet {
     }
 }
 
-/// Waits until the router has exactly that many workers, all ready, and their KV caches in its index.
+/// Waits until the router has exactly that many workers, all ready, and follows their KV caches.
 pub async fn follows(router: &Cluster, workers: usize) -> anyhow::Result<()> {
     eventually(&format!("the router follows {workers} workers"), || async {
         let known = router.workers().await?;
@@ -72,10 +72,10 @@ pub async fn follows(router: &Cluster, workers: usize) -> anyhow::Result<()> {
         Ok((known.len() == workers && ready.count() == workers).then_some(()))
     })
     .await
-    .with_context(|| router.process.said())
+    .with_context(|| router.process.output())
 }
 
-/// What the router's index holds of each worker.
+/// Reads what the router's index holds of each worker.
 pub async fn index_digests(router: &Cluster) -> anyhow::Result<IndexDigests> {
     let index = router.index().await?;
     let workers = index["workers"]
@@ -89,10 +89,10 @@ pub async fn index_digests(router: &Cluster) -> anyhow::Result<IndexDigests> {
     Ok(figures.collect())
 }
 
-/// Waits until all these routers hold the same of every worker, and answers with it.
+/// Waits until the indexes of all these routers are equal; returns their content.
 pub async fn same_index(routers: &[&Cluster]) -> anyhow::Result<IndexDigests> {
     let last = RefCell::default();
-    eventually("all routers hold the same of every worker", || async {
+    eventually("the indexes of all routers are equal", || async {
         let mut all = Vec::new();
         for router in routers {
             all.push(index_digests(router).await?);
@@ -103,5 +103,5 @@ pub async fn same_index(routers: &[&Cluster]) -> anyhow::Result<IndexDigests> {
         Ok((is_settled && !first.is_empty()).then_some(first))
     })
     .await
-    .with_context(|| format!("they hold {:?}\n{}", last.borrow(), routers[0].process.said()))
+    .with_context(|| format!("the indexes hold {:?}\n{}", last.borrow(), routers[0].process.output()))
 }

@@ -1,14 +1,14 @@
-//! Tests of the real binary: what a user does, done by a program.
+//! Tests of the real binary, used as a user does.
 //!
-//! A test starts `runtime` with [`Cluster`] on free ports of its own, talks HTTP to it with [`Api`], and looks at
-//! what it answers, at `/admin/v1/…` and at `/metrics`. A [`Fleet`] is several of them on a real NATS and a real etcd. Nothing of Signalbox is linked in: what cannot be seen from
-//! outside is tested by the crates themselves.
+//! A test starts `runtime` with [`Cluster`] on free ports, sends it HTTP requests with [`Api`], and checks the answers,
+//! `/admin/v1/…` and `/metrics`. A [`Fleet`] is several routers and workers on a real NATS and a real etcd. No code of
+//! Signalbox is linked in: what is not visible from outside is tested in the crates themselves.
 //!
 //! ```no_run
 //! use serde_json::json;
 //! use signalbox_integration_tests::{Cluster, workload::Workload};
 //!
-//! # async fn a_repeated_prompt_goes_where_it_was() -> anyhow::Result<()> {
+//! # async fn a_repeated_prompt_goes_to_the_same_worker() -> anyhow::Result<()> {
 //! let cluster = Cluster::sim(&["--workers=2"]).await?;
 //! let body = json!({"model": cluster.model, "messages": Workload::new(1).chat(600), "max_tokens": 4});
 //! let first = cluster.api.post("/v1/chat/completions", &body).await?;
@@ -18,17 +18,16 @@
 //! # }
 //! ```
 //!
-//! How to write one:
+//! How to write a test:
 //!
-//! - A file is a subject, a test is a behaviour, and its name says which. It returns `anyhow::Result<()>`: what goes
-//!   wrong around the assertions comes out with the process's standard error in it.
-//! - Await events ([`Process::line`](process::Process::line), [`eventually()`], the next [`Event`]); never sleep and
-//!   hope. Deadlines are generous and are there to fail, not to measure.
-//! - A time is asserted only where a bound is itself the behaviour; otherwise print it.
-//! - Everything a test started ends with it, however it ends: dropping a [`Cluster`] kills the process and its
-//!   workers.
+//! - A file is a subject, a test is a behaviour, and its name states the behaviour. It returns `anyhow::Result<()>`: an
+//!   error outside the assertions contains the process's standard error.
+//! - Wait for events ([`Process::line`](process::Process::line), [`eventually()`], the next [`Event`]), not for a fixed
+//!   time. Deadlines are long: they end a test that hangs, and measure nothing.
+//! - Assert a time only if the bound is the behaviour under test; otherwise print it.
+//! - Every process that a test starts ends with the test: dropping a [`Cluster`] kills the process and its workers.
 //!
-//! The binary is `target/<profile>/runtime` beside the tests, or whatever the environment variable
+//! The binary is `target/<profile>/runtime` beside the tests, or the one that the environment variable
 //! `SIGNALBOX_BINARY` names. `make test` builds it first.
 
 mod answer;

@@ -1,8 +1,8 @@
-//! `/metrics`, read.
+//! Parses `/metrics`.
 
 use anyhow::Context;
 
-/// A scrape: samples with their names and labels.
+/// The samples of one scrape, with names and labels.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     samples: Vec<Sample>,
@@ -17,7 +17,7 @@ struct Sample {
 }
 
 impl Metrics {
-    /// Reads Prometheus' text format.
+    /// Parses Prometheus' text format.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
         let lines = text
             .lines()
@@ -28,7 +28,7 @@ impl Metrics {
         })
     }
 
-    /// The sum over all samples of `name` with each of `labels`; 0 where there is none.
+    /// The sum of all samples of `name` that have all of `labels`; 0 if there is none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let has = |sample: &&Sample| {
             sample.name == name
@@ -36,7 +36,7 @@ impl Metrics {
                     .iter()
                     .all(|(label, value)| sample.labels.contains(&format!("{label}=\"{value}\"")))
         };
-        // An empty sum of floats is -0, which reads oddly in a message.
+        // The `sum` of no floats is -0, which is confusing in a message.
         self.samples
             .iter()
             .filter(has)

@@ -1,4 +1,4 @@
-//! A process of the binary: started, listened to, and surely ended.
+//! A process of the binary: started, its output read, and always ended.
 
 use std::{
     collections::BTreeSet,
@@ -18,13 +18,13 @@ use tokio::{
 
 use crate::{DEADLINE, binary, eventually};
 
-/// Most bytes of output that are kept; the rest is read and dropped, so that the process never waits for us.
+/// Most bytes of output that are kept. The rest is read and dropped, so that the process never blocks on a full pipe.
 const MAX_OUTPUT: usize = 1 << 20;
 
-/// Longest wait for killed processes to be gone.
+/// Longest wait for killed processes to end.
 const REAPING: Duration = Duration::from_secs(5);
 
-/// A running `runtime …`. Dropping it kills it, and every process it started.
+/// A running `runtime …`. Dropping this kills the process and every process it started.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -32,28 +32,28 @@ pub struct Process {
     stdout: watch::Receiver<String>,
     stderr: watch::Receiver<String>,
     command: String,
-    /// Its working directory: empty, so that no file of the checkout changes what a test sees. Its children have it
-    /// too, which tells them even when they have outlived their parent.
+    /// The working directory: empty, so that no file of the checkout affects a test. Children inherit it, so it identifies
+    /// them even after their parent has ended.
     directory: TempDir,
 }
 
-/// A process of the system, told from a later one with the same number by when it started.
+/// A process of the operating system. Its start time distinguishes it from a later process with the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ProcessId {
-    /// The system's number.
+    /// The process number.
     pub pid: u32,
     /// When it started, in clock ticks since boot.
     started: u64,
 }
 
-/// How a process ended, and what it said.
+/// How a process ended, and its output.
 #[derive(Debug)]
 pub struct ProcessEnd {
-    /// Its exit status.
+    /// The exit status.
     pub status: ExitStatus,
-    /// All of its standard output.
+    /// All of standard output.
     pub stdout: String,
-    /// All of its standard error.
+    /// All of standard error.
     pub stderr: String,
 }
 
@@ -78,9 +78,9 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))?;
-        let pid = child.id().context("the process has no number")?;
-        let stdout = listen(child.stdout.take().context("no standard output")?);
-        let stderr = listen(child.stderr.take().context("no standard error")?);
+        let pid = child.id().context("the process has already ended")?;
+        let stdout = collect(child.stdout.take().context("no standard output")?);
+        let stderr = collect(child.stderr.take().context("no standard error")?);
         Ok(Self {
             child,
             pid,
@@ -91,10 +91,10 @@ impl Process {
         })
     }
 
-    /// Waits for a line of standard output that begins with `prefix`; answers with the rest of it.
+    /// Waits for a line of standard output that begins with `prefix`; returns the rest of the line.
     ///
     /// # Errors
-    /// The process ended without saying it, or [`DEADLINE`] passed; the message has what it said instead.
+    /// The process ended without printing the line, or [`DEADLINE`] passed. The error contains the output.
     pub async fn line(&self, prefix: &str) -> anyhow::Result<String> {
         let find = |text: &String| {
             let end = text.rfind('\n')?;
@@ -110,19 +110,19 @@ impl Process {
         };
         found.with_context(|| {
             format!(
-                "`runtime {}` never said {prefix:?}\n{}",
+                "`runtime {}` printed no line that begins with {prefix:?}\n{}",
                 self.command,
-                self.said()
+                self.output()
             )
         })
     }
 
-    /// Its number.
+    /// The process number.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// The processes it started that are still there, whether it is there itself or not.
+    /// The processes it started that still run, whether it runs itself or not.
     pub fn children(&self) -> BTreeSet<ProcessId> {
         let Ok(entries) = fs::read_dir("/proc") else {
             return BTreeSet::new();
@@ -138,7 +138,7 @@ impl Process {
             .collect()
     }
 
-    /// Waits until none of the processes it started is there any more.
+    /// Waits until all processes it started have ended.
     pub async fn childless(&self) -> anyhow::Result<()> {
         eventually("all workers have ended", || async {
             Ok(self.children().is_empty().then_some(()))
@@ -146,33 +146,33 @@ impl Process {
         .await
     }
 
-    /// What Ctrl-C does.
+    /// Sends SIGINT, as Ctrl-C does.
     pub fn interrupt(&self) -> anyhow::Result<()> {
         signal("INT", self.pid)
     }
 
-    /// SIGSTOP: it holds its connections and does nothing.
+    /// Sends SIGSTOP: the process keeps its connections and does nothing.
     pub fn suspend(&self) -> anyhow::Result<()> {
         signal("STOP", self.pid)
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn resume(&self) -> anyhow::Result<()> {
         signal("CONT", self.pid)
     }
 
-    /// Ends it without a chance to clean up.
+    /// Sends SIGKILL.
     pub fn kill(&self) -> anyhow::Result<()> {
         signal("KILL", self.pid)
     }
 
-    /// Waits for its end; fails once [`DEADLINE`] has passed.
+    /// Waits for the process to end; fails once [`DEADLINE`] has passed.
     pub async fn ended(&mut self) -> anyhow::Result<ProcessEnd> {
         let Ok(status) = timeout(DEADLINE, self.child.wait()).await else {
-            bail!("`runtime {}` does not end\n{}", self.command, self.said());
+            bail!("`runtime {}` does not end\n{}", self.command, self.output());
         };
         let status = status?;
-        // A worker that outlives it may hold the pipes open: then what was said so far is what there is.
+        // A worker that outlives the process may hold the pipes open: then the output so far is returned.
         for output in [&mut self.stdout, &mut self.stderr] {
             let _ = timeout(REAPING, output.wait_for(|_| false)).await;
         }
@@ -183,19 +183,19 @@ impl Process {
         })
     }
 
-    /// Fails unless it is running.
+    /// Fails unless the process is running.
     pub fn ensure_running(&mut self) -> anyhow::Result<()> {
         let status = self.child.try_wait()?;
         ensure!(
             status.is_none(),
             "`runtime {}` has ended: {status:?}\n{}",
             self.command,
-            self.said()
+            self.output()
         );
         Ok(())
     }
 
-    /// Its resident memory, in bytes.
+    /// Resident memory, in bytes.
     pub fn resident_bytes(&self) -> anyhow::Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -205,8 +205,8 @@ impl Process {
         Ok(kib.parse::<u64>()? * 1024)
     }
 
-    /// All it said so far, for messages.
-    pub fn said(&self) -> String {
+    /// All output so far, for messages.
+    pub fn output(&self) -> String {
         format!(
             "--- stdout\n{}--- stderr\n{}",
             *self.stdout.borrow(),
@@ -217,7 +217,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The parent first: it would start others in their place.
+        // The parent first: it restarts children that end.
         let _ = self.child.start_kill();
         let began = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && began.elapsed() < REAPING {
@@ -231,10 +231,10 @@ impl Drop for Process {
             std::thread::sleep(Duration::from_millis(2));
             left.retain(ProcessId::is_alive);
         }
-        // A test that already fails has its own message.
+        // A test that already panics has its own message.
         assert!(
             left.is_empty() || std::thread::panicking(),
-            "workers survive being killed: {left:?}"
+            "killed workers still run: {left:?}"
         );
     }
 }
@@ -243,10 +243,10 @@ impl ProcessId {
     /// The running process of this number.
     fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The second field is the program's name in brackets, and may hold anything.
+        // The second field is the program's name in brackets, which may contain any text.
         let (_, rest) = stat.rsplit_once(") ")?;
         let fields: Vec<&str> = rest.split(' ').collect();
-        // One that has ended and waits to be reaped is a Z in the third field; the start is the 22nd.
+        // A process that has ended and is not reaped has a Z in the third field. The start time is the 22nd field.
         let is_running = *fields.first()? != "Z";
         Some(Self {
             pid,
@@ -255,17 +255,17 @@ impl ProcessId {
         .filter(|_| is_running)
     }
 
-    /// Whether that very process is still there.
+    /// Whether this process still runs.
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid) == Some(*self)
     }
 
-    /// `kill -9`.
+    /// Sends SIGKILL.
     pub fn kill(&self) -> anyhow::Result<()> {
         signal("KILL", self.pid)
     }
 
-    /// Its command line.
+    /// The command line.
     pub fn command_line(&self) -> Vec<String> {
         let bytes = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
         String::from_utf8_lossy(&bytes)
@@ -283,8 +283,8 @@ fn signal(name: &str, pid: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads to the end, keeping the beginning; the channel closes when the output does.
-fn listen(mut output: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver<String> {
+/// Reads the output to its end and keeps the beginning. The channel closes when the output does.
+fn collect(mut output: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver<String> {
     let (sender, receiver) = watch::channel(String::new());
     tokio::spawn(async move {
         let mut piece = [0; 4096];

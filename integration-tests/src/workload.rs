@@ -1,9 +1,9 @@
-//! Prompts as real traffic has them: different, with shared beginnings, and the same for the same seed.
+//! Prompts like those of real traffic: different ones, or ones with a shared prefix. The same seed gives the same prompts.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
-/// Plain English, so that a tokenizer finds between one and two tokens in each; one of bytes finds more.
+/// Common words: a tokenizer makes one or two tokens of each, a byte-level one more.
 const WORDS: [&str; 48] = [
     "signal", "track", "train", "lever", "station", "points", "driver", "morning", "freight", "platform",
     "whistle", "bridge", "tunnel", "junction", "the", "a", "of", "under", "over", "through", "between",
@@ -26,7 +26,7 @@ impl Workload {
         }
     }
 
-    /// A text of `words` words, which is at least as many tokens. No two are alike.
+    /// A text of `words` words, which has at least as many tokens. No two texts are equal.
     pub fn text(&mut self, words: usize) -> String {
         let mut text = String::with_capacity(words * 8);
         for number in 0..words {
@@ -43,7 +43,7 @@ impl Workload {
         json!([{"role": "user", "content": self.text(words)}])
     }
 
-    /// Conversations that share a system message of `shared` words and go on for `own` words each.
+    /// Conversations that share a system message of `shared` words, each with a user message of `own` words.
     pub fn chats_with_shared_prefix(&mut self, count: usize, shared: usize, own: usize) -> Vec<Value> {
         let system = self.text(shared);
         let mut chat =
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_says_the_same_and_another_does_not() {
+    fn the_same_seed_gives_the_same_text_and_another_seed_does_not() {
         assert_eq!(Workload::new(1).text(50), Workload::new(1).text(50));
         assert_ne!(Workload::new(1).text(50), Workload::new(2).text(50));
         let chats = Workload::new(3).chats_with_shared_prefix(3, 20, 20);

@@ -1,4 +1,4 @@
-//! A client that goes away takes its work with it.
+//! A client that disconnects cancels its work.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use tokio::time::timeout;
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// One sequence at a time: while an abandoned request runs on, nobody else is answered.
+/// One sequence at a time: while an abandoned request runs, no other request is answered.
 async fn cluster() -> anyhow::Result<Cluster> {
     Cluster::sim(&["--workers=1", "--max-sequences=1", "--speedup=1"]).await
 }
 
-/// Three minutes of work, were it done to the end.
+/// A request that takes three minutes to the end.
 fn endless(cluster: &Cluster, stream: bool) -> Value {
     json!({
         "model": cluster.model, "messages": Workload::new(1).chat(10), "max_tokens": 30_000, "ignore_eos": true,
@@ -21,8 +21,8 @@ fn endless(cluster: &Cluster, stream: bool) -> Value {
     })
 }
 
-/// The engine has room: a request that needs its only place is answered.
-#[expect(clippy::print_stdout, reason = "a figure for whoever runs the test to see it")]
+/// Checks that the engine is free: a request that needs its only sequence is answered.
+#[expect(clippy::print_stdout, reason = "a figure for the person who runs the test")]
 async fn engine_is_free(cluster: &Cluster) -> anyhow::Result<()> {
     let body = json!({"model": cluster.model, "messages": Workload::new(2).chat(10), "max_tokens": 2});
     let reply = cluster.api.post(CHAT, &body).await?;
@@ -32,7 +32,7 @@ async fn engine_is_free(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_dropped_frees_its_worker() -> anyhow::Result<()> {
+async fn a_dropped_stream_frees_its_worker() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let mut stream = cluster.api.stream(CHAT, &endless(&cluster, true)).await?;
     for _ in 0..3 {
@@ -47,24 +47,24 @@ async fn a_stream_that_is_dropped_frees_its_worker() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn so_does_one_that_waits_for_a_whole_answer() -> anyhow::Result<()> {
+async fn a_dropped_request_for_a_whole_answer_frees_its_worker() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let body = endless(&cluster, false);
     let waiting = cluster.api.post(CHAT, &body);
     assert!(
         timeout(Duration::from_millis(300), waiting).await.is_err(),
-        "it takes minutes"
+        "the answer takes minutes"
     );
     engine_is_free(&cluster).await
 }
 
 #[tokio::test]
-async fn so_does_one_that_waits_for_its_turn() -> anyhow::Result<()> {
+async fn a_dropped_request_that_waits_for_a_sequence_is_cancelled() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let mut running = cluster.api.stream(CHAT, &endless(&cluster, true)).await?;
     running.next().await?.unwrap();
     let body = endless(&cluster, true);
-    // No place is free: not even the head of an answer comes.
+    // No sequence is free, so not even the head of the answer arrives.
     assert!(
         timeout(Duration::from_millis(300), cluster.api.stream(CHAT, &body))
             .await
@@ -75,7 +75,7 @@ async fn so_does_one_that_waits_for_its_turn() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_that_come_and_go_leave_nothing_behind() -> anyhow::Result<()> {
+async fn many_dropped_streams_leave_no_load() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=2", "--speedup=5"]).await?;
     let clients = (0..100_u64).map(|client| {
         let cluster = &cluster;

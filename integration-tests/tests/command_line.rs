@@ -1,4 +1,4 @@
-//! The command line as a person meets it: one clear sentence, the right exit code, and nothing left running.
+//! The command line: an error is one clear line with the right exit code, and no process is left running.
 
 use std::{
     fs,
@@ -13,12 +13,12 @@ use tempfile::TempDir;
 
 const FREE: [&str; 2] = ["--http=127.0.0.1:0", "--admin=127.0.0.1:0"];
 
-/// The bound that is promised for an idle process.
+/// The promised bound for an idle process.
 const STOPS_WITHIN: Duration = Duration::from_secs(1);
 
-/// Runs a command that is to fail with exit code 1 and one sentence, which is the answer.
-#[expect(clippy::print_stdout, reason = "a figure for whoever runs the test to see it")]
-async fn sentence(arguments: &[&str]) -> anyhow::Result<String> {
+/// Runs a command that must fail with exit code 1 and one line of error, which is returned.
+#[expect(clippy::print_stdout, reason = "a figure for the person who runs the test")]
+async fn error_of(arguments: &[&str]) -> anyhow::Result<String> {
     let mut process = Process::start(arguments)?;
     let ended = process.ended().await?;
     let command = arguments.join(" ");
@@ -26,58 +26,58 @@ async fn sentence(arguments: &[&str]) -> anyhow::Result<String> {
         ended.status.code() == Some(1),
         "`runtime {command}`: {}\n{}",
         ended.status,
-        process.said()
+        process.output()
     );
     ensure!(
         process.children().is_empty(),
-        "`runtime {command}` leaves {:?}",
+        "`runtime {command}` leaves processes: {:?}",
         process.children()
     );
     let line = ended.stderr.trim_end();
     ensure!(
         line.starts_with("error: ") && line.lines().count() == 1,
-        "`runtime {command}` says\n{line}"
+        "the error of `runtime {command}` is not one line:\n{line}"
     );
     println!("runtime {command}\n    {line}");
     Ok(line.to_owned())
 }
 
-/// Fails unless the sentence has all these words.
-fn names(sentence: &str, words: &[&str]) -> anyhow::Result<()> {
-    let missing: Vec<_> = words.iter().filter(|word| !sentence.contains(**word)).collect();
-    ensure!(missing.is_empty(), "{missing:?} not in {sentence:?}");
+/// Fails unless the error contains all these words.
+fn names(error: &str, words: &[&str]) -> anyhow::Result<()> {
+    let missing: Vec<_> = words.iter().filter(|word| !error.contains(**word)).collect();
+    ensure!(missing.is_empty(), "{missing:?} not in {error:?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken() -> anyhow::Result<()> {
+async fn a_port_in_use_is_an_error_that_names_it() -> anyhow::Result<()> {
     let taken = TcpListener::bind("127.0.0.1:0")?;
     let address = taken.local_addr()?.to_string();
     for (taken, free) in [("--http", "--admin"), ("--admin", "--http")] {
         let (taken, free) = (format!("{taken}={address}"), format!("{free}=127.0.0.1:0"));
         names(
-            &sentence(&["up", "--engine=sim", &taken, &free]).await?,
+            &error_of(&["up", "--engine=sim", &taken, &free]).await?,
             &[&address],
         )?;
         names(
-            &sentence(&["serve", "--discovery=static://127.0.0.1:1", &taken, &free]).await?,
+            &error_of(&["serve", "--discovery=static://127.0.0.1:1", &taken, &free]).await?,
             &[&address],
         )?;
     }
     names(
-        &sentence(&["worker", "--engine=sim", "--listen", &address]).await?,
+        &error_of(&["worker", "--engine=sim", "--listen", &address]).await?,
         &[&address],
     )
 }
 
 #[tokio::test]
-async fn a_model_that_is_missing_or_broken() -> anyhow::Result<()> {
+async fn a_missing_or_broken_model_is_an_error_that_names_the_file() -> anyhow::Result<()> {
     let directory = TempDir::new()?;
     let missing = directory.path().join("missing.gguf").display().to_string();
     let broken = directory.path().join("broken.gguf").display().to_string();
     let cut = directory.path().join("cut.gguf").display().to_string();
     fs::write(&broken, "this is no model")?;
-    // A header that promises a million entries, and nothing behind it.
+    // A header that announces a million entries, which do not follow.
     let mut header = b"GGUF\x03\0\0\0".to_vec();
     header.extend(1_000_000_u64.to_le_bytes());
     header.extend(1_000_000_u64.to_le_bytes());
@@ -90,53 +90,53 @@ async fn a_model_that_is_missing_or_broken() -> anyhow::Result<()> {
                 &["--listen=127.0.0.1:0"]
             };
             let arguments = [&[command, "--engine=sim", "--model", path], free].concat();
-            names(&sentence(&arguments).await?, &[path])?;
+            names(&error_of(&arguments).await?, &[path])?;
         }
     }
     let folder = directory.path().display().to_string();
     let arguments = [&["up", "--engine=sim", "--tokenizer", &folder], &FREE[..]].concat();
-    names(&sentence(&arguments).await?, &[&folder])
+    names(&error_of(&arguments).await?, &[&folder])
 }
 
 #[tokio::test]
-async fn a_policy_nobody_knows() -> anyhow::Result<()> {
+async fn an_unknown_policy_is_an_error_that_names_the_known_ones() -> anyhow::Result<()> {
     let up = [&["up", "--engine=sim", "--policy=kv-unaware"], &FREE[..]].concat();
-    names(&sentence(&up).await?, &["kv-unaware", "kv-aware", "round-robin"])?;
+    names(&error_of(&up).await?, &["kv-unaware", "kv-aware", "round-robin"])?;
     names(
-        &sentence(&["policy", "check", "nowhere.wasm"]).await?,
+        &error_of(&["policy", "check", "nowhere.wasm"]).await?,
         &["nowhere.wasm"],
     )
 }
 
 #[tokio::test]
-async fn more_simulated_workers_than_ports() -> anyhow::Result<()> {
+async fn more_simulated_workers_than_ports_is_an_error() -> anyhow::Result<()> {
     let worker = ["worker", "--engine=sim", "--model-name=m"];
     let beyond = ["--listen=127.0.0.1:65534", "--sim-workers=3"];
     names(
-        &sentence(&[&worker[..], &beyond].concat()).await?,
+        &error_of(&[&worker[..], &beyond].concat()).await?,
         &["--sim-workers 3", "65534", "65535"],
     )
 }
 
 #[tokio::test]
-async fn an_admin_api_open_to_everybody() -> anyhow::Result<()> {
+async fn an_admin_api_open_to_other_machines_needs_a_token() -> anyhow::Result<()> {
     names(
-        &sentence(&["up", "--engine=sim", "--http=127.0.0.1:0", "--admin=0.0.0.0:0"]).await?,
+        &error_of(&["up", "--engine=sim", "--http=127.0.0.1:0", "--admin=0.0.0.0:0"]).await?,
         &["token"],
     )
 }
 
 #[tokio::test]
-async fn discovery_that_cannot_be() -> anyhow::Result<()> {
+async fn a_wrong_discovery_url_is_an_error_that_names_the_right_form() -> anyhow::Result<()> {
     for url in ["consul://127.0.0.1:8500", "static://", "static://somewhere"] {
         let arguments = [&["serve", "--discovery", url], &FREE[..]].concat();
-        names(&sentence(&arguments).await?, &["--discovery", "host:port"])?;
+        names(&error_of(&arguments).await?, &["--discovery", "host:port"])?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_flag_there_is_not() -> anyhow::Result<()> {
+async fn a_wrong_flag_is_a_usage_error() -> anyhow::Result<()> {
     for arguments in [
         &["up", "--wrokers=2"][..],
         &["up", "--workers=0"],
@@ -147,11 +147,11 @@ async fn a_flag_there_is_not() -> anyhow::Result<()> {
     ] {
         let mut process = Process::start(arguments)?;
         let ended = process.ended().await?;
-        assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {}", process.said());
+        assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {}", process.output());
         assert!(
             ended.stdout.is_empty() && !ended.stderr.is_empty(),
             "{}",
-            process.said()
+            process.output()
         );
     }
     let mut process = Process::start(&["up", "--help"])?;
@@ -176,48 +176,48 @@ async fn ctrl_c_stops_an_idle_process_at_once() -> anyhow::Result<()> {
     let body = json!({"model": cluster.model, "messages": Workload::new(1).chat(10), "max_tokens": 2});
     assert_eq!(cluster.api.post("/v1/chat/completions", &body).await?.status, 200);
     assert_eq!(cluster.process.children().len(), 2);
-    let told = Instant::now();
+    let interrupted = Instant::now();
     cluster.process.interrupt()?;
     let ended = cluster.process.ended().await?;
-    let took = told.elapsed();
+    let took = interrupted.elapsed();
     println!("stopped in {took:?}");
     assert!(
         ended.status.success(),
         "{}\n{}",
         ended.status,
-        cluster.process.said()
+        cluster.process.output()
     );
     assert!(
         cluster.process.children().is_empty(),
         "{:?}",
         cluster.process.children()
     );
-    assert_eq!(ended.stderr, "", "a stop that was asked for is no trouble");
+    assert_eq!(ended.stderr, "", "a requested stop prints no error");
     assert!(took < STOPS_WITHIN, "{took:?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn planes_that_cannot_be() -> anyhow::Result<()> {
+async fn contradicting_plane_options_are_errors() -> anyhow::Result<()> {
     let known = "--discovery=static://127.0.0.1:1";
     names(
-        &sentence(&["serve"]).await?,
+        &error_of(&["serve"]).await?,
         &["--discovery", "static://", "etcd://"],
     )?;
     for (wrong, words) in [
         (["serve", "--discovery=etcd://etcd"], &["etcd", "host:port"][..]),
         (["worker", known], &["registers", "etcd://"]),
     ] {
-        names(&sentence(&wrong).await?, words)?;
+        names(&error_of(&wrong).await?, words)?;
     }
     let events = [&["serve", known, "--events=http://nats"], &FREE[..]].concat();
-    names(&sentence(&events).await?, &["--events", "nats://host:port"])?;
+    names(&error_of(&events).await?, &["--events", "nats://host:port"])?;
     let ca = [
         "serve",
         "--discovery=etcd://127.0.0.1:1",
         "--etcd-ca=/does/not/exist.pem",
     ];
-    names(&sentence(&ca).await?, &["/does/not/exist.pem"])
+    names(&error_of(&ca).await?, &["/does/not/exist.pem"])
 }
 
 #[tokio::test]
@@ -231,12 +231,12 @@ async fn a_file_of_settings_is_used_checked_and_shown() -> anyhow::Result<()> {
     let wrong = file("wrong.toml", "[serve]\nhtpp = '127.0.0.1:0'\n")?;
     for command in [["config", "check", &wrong], ["serve", "--config", &wrong]] {
         names(
-            &sentence(&command).await?,
+            &error_of(&command).await?,
             &[&wrong, "htpp", "did you mean http?"],
         )?;
     }
     names(
-        &sentence(&["config", "check", "/does/not/exist.toml"]).await?,
+        &error_of(&["config", "check", "/does/not/exist.toml"]).await?,
         &["/does/not/exist.toml"],
     )?;
 
@@ -268,7 +268,7 @@ async fn a_file_of_settings_is_used_checked_and_shown() -> anyhow::Result<()> {
     }
     // A flag wins over the file.
     let cluster = Cluster::serve_with(&["--config", &right]).await?;
-    eventually("the worker of the file is there", || async {
+    eventually("the worker named in the file is ready", || async {
         Ok((cluster.api.get("/ready").await?.status == 200).then_some(()))
     })
     .await?;
@@ -280,7 +280,7 @@ async fn a_file_of_settings_is_used_checked_and_shown() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn ctrl_c_lets_an_answer_under_way_end() -> anyhow::Result<()> {
+async fn ctrl_c_lets_an_answer_under_way_finish() -> anyhow::Result<()> {
     let mut cluster = Cluster::sim(&["--workers=2", "--speedup=1"]).await?;
     let body = json!({"model": cluster.model, "messages": Workload::new(1).chat(10), "max_tokens": 100, "stream": true});
     let mut stream = cluster.api.stream("/v1/chat/completions", &body).await?;
@@ -295,14 +295,14 @@ async fn ctrl_c_lets_an_answer_under_way_end() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_second_ctrl_c_waits_for_nothing() -> anyhow::Result<()> {
+async fn a_second_ctrl_c_exits_at_once() -> anyhow::Result<()> {
     let mut cluster = Cluster::sim(&["--workers=1", "--speedup=1"]).await?;
     let body = json!({"model": cluster.model, "messages": Workload::new(1).chat(10), "max_tokens": 30_000, "stream": true});
     let mut stream = cluster.api.stream("/v1/chat/completions", &body).await?;
     stream.next().await?.unwrap();
     cluster.process.interrupt()?;
-    eventually("it is stopping", || async {
-        // A listener that is closed says so too.
+    eventually("the router is draining", || async {
+        // A closed listener counts too.
         Ok(cluster
             .api
             .get("/ready")
@@ -314,7 +314,7 @@ async fn a_second_ctrl_c_waits_for_nothing() -> anyhow::Result<()> {
     cluster.process.interrupt()?;
     assert!(
         !cluster.process.ended().await?.status.success(),
-        "what was under way was given up"
+        "the request under way was cancelled"
     );
     cluster.process.childless().await
 }
@@ -329,10 +329,10 @@ async fn workers_end_when_their_parent_is_killed() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_worker_of_its_own_stops_when_told() -> anyhow::Result<()> {
+async fn a_separate_worker_stops_at_ctrl_c() -> anyhow::Result<()> {
     let mut worker = Worker::sim("alone", &[]).await?;
     worker.process.interrupt()?;
     let ended = worker.process.ended().await?;
-    assert!(ended.status.success(), "{}", worker.process.said());
+    assert!(ended.status.success(), "{}", worker.process.output());
     Ok(())
 }

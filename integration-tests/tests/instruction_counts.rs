@@ -1,7 +1,7 @@
-//! What the hot paths cost, in instructions, held against recorded bounds. Counts repeat where times do not: a change that
-//! makes a path dearer is seen here on any machine.
+//! Checks the cost of the hot paths, in instructions, against recorded bounds. Counts are repeatable where times are not: a
+//! change that makes a path more expensive is seen here on any machine.
 //!
-//! Counted by callgrind, in `runtime/http/examples/hot_paths.rs` built as optimised as a release.
+//! callgrind counts in `runtime/http/examples/hot_paths.rs`, built with the optimisation of a release.
 
 use std::{
     env,
@@ -14,8 +14,8 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use signalbox_integration_tests::workspace_root;
 
-/// Most instructions a path may take each time: what was counted when it was last made cheaper, and a tenth for compilers and
-/// C libraries that differ. Whoever makes a path cheaper lowers its bound.
+/// Most instructions that a path may take per run: the count when it was last made cheaper, plus a tenth for other compilers
+/// and C libraries. A change that makes a path cheaper lowers its bound.
 const BOUNDS: [(&str, u64); 4] = [
     // `kv-aware` among 64 workers: 29,950
     ("decision", 31_500),
@@ -32,7 +32,7 @@ const TIMES: u64 = 100;
 #[test]
 fn the_hot_paths_take_no_more_instructions_than_recorded() -> anyhow::Result<()> {
     let program = build()?;
-    let mut dearer = Vec::new();
+    let mut exceeded = Vec::new();
     let program = program.as_path();
     let counts = thread::scope(|scope| {
         let counting = BOUNDS.map(|(path, _)| scope.spawn(move || instructions(program, path)));
@@ -41,12 +41,12 @@ fn the_hot_paths_take_no_more_instructions_than_recorded() -> anyhow::Result<()>
     for ((path, bound), count) in BOUNDS.into_iter().zip(counts) {
         let each = count? / TIMES;
         println!("{path}: {each} instructions, at most {bound}");
-        ensure!(each > 0, "callgrind met no call of what is to be counted");
+        ensure!(each > 0, "callgrind found no call of the function to be counted");
         if each > bound {
-            dearer.push(format!("{path} takes {each} instructions, {bound} is the most"));
+            exceeded.push(format!("{path} takes {each} instructions; at most {bound} are allowed"));
         }
     }
-    ensure!(dearer.is_empty(), "{}", dearer.join("; "));
+    ensure!(exceeded.is_empty(), "{}", exceeded.join("; "));
     Ok(())
 }
 
@@ -62,14 +62,14 @@ fn build() -> anyhow::Result<PathBuf> {
         .current_dir(workspace_root())
         .output()
         .with_context(|| format!("{cargo:?}"))?;
-    let said = String::from_utf8_lossy(&built.stderr);
-    ensure!(built.status.success(), "hot_paths was not built: {said}");
+    let errors = String::from_utf8_lossy(&built.stderr);
+    ensure!(built.status.success(), "hot_paths was not built: {errors}");
     String::from_utf8(built.stdout)?
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .find(|message| message["target"]["name"] == "hot_paths")
         .and_then(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo names no executable hot_paths")
+        .context("cargo reports no executable hot_paths")
 }
 
 fn instructions(program: &Path, path: &str) -> anyhow::Result<u64> {
@@ -80,10 +80,11 @@ fn instructions(program: &Path, path: &str) -> anyhow::Result<u64> {
         .args([path, &TIMES.to_string()])
         .output()
         .context("valgrind, which `make deps` installs")?;
-    let said = String::from_utf8_lossy(&ran.stderr);
-    ensure!(ran.status.success(), "hot_paths {path}: {said}");
-    said.lines()
+    let report = String::from_utf8_lossy(&ran.stderr);
+    ensure!(ran.status.success(), "hot_paths {path}: {report}");
+    report
+        .lines()
         .find_map(|line| line.split_once("Collected : "))
         .and_then(|(_, count)| count.trim().parse().ok())
-        .with_context(|| format!("callgrind counted nothing: {said}"))
+        .with_context(|| format!("callgrind counted nothing: {report}"))
 }

@@ -1,4 +1,4 @@
-//! A thousand workers register and go; one process simulates several.
+//! A thousand workers register and leave; one process simulates several workers.
 
 use std::{
     collections::BTreeSet,
@@ -13,10 +13,10 @@ use tokio::task::JoinSet;
 const WORKERS: usize = 1_000;
 const LEASE_S: i64 = 3;
 
-/// Who write at once: workers do not wait for each other.
+/// Writers that work in parallel, as real workers do.
 const WRITERS: usize = 16;
 
-/// As a worker writes itself down; `runtime/discovery/README.md` describes keys and values.
+/// Key and value of a worker in etcd; `runtime/discovery/README.md` describes both.
 fn card(number: usize) -> (String, String) {
     let id = format!("w{number:04}");
     let card = json!({
@@ -28,7 +28,7 @@ fn card(number: usize) -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_workers_appear_and_go_with_their_lease() -> anyhow::Result<()> {
+async fn a_thousand_workers_appear_and_leave_with_their_lease() -> anyhow::Result<()> {
     let fleet = Fleet::start();
     let router = fleet.router(&[]).await?;
     let known = || async {
@@ -68,7 +68,7 @@ async fn a_thousand_workers_appear_and_go_with_their_lease() -> anyhow::Result<(
         .await?;
         let appeared = began.elapsed();
         peaks.push(router.process.resident_bytes()?);
-        // Nobody keeps the lease alive: all of them died.
+        // The lease is not renewed, as if all workers had been killed.
         eventually("all are gone", || async {
             Ok((known().await? == 0).then_some(()))
         })
@@ -78,7 +78,7 @@ async fn a_thousand_workers_appear_and_go_with_their_lease() -> anyhow::Result<(
             "round {round}: {WORKERS} written in {written:?}, known after {appeared:?}, gone after {gone:?} with a lease of {LEASE_S} s"
         );
     }
-    // What the allocator keeps settles in the first round; a leak would grow with each.
+    // The allocator keeps some memory after the first round; a leak would grow with each round.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let after = router.process.resident_bytes()?;
     let mib = |bytes: u64| bytes / 1024 / 1024;
@@ -95,7 +95,7 @@ async fn a_thousand_workers_appear_and_go_with_their_lease() -> anyhow::Result<(
     Ok(())
 }
 
-/// What the benches have a thousand of: each answers under a name of its own.
+/// The benches simulate a thousand this way. Each worker answers under its own name.
 #[tokio::test]
 async fn one_process_simulates_several_workers() -> anyhow::Result<()> {
     const SIMULATED: usize = 3;
@@ -105,8 +105,8 @@ async fn one_process_simulates_several_workers() -> anyhow::Result<()> {
     follows(&router, SIMULATED).await?;
     let mut answered = BTreeSet::new();
     for _ in 0..SIMULATED {
-        let asked = json!({"model": "m", "prompt": "on", "max_tokens": 1});
-        let answer = router.api.post("/v1/completions", &asked).await?;
+        let body = json!({"model": "m", "prompt": "on", "max_tokens": 1});
+        let answer = router.api.post("/v1/completions", &body).await?;
         answered.insert(answer.header("x-signalbox-worker").to_owned());
     }
     let names = ["w-0", "w-1", "w-2"].map(str::to_owned);

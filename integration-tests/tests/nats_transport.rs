@@ -1,4 +1,4 @@
-//! A worker that routers cannot dial: its requests go over NATS, and everything else is as ever.
+//! A worker that routers cannot dial: its requests go over NATS, everything else works as over TCP.
 
 use serde_json::json;
 use signalbox_integration_tests::{Fleet, eventually, workload::Workload};
@@ -23,7 +23,7 @@ async fn requests_are_answered_cancelled_and_drained_over_nats() -> anyhow::Resu
         "{:?}",
         whole.events.last()
     );
-    let again = eventually("the prompt is known, by events over the same NATS", || async {
+    let again = eventually("the index has the prompt, by events over the same NATS", || async {
         let again = router.api.stream(CHAT, &prompt).await?.rest().await?;
         Ok((again.header("x-signalbox-overlap-blocks") != "0").then_some(again))
     })
@@ -34,7 +34,7 @@ async fn requests_are_answered_cancelled_and_drained_over_nats() -> anyhow::Resu
     abandoned.next().await?;
     drop(abandoned);
     router.idle().await?;
-    eventually("the engine works on nothing", || async {
+    eventually("the engine has no request", || async {
         let running = router.workers().await?;
         Ok((running[0]["requests"] == 0).then_some(()))
     })

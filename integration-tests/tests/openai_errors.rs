@@ -1,4 +1,4 @@
-//! What OpenAI's API answers when something is wrong: a status, and an error in OpenAI's shape that names it.
+//! Errors of OpenAI's API: the status, and an error in OpenAI's shape that names what is wrong.
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use reqwest::Method;
@@ -13,7 +13,7 @@ async fn cluster() -> anyhow::Result<Cluster> {
     Cluster::sim(&["--workers=1", "--speedup=0"]).await
 }
 
-/// The error, after checking its status and type.
+/// Checks the status and type of an error; returns the error.
 fn error(reply: &Reply, status: u16) -> anyhow::Result<Value> {
     anyhow::ensure!(
         reply.status == status,
@@ -42,7 +42,7 @@ async fn a_body_of_20_mib_is_refused() -> anyhow::Result<()> {
         error["message"].as_str().unwrap().contains("16777216"),
         "names the limit: {error}"
     );
-    // The next client is served as if nothing had been.
+    // The next request is served.
     let body = json!({"model": cluster.model, "messages": Workload::new(1).chat(5), "max_tokens": 1});
     assert_eq!(cluster.api.post(CHAT, &body).await?.status, 200);
     Ok(())
@@ -89,7 +89,7 @@ async fn a_body_that_is_no_request_is_refused() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn an_unknown_model_is_not_found_and_the_known_one_is_named() -> anyhow::Result<()> {
+async fn an_unknown_model_is_not_found_and_the_served_one_is_named() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let body = json!({"model": "gpt-99", "messages": Workload::new(1).chat(5)});
     let error = error(&cluster.api.post(CHAT, &body).await?, 404)?;
@@ -152,7 +152,7 @@ async fn a_wrong_parameter_is_named() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_understood_and_not_done_is_refused_by_name() -> anyhow::Result<()> {
+async fn unsupported_parameters_are_refused_by_name() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let tool = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
     for (name, value) in [
@@ -181,7 +181,7 @@ async fn what_is_understood_and_not_done_is_refused_by_name() -> anyhow::Result<
 }
 
 #[tokio::test]
-async fn more_than_the_context_holds_is_refused_with_the_numbers() -> anyhow::Result<()> {
+async fn more_tokens_than_the_context_has_are_refused_with_the_numbers() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let models = cluster.api.get("/v1/models").await?.json()?;
     let context = models["data"][0]["max_model_len"].as_u64().unwrap();
@@ -206,7 +206,7 @@ async fn more_than_the_context_holds_is_refused_with_the_numbers() -> anyhow::Re
 }
 
 #[tokio::test]
-async fn paths_and_methods_that_do_not_exist_say_so() -> anyhow::Result<()> {
+async fn unknown_paths_and_wrong_methods_are_404_and_405() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     for api in [&cluster.api, &cluster.admin] {
         for path in [
@@ -228,7 +228,7 @@ async fn paths_and_methods_that_do_not_exist_say_so() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn an_encoded_body_is_refused_and_never_inflated() -> anyhow::Result<()> {
+async fn an_encoded_body_is_refused_and_never_decompressed() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     for encoding in ["gzip", "br", "zstd", "deflate"] {
         let headers = [JSON, ("content-encoding", encoding)];
@@ -243,34 +243,34 @@ async fn an_encoded_body_is_refused_and_never_inflated() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_house_says_come_again() -> anyhow::Result<()> {
-    // One sequence at a time, and that one taken: what is asked meanwhile waits, until no more may wait.
+async fn a_full_worker_refuses_requests_until_it_has_room() -> anyhow::Result<()> {
+    // One sequence at a time, and it is in use: later requests wait, until no more may wait.
     let cluster = Cluster::sim(&["--workers=1", "--max-sequences=1", "--speedup=20"]).await?;
     let mut body = json!({"model": cluster.model, "messages": Workload::new(1).chat(5), "max_tokens": 30_000, "stream": true});
     let mut first = cluster.api.stream(CHAT, &body).await?;
     first.next().await?.unwrap();
     body = json!({"model": cluster.model, "messages": Workload::new(2).chat(5), "max_tokens": 1, "n": 16});
-    let mut asked: FuturesUnordered<_> = (0..100).map(|_| cluster.api.post(CHAT, &body)).collect();
+    let mut replies: FuturesUnordered<_> = (0..100).map(|_| cluster.api.post(CHAT, &body)).collect();
     let mut first = Some(first);
     let (mut served, mut refused) = (0, 0);
-    while let Some(reply) = asked.next().await {
+    while let Some(reply) = replies.next().await {
         let reply = reply?;
         match reply.status {
             200 => {
-                assert!(first.is_none(), "answered out of turn");
+                assert!(first.is_none(), "answered while the only sequence was in use");
                 served += 1;
             }
             429 => {
                 assert_eq!(reply.error()?["type"], "rate_limit_error");
                 assert!(!reply.header("retry-after").is_empty());
                 refused += 1;
-                // The house empties: all who wait get their turn.
+                // The sequence becomes free: all waiting requests are served.
                 first = None;
             }
             other => anyhow::bail!("{other}: {}", reply.text()),
         }
     }
-    println!("{served} served, {refused} told to come again");
+    println!("{served} served, {refused} refused");
     assert!(served > 0 && refused > 0);
     cluster.idle().await
 }

@@ -1,4 +1,4 @@
-//! OpenAI's own client library gets along with it.
+//! OpenAI's own client library works with Signalbox.
 
 use std::{path::PathBuf, process::Stdio};
 
@@ -11,7 +11,7 @@ fn python() -> anyhow::Result<PathBuf> {
     let path = chosen.unwrap_or_else(|| workspace_root().join(".local/venv/bin/python"));
     ensure!(
         path.is_file(),
-        "{} is not there: `make test` makes it, or `python3 -m venv .local/venv && .local/venv/bin/pip install openai`; \
+        "{} does not exist: `make test` makes it, or `python3 -m venv .local/venv && .local/venv/bin/pip install openai`; \
          or name another interpreter in SIGNALBOX_PYTHON",
         path.display()
     );
@@ -28,12 +28,12 @@ async fn the_official_client_chats_streams_and_raises() -> anyhow::Result<()> {
         .kill_on_drop(true)
         .output()
         .await?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let errors = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
-        "{}\n{said}\n{}",
+        "{}\n{errors}\n{}",
         output.status,
-        cluster.process.said()
+        cluster.process.output()
     );
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "all is well");
     cluster.idle().await

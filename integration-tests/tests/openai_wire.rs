@@ -1,4 +1,4 @@
-//! What OpenAI's API answers when all is well.
+//! Answers of OpenAI's API to valid requests.
 
 use serde_json::{Value, json};
 use signalbox_integration_tests::{Api, Cluster, workload::Workload};
@@ -6,12 +6,12 @@ use signalbox_integration_tests::{Api, Cluster, workload::Workload};
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 
-/// A simulated GPU that does not keep a test waiting.
+/// A simulated GPU that answers without waiting.
 async fn cluster() -> anyhow::Result<Cluster> {
     Cluster::sim(&["--workers=1", "--speedup=0"]).await
 }
 
-/// Posts and insists on success.
+/// Sends a POST; fails unless the answer is 200.
 async fn ok(api: &Api, path: &str, body: &Value) -> anyhow::Result<Value> {
     let reply = api.post(path, body).await?;
     anyhow::ensure!(reply.status == 200, "{} {}", reply.status, reply.text());
@@ -55,7 +55,7 @@ async fn a_chat_is_answered_whole() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_stream_says_the_same_as_the_whole_answer() -> anyhow::Result<()> {
+async fn a_stream_has_the_same_text_as_the_whole_answer() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     for (path, prompt) in [(CHAT, "messages"), (COMPLETIONS, "prompt")] {
         let mut workload = Workload::new(2);
@@ -109,7 +109,7 @@ async fn tokens_arrive_one_by_one_and_not_at_the_end() -> anyhow::Result<()> {
     let body = json!({"model": cluster.model, "messages": Workload::new(3).chat(5), "max_tokens": 40, "stream": true});
     let mut stream = cluster.api.stream(CHAT, &body).await?;
     stream.next().await?.unwrap();
-    // While the first token is here, the worker still has the request.
+    // When the first token arrives, the worker still has the request.
     let busy: u64 = cluster
         .workers()
         .await?
@@ -157,7 +157,7 @@ async fn cached_tokens_are_those_of_full_blocks_already_computed() -> anyhow::Re
     assert_eq!(cached(&first), 0);
     let again = ok(&cluster.api, CHAT, &body).await?;
     let prompt = again["usage"]["prompt_tokens"].as_u64().unwrap();
-    // At least one token is always computed: its logits begin the answer.
+    // At least one token is always computed, since its logits are needed for the first token of the answer.
     assert_eq!(cached(&again), (prompt - 1) / 16 * 16);
     assert_eq!(
         again["choices"], first["choices"],
@@ -167,7 +167,7 @@ async fn cached_tokens_are_those_of_full_blocks_already_computed() -> anyhow::Re
 }
 
 #[tokio::test]
-async fn several_choices_are_told_apart_and_counted_together() -> anyhow::Result<()> {
+async fn several_choices_have_their_indexes_and_are_counted_together() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let mut body =
         json!({"model": cluster.model, "messages": Workload::new(6).chat(20), "max_tokens": 8, "n": 2});
@@ -253,7 +253,7 @@ async fn a_stop_text_ends_the_answer_and_is_not_part_of_it() -> anyhow::Result<(
     assert!(stopped["usage"]["completion_tokens"].as_u64() < free["usage"]["completion_tokens"].as_u64());
     body["stream"] = json!(true);
     let streamed = cluster.api.stream(CHAT, &body).await?.rest().await?;
-    assert_eq!(streamed.text(0)?, before, "no part of the stop text slips out");
+    assert_eq!(streamed.text(0)?, before, "no part of the stop text is sent");
     Ok(())
 }
 
@@ -288,7 +288,7 @@ async fn a_prompt_of_token_ids_is_the_prompt_itself() -> anyhow::Result<()> {
     assert_eq!(answer["object"], "text_completion");
     assert_eq!(answer["usage"]["prompt_tokens"], 50);
     assert_eq!(answer["usage"]["completion_tokens"], 3);
-    // Sixteen, as at OpenAI, where nothing is said.
+    // Without a limit, OpenAI's default of sixteen.
     let answer = ok(
         &cluster.api,
         COMPLETIONS,
@@ -314,7 +314,7 @@ async fn a_completion_can_repeat_its_prompt() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn unknown_parameters_and_neutral_ones_are_let_through() -> anyhow::Result<()> {
+async fn unknown_parameters_and_values_that_change_nothing_are_accepted() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let body = json!({
         "model": cluster.model, "messages": Workload::new(10).chat(5), "max_completion_tokens": 3,
@@ -329,7 +329,7 @@ async fn unknown_parameters_and_neutral_ones_are_let_through() -> anyhow::Result
 }
 
 #[tokio::test]
-async fn every_answer_says_who_decided_and_who_answered() -> anyhow::Result<()> {
+async fn every_answer_names_its_policy_and_its_worker() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let body = json!({"model": cluster.model, "messages": Workload::new(11).chat(100), "max_tokens": 2});
     let reply = cluster.api.post(CHAT, &body).await?;
@@ -366,7 +366,7 @@ async fn every_answer_says_who_decided_and_who_answered() -> anyhow::Result<()> 
 }
 
 #[tokio::test]
-async fn models_and_health_tell_what_is_served_and_by_whom() -> anyhow::Result<()> {
+async fn models_and_health_name_the_served_models_and_the_workers() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=2", "--speedup=0", "--model-name=points/one"]).await?;
     let models = cluster.api.get("/v1/models").await?.json()?;
     assert_eq!(models["object"], "list");

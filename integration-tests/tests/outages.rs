@@ -1,4 +1,4 @@
-//! NATS and etcd go away and come back: nothing that works stops, and what is known is right again afterwards.
+//! NATS and etcd are down and come back: serving continues, and all state is right again afterwards.
 
 use std::{
     sync::{
@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// How long a server is away: longer than the lease of three seconds. `SIGNALBOX_OUTAGE_S` makes it longer.
+/// How long a server is down: longer than the lease of three seconds. `SIGNALBOX_OUTAGE_S` changes it.
 #[expect(
     clippy::disallowed_methods,
     reason = "a setting of the test, not of the program"
@@ -31,7 +31,7 @@ fn outage() -> Duration {
     Duration::from_secs(seconds.unwrap_or(6))
 }
 
-/// Clients that ask and ask until told to stop.
+/// Clients that send requests until `stop` is set.
 struct Load {
     stop: Arc<AtomicBool>,
     clients: JoinSet<anyhow::Result<()>>,
@@ -47,7 +47,7 @@ impl Load {
                 let (api, model) = (router.api.clone(), router.model.clone());
                 let (stop, answered) = (stop.clone(), answered.clone());
                 let seed = 10 * number as u64 + client;
-                clients.spawn(ask(api, model, seed, stop, answered));
+                clients.spawn(send_requests(api, model, seed, stop, answered));
             }
         }
         Self {
@@ -66,7 +66,7 @@ impl Load {
     }
 }
 
-async fn ask(
+async fn send_requests(
     api: Api,
     model: String,
     seed: u64,
@@ -83,7 +83,7 @@ async fn ask(
     Ok(())
 }
 
-/// The state of a plane, as `/health` tells it.
+/// Waits until `/health` reports this state of a plane.
 async fn plane_is(router: &Cluster, plane: &str, state: &str) -> anyhow::Result<()> {
     eventually(&format!("the {plane} plane is {state}"), || async {
         let health = router.api.get("/health").await?;
@@ -91,7 +91,7 @@ async fn plane_is(router: &Cluster, plane: &str, state: &str) -> anyhow::Result<
         Ok((health.json()?["planes"][plane]["state"] == state).then_some(()))
     })
     .await
-    .with_context(|| router.process.said())
+    .with_context(|| router.process.output())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,19 +116,19 @@ async fn nats_is_killed_under_load_and_comes_back() -> anyhow::Result<()> {
     plane_is(&b, "events", "up").await?;
     let answered = load.end().await?;
     let fresh = fleet.router_of(2, &[]).await?;
-    let back = Instant::now();
+    let restored = Instant::now();
     let held = same_index(&[&a, &b, &fresh]).await?;
     let resyncs = a.metrics().await?.sum("signalbox_kv_resyncs_total", &[]);
     println!(
         "{answered} requests answered, none failed; all indexes equal {:?} later: {held:?}; {resyncs} snapshots taken",
-        back.elapsed()
+        restored.elapsed()
     );
     assert!(
         held.len() == 2 && held.values().all(|(_, blocks, _)| *blocks > 0),
         "{held:?}\n{}\n{}\n{}",
-        a.process.said(),
-        workers[0].process.said(),
-        workers[1].process.said()
+        a.process.output(),
+        workers[0].process.output(),
+        workers[1].process.output()
     );
     Ok(())
 }
@@ -170,7 +170,7 @@ async fn etcd_is_killed_for_longer_than_the_lease() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn etcd_loses_everything_and_everybody_is_there_again() -> anyhow::Result<()> {
+async fn etcd_loses_all_its_data_and_all_workers_register_again() -> anyhow::Result<()> {
     let mut fleet = Fleet::start();
     let _workers = [
         fleet.worker("w0", &["--speedup=20"]).await?,
@@ -200,7 +200,7 @@ async fn etcd_loses_everything_and_everybody_is_there_again() -> anyhow::Result<
 #[tokio::test]
 async fn a_purged_stream_and_a_paused_router_leave_no_phantom_block() -> anyhow::Result<()> {
     let fleet = Fleet::start();
-    // A small cache, so that what the router knows is evicted while it is paused.
+    // A small cache, so that the blocks in the paused router's index are evicted meanwhile.
     let _worker = fleet.worker("w0", &["--speedup=0", "--kv-tokens=4096"]).await?;
     let (paused, other) = (fleet.router_of(1, &[]).await?, fleet.router_of(1, &[]).await?);
     let mut workload = Workload::new(7);
@@ -227,14 +227,14 @@ async fn a_purged_stream_and_a_paused_router_leave_no_phantom_block() -> anyhow:
     let fresh = fleet.router_of(1, &[]).await?;
     let held = same_index(&[&paused, &other, &fresh]).await?;
     println!(
-        "{purged} messages purged; equal again {:?} after going on: {held:?}",
+        "{purged} messages purged; indexes equal {:?} after the router was resumed: {held:?}",
         resumed.elapsed()
     );
     Ok(())
 }
 
 #[tokio::test]
-async fn a_worker_suspended_past_its_lease_corrupts_nothing_when_it_goes_on() -> anyhow::Result<()> {
+async fn a_worker_suspended_past_its_lease_corrupts_nothing_when_it_is_resumed() -> anyhow::Result<()> {
     let fleet = Fleet::start();
     let zombie = fleet.worker("w0", &["--speedup=0"]).await?;
     let router = fleet.router_of(1, &[]).await?;
@@ -244,20 +244,20 @@ async fn a_worker_suspended_past_its_lease_corrupts_nothing_when_it_goes_on() ->
         assert_eq!(router.api.post(CHAT, &body()).await?.status, 200);
     }
     zombie.process.suspend()?;
-    eventually("it is dropped", || async {
+    eventually("the worker is dropped", || async {
         Ok(router.workers().await?.is_empty().then_some(()))
     })
     .await?;
-    assert_eq!(router.index().await?["memberships"], 0, "and its blocks with it");
+    assert_eq!(router.index().await?["memberships"], 0, "its blocks leave the index too");
     let replacement = fleet.worker("w0", &["--speedup=0"]).await?;
     follows(&router, 1).await?;
     zombie.process.resume()?;
     for _ in 0..5 {
         assert_eq!(router.api.post(CHAT, &body()).await?.status, 200);
     }
-    // It tries to register again and is refused; what it says is of an old epoch.
-    eventually("the old life is told that it is refused", || async {
-        Ok(zombie.process.said().contains("later").then_some(()))
+    // The resumed worker tries to register again and is refused; its events carry an old epoch.
+    eventually("the earlier incarnation logs that it is refused", || async {
+        Ok(zombie.process.output().contains("later").then_some(()))
     })
     .await?;
     let fresh = fleet.router_of(1, &[]).await?;
@@ -268,7 +268,7 @@ async fn a_worker_suspended_past_its_lease_corrupts_nothing_when_it_goes_on() ->
     Ok(())
 }
 
-/// R: no message on the request hot path waits for NATS or etcd.
+/// No step of a request waits for NATS or etcd.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_nats_and_etcd_suspended_requests_take_as_long_as_before() -> anyhow::Result<()> {
     let fleet = Fleet::start();
@@ -308,7 +308,7 @@ async fn with_nats_and_etcd_suspended_requests_take_as_long_as_before() -> anyho
         shown(&before),
         shown(&during)
     );
-    // One that waited for either would take until a timeout of seconds, or for ever.
+    // A request that waited for either server would take seconds, until a timeout, or for ever.
     assert!(
         during.iter().all(|took| *took < Duration::from_secs(1)),
         "{:?}",
@@ -318,7 +318,7 @@ async fn with_nats_and_etcd_suspended_requests_take_as_long_as_before() -> anyho
 }
 
 #[tokio::test]
-async fn a_router_starts_without_nats_and_etcd_and_serves_whom_it_knows() -> anyhow::Result<()> {
+async fn a_router_starts_without_nats_and_etcd_and_serves_static_workers() -> anyhow::Result<()> {
     let mut fleet = Fleet::start();
     let known = signalbox_integration_tests::Worker::sim(
         "known",
@@ -329,7 +329,7 @@ async fn a_router_starts_without_nats_and_etcd_and_serves_whom_it_knows() -> any
     fleet.etcd.kill();
     let discovery = format!("--discovery=static://{}", known.address);
     let router = fleet.router(&[&discovery]).await?;
-    eventually("it serves the worker it was told of", || async {
+    eventually("the router serves the worker known by address", || async {
         let ready = router.api.get("/ready").await?;
         Ok((ready.status == 200).then_some(ready))
     })

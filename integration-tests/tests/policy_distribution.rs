@@ -1,4 +1,4 @@
-//! A policy uploaded at one router decides at all of them, also those that were away.
+//! A policy activated at one router decides at all routers, also at those that were not connected.
 
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ fn policy_of(router: &Cluster) -> String {
     format!("/admin/v1/models/{}/policy", router.model)
 }
 
-/// Who decides at this router: the label and the revision.
+/// The active policy of this router: label and revision.
 async fn active(router: &Cluster) -> anyhow::Result<(String, u64)> {
     let answer = router.admin.get(&policy_of(router)).await?.json()?;
     let label = answer["active"]["policy"]
@@ -44,7 +44,7 @@ async fn decides(router: &Cluster, name: &str) -> anyhow::Result<()> {
         Ok(active(router).await?.0.starts_with(name).then_some(()))
     })
     .await
-    .with_context(|| router.process.said())
+    .with_context(|| router.process.output())
 }
 
 async fn decided_by(router: &Cluster) -> anyhow::Result<String> {
@@ -56,17 +56,17 @@ async fn decided_by(router: &Cluster) -> anyhow::Result<String> {
 }
 
 #[tokio::test]
-async fn it_decides_at_the_other_router_and_after_that_one_restarted() -> anyhow::Result<()> {
+async fn an_uploaded_policy_decides_at_the_other_router_and_after_its_restart() -> anyhow::Result<()> {
     let mut fleet = Fleet::start();
     let _worker = fleet.worker("w0", &["--speedup=0"]).await?;
     let (a, b) = (fleet.router_of(1, &[]).await?, fleet.router_of(1, &[]).await?);
     upload(&a, "mine").await?;
-    let told = Instant::now();
+    let activated = Instant::now();
     assert_eq!(activate(&a, json!({"policy": "mine"})).await?.status, 200);
     decides(&b, "mine@").await?;
     println!(
         "decides at the other router {:?} after it was activated",
-        told.elapsed()
+        activated.elapsed()
     );
     assert!(decided_by(&b).await?.starts_with("mine@"));
 
@@ -74,14 +74,14 @@ async fn it_decides_at_the_other_router_and_after_that_one_restarted() -> anyhow
     let restarted = fleet.router_of(1, &[]).await?;
     decides(&restarted, "mine@").await?;
 
-    // With NATS gone nothing can be changed, and everything goes on as it was.
+    // Without NATS changes are refused, and the active policies continue to decide.
     fleet.nats.kill();
     let refused = activate(&a, json!({"policy": "round-robin"})).await?;
     assert_eq!(refused.status, 503, "{}", refused.text());
     assert!(decided_by(&a).await?.starts_with("mine@") && decided_by(&restarted).await?.starts_with("mine@"));
-    let away = fleet.router(&[]).await;
+    let disconnected = fleet.router(&[]).await;
     fleet.nats.start();
-    let away = away?;
+    let disconnected = disconnected?;
     let again = eventually("the store takes changes again", || async {
         let reply = activate(&a, json!({"policy": "round-robin"})).await?;
         Ok((reply.status == 200).then_some(reply))
@@ -90,19 +90,19 @@ async fn it_decides_at_the_other_router_and_after_that_one_restarted() -> anyhow
     let revision = again.json()?["revision"].as_u64();
     decides(&restarted, "round-robin@").await?;
     eventually("the router that started without NATS has it too", || async {
-        let models = away.api.get("/v1/models").await?.json()?;
+        let models = disconnected.api.get("/v1/models").await?.json()?;
         if models["data"][0]["id"].is_null() {
             return Ok(None);
         }
-        let answer = away.admin.get(&policy_of(&a)).await?.json()?;
+        let answer = disconnected.admin.get(&policy_of(&a)).await?.json()?;
         Ok((answer["revision"].as_u64() == revision).then_some(()))
     })
     .await
-    .with_context(|| away.process.said())
+    .with_context(|| disconnected.process.output())
 }
 
 #[tokio::test]
-async fn of_two_operators_who_race_one_is_told_to_look_again() -> anyhow::Result<()> {
+async fn of_two_changes_at_the_same_time_one_is_refused() -> anyhow::Result<()> {
     let fleet = Fleet::start();
     let _worker = fleet.worker("w0", &["--speedup=0"]).await?;
     let (a, b) = (fleet.router_of(1, &[]).await?, fleet.router_of(1, &[]).await?);
@@ -141,7 +141,7 @@ async fn of_two_operators_who_race_one_is_told_to_look_again() -> anyhow::Result
 }
 
 #[tokio::test]
-async fn in_a_folder_policies_survive_a_restart() -> anyhow::Result<()> {
+async fn policies_in_a_folder_survive_a_restart() -> anyhow::Result<()> {
     let folder = TempDir::new()?;
     let option = format!("--policy-dir={}", folder.path().display());
     let arguments = ["--workers=1", "--speedup=0", option.as_str()];

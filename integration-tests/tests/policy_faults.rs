@@ -1,4 +1,4 @@
-//! A policy that misbehaves costs no request anything: the fallback decides, and soon the policy before it.
+//! A faulty policy fails no request: the fallback decides, and after some faults the previous policy.
 
 use std::{path::Path, time::Duration};
 
@@ -7,10 +7,10 @@ use reqwest::Method;
 use serde_json::json;
 use signalbox_integration_tests::{Cluster, workload::Workload};
 
-/// Requests sent under each policy: more than are forgiven.
+/// Requests sent under each policy: more than the faults that lead to quarantine.
 const REQUESTS: usize = 30;
 
-/// How a run of requests went.
+/// The result of a run of requests.
 #[derive(Debug, Default)]
 struct Run {
     by_fallback: usize,
@@ -27,7 +27,7 @@ async fn upload(cluster: &Cluster, guest: &str) -> anyhow::Result<()> {
         .admin
         .send(Method::POST, &path, &[], std::fs::read(file)?)
         .await?;
-    // It behaves while it is looked at.
+    // The guest has no fault during the checks of the upload.
     ensure!(reply.status == 201, "{guest}: {} {}", reply.status, reply.text());
     Ok(())
 }
@@ -46,8 +46,8 @@ async fn run(cluster: &Cluster, workload: &mut Workload) -> anyhow::Result<Run> 
     Ok(run)
 }
 
-/// Makes the guest decide and checks that its faults of this kind are noticed, counted and ended.
-#[expect(clippy::print_stdout, reason = "a figure for whoever runs the test to see it")]
+/// Activates the guest and checks that its faults of these kinds are noticed, counted and ended by quarantine.
+#[expect(clippy::print_stdout, reason = "a figure for the person who runs the test")]
 async fn survives(guest: &str, kinds: &[&str]) -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=2", "--speedup=0", "--policy=round-robin"]).await?;
     let mut workload = Workload::new(1);
@@ -65,8 +65,8 @@ async fn survives(guest: &str, kinds: &[&str]) -> anyhow::Result<()> {
         during.worst, before.worst, during.by_fallback
     );
     assert!(during.by_fallback > 0, "{during:?}");
-    assert!(during.by_fallback < REQUESTS, "it decides for ever: {during:?}");
-    assert_eq!(during.last_label, before.last_label, "the previous one is back");
+    assert!(during.by_fallback < REQUESTS, "the guest is never replaced: {during:?}");
+    assert_eq!(during.last_label, before.last_label, "the previous policy is active again");
 
     let metrics = cluster.metrics().await?;
     let of_kind = |kind: &&str| {
@@ -83,7 +83,7 @@ async fn survives(guest: &str, kinds: &[&str]) -> anyhow::Result<()> {
     assert_eq!(
         metrics.sum("signalbox_policy_faults_total", &[]),
         faults,
-        "and as nothing else"
+        "and as no other kind"
     );
     assert_eq!(metrics.sum("signalbox_policy_quarantines_total", &[]), 1.0);
 
@@ -94,7 +94,7 @@ async fn survives(guest: &str, kinds: &[&str]) -> anyhow::Result<()> {
         .flatten()
         .find(|policy| policy["name"] == guest);
     assert!(
-        record.is_some_and(|it| it["state"].to_string().contains("quarantine")),
+        record.is_some_and(|record| record["state"].to_string().contains("quarantine")),
         "{listed}"
     );
     let path = format!("/admin/v1/models/{}/policy", cluster.model);
@@ -105,60 +105,60 @@ async fn survives(guest: &str, kinds: &[&str]) -> anyhow::Result<()> {
     let refused = cluster.admin.put(&path, &json!({"policy": guest})).await?;
     assert!(
         (400..500).contains(&refused.status),
-        "what is in quarantine stays there: {}",
+        "a policy in quarantine cannot be activated: {}",
         refused.text()
     );
     Ok(())
 }
 
 #[tokio::test]
-async fn an_endless_loop() -> anyhow::Result<()> {
+async fn a_policy_with_an_endless_loop_is_replaced() -> anyhow::Result<()> {
     survives("loop-in-decide", &["deadline"]).await
 }
 
 #[tokio::test]
-async fn a_trap() -> anyhow::Result<()> {
+async fn a_policy_that_traps_is_replaced() -> anyhow::Result<()> {
     survives("trap", &["trap"]).await
 }
 
 #[tokio::test]
-async fn endless_hunger_for_memory() -> anyhow::Result<()> {
-    // Whichever comes first: touching that much memory takes about as long as a decision may.
+async fn a_policy_that_takes_too_much_memory_is_replaced() -> anyhow::Result<()> {
+    // Either fault may come first: touching that much memory takes about as long as a decision may take.
     survives("memory-hog", &["memory", "deadline"]).await
 }
 
 #[tokio::test]
-async fn endless_recursion() -> anyhow::Result<()> {
+async fn a_policy_with_endless_recursion_is_replaced() -> anyhow::Result<()> {
     survives("deep-recursion", &["stack", "deadline"]).await
 }
 
 #[tokio::test]
-async fn a_pick_nobody_offered() -> anyhow::Result<()> {
+async fn a_policy_that_picks_no_candidate_row_is_replaced() -> anyhow::Result<()> {
     survives("pick-out-of-range", &["answer"]).await
 }
 
 #[tokio::test]
-async fn costs_that_are_no_numbers() -> anyhow::Result<()> {
+async fn a_policy_whose_costs_are_no_numbers_is_replaced() -> anyhow::Result<()> {
     survives("nan-costs", &["answer"]).await
 }
 
 #[tokio::test]
-async fn costs_for_more_than_there_are() -> anyhow::Result<()> {
+async fn a_policy_with_costs_for_more_rows_than_there_are_is_replaced() -> anyhow::Result<()> {
     survives("wrong-count", &["answer"]).await
 }
 
 #[tokio::test]
-async fn a_policy_that_excludes_everybody_strands_nobody() -> anyhow::Result<()> {
+async fn a_policy_that_excludes_all_workers_fails_no_request() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=2", "--speedup=0"]).await?;
     upload(&cluster, "excludes-all").await?;
     cluster.activate("excludes-all").await?;
-    // Whether that counts as a fault is the host's affair; the requests are answered.
+    // This test does not check whether it counts as a fault, only that the requests are answered.
     run(&cluster, &mut Workload::new(2)).await?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loop_under_load_delays_others_no_longer_than_its_budget() -> anyhow::Result<()> {
+async fn a_loop_under_load_delays_other_requests_no_longer_than_its_budget() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=2", "--speedup=20"]).await?;
     upload(&cluster, "loop-in-decide").await?;
     let load = |seed: u64| {

@@ -1,4 +1,4 @@
-//! The policy is exchanged while requests are flowing, and no request notices.
+//! The policy is swapped while requests are flowing, and no request fails.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,16 +18,16 @@ use tokio::{sync::watch, task::JoinSet};
 const CLIENTS: u64 = 32;
 const SWAPS: usize = 200;
 
-/// A policy's time in charge, from outside: it cannot have begun before `asked`, nor have decided anything that was
-/// sent after its successor was `confirmed`.
-struct Reign {
+/// The time in which a policy was active, seen from outside. It began at `requested` or later, and the policy decided no
+/// request that was sent after its successor was `confirmed`.
+struct ActiveTime {
     label: String,
-    asked: Instant,
+    requested: Instant,
     confirmed: Instant,
 }
 
-/// One answered request.
-struct Seen {
+/// An answered request.
+struct AnsweredRequest {
     label: String,
     sent: Instant,
     head_at: Instant,
@@ -44,7 +44,7 @@ async fn two_hundred_swaps_under_load_cost_no_request() -> anyhow::Result<()> {
     ensure!(reply.status == 201, "{} {}", reply.status, reply.text());
 
     let stop = Arc::new(AtomicBool::new(false));
-    let (answered, mut answers) = watch::channel(0_usize);
+    let (answered, mut answer_count) = watch::channel(0_usize);
     let answered = Arc::new(answered);
     let mut clients = JoinSet::new();
     for client in 0..CLIENTS {
@@ -52,7 +52,7 @@ async fn two_hundred_swaps_under_load_cost_no_request() -> anyhow::Result<()> {
         let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
         clients.spawn(async move {
             let mut workload = Workload::new(client);
-            let mut seen = Vec::new();
+            let mut answered_requests = Vec::new();
             while !stop.load(Relaxed) {
                 let body =
                     json!({"model": model, "messages": workload.chat(40), "max_tokens": 16, "stream": true});
@@ -65,70 +65,70 @@ async fn two_hundred_swaps_under_load_cost_no_request() -> anyhow::Result<()> {
                 );
                 ensure!(streamed.finish_reason(0)?.is_some());
                 let label = streamed.header("x-signalbox-policy").to_owned();
-                seen.push(Seen {
+                answered_requests.push(AnsweredRequest {
                     label,
                     sent: streamed.sent,
                     head_at: streamed.head_at,
                 });
                 answered.send_modify(|count| *count += 1);
             }
-            Ok(seen)
+            Ok(answered_requests)
         });
     }
 
-    // The first one reigns since before the first request.
+    // The first policy is active since before the first request.
     let began = Instant::now();
-    let mut reigns = vec![Reign {
+    let mut active_times = vec![ActiveTime {
         label: cluster.activate("kv-aware").await?,
-        asked: began,
+        requested: began,
         confirmed: began,
     }];
     for swap in 0..SWAPS {
-        // Each is in charge until somebody was answered: a swap between two requests would prove nothing.
-        let before = *answers.borrow_and_update();
-        answers
+        // At least one request is answered between two swaps: swaps without requests would prove nothing.
+        let before = *answer_count.borrow_and_update();
+        answer_count
             .wait_for(|count| *count > before)
             .await
             .context("all clients ended")?;
         let policy = ["round-robin", "mine", "kv-aware"][swap % 3];
-        let asked = Instant::now();
+        let requested = Instant::now();
         let label = cluster.activate(policy).await?;
-        reigns.push(Reign {
+        active_times.push(ActiveTime {
             label,
-            asked,
+            requested,
             confirmed: Instant::now(),
         });
     }
     stop.store(true, Relaxed);
-    let mut seen: Vec<Seen> = Vec::new();
+    let mut answers: Vec<AnsweredRequest> = Vec::new();
     while let Some(client) = clients.join_next().await {
-        seen.extend(client??);
+        answers.extend(client??);
     }
 
-    for answer in &seen {
-        let in_charge = reigns.iter().enumerate().any(|(place, reign)| {
-            let over = reigns.get(place + 1).map(|successor| successor.confirmed);
-            reign.label == answer.label
-                && reign.asked <= answer.head_at
-                && over.is_none_or(|over| answer.sent <= over)
+    for answer in &answers {
+        let was_active = active_times.iter().enumerate().any(|(place, time)| {
+            let end = active_times.get(place + 1).map(|successor| successor.confirmed);
+            time.label == answer.label
+                && time.requested <= answer.head_at
+                && end.is_none_or(|end| answer.sent <= end)
         });
-        assert!(in_charge, "{} decided while it was not in charge", answer.label);
+        assert!(was_active, "{} decided while it was not active", answer.label);
     }
     let mut by_label: BTreeMap<&str, usize> = BTreeMap::new();
-    for answer in &seen {
+    for answer in &answers {
         *by_label.entry(&answer.label).or_default() += 1;
     }
     println!(
         "{} swaps, {} answers, none failed: {by_label:?}",
         SWAPS,
-        seen.len()
+        answers.len()
     );
-    let activated: BTreeSet<&str> = reigns.iter().map(|reign| reign.label.as_str()).collect();
+    let activated: BTreeSet<&str> = active_times.iter().map(|time| time.label.as_str()).collect();
     assert_eq!(activated.len(), 3, "{activated:?}");
     assert_eq!(
         by_label.keys().copied().collect::<BTreeSet<_>>(),
         activated,
-        "each of them decided, and nobody else"
+        "each activated policy decided, and no other"
     );
 
     cluster.idle().await?;
@@ -137,7 +137,7 @@ async fn two_hundred_swaps_under_load_cost_no_request() -> anyhow::Result<()> {
         let decisions = metrics.sum("signalbox_policy_decisions_total", &[("policy", label)]);
         assert_eq!(
             decisions, count as f64,
-            "the counter of {label} says the same as the headers"
+            "the counter of {label} equals the count of headers"
         );
     }
     assert_eq!(metrics.sum("signalbox_policy_faults_total", &[]), 0.0);
@@ -145,7 +145,7 @@ async fn two_hundred_swaps_under_load_cost_no_request() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_swap_takes_effect_with_the_next_request_and_can_be_taken_back() -> anyhow::Result<()> {
+async fn a_swap_takes_effect_with_the_next_request_and_can_be_rolled_back() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=2", "--speedup=0"]).await?;
     let path = format!("/admin/v1/models/{}/policy", cluster.model);
     let decider = || async {

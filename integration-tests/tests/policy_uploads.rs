@@ -1,4 +1,4 @@
-//! What is uploaded is looked at before it may decide anything.
+//! Uploads are checked before they may decide anything.
 
 use std::path::Path;
 
@@ -36,7 +36,7 @@ fn guest(name: &str) -> anyhow::Result<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn an_uploaded_policy_has_a_digest_and_a_version_and_decides_when_told() -> anyhow::Result<()> {
+async fn an_uploaded_policy_has_a_digest_and_a_version_and_decides_once_activated() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let reply = upload(&cluster, "name=mine", round_robin()?).await?;
     assert_eq!(reply.status, 201, "{}", reply.text());
@@ -79,7 +79,7 @@ async fn an_uploaded_policy_has_a_digest_and_a_version_and_decides_when_told() -
     let before = cluster.api.post("/v1/chat/completions", &body).await?;
     assert!(
         before.header("x-signalbox-policy").starts_with("kv-aware@"),
-        "an upload alone changes nothing"
+        "an upload does not activate the policy"
     );
     let label = cluster.activate("mine").await?;
     assert_eq!(label, format!("mine@{version}"));
@@ -89,7 +89,7 @@ async fn an_uploaded_policy_has_a_digest_and_a_version_and_decides_when_told() -
 }
 
 #[tokio::test]
-async fn what_is_no_policy_is_refused_with_the_trouble_named() -> anyhow::Result<()> {
+async fn an_upload_that_is_no_policy_is_refused_with_the_reason() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     let mut cut = round_robin()?;
     cut.truncate(cut.len() / 2);
@@ -118,22 +118,22 @@ async fn what_is_no_policy_is_refused_with_the_trouble_named() -> anyhow::Result
             guest("loop-in-configure")?,
             &["budget", "time", "ms"],
         ),
-        ("settings it does not know", round_robin()?, &["weight"]),
+        ("settings that are unknown", round_robin()?, &["weight"]),
     ];
-    for (what, component, words) in cases {
-        let query = if what.starts_with("settings") {
+    for (case, component, words) in cases {
+        let query = if case.starts_with("settings") {
             "name=bad&settings=%7B%22weight%22%3A1%7D"
         } else {
             "name=bad"
         };
         let reply = upload(&cluster, query, component).await?;
-        assert_eq!(reply.status, 422, "{what}: {}", reply.text());
+        assert_eq!(reply.status, 422, "{case}: {}", reply.text());
         let message = reply.error()?["message"].as_str().unwrap().to_owned();
         assert!(
             words.iter().any(|word| message.contains(word)),
-            "{what}: {message}"
+            "{case}: {message}"
         );
-        println!("{what}: {message}");
+        println!("{case}: {message}");
     }
     let listed = cluster.admin.get(UPLOAD).await?.json()?;
     let names: Vec<&str> = listed["policies"]
@@ -166,7 +166,7 @@ async fn a_component_that_is_too_large_is_refused_with_the_limit() -> anyhow::Re
 }
 
 #[tokio::test]
-async fn names_and_activations_that_cannot_be_are_refused() -> anyhow::Result<()> {
+async fn invalid_names_and_activations_are_refused() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     for query in ["", "name=", "name=a%20b", "name=%0d%0ax-evil:1", "name=a@1"] {
         let reply = upload(&cluster, query, round_robin()?).await?;
@@ -183,7 +183,7 @@ async fn names_and_activations_that_cannot_be_are_refused() -> anyhow::Result<()
     let message = unknown.error()?["message"].as_str().unwrap().to_owned();
     assert!(
         message.contains("nobody") && message.contains("kv-aware"),
-        "names those there are: {message}"
+        "names the known policies: {message}"
     );
     let version = cluster
         .admin
@@ -204,13 +204,13 @@ async fn names_and_activations_that_cannot_be_are_refused() -> anyhow::Result<()
     let reply = cluster.api.post("/v1/chat/completions", &body).await?;
     assert!(
         reply.header("x-signalbox-policy").starts_with("kv-aware@"),
-        "nothing of that changed who decides"
+        "the active policy is unchanged"
     );
     Ok(())
 }
 
 #[tokio::test]
-async fn the_admin_api_is_closed_to_those_without_its_token() -> anyhow::Result<()> {
+async fn the_admin_api_refuses_foreign_web_pages() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=1", "--speedup=0"]).await?;
     let page = [("origin", "https://evil.example")];
     let reply = cluster
@@ -227,6 +227,6 @@ async fn the_admin_api_is_closed_to_those_without_its_token() -> anyhow::Result<
         .admin
         .send(Method::GET, UPLOAD, &[("host", "evil.example")], "")
         .await?;
-    assert_eq!(reply.status, 401, "a name that leads here");
+    assert_eq!(reply.status, 401, "a host name that foreign DNS points here");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A prompt goes where its KV blocks are, and work goes where there is none.
+//! A prompt goes to the worker that holds its KV blocks; other work goes to an idle worker.
 
 use std::collections::BTreeSet;
 
@@ -11,14 +11,14 @@ const CHAT: &str = "/v1/chat/completions";
 async fn a_long_prompt_returns_to_the_worker_that_holds_it() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=2", "--speedup=10"]).await?;
     let mut workload = Workload::new(1);
-    // Many conversations: by chance alone, all of them would go back to their workers once in 2^8 times.
+    // Eight conversations: by chance all of them return to their workers once in 2^8 runs.
     for _ in 0..8 {
         let body = json!({"model": cluster.model, "messages": workload.chat(600), "max_tokens": 4});
         let first = cluster.api.post(CHAT, &body).await?;
         assert_eq!(first.status, 200, "{}", first.text());
         let worker = first.header("x-signalbox-worker").to_owned();
-        // Its KV events teach the router: they arrive on their own, soon after the answer.
-        let again = eventually("the router knows where the prompt is", || async {
+        // The worker's KV events reach the router a moment after the answer.
+        let again = eventually("the router has the prompt in its index", || async {
             let again = cluster.api.post(CHAT, &body).await?;
             Ok((again.header("x-signalbox-overlap-blocks") != "0").then_some(again))
         })
@@ -45,7 +45,7 @@ async fn a_different_long_prompt_goes_to_the_other_worker() -> anyhow::Result<()
     let mut workload = Workload::new(2);
     let mut body = json!({"model": cluster.model, "messages": workload.chat(600), "max_tokens": 4});
     let first = cluster.api.post(CHAT, &body).await?;
-    let again = eventually("the router knows where the prompt is", || async {
+    let again = eventually("the router has the prompt in its index", || async {
         let again = cluster.api.post(CHAT, &body).await?;
         Ok((again.header("x-signalbox-overlap-blocks") != "0").then_some(again))
     })
@@ -66,7 +66,7 @@ async fn a_different_long_prompt_goes_to_the_other_worker() -> anyhow::Result<()
 }
 
 #[tokio::test]
-async fn a_different_prompt_avoids_the_worker_at_work() -> anyhow::Result<()> {
+async fn a_different_prompt_avoids_the_busy_worker() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=2", "--speedup=1"]).await?;
     let mut workload = Workload::new(3);
     for _ in 0..4 {
@@ -89,7 +89,7 @@ async fn a_different_prompt_avoids_the_worker_at_work() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn round_robin_takes_turns_whatever_is_cached() -> anyhow::Result<()> {
+async fn round_robin_takes_turns_independently_of_caches() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=3", "--speedup=0", "--policy=round-robin"]).await?;
     let body = json!({"model": cluster.model, "messages": Workload::new(4).chat(100), "max_tokens": 2});
     let mut turns = Vec::new();
@@ -104,7 +104,7 @@ async fn round_robin_takes_turns_whatever_is_cached() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_router_learns_what_workers_held_before_it_came() -> anyhow::Result<()> {
+async fn a_router_gets_the_blocks_that_workers_held_before_it_started() -> anyhow::Result<()> {
     let one = Worker::sim("one", &["--speedup=0"]).await?;
     let two = Worker::sim("two", &["--speedup=0"]).await?;
     let earlier = Cluster::serve(&[&one, &two], &[]).await?;

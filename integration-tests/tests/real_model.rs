@@ -1,6 +1,6 @@
-//! The demonstration the project exists for, with a real language model: a repeated prompt is really faster.
+//! The main promise, with a real language model: a repeated prompt is faster.
 //!
-//! Needs a binary built with `--features llama` and the model that `make` fetches.
+//! This needs a binary built with `--features llama`, and the model that `make` fetches.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ async fn cluster() -> anyhow::Result<Cluster> {
     let model: PathBuf = workspace_root().join(".local/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     ensure!(
         model.is_file(),
-        "{} is not there; `make model` fetches it",
+        "{} does not exist; `make model` fetches it",
         model.display()
     );
     Cluster::up(&[
@@ -48,7 +48,7 @@ async fn a_repeated_prompt_returns_to_its_worker_and_starts_three_times_sooner()
     let messages = workload.chat(600);
     let first = chat(&cluster, &messages, 8).await?;
     let worker = first.header("x-signalbox-worker").to_owned();
-    eventually("the router knows where the prompt is", || async {
+    eventually("the router has the prompt in its index", || async {
         Ok((cluster.index().await?["workers"][&worker]["blocks"].as_u64() > Some(30)).then_some(()))
     })
     .await?;
@@ -68,11 +68,11 @@ async fn a_repeated_prompt_returns_to_its_worker_and_starts_three_times_sooner()
         usage["prompt_tokens_details"]["cached_tokens"].as_f64().unwrap() >= 0.9 * prompt,
         "{usage}"
     );
-    assert!(again.ttft()? * 3 <= first.ttft()?, "the bound that is promised");
+    assert!(again.ttft()? * 3 <= first.ttft()?, "the promised bound");
     assert_eq!(
         again.text(0)?,
         first.text(0)?,
-        "greedy, so a cached prompt says what a computed one says"
+        "greedy sampling: a cached prompt gives the same answer as a computed one"
     );
 
     cluster.idle().await?;
@@ -80,38 +80,38 @@ async fn a_repeated_prompt_returns_to_its_worker_and_starts_three_times_sooner()
     assert_ne!(
         other.header("x-signalbox-worker"),
         worker,
-        "a different long prompt goes to the other"
+        "a different long prompt goes to the other worker"
     );
     Ok(())
 }
 
 #[tokio::test]
-async fn greedy_answers_do_not_depend_on_the_worker_or_on_company() -> anyhow::Result<()> {
+async fn greedy_answers_do_not_depend_on_the_worker_or_on_the_batch() -> anyhow::Result<()> {
     let cluster = cluster().await?;
     cluster.activate("round-robin").await?;
     let messages =
         json!([{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]);
     let alone = chat(&cluster, &messages, 24).await?;
-    let on_the_other = chat(&cluster, &messages, 24).await?;
+    let on_other_worker = chat(&cluster, &messages, 24).await?;
     assert_ne!(
         alone.header("x-signalbox-worker"),
-        on_the_other.header("x-signalbox-worker")
+        on_other_worker.header("x-signalbox-worker")
     );
     println!("{}", alone.text(0)?);
     assert!(alone.text(0)?.contains("Paris"), "{}", alone.text(0)?);
-    assert_eq!(alone.text(0)?, on_the_other.text(0)?);
+    assert_eq!(alone.text(0)?, on_other_worker.text(0)?);
     let mut workload = Workload::new(2);
-    let company: Vec<_> = (0..6).map(|_| workload.chat(30)).collect();
-    let company = company.iter().map(|messages| chat(&cluster, messages, 24));
-    let (in_company, others) = tokio::join!(
+    let others: Vec<_> = (0..6).map(|_| workload.chat(30)).collect();
+    let others = others.iter().map(|messages| chat(&cluster, messages, 24));
+    let (in_a_batch, others) = tokio::join!(
         chat(&cluster, &messages, 24),
-        futures_util::future::join_all(company)
+        futures_util::future::join_all(others)
     );
     for other in others {
         assert!(other?.is_whole());
     }
-    // Sums in another order may tip a near tie between two tokens, so only what was said first is compared.
+    // Sums in another order may decide a near tie between two tokens differently, so only the beginnings are compared.
     let prefix = |text: &str| text.chars().take(20).collect::<String>();
-    assert_eq!(prefix(&in_company?.text(0)?), prefix(&alone.text(0)?));
+    assert_eq!(prefix(&in_a_batch?.text(0)?), prefix(&alone.text(0)?));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Several routers in front of the same workers, on a real NATS and etcd: they share what they know.
+//! Several routers in front of the same workers, on a real NATS and etcd.
 
 use std::time::Instant;
 
@@ -27,13 +27,13 @@ async fn a_prompt_served_through_one_router_is_recognised_by_the_other() -> anyh
         let first = a.api.post(CHAT, &body).await?;
         let answered = Instant::now();
         let worker = first.header("x-signalbox-worker").to_owned();
-        // Only looked at, so that the other router's own decisions teach it nothing.
+        // Only read from the admin API: requests would add blocks by decisions of the other router itself.
         let blocks = |router: &Cluster, id: &str| {
             let (admin, id) = (router.admin.clone(), id.to_owned());
             async move { anyhow::Ok(admin.get("/admin/v1/index").await?.json()?["workers"][&id].clone()) }
         };
         let known = blocks(&a, &worker).await?;
-        eventually("the other router knows it too", || async {
+        eventually("the other router has the blocks too", || async {
             let (here, there) = (blocks(&a, &worker).await?, blocks(&b, &worker).await?);
             Ok(
                 (here == there && here["blocks"].as_u64() >= known["blocks"].as_u64() && here["blocks"] != 0)
@@ -47,13 +47,13 @@ async fn a_prompt_served_through_one_router_is_recognised_by_the_other() -> anyh
         assert_ne!(again.header("x-signalbox-overlap-blocks"), "0");
     }
     println!(
-        "recognised by the other router after {waits:?} from the answer's end, with two looks at each index"
+        "recognised by the other router {waits:?} after the answer's end, including two reads of each index"
     );
     Ok(())
 }
 
 #[tokio::test]
-async fn a_router_avoids_the_worker_another_one_keeps_busy_only_where_it_counts_replicas()
+async fn a_router_avoids_a_worker_that_another_router_keeps_busy_only_with_replica_synced()
 -> anyhow::Result<()> {
     let fleet = Fleet::start();
     let _workers = [
@@ -90,7 +90,7 @@ async fn a_router_avoids_the_worker_another_one_keeps_busy_only_where_it_counts_
             "replica-synced avoids the busy worker"
         );
     }
-    // What each already holds of these prompts is nothing, so without the other router's load they are equal.
+    // No worker holds any of these prompts, so without the other router's load the workers are equal.
     b.activate("kv-aware").await?;
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..40 {
@@ -102,7 +102,7 @@ async fn a_router_avoids_the_worker_another_one_keeps_busy_only_where_it_counts_
     }
     assert!(seen.contains(&busy), "kv-aware counts its own load only");
     drop(held);
-    eventually("the other router counts it no more", || async {
+    eventually("the other router no longer counts the request", || async {
         let workers = b.workers().await?;
         Ok(workers
             .into_iter()
@@ -113,7 +113,7 @@ async fn a_router_avoids_the_worker_another_one_keeps_busy_only_where_it_counts_
 }
 
 #[tokio::test]
-async fn a_router_that_joins_learns_the_load_and_one_that_dies_is_forgotten() -> anyhow::Result<()> {
+async fn a_router_that_joins_gets_the_load_and_the_load_of_a_killed_router_is_dropped() -> anyhow::Result<()> {
     let fleet = Fleet::start();
     let _worker = fleet.worker("w0", &["--speedup=1"]).await?;
     let mut a = fleet.router_of(1, &[]).await?;
@@ -124,7 +124,7 @@ async fn a_router_that_joins_learns_the_load_and_one_that_dies_is_forgotten() ->
     let counted = |expected: u64| {
         let joiner = &joiner;
         eventually(
-            "the joiner counts the other router's request, or no more",
+            "the joiner counts the expected requests of the other router",
             move || async move {
                 let workers = joiner.workers().await?;
                 Ok((workers[0]["other_routers"]["requests"] == expected).then_some(()))
@@ -139,7 +139,7 @@ async fn a_router_that_joins_learns_the_load_and_one_that_dies_is_forgotten() ->
 }
 
 #[tokio::test]
-async fn a_worker_that_stops_politely_finishes_its_answer_and_leaves() -> anyhow::Result<()> {
+async fn a_worker_that_drains_finishes_its_answer_and_leaves() -> anyhow::Result<()> {
     let fleet = Fleet::start();
     let mut leaving = fleet.worker("w0", &["--speedup=5"]).await?;
     let router = fleet.router_of(1, &[]).await?;
@@ -152,7 +152,7 @@ async fn a_worker_that_stops_politely_finishes_its_answer_and_leaves() -> anyhow
     let whole = stream.rest().await?;
     assert!(whole.is_whole(), "{:?}", whole.events.last());
     assert!(leaving.process.ended().await?.status.success());
-    eventually("it is gone", || async {
+    eventually("the worker has left", || async {
         Ok(router.workers().await?.is_empty().then_some(()))
     })
     .await?;
@@ -173,7 +173,7 @@ async fn a_worker_that_stops_politely_finishes_its_answer_and_leaves() -> anyhow
 }
 
 #[tokio::test]
-async fn a_router_that_starts_late_holds_what_the_others_hold() -> anyhow::Result<()> {
+async fn the_index_of_a_router_that_starts_late_equals_the_others() -> anyhow::Result<()> {
     let fleet = Fleet::start();
     let _workers = [
         fleet.worker("w0", &["--speedup=0"]).await?,
@@ -190,7 +190,7 @@ async fn a_router_that_starts_late_holds_what_the_others_hold() -> anyhow::Resul
     let held = same_index(&[&first, &late]).await?;
     assert!(held.values().all(|(_, blocks, _)| *blocks > 300), "{held:?}");
     println!(
-        "a router that starts late is exact {:?} after its start",
+        "the index of a router that starts late is exact {:?} after its start",
         began.elapsed()
     );
     Ok(())

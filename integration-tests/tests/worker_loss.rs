@@ -1,4 +1,5 @@
-//! A worker dies. What it had not begun to answer is answered elsewhere; what it had begun ends with a word.
+//! A worker is killed. Requests without a first token are answered by another worker; answers under way end with an error
+//! event.
 
 use serde_json::json;
 use signalbox_integration_tests::{Cluster, Worker, eventually, workload::Workload};
@@ -8,8 +9,8 @@ const CHAT: &str = "/v1/chat/completions";
 const TOKENS: u64 = 100;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_among_twenty_streams() -> anyhow::Result<()> {
-    // Four at a time on each worker: most of the twenty wait for their first token when it happens.
+async fn a_worker_killed_under_twenty_streams_breaks_only_those_it_had_begun() -> anyhow::Result<()> {
+    // Four sequences at a time on each worker: most of the twenty wait for their first token when it is killed.
     let mut cluster = Cluster::sim(&["--workers=2", "--max-sequences=4", "--speedup=1"]).await?;
     let mut workload = Workload::new(1);
     let mut streams = JoinSet::new();
@@ -48,7 +49,7 @@ async fn killed_among_twenty_streams() -> anyhow::Result<()> {
             assert_eq!(
                 stream.header("x-signalbox-worker"),
                 "worker-0",
-                "only what was begun there may break off"
+                "only an answer that the killed worker had begun may break off"
             );
             let error = stream
                 .error()
@@ -63,7 +64,7 @@ async fn killed_among_twenty_streams() -> anyhow::Result<()> {
     println!("{whole} whole, {broken} ended by an error event, {moved} moved before their first token");
     assert!(
         whole >= 20 - 4 - 1,
-        "at most those running there break off, and what was on its way"
+        "at most the running sequences break off, and one that was just starting"
     );
     assert!(moved >= 1.0);
     cluster.process.ensure_running()?;
@@ -86,23 +87,23 @@ async fn killed_among_twenty_streams() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn its_blocks_leave_the_index_with_it() -> anyhow::Result<()> {
+async fn the_blocks_of_a_killed_worker_leave_the_index() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=2", "--speedup=0"]).await?;
     let body = json!({"model": cluster.model, "messages": Workload::new(2).chat(600), "max_tokens": 1});
     let first = cluster.api.post(CHAT, &body).await?;
     let worker = first.header("x-signalbox-worker").to_owned();
-    let epoch = eventually("its blocks are in the index", || async {
-        let it = cluster.index().await?["workers"][&worker].clone();
-        Ok((it["blocks"].as_u64() > Some(30)).then(|| it["epoch"].clone()))
+    let epoch = eventually("the worker's blocks are in the index", || async {
+        let held = cluster.index().await?["workers"][&worker].clone();
+        Ok((held["blocks"].as_u64() > Some(30)).then(|| held["epoch"].clone()))
     })
     .await?;
     cluster.worker_process(&worker)?.kill()?;
-    eventually("the dead worker's blocks are gone", || async {
+    eventually("the killed worker's blocks are gone", || async {
         let index = cluster.index().await?;
-        let it = &index["workers"][&worker];
-        // Nobody sent a request since: what comes back in its place comes back with nothing.
-        let gone = it.is_null() || it["epoch"] != epoch;
-        assert!(!gone || it.is_null() || it["blocks"] == 0, "{index}");
+        let held = &index["workers"][&worker];
+        // No request was sent since: the next incarnation of the worker starts without blocks.
+        let gone = held.is_null() || held["epoch"] != epoch;
+        assert!(!gone || held.is_null() || held["blocks"] == 0, "{index}");
         Ok((gone && index["memberships"] == 0).then_some(()))
     })
     .await?;
@@ -117,14 +118,14 @@ async fn its_blocks_leave_the_index_with_it() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn with_none_left_requests_are_told_so_and_the_router_recovers() -> anyhow::Result<()> {
+async fn without_workers_requests_are_refused_until_a_worker_returns() -> anyhow::Result<()> {
     let worker = Worker::sim("only", &["--speedup=0"]).await?;
     let address = worker.address.clone();
     let cluster = Cluster::serve(&[&worker], &[]).await?;
     let body = json!({"model": cluster.model, "messages": Workload::new(3).chat(5), "max_tokens": 1});
     assert_eq!(cluster.api.post(CHAT, &body).await?.status, 200);
     drop(worker);
-    let refused = eventually("the worker is missed", || async {
+    let refused = eventually("requests are refused", || async {
         let reply = cluster.api.post(CHAT, &body).await?;
         Ok((reply.status != 200).then_some(reply))
     })
@@ -132,15 +133,15 @@ async fn with_none_left_requests_are_told_so_and_the_router_recovers() -> anyhow
     assert_eq!(refused.status, 503, "{}", refused.text());
     assert!(!refused.header("retry-after").is_empty());
     refused.error()?;
-    eventually("health says so", || async {
+    eventually("health and readiness report it", || async {
         Ok((cluster.api.get("/health").await?.status == 503
             && cluster.api.get("/ready").await?.status == 503)
             .then_some(()))
     })
     .await?;
     assert_eq!(cluster.api.get("/live").await?.status, 200);
-    let _back = Worker::sim_at(&address, "only", &["--speedup=0"]).await?;
-    eventually("the worker is found again", || async {
+    let _restarted = Worker::sim_at(&address, "only", &["--speedup=0"]).await?;
+    eventually("requests are served again", || async {
         Ok((cluster.api.post(CHAT, &body).await?.status == 200).then_some(()))
     })
     .await

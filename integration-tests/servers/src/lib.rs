@@ -1,9 +1,9 @@
-//! Real NATS and etcd servers for tests: started on free ports with folders of their own, killed, suspended and
-//! started again at will, and surely ended.
+//! Real NATS and etcd servers for tests. They have free ports and their own folders, can be killed, suspended and started
+//! again, and always end with the test.
 //!
-//! The programs are `nats-server` and `etcd` from the search path, or whatever `SIGNALBOX_NATS_SERVER` and
-//! `SIGNALBOX_ETCD` name; `make deps` installs Debian's. Everything here blocks for moments and panics with a reason
-//! when a server does not do as told: a test has nothing better to do then.
+//! The programs are `nats-server` and `etcd` from the search path, or the ones that `SIGNALBOX_NATS_SERVER` and
+//! `SIGNALBOX_ETCD` name; `make deps` installs Debian's. All functions block for a short time, and panic with a reason
+//! when a server fails: the test cannot continue then.
 #![allow(
     clippy::panic,
     clippy::expect_used,
@@ -23,10 +23,10 @@ use tempfile::TempDir;
 /// Longest wait for a server to answer after its start.
 const START: Duration = Duration::from_secs(30);
 
-/// Longest wait for one answer about its health.
+/// Longest wait for an answer of a health check.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// A NATS server, with JetStream unless told otherwise.
+/// A NATS server, with JetStream by default.
 #[derive(Debug)]
 pub struct NatsServer(Server);
 
@@ -39,15 +39,15 @@ struct Server {
     program: &'static str,
     arguments: Vec<String>,
     address: SocketAddr,
-    /// Whether it does its work; asked until it does.
+    /// Whether the server works; polled after its start until it does.
     is_ready: fn(SocketAddr) -> bool,
     child: Option<Child>,
-    /// Its data, kept over restarts.
+    /// Keeps the data over restarts.
     folder: TempDir,
 }
 
 impl NatsServer {
-    /// Picks a port and a folder, and starts nothing yet.
+    /// Picks a port and a folder; does not start the server.
     pub fn prepare() -> Self {
         let address = free_address();
         let folder = folder();
@@ -84,34 +84,34 @@ impl NatsServer {
         format!("nats://{}", self.0.address)
     }
 
-    /// Starts it, also again, with the data it had; returns when it works.
+    /// Starts the server, or starts it again with its data; returns once it works.
     pub fn start(&mut self) {
         self.0.start();
     }
 
-    /// `kill -9`.
+    /// Sends SIGKILL.
     pub fn kill(&mut self) {
         self.0.kill();
     }
 
-    /// SIGSTOP: it holds its connections and answers nothing.
+    /// Sends SIGSTOP: the server keeps its connections and answers nothing.
     pub fn suspend(&self) {
         self.0.signal("STOP");
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn resume(&self) {
         self.0.signal("CONT");
     }
 
-    /// Kills it and forgets its data.
+    /// Kills the server and removes its data.
     pub fn wipe(&mut self) {
         self.0.wipe();
     }
 }
 
 impl EtcdServer {
-    /// Picks ports and a folder, and starts nothing yet.
+    /// Picks ports and a folder; does not start the server.
     pub fn prepare() -> Self {
         let (address, peer) = (free_address(), free_address());
         let folder = folder();
@@ -149,27 +149,27 @@ impl EtcdServer {
         format!("etcd://{}", self.0.address)
     }
 
-    /// Starts it, also again, with the data it had; returns when it works.
+    /// Starts the server, or starts it again with its data; returns once it works.
     pub fn start(&mut self) {
         self.0.start();
     }
 
-    /// `kill -9`.
+    /// Sends SIGKILL.
     pub fn kill(&mut self) {
         self.0.kill();
     }
 
-    /// SIGSTOP: it holds its connections and answers nothing.
+    /// Sends SIGSTOP: the server keeps its connections and answers nothing.
     pub fn suspend(&self) {
         self.0.signal("STOP");
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub fn resume(&self) {
         self.0.signal("CONT");
     }
 
-    /// Kills it and forgets its data.
+    /// Kills the server and removes its data.
     pub fn wipe(&mut self) {
         self.0.wipe();
     }
@@ -194,7 +194,7 @@ impl Server {
     }
 
     fn start(&mut self) {
-        assert!(self.child.is_none(), "{} runs already", self.program);
+        assert!(self.child.is_none(), "{} is already running", self.program);
         let child = Command::new(self.program)
             .args(&self.arguments)
             .stdin(Stdio::null())
@@ -217,14 +217,14 @@ impl Server {
                 self.program,
                 self.arguments
             );
-            assert!(began.elapsed() < START, "{} does not get ready", self.program);
+            assert!(began.elapsed() < START, "{} does not become ready", self.program);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
     fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // It fails only for a process that has ended, which is what is wanted.
+            // This fails only if the process has already ended.
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -239,7 +239,7 @@ impl Server {
         let child = self
             .child
             .as_ref()
-            .unwrap_or_else(|| panic!("{} does not run", self.program));
+            .unwrap_or_else(|| panic!("{} is not running", self.program));
         let status = Command::new("kill")
             .args([format!("-{name}"), child.id().to_string()])
             .status();
@@ -259,7 +259,7 @@ impl Drop for Server {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "test support: where the servers are is no setting of the runtime"
+    reason = "test support: the paths of the servers are no settings of the runtime"
 )]
 fn program(variable: &str, name: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| name.into())
@@ -281,15 +281,15 @@ fn empty(folder: &Path) {
     }
 }
 
-/// NATS takes connections when it is ready for them.
+/// NATS takes connections once it is ready.
 fn takes_connections(address: SocketAddr) -> bool {
     TcpStream::connect(address).is_ok()
 }
 
-/// etcd takes connections before it has a leader, and one that is killed before it has written down who its first
-/// members are never gets one again.
+/// etcd takes connections before it has a leader. An etcd that is killed before it has stored its first members never gets
+/// a leader again, so a started server must be healthy before it is used.
 fn is_healthy(address: SocketAddr) -> bool {
-    let ask = || -> io::Result<String> {
+    let request = || -> io::Result<String> {
         let mut connection = TcpStream::connect(address)?;
         connection.set_read_timeout(Some(ANSWER))?;
         connection.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
@@ -297,11 +297,11 @@ fn is_healthy(address: SocketAddr) -> bool {
         connection.read_to_string(&mut answer)?;
         Ok(answer)
     };
-    ask().is_ok_and(|answer| answer.contains(r#""health":"true""#))
+    request().is_ok_and(|answer| answer.contains(r#""health":"true""#))
 }
 
-/// A port nobody has right now. Another process may take it before the server does: then its start fails with a
-/// reason, which is rarer than it is worth guarding against.
+/// A port that is free now. If another process takes it before the server does, the start of the server fails with a reason;
+/// this is rare enough.
 fn free_address() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its address")
@@ -312,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_start_die_and_start_again() {
+    fn servers_can_be_killed_and_started_again() {
         let mut nats = NatsServer::started();
         let mut etcd = EtcdServer::started();
         nats.suspend();
