@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A cluster on this machine: NATS, etcd, two routers, three workers with simulated GPUs; and what goes where.
+"""A cluster on this machine: NATS, etcd, two routers, and three workers with simulated GPUs.
 
-Starts everything on free ports with folders of its own, sends prompts through both routers, and shows three things:
-every message that crosses NATS while requests flow (KV events, what routers have in flight, no byte of a request),
-the keys in etcd, and both routers' views of the workers. Ends with an exit code other than 0 if a prompt served
-through one router is not recognised by the other. Standard library only.
+Starts everything on free ports with temporary folders, sends prompts through both routers, and shows three things: every
+message on NATS while requests flow (KV events, what routers have in flight, no byte of a request), the keys in etcd, and both
+routers' views of the workers. The exit code is not 0 if a prompt served through one router is not recognised by the other.
+Needs only Python's standard library.
 """
 
 import argparse
@@ -58,11 +58,11 @@ def wait_for(what, ask, seconds=30):
             if found:
                 return found
         time.sleep(0.01)
-    sys.exit(f"waited {seconds} s in vain: {what}")
+    sys.exit(f"not within {seconds} s: {what}")
 
 
 class Listener(threading.Thread):
-    """What `nats sub '>'` would show: a subscriber to everything, in NATS' text protocol."""
+    """Subscribes to all subjects, like `nats sub '>'`, in NATS' text protocol."""
 
     def __init__(self, port):
         super().__init__(daemon=True)
@@ -84,10 +84,10 @@ class Listener(threading.Thread):
 
 
 def described(subject, payload):
-    """One message in a line; how KV events are laid out is in runtime/event-plane/README.md."""
+    """Describes a message in one line; runtime/event-plane/README.md has the layout of KV events."""
     if ".kv_events." in subject and len(payload) >= 22 and payload[0] == 1:
         epoch, sequence, events = struct.unpack_from("<QQI", payload, 2)
-        return f"{len(payload):5} bytes  batch {sequence} of life {epoch}: {events} events"
+        return f"{len(payload):5} bytes  batch {sequence} of epoch {epoch}: {events} events"
     if ".sync." in subject:
         return f"{len(payload):5} bytes  {payload.decode()[:110]}"
     return f"{len(payload):5} bytes"
@@ -153,7 +153,7 @@ def show(cluster):
         return worker["state"] == "ready" and worker["kv_events"] == "following"
 
     for _, admin in routers:
-        wait_for("both routers know three workers", lambda: sum(map(is_ready, workers(admin))) == 3)
+        wait_for("both routers have three workers", lambda: sum(map(is_ready, workers(admin))) == 3)
     print(f"NATS at {cluster.nats}, etcd at {cluster.etcd}, routers at {', '.join(http for http, _ in routers)}\n")
 
     model = call(f"{routers[0][0]}/v1/models")[1]["data"][0]["id"]
@@ -166,39 +166,39 @@ def show(cluster):
     worker = headers["x-signalbox-worker"]
     print(f"  router-a  {worker}  {answer['usage']['prompt_tokens']} tokens, overlap {headers['x-signalbox-overlap-blocks']} blocks")
 
-    def has_heard(view):
+    def is_in_sync(view):
         return view["index_blocks"] > 0 and view["other_routers"]["requests"] == 0
 
     ended = time.monotonic()
     wait_for(
-        "router-b knows the prompt, and that it was answered",
-        lambda: has_heard(next(w for w in workers(second_admin) if w["card"]["id"] == worker)),
+        "router-b has the prompt in its index, and the end of its request",
+        lambda: is_in_sync(next(w for w in workers(second_admin) if w["card"]["id"] == worker)),
     )
-    print(f"  router-b heard of it within {1000 * (time.monotonic() - ended):.0f} ms")
+    print(f"  router-b received both within {1000 * (time.monotonic() - ended):.0f} ms")
     headers, answer = call(f"{second_router}/v1/chat/completions", body)
     print(f"  router-b  {headers['x-signalbox-worker']}  {answer['usage']['prompt_tokens']} tokens, overlap {headers['x-signalbox-overlap-blocks']} blocks")
     recognised = headers["x-signalbox-worker"] == worker and int(headers["x-signalbox-overlap-blocks"]) > 0
-    time.sleep(1.2)  # a digest of each router, sent once a second
+    time.sleep(1.2)  # each router sends a digest once a second
 
     messages = list(listener.messages)
-    print(f"\nwhat crossed NATS meanwhile: {len(messages)} messages, by subject:")
+    print(f"\nmessages on NATS meanwhile: {len(messages)}, by subject:")
     for subject, count in sorted(collections.Counter(subject for subject, _ in messages).items()):
-        sizes = [len(payload) for its, payload in messages if its == subject]
+        sizes = [len(payload) for of, payload in messages if of == subject]
         if subject.startswith("signalbox."):
             print(f"  {count:4} x {subject}, {sum(sizes)} bytes")
     others = sum(1 for subject, _ in messages if not subject.startswith("signalbox."))
-    print(f"  {others:4} x NATS' own (acknowledgements, deliveries, heartbeats)")
-    print("the first of them:")
+    print(f"  {others:4} x of NATS itself (acknowledgements, deliveries, heartbeats)")
+    print("the first messages:")
     for subject, payload in [message for message in messages if message[0].startswith("signalbox.")][:8]:
         print(f"  {subject:42} {described(subject, payload)}")
     leaked = sum(SECRET.encode() in payload for _, payload in messages)
     print(f"messages with a byte of the request in them: {leaked}")
 
-    print("\nwho is registered in etcd:")
+    print("\nthe keys in etcd:")
     for key, value in cluster.etcd_keys():
         print(f"  {key}\n      {value[:140]}…")
 
-    print("\nwhat each router thinks:")
+    print("\nthe view of each router:")
     for name, (_, admin) in zip(["router-a", "router-b"], routers):
         index = call(f"{admin}/admin/v1/index")[1]["workers"]
         view = [f"{w['card']['id']}: {w['index_blocks']} blocks, digest {index[w['card']['id']]['digest']}" for w in workers(admin)]

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs demo.py, which says what it does. Needs python3, nats-server, etcd and the binary (`make build`).
+# Runs demo.py; its docstring describes it. Needs python3, nats-server, etcd and the binary (`make build`).
 set -eu
 for program in python3 nats-server etcd; do
     if ! PATH="$PATH:/usr/sbin" command -v "$program" >/dev/null; then

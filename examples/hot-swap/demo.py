@@ -1,7 +1,7 @@
 """32 clients stream answers while the policy is swapped 200 times. No request fails.
 
-The policies take turns: kv-aware, round-robin, and one uploaded for the occasion. It exits with 1 when a request failed
-or when an answer names a policy that was not among them.
+The policies take turns: kv-aware, round-robin, and one that the example uploads. The exit code is 1 if a request failed, or
+if an answer names another policy.
 """
 
 import argparse
@@ -24,8 +24,8 @@ WORDS = "signal track train lever station points driver morning freight platform
 COMPONENT = pathlib.Path(__file__).resolve().parents[2] / "policies/built/round-robin.wasm"
 
 
-class Trouble(Exception):
-    """What keeps the demonstration from being one, in a sentence."""
+class ExampleError(Exception):
+    """The reason why the example does not show what it promises."""
 
 
 def call(url, method="GET", body=None):
@@ -34,14 +34,14 @@ def call(url, method="GET", body=None):
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        raise Trouble(f"{method} {url} was refused with {error.code}: {error.read().decode()}") from error
+        raise ExampleError(f"{method} {url} was refused with {error.code}: {error.read().decode()}") from error
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise Trouble(f"nothing answers at {url} ({reason}); start it with `runtime up --engine sim`") from error
+        raise ExampleError(f"no answer from {url} ({reason}); start a router with `runtime up --engine sim`") from error
 
 
 class Clients:
-    """Threads that stream one answer after another and note how each went."""
+    """Threads that stream one answer after another and record the result of each."""
 
     def __init__(self, url, model):
         self.url, self.model = urllib.parse.urlsplit(url), model
@@ -59,7 +59,7 @@ class Clients:
             prompt = " ".join(source.choice(WORDS) for _ in range(40))
             try:
                 policy, failure = self.stream(connection, prompt), None
-            except (Trouble, OSError, http.client.HTTPException, ValueError) as error:
+            except (ExampleError, OSError, http.client.HTTPException, ValueError) as error:
                 policy, failure = None, f"{type(error).__name__}: {error}"
                 connection.close()
             with self.progress:
@@ -72,26 +72,26 @@ class Clients:
         connection.close()
 
     def stream(self, connection, prompt):
-        """One answer, read to its end; tells which policy chose its worker."""
+        """Reads one answer to its end; returns the policy that chose its worker."""
         body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": 8, "stream": True}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
         answer = connection.getresponse()
         events = [line[6:] for line in answer.read().split(b"\n") if line.startswith(b"data: ")]
         if answer.status != 200 or not events or events[-1] != b"[DONE]":
-            raise Trouble(f"{answer.status}, ends with {events[-1:]}")
+            raise ExampleError(f"{answer.status}, ends with {events[-1:]}")
         return answer.headers["x-signalbox-policy"]
 
     def wait_for_an_answer(self):
         with self.progress:
-            seen = self.answers
-            if not self.progress.wait_for(lambda: self.answers > seen, timeout=120):
-                raise Trouble("no client was answered for two minutes")
+            before = self.answers
+            if not self.progress.wait_for(lambda: self.answers > before, timeout=120):
+                raise ExampleError("no client got an answer for two minutes")
 
 
 def demonstrate(url, admin):
     model = call(f"{url}/v1/models")["data"][0]["id"]
     if not COMPONENT.is_file():
-        raise Trouble(f"{COMPONENT} is not there; `make policies` builds it")
+        raise ExampleError(f"{COMPONENT} does not exist; `make policies` builds it")
     record = call(f"{admin}/admin/v1/policies?name=mine", "POST", COMPONENT.read_bytes())
     print(f"uploaded mine@{record['version']}, sha256 {record['digest'][:12]}…")
     active = f"{admin}/admin/v1/models/{urllib.parse.quote(model)}/policy"
@@ -103,12 +103,12 @@ def demonstrate(url, admin):
         thread.start()
     try:
         for swap in range(SWAPS):
-            # Each policy decides something before the next takes over.
+            # Each policy decides at least one request before the next swap.
             clients.wait_for_an_answer()
             name = ("round-robin", "mine", "kv-aware")[swap % 3]
-            asked = time.monotonic()
+            requested = time.monotonic()
             known.add(call(active, "PUT", json.dumps({"policy": name}).encode())["active"]["policy"])
-            swap_times.append(time.monotonic() - asked)
+            swap_times.append(time.monotonic() - requested)
         clients.wait_for_an_answer()
     finally:
         clients.stop.set()
@@ -118,14 +118,14 @@ def demonstrate(url, admin):
 
     swap_times.sort()
     median = swap_times[len(swap_times) // 2] * 1000
-    print(f"{SWAPS} swaps, {median:.1f} ms each in the median, under {CLIENTS} clients on {model}")
+    print(f"{SWAPS} swaps with {CLIENTS} clients on {model}; median {median:.1f} ms")
     for policy, count in sorted(clients.by_policy.items()):
         print(f"  {count:>6} answers decided by {policy}")
     print(f"{clients.answers} requests, failures = {len(clients.failures)}")
     if clients.failures:
-        raise Trouble(f"a request failed: {clients.failures[0]}")
-    if strangers := set(clients.by_policy) - known:
-        raise Trouble(f"a policy decided that nobody activated: {', '.join(sorted(strangers))}")
+        raise ExampleError(f"a request failed: {clients.failures[0]}")
+    if unexpected := set(clients.by_policy) - known:
+        raise ExampleError(f"policies decided that were not activated: {', '.join(sorted(unexpected))}")
 
 
 def main():
@@ -135,8 +135,8 @@ def main():
     given = arguments.parse_args()
     try:
         demonstrate(given.url.rstrip("/"), given.admin.rstrip("/"))
-    except Trouble as trouble:
-        sys.exit(f"hot-swap: {trouble}")
+    except ExampleError as error:
+        sys.exit(f"hot-swap: {error}")
 
 
 if __name__ == "__main__":

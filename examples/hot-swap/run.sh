@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs demo.py, which says what it does. Arguments are passed on: the router's address, see --help.
+# Runs demo.py; its docstring describes it. Arguments are passed on: the router's address, see --help.
 set -eu
 if ! command -v python3 >/dev/null; then
     echo "python3 is missing: install it (Debian: apt-get install python3) and run this again" >&2

@@ -1,8 +1,8 @@
-"""A long prompt, twice, and another one: where each goes, how much of it was cached, how soon it starts.
+"""Sends a long prompt twice, and another one: prints where each goes, how much of it was cached, and when its answer starts.
 
-Run it against `runtime up` with two workers or more. It exits with 1 when the second time is not on the same worker,
-not at least nine tenths cached or, with a real model, not three times sooner, or when the other prompt does not go to
-another worker.
+Run it against `runtime up` with at least two workers. The exit code is 1 if the second request does not go to the same worker,
+if less than nine tenths of its prompt are cached, if (with a real model) its answer does not start three times sooner, or if
+the other prompt does not go to another worker.
 """
 
 import argparse
@@ -21,14 +21,14 @@ WORDS = (
     "under over through between slowly quickly quietly passes waits leaves arrives carries follows red green yellow "
     "narrow long early late heavy light north south river valley town coal grain mail clock"
 ).split()
-# At least as many tokens: 600 are asked for, and real prompts are longer still.
+# A prompt has at least as many tokens; the example needs 600.
 PROMPT_WORDS = 700
-# How long the router may take to hear of the worker's new KV blocks. It is milliseconds.
-NEWS_SECONDS = 5
+# Longest wait until the router has the worker's new KV blocks in its index. It takes milliseconds.
+INDEX_SECONDS = 5
 
 
-class Trouble(Exception):
-    """What keeps the demonstration from being one, in a sentence."""
+class ExampleError(Exception):
+    """The reason why the example does not show what it promises."""
 
 
 def get(url):
@@ -37,17 +37,17 @@ def get(url):
             return json.load(answer)
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise Trouble(f"nothing answers at {url} ({reason}); start it with `make run` or `runtime up`") from error
+        raise ExampleError(f"no answer from {url} ({reason}); start a router with `make run` or `runtime up`") from error
 
 
 def long_prompt(seed):
-    """Words nobody sent before, so that nothing of them can be cached yet."""
+    """A text that was never sent before, so that no part of it is cached."""
     source = random.Random(seed)
     return "Continue this story: " + " ".join(source.choice(WORDS) for _ in range(PROMPT_WORDS))
 
 
 def chat(url, model, prompt):
-    """Streams an answer; tells its headers, its token counts and when its first token came."""
+    """Streams an answer; returns its headers, its token counts and when its first token came."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
@@ -58,13 +58,13 @@ def chat(url, model, prompt):
     }
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=600)
-    # Connecting is not what is measured.
+    # The time of the connect is not measured.
     connection.connect()
     sent = time.monotonic()
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
     answer = connection.getresponse()
     if answer.status != 200:
-        raise Trouble(f"the request was refused with {answer.status}: {answer.read().decode()}")
+        raise ExampleError(f"the request was refused with {answer.status}: {answer.read().decode()}")
     first, usage = None, None
     for line in answer:
         if not line.startswith(b"data: "):
@@ -74,7 +74,7 @@ def chat(url, model, prompt):
             break
         event = json.loads(line[len(b"data: "):])
         if "error" in event:
-            raise Trouble(f"the answer broke off: {event['error']['message']}")
+            raise ExampleError(f"the answer ended with an error: {event['error']['message']}")
         usage = event.get("usage") or usage
     connection.close()
     return {
@@ -87,16 +87,16 @@ def chat(url, model, prompt):
     }
 
 
-def tell(name, seen):
+def show(name, answer):
     print(
-        f"{name:<18} {seen['worker']:<12} {seen['cached']:>5} of {seen['prompt']} tokens cached   "
-        f"first token after {seen['ttft_ms']:7.1f} ms   ({seen['policy']}, {seen['overlap']} blocks known)"
+        f"{name:<18} {answer['worker']:<12} {answer['cached']:>5} of {answer['prompt']} tokens cached   "
+        f"first token after {answer['ttft_ms']:7.1f} ms   ({answer['policy']}, overlap {answer['overlap']} blocks)"
     )
 
 
-def wait_for_news(admin, worker, blocks):
-    """The router learns of KV blocks from the worker's events, a moment after the answer."""
-    end = time.monotonic() + NEWS_SECONDS
+def wait_for_index(admin, worker, blocks):
+    """Waits for the worker's KV events, which reach the router a moment after the answer."""
+    end = time.monotonic() + INDEX_SECONDS
     while time.monotonic() < end:
         index = get(f"{admin}/admin/v1/index")
         if index["workers"].get(worker, {}).get("blocks", 0) >= blocks:
@@ -108,37 +108,37 @@ def demonstrate(url, admin):
     health = get(f"{url}/health")
     workers = [instance for instance in health["instances"] if instance["state"] == "ready"]
     if len(workers) < 2:
-        raise Trouble(f"{len(workers)} worker is ready and two are needed; start with --workers 2, or wait a moment")
+        raise ExampleError(f"{len(workers)} worker is ready and two are needed; start the router with --workers 2, or wait a moment")
     model = get(f"{url}/v1/models")["data"][0]["id"]
     block_size = get(f"{admin}/admin/v1/workers")["workers"][0]["card"]["block_size"]
     print(f"{model} on {len(workers)} workers at {url}\n")
 
-    # Not one of the measured requests: the first request of a process pays for what later ones find ready.
+    # Not measured: the first request of each process takes longer than later ones.
     for _ in workers:
         chat(url, model, "Hello!")
 
     seed = time.time_ns()
     first = chat(url, model, long_prompt(seed))
-    tell("a long prompt", first)
-    wait_for_news(admin, first["worker"], first["prompt"] // block_size)
+    show("a long prompt", first)
+    wait_for_index(admin, first["worker"], first["prompt"] // block_size)
     again = chat(url, model, long_prompt(seed))
-    tell("the same again", again)
+    show("the same again", again)
     other = chat(url, model, long_prompt(seed + 1))
-    tell("another long one", other)
+    show("another long one", other)
 
     print(f"\nThe first token came {first['ttft_ms'] / again['ttft_ms']:.1f} times sooner the second time.")
     if first["prompt"] < 600:
-        raise Trouble(f"the prompt has {first['prompt']} tokens; 600 were to be shown")
+        raise ExampleError(f"the prompt has {first['prompt']} tokens; at least 600 are needed")
     if again["worker"] != first["worker"]:
-        raise Trouble(f"the second time went to {again['worker']}, not to {first['worker']} which has the prompt")
+        raise ExampleError(f"the second request went to {again['worker']}, not to {first['worker']}, which has the prompt")
     if again["cached"] < 0.9 * again["prompt"]:
-        raise Trouble(f"only {again['cached']} of {again['prompt']} tokens were cached the second time")
+        raise ExampleError(f"only {again['cached']} of {again['prompt']} tokens were cached the second time")
     if workers[0]["engine"] == "sim":
-        print("Simulated GPUs take 16.5 ms for any prefill however short, so how much sooner is not judged.")
+        print("Simulated GPUs take at least 16.5 ms for any prefill, so this example does not check how much sooner it is.")
     elif again["ttft_ms"] * 3 > first["ttft_ms"]:
-        raise Trouble(f"{again['ttft_ms']:.1f} ms is not a third of {first['ttft_ms']:.1f} ms")
+        raise ExampleError(f"{again['ttft_ms']:.1f} ms is not a third of {first['ttft_ms']:.1f} ms")
     if other["worker"] == first["worker"]:
-        raise Trouble(f"the other prompt went to {first['worker']} too")
+        raise ExampleError(f"the other prompt went to {first['worker']} too")
 
 
 def main():
@@ -148,9 +148,9 @@ def main():
     given = arguments.parse_args()
     try:
         demonstrate(given.url.rstrip("/"), given.admin.rstrip("/"))
-    except Trouble as trouble:
-        sys.exit(f"quickstart: {trouble}")
-    print("As promised.")
+    except ExampleError as error:
+        sys.exit(f"quickstart: {error}")
+    print("All checks passed.")
 
 
 if __name__ == "__main__":

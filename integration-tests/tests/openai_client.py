@@ -1,4 +1,4 @@
-"""What OpenAI's official client sees. Usage: openai_client.py http://host:port model"""
+"""Checks with OpenAI's official client. Usage: openai_client.py http://host:port model"""
 
 import asyncio
 import sys
@@ -6,7 +6,7 @@ import sys
 import openai
 
 base, model = sys.argv[1:]
-# No retries: an error is to be seen, not smoothed over.
+# No retries, so that every error is visible.
 options = {"base_url": f"{base}/v1", "api_key": "unused", "max_retries": 0, "timeout": 60}
 client = openai.OpenAI(**options)
 messages = [
@@ -74,7 +74,7 @@ def errors():
             assert type(error) is kind, (type(error), kind)
             assert error.request_id, "x-request-id"
             return error
-        raise AssertionError(f"{changes} went through")
+        raise AssertionError(f"{changes} raised no error")
 
     assert raised(openai.BadRequestError, max_tokens=-1).param == "max_tokens"
     assert raised(openai.BadRequestError, temperature=9).type == "invalid_request_error"
@@ -100,4 +100,4 @@ completions()
 models()
 errors()
 asyncio.run(many_at_once())
-print("all is well")
+print("all checks passed")

@@ -1,12 +1,12 @@
-//! A router joins workers whose KV caches are full: how long until its index is exact, while requests are decided.
+//! The time until a new router's index is exact, in front of workers with full KV caches, while requests are decided.
 //!
-//! `cargo bench --package runtime --bench join [workers] [blocks]`; 10 workers of a million blocks each unless told
-//! otherwise. Workers, router and clients share this machine's cores.
+//! `cargo bench --package runtime --bench join [workers] [blocks]`; the default is 10 workers of a
+//! million blocks each. Workers, router and clients share this machine's cores.
 
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "a benchmark prints, and may stop"
+    reason = "a benchmark prints, and may panic"
 )]
 
 use std::{
@@ -75,7 +75,7 @@ async fn full_worker(number: u64, blocks: u64) -> RunningWorker {
         .await
         .unwrap();
     for chain in 0..blocks / CHAIN {
-        // A tenth of what a worker holds is on all of them, as system prompts are.
+        // A tenth of the blocks is held by all workers, like system prompts.
         let owner = if chain % 10 == 0 { 0 } else { number + 1 };
         let hash = |block: u64| SequenceHash((owner << 48) + chain * CHAIN + block + 1);
         worker.event_log().publish(vec![KvEvent::Stored {
@@ -126,7 +126,7 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
     }
     let exact = began.elapsed();
     println!(
-        "first answer after {first_answer:?}, {answers} before all was exact, the slowest took {longest:?}"
+        "first answer after {first_answer:?}, {answers} answers before the index was exact, the slowest took {longest:?}"
     );
     println!("index exact after {exact:?}");
     for instance in router.instances() {

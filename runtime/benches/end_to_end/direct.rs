@@ -1,5 +1,5 @@
-//! The workers asked over the request plane, as the router asks them, with no router between: what a router's added
-//! latency is counted from.
+//! Sends requests to the workers over the request plane, as a router does, but without a router. The latency that a router
+//! adds is the difference to this.
 
 use std::{
     path::Path,
@@ -13,7 +13,7 @@ use signalbox_protocol::{AnswerFormat, Call, GenerateRequest, RequestId, Samplin
 use signalbox_request_plane::{CallParts, LinkConfig, LinkHandle, ResponseEvent};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 
-/// Links to all workers, taken in turns.
+/// Links to all workers, used in turn.
 pub(crate) struct Direct {
     links: Vec<LinkHandle>,
     text: ModelText,
@@ -34,7 +34,7 @@ impl Direct {
         })
     }
 
-    /// A request body as the call that a router would make of it.
+    /// The call that a router makes of this request body.
     pub(crate) fn call(&self, number: usize, body: &str) -> anyhow::Result<CallParts> {
         let request: serde_json::Value = serde_json::from_str(body)?;
         let max_tokens = request["max_tokens"].as_u64().unwrap_or(16) as u32;

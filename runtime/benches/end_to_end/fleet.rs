@@ -1,4 +1,4 @@
-//! What is measured: our router in front of simulated workers, and peers that run already.
+//! What is measured: our router in front of simulated workers, and peers that already run.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,10 @@ use signalbox_integration_tests::{Cluster, Worker, fleet::follows, workspace_roo
 
 use crate::proc::Watched;
 
-/// The name the workers serve, which is that of the peers' mock.
+/// The model name that the workers serve, equal to that of the peers' mock workers.
 pub(crate) const MODEL: &str = "mock";
 
-/// A router that runs.
+/// A running router.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) name: String,
@@ -25,18 +25,18 @@ pub(crate) struct Fleet {
     _workers: Worker,
 }
 
-/// The tokenizer that `make bench` fetches; bytes are tokens where it is not there.
+/// The tokenizer that `make bench` fetches; `None` if it is missing, then workers use a tokenizer with a token per byte.
 pub(crate) fn tokenizer() -> Option<PathBuf> {
     Some(workspace_root().join(".local/tokenizers/qwen3")).filter(|folder| folder.is_dir())
 }
 
 impl Fleet {
-    /// `workers` of them, which are `speedup` times as fast as the simulated GPU; 0: as fast as they can.
+    /// Starts a router and `workers` workers, which are `speedup` times as fast as the simulated GPU; 0: without waiting.
     pub(crate) async fn start(workers: usize, speedup: f64) -> anyhow::Result<Self> {
         Self::start_with(workers, speedup, &[], &[]).await
     }
 
-    /// The same with further options.
+    /// Like [`start`](Self::start), with additional options.
     pub(crate) async fn start_with(
         workers: usize,
         speedup: f64,

@@ -1,15 +1,15 @@
-//! What a router costs in front of simulated workers, end to end: CPU of its process for a request, latency it adds,
-//! memory, and what swaps of the policy and many workers do to these.
+//! The cost of a router in front of simulated workers, end to end: CPU of its process per request, added latency, memory, and
+//! the effect of policy swaps and of many workers.
 //!
 //! `cargo bench --package runtime --bench end_to_end [-- PART…] [--peer NAME=URL,PID,MODEL]…`, or `make bench`. Parts:
-//! `streamed`, `whole`, `shared`, `chats`, `paced` (CPU a request), `latency`, `swap`, `workers`, `idle`; all unless
-//! named. A peer is another router that is running already; the parts that measure CPU and latency measure it in turn with
-//! ours, round by round, since figures of one sitting compare and others do not. `runtime/docs/performance.md` says what
-//! was measured.
+//! `streamed`, `whole`, `shared`, `chats`, `paced` (CPU per request), `latency`, `swap`, `workers`, `idle`; without names, all
+//! of them. A peer is another router that already runs. The parts that measure CPU and latency measure peers in turn with
+//! ours, round by round, since only figures of the same session are comparable. `runtime/docs/performance.md` has the
+//! results.
 //!
-//! Clients, router and workers share this machine's cores, so requests a second are those of the whole.
+//! Clients, router and workers share this machine's cores, so requests per second are those of all of them together.
 
-#![expect(clippy::print_stdout, reason = "a benchmark talks to its reader")]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 mod direct;
 mod fleet;
@@ -49,11 +49,11 @@ impl Options {
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--peer" => peers.push(peer(&arguments.next().unwrap_or_default())?),
-                // Cargo's own.
+                // Cargo adds this.
                 "--bench" => {}
                 name if PARTS.iter().any(|(part, _)| *part == name) => parts.push(argument),
                 other => bail!(
-                    "there is no part {other:?}; there are {}",
+                    "there is no part {other:?}; give one of {}",
                     PARTS.map(|(part, _)| part).join(", ")
                 ),
             }

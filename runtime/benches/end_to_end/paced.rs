@@ -1,5 +1,5 @@
-//! Open-loop load: requests at a fixed rate, whether or not earlier ones have been answered, each timed from when it was
-//! due. So an answer that comes late is not made up for by asking less.
+//! Open-loop load: requests at a fixed rate, whether or not earlier ones have been answered. Each is timed from when it was
+//! due, so a slow answer does not reduce the load.
 
 use std::{
     cell::RefCell,
@@ -14,11 +14,11 @@ use tokio::{
     task::JoinSet,
 };
 
-/// A timer goes off up to a step late (tokio's are of a millisecond), which no router can help; what comes later than that
-/// is a request held up, and counts.
+/// A timer can be late by one step (a millisecond in tokio), which is not the router's fault and is not counted. A longer
+/// delay is counted.
 const TIMER_STEP: Duration = Duration::from_millis(2);
 
-/// How long each request took to its first bytes and to its end, in milliseconds, ascending.
+/// The times of all requests to their first bytes and to their ends, in milliseconds, ascending.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Times {
     pub(crate) first: Vec<f64>,
@@ -44,7 +44,7 @@ impl Times {
     }
 }
 
-/// The value that `share` of the sorted values are below.
+/// The value below which `share` of the sorted values are.
 pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
     let place = (sorted.len() as f64 * share) as usize;
     sorted
@@ -53,31 +53,31 @@ pub(crate) fn percentile(sorted: &[f64], share: f64) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-/// Asks `ask` for `requests` answers, `rate` a second. It is told when the request was due.
-pub(crate) async fn at_rate<F>(rate: f64, requests: usize, ask: impl Fn(usize, Instant) -> F) -> Times
+/// Sends `requests` requests with `send`, `rate` per second. `send` gets the time at which its request was due.
+pub(crate) async fn at_rate<F>(rate: f64, requests: usize, send: impl Fn(usize, Instant) -> F) -> Times
 where
     F: Future<Output = anyhow::Result<(Duration, Duration)>> + 'static,
 {
     let began = Instant::now();
-    let mut asked = JoinSet::new();
+    let mut under_way = JoinSet::new();
     let mut times = Times::default();
     for number in 0..requests {
         let due = began + Duration::from_secs_f64(number as f64 / rate);
         tokio::time::sleep_until(due.into()).await;
         let now = Instant::now();
         let due = if now - due > TIMER_STEP { due } else { now };
-        asked.spawn_local(ask(number, due));
-        while let Some(answered) = asked.try_join_next() {
+        under_way.spawn_local(send(number, due));
+        while let Some(answered) = under_way.try_join_next() {
             times.push(answered.context("a request panicked").flatten());
         }
     }
-    while let Some(answered) = asked.join_next().await {
+    while let Some(answered) = under_way.join_next().await {
         times.push(answered.context("a request panicked").flatten());
     }
     times.sorted()
 }
 
-/// Connections to one router, used again.
+/// Connections to one router, which are reused.
 #[derive(Debug, Clone)]
 pub(crate) struct Connections {
     address: String,
@@ -92,7 +92,7 @@ impl Connections {
         }
     }
 
-    /// Sends a chat and reads its streamed answer to the end: the times from `due` to the first event and to the last.
+    /// Sends a chat and reads its streamed answer. Returns the times from `due` to the first event and to the end.
     pub(crate) async fn stream(self, body: String, due: Instant) -> anyhow::Result<(Duration, Duration)> {
         let idle = self.idle.borrow_mut().pop();
         let mut connection = match idle {
@@ -113,7 +113,7 @@ impl Connections {
         let mut first = None;
         while !answer.ends_with(b"\r\n0\r\n\r\n") {
             if connection.read_buf(&mut answer).await? == 0 {
-                bail!("closed early");
+                bail!("the connection was closed before the end");
             }
             if first.is_none() && contains(&answer, b"data: ") {
                 first = Some(due.elapsed());
@@ -121,7 +121,7 @@ impl Connections {
         }
         let whole = due.elapsed();
         if !contains(&answer[answer.len().saturating_sub(64)..], b"[DONE]") {
-            bail!("an error: {}", String::from_utf8_lossy(&answer));
+            bail!("the answer is an error: {}", String::from_utf8_lossy(&answer));
         }
         self.idle.borrow_mut().push(connection);
         Ok((first.context("no event")?, whole))

@@ -1,4 +1,4 @@
-//! The parts of the bench: what is asked of which routers, and what is printed.
+//! The parts of the bench: the load of each, and what it prints.
 
 mod added;
 mod cost;
@@ -10,7 +10,7 @@ use cost::{Cost, Prompts};
 
 use crate::fleet::Target;
 
-/// By name, in the order they run.
+/// The parts by name, in the order in which they run.
 pub(crate) const PARTS: [(&str, Part); 9] = [
     ("streamed", Part::Cost(&cost::STREAMED)),
     (

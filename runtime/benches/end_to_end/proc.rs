@@ -1,10 +1,10 @@
-//! What a process took of the machine, by the kernel's own accounts.
+//! CPU and memory of a process, from the kernel's accounting.
 
 use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 
-/// A process to watch. Its children are not counted: they are workers.
+/// A process to be measured. Its children are workers and are not counted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Watched(pub(crate) u32);
 
@@ -13,10 +13,10 @@ impl Watched {
         PathBuf::from(format!("/proc/{}/{name}", self.0))
     }
 
-    /// CPU of all its threads so far, those that ended included.
+    /// CPU time of all its threads so far, including threads that have ended.
     pub(crate) fn cpu(self) -> anyhow::Result<Duration> {
         let stat = fs::read_to_string(self.file("stat"))?;
-        // The second field is the program's name in brackets, and may hold anything.
+        // The second field is the program's name in brackets, which may contain any text.
         let (_, fields) = stat.rsplit_once(") ").context("no fields in /proc/…/stat")?;
         let fields: Vec<&str> = fields.split(' ').collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
@@ -34,5 +34,5 @@ impl Watched {
     }
 }
 
-/// Linux has shown times to programs in hundredths of a second for as long as it has had this file.
+/// Linux always reports these times in hundredths of a second (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;

@@ -1,28 +1,27 @@
-//! The prompts of each load: the kinds that `router_cost.py`-like measurements of routers use, made of plain English
-//! words, the same each time.
+//! The prompts of each load, made of common English words. They are the same in every run.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use signalbox_integration_tests::workload::Workload;
 
-/// Different prompts in a load. Enough that none is in a KV cache when its turn comes again.
+/// Different prompts in a load. Enough that no prompt is still in a KV cache when it is sent again.
 const DISTINCT: usize = 3_000;
 
-/// Chats that go on beside each other, as many as there are connections, and the turns of each.
+/// Chats that run in parallel, as many as there are connections, and the turns of each.
 const CHATS_AT_ONCE: usize = 32;
 const TURNS: usize = 10;
-/// Bytes of a user's message and of the assistant's answer to it.
+/// Bytes of each message, the user's and the assistant's.
 const MESSAGE_BYTES: usize = 400;
 
-/// What every request of a load has in common.
+/// Parameters that all requests of a load share.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) stream: bool,
     pub(crate) tokens: u32,
 }
 
-/// Request bodies whose prompts have `bytes` bytes, the first `shared` of them the same in all. Otherwise they differ
-/// from their first word on.
+/// Request bodies whose prompts have `bytes` bytes, of which the first `shared` are equal in all of them. If `shared` is 0,
+/// they differ from the first word on.
 pub(crate) fn bodies(model: &str, shape: Shape, bytes: usize, shared: usize) -> Vec<String> {
     let mut words = Words::new(7);
     let beginning = words.bytes(shared);
@@ -46,8 +45,7 @@ pub(crate) fn bodies(model: &str, shape: Shape, bytes: usize, shared: usize) -> 
         .collect()
 }
 
-/// Chats of ten turns: each request has all turns before it, and the turns of a chat come one after the other, between
-/// those of others.
+/// Chats of ten turns. Each request contains all earlier turns of its chat; the turns of different chats are interleaved.
 pub(crate) fn chats(model: &str, shape: Shape) -> Vec<String> {
     let mut words = Words::new(11);
     let mut bodies = Vec::with_capacity(DISTINCT);
@@ -86,7 +84,7 @@ impl Words {
         }
     }
 
-    /// English of exactly so many bytes; a word has at least one, and a space.
+    /// English text of exactly `bytes` bytes. A word has at least one byte, and a space follows it.
     fn bytes(&mut self, bytes: usize) -> String {
         let mut text = self.text.text(bytes / 2 + 1);
         text.truncate(bytes);

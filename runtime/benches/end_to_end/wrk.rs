@@ -1,11 +1,11 @@
-//! Closed-loop load by `wrk` (a Debian package): as many requests as the router answers.
+//! Closed-loop load from `wrk` (a Debian package): as many requests as the router answers.
 
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, ensure};
 use tempfile::TempDir;
 
-/// One run.
+/// A run of `wrk`.
 pub(crate) struct Run<'a> {
     pub(crate) url: &'a str,
     pub(crate) bodies: &'a [String],
@@ -13,7 +13,7 @@ pub(crate) struct Run<'a> {
     pub(crate) seconds: u32,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Answered {
     pub(crate) requests: f64,
@@ -45,15 +45,15 @@ impl Run<'_> {
             &script,
             format!("local bodies = {{\n{}}}\n{REPORT}", bodies.join(",\n")),
         )?;
-        let said = self.wrk(&script)?;
-        let line = said.lines().find_map(|line| line.strip_prefix("RESULT "));
+        let output = self.wrk(&script)?;
+        let line = output.lines().find_map(|line| line.strip_prefix("RESULT "));
         let numbers: Vec<f64> = line
-            .with_context(|| format!("wrk said no result:\n{said}"))?
+            .with_context(|| format!("wrk printed no result:\n{output}"))?
             .split(' ')
             .map(str::parse)
             .collect::<Result<_, _>>()?;
         let [requests, micros, p50, p99, errors] = numbers[..] else {
-            anyhow::bail!("wrk said {said}");
+            anyhow::bail!("wrk printed {output}");
         };
         Ok(Answered {
             requests,
@@ -73,18 +73,17 @@ impl Run<'_> {
             .arg(script)
             .arg(self.url)
             .output()
-            .context("wrk makes the load; `make bench` installs it")?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            .context("wrk cannot start; `make bench` installs it")?;
         ensure!(
             output.status.success(),
             "wrk failed: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        Ok(said)
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 
-/// JSON has no newlines left in it, and its other escapes are doubled here.
+/// A Lua string literal of JSON text, which contains no newlines.
 fn lua_string(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }

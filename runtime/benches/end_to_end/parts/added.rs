@@ -1,4 +1,4 @@
-//! Latency a router adds: requests at a fixed rate through it, and the same to the workers directly.
+//! The latency that a router adds: requests at a fixed rate through the router, and the same directly to the workers.
 
 use crate::{
     direct::{self, Direct},
@@ -8,9 +8,9 @@ use crate::{
 };
 
 const RATES: [f64; 3] = [50.0, 200.0, 500.0];
-/// Enough for a 99th percentile of a hundred.
+/// Enough that a hundredth of the requests are several.
 const SECONDS: f64 = 10.0;
-/// Until connections are open and memory has grown; a second's worth.
+/// Requests that are not counted, in which connections open and memory grows.
 const WARM_UP: usize = 200;
 
 const SHAPE: Shape = Shape {
@@ -56,23 +56,23 @@ async fn to_the_workers(workers: &Direct, rate: f64, requests: usize) -> anyhow:
         .enumerate()
         .map(|(number, body)| workers.call(number, body))
         .collect::<Result<_, _>>()?;
-    let ask = |number: usize, due| {
+    let send = |number: usize, due| {
         let call = calls[number % calls.len()].clone();
         direct::stream(workers.link(number), call, due)
     };
-    at_rate(rate, WARM_UP, ask).await;
-    Ok(at_rate(rate, requests, ask).await)
+    at_rate(rate, WARM_UP, send).await;
+    Ok(at_rate(rate, requests, send).await)
 }
 
 pub(super) async fn through_the_router(target: &Target, rate: f64, requests: usize) -> Times {
     let bodies = prompts::bodies(&target.model, SHAPE, 2_000, 0);
     let connections = Connections::new(&target.url);
-    let ask = |number: usize, due| {
+    let send = |number: usize, due| {
         let body = bodies[number % bodies.len()].clone();
         connections.clone().stream(body, due)
     };
-    at_rate(rate, WARM_UP, ask).await;
-    at_rate(rate, requests, ask).await
+    at_rate(rate, WARM_UP, send).await;
+    at_rate(rate, requests, send).await
 }
 
 pub(super) fn report(name: &str, rate: f64, times: &Times) {

@@ -1,4 +1,4 @@
-//! CPU of the router's process for a request, under as much load as it answers.
+//! CPU of the router's process per request, under as much load as it answers.
 
 use crate::{
     fleet::{Fleet, Target},
@@ -6,10 +6,10 @@ use crate::{
     wrk::{Answered, Run},
 };
 
-/// Rounds of each router, in turns; the median counts.
+/// Rounds of each router, in turn with the others; the median counts.
 const ROUNDS: usize = 3;
 const SECONDS: u32 = 6;
-/// Until caches are warm and memory has grown.
+/// Time before each measurement, in which caches warm up and memory grows.
 const WARM_UP_SECONDS: u32 = 2;
 
 /// A load.
@@ -18,9 +18,9 @@ pub(crate) struct Cost {
     pub(crate) prompts: Prompts,
     pub(crate) stream: bool,
     pub(crate) connections: usize,
-    /// Of the simulated GPUs; 0 for tokens as fast as they come.
+    /// Speed-up of the simulated GPUs; 0 for no waiting.
     pub(crate) speedup: f64,
-    /// More options of theirs.
+    /// Additional options of the workers.
     pub(crate) of_workers: &'static [&'static str],
 }
 
@@ -28,13 +28,13 @@ pub(crate) struct Cost {
 pub(crate) enum Prompts {
     /// 2,000 bytes, all different.
     Distinct,
-    /// 16,000 bytes, 14,000 of them the same.
+    /// 16,000 bytes, the first 14,000 equal in all.
     Shared,
     /// Chats of ten turns.
     Chats,
 }
 
-/// 2,000-byte prompts and 64 tokens as fast as they come.
+/// Prompts of 2,000 bytes, and 64 tokens without waiting.
 pub(crate) const STREAMED: Cost = Cost {
     prompts: Prompts::Distinct,
     stream: true,
@@ -43,8 +43,8 @@ pub(crate) const STREAMED: Cost = Cost {
     of_workers: &[],
 };
 
-/// The same at about 5 ms a token, for 128 clients: a step of the simulated GPU with the prefills that fall into it takes
-/// so long at this speed.
+/// The same at about 5 ms per token, for 128 clients. At this speed-up a step of the simulated GPU with its prefills takes
+/// this long.
 pub(crate) const PACED: Cost = Cost {
     connections: 128,
     speedup: 4.0,

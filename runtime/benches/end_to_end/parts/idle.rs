@@ -1,4 +1,4 @@
-//! What a router takes that has nothing to do.
+//! CPU and memory of an idle router.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use crate::{
 };
 use signalbox_integration_tests::{Cluster, Worker, fleet::follows};
 
-/// Until what loading the tokenizer took has been given back.
+/// Time after the start in which the allocator returns the memory that loading the tokenizer took.
 const SETTLED: Duration = Duration::from_secs(10);
-/// Long enough that a hundredth of a second counts for 0.03 % of it.
+/// Long enough that one tick, a hundredth of a second, is 0.03 % of it.
 const WATCHED: Duration = Duration::from_secs(30);
 
 pub(super) async fn run() -> anyhow::Result<()> {
@@ -19,14 +19,14 @@ pub(super) async fn run() -> anyhow::Result<()> {
     let name = if tokenizer().is_some() {
         "the model's tokenizer"
     } else {
-        "a tokenizer of bytes"
+        "a byte-level tokenizer"
     };
     report(name, fleet.target().process).await?;
     drop(fleet);
     let workers = Worker::sim("w", &["--sim-workers=4", &format!("--model-name={MODEL}")]).await?;
     let router = Cluster::serve_with(&[&format!("--discovery=static://{}", workers.address)]).await?;
     follows(&router, 4).await?;
-    report("a tokenizer of bytes", Watched(router.process.pid())).await
+    report("a byte-level tokenizer", Watched(router.process.pid())).await
 }
 
 async fn report(name: &str, process: Watched) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! Latency while the policy is swapped again and again, and without.
+//! Latency with and without repeated swaps of the policy.
 
 use std::time::Duration;
 

@@ -1,10 +1,9 @@
-//! Requests a second, and what one costs, as workers grow in number.
+//! Requests per second and the cost of a request, by number of workers.
 
 use super::cost::STREAMED;
 use crate::fleet::Fleet;
 
-/// A step of few workers costs few steps and wakes few connections: the KV caches are small, so that this machine holds
-/// them all.
+/// Small KV caches, so that this machine's memory holds the caches of all workers.
 const OF_WORKERS: [&str; 1] = ["--kv-tokens=65536"];
 
 pub(super) async fn run() -> anyhow::Result<()> {
