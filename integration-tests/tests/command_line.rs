@@ -147,7 +147,12 @@ async fn a_wrong_flag_is_a_usage_error() -> anyhow::Result<()> {
     ] {
         let mut process = Process::start(arguments)?;
         let ended = process.ended().await?;
-        assert_eq!(ended.status.code(), Some(2), "{arguments:?}: {}", process.output());
+        assert_eq!(
+            ended.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            process.output()
+        );
         assert!(
             ended.stdout.is_empty() && !ended.stderr.is_empty(),
             "{}",
@@ -317,6 +322,23 @@ async fn a_second_ctrl_c_exits_at_once() -> anyhow::Result<()> {
         "the request under way was cancelled"
     );
     cluster.process.childless().await
+}
+
+#[tokio::test]
+async fn a_child_worker_has_its_name_and_no_setting_on_its_command_line() -> anyhow::Result<()> {
+    let cluster = Cluster::sim(&["--workers=1", "--speedup=0", "--admin-token=secret"]).await?;
+    let words = cluster.worker_process("worker-0")?.command_line();
+    assert_eq!(words[1..], ["worker", "--child", "worker-0", ""], "{words:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_child_without_a_parent_is_an_error() -> anyhow::Result<()> {
+    let mut process = Process::start(&["worker", "--child=worker-0"])?;
+    let ended = process.ended().await?;
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(ended.stdout.contains("standard input"), "{}", process.output());
+    Ok(())
 }
 
 #[tokio::test]
