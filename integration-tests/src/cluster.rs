@@ -105,7 +105,8 @@ impl Cluster {
         Metrics::parse(&self.admin.get("/metrics").await?.text())
     }
 
-    /// Waits until this router counts no request and no load on any worker: every reservation was released exactly once.
+    /// Waits until this router counts no request and no load on any worker: every reservation was released exactly
+    /// once.
     pub async fn idle(&self) -> anyhow::Result<()> {
         let figures = ["requests", "active_prefill_tokens", "active_decode_blocks"];
         eventually("no request is counted on any worker", || async {

@@ -103,5 +103,11 @@ pub async fn same_index(routers: &[&Cluster]) -> anyhow::Result<IndexDigests> {
         Ok((is_settled && !first.is_empty()).then_some(first))
     })
     .await
-    .with_context(|| format!("the indexes hold {:?}\n{}", last.borrow(), routers[0].process.output()))
+    .with_context(|| {
+        format!(
+            "the indexes hold {:?}\n{}",
+            last.borrow(),
+            routers[0].process.output()
+        )
+    })
 }

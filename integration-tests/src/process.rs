@@ -32,8 +32,8 @@ pub struct Process {
     stdout: watch::Receiver<String>,
     stderr: watch::Receiver<String>,
     command: String,
-    /// The working directory: empty, so that no file of the checkout affects a test. Children inherit it, so it identifies
-    /// them even after their parent has ended.
+    /// The working directory: empty, so that no file of the checkout affects a test. Children inherit it, so it
+    /// identifies them even after their parent has ended.
     directory: TempDir,
 }
 

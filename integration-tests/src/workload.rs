@@ -1,4 +1,5 @@
-//! Prompts like those of real traffic: different ones, or ones with a shared prefix. The same seed gives the same prompts.
+//! Prompts like those of real traffic: different ones, or ones with a shared prefix. The same seed gives the same
+//! prompts.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! Checks the cost of the hot paths, in instructions, against recorded bounds. Counts are repeatable where times are not: a
-//! change that makes a path more expensive is seen here on any machine.
+//! Checks the cost of the hot paths, in instructions, against recorded bounds. Counts are repeatable where times are
+//! not: a change that makes a path more expensive is seen here on any machine.
 //!
 //! callgrind counts in `runtime/http/examples/hot_paths.rs`, built with the optimisation of a release.
 
@@ -14,8 +14,8 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use signalbox_integration_tests::workspace_root;
 
-/// Most instructions that a path may take per run: the count when it was last made cheaper, plus a tenth for other compilers
-/// and C libraries. A change that makes a path cheaper lowers its bound.
+/// Most instructions that a path may take per run: the count when it was last made cheaper, plus a tenth for other
+/// compilers and C libraries. A change that makes a path cheaper lowers its bound.
 const BOUNDS: [(&str, u64); 4] = [
     // `kv-aware` among 64 workers: 29,950
     ("decision", 31_500),
@@ -43,7 +43,9 @@ fn the_hot_paths_take_no_more_instructions_than_recorded() -> anyhow::Result<()>
         println!("{path}: {each} instructions, at most {bound}");
         ensure!(each > 0, "callgrind found no call of the function to be counted");
         if each > bound {
-            exceeded.push(format!("{path} takes {each} instructions; at most {bound} are allowed"));
+            exceeded.push(format!(
+                "{path} takes {each} instructions; at most {bound} are allowed"
+            ));
         }
     }
     ensure!(exceeded.is_empty(), "{}", exceeded.join("; "));

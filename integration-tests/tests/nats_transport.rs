@@ -23,10 +23,13 @@ async fn requests_are_answered_cancelled_and_drained_over_nats() -> anyhow::Resu
         "{:?}",
         whole.events.last()
     );
-    let again = eventually("the index has the prompt, by events over the same NATS", || async {
-        let again = router.api.stream(CHAT, &prompt).await?.rest().await?;
-        Ok((again.header("x-signalbox-overlap-blocks") != "0").then_some(again))
-    })
+    let again = eventually(
+        "the index has the prompt, by events over the same NATS",
+        || async {
+            let again = router.api.stream(CHAT, &prompt).await?.rest().await?;
+            Ok((again.header("x-signalbox-overlap-blocks") != "0").then_some(again))
+        },
+    )
     .await?;
     assert_eq!(again.header("x-signalbox-worker"), "far");
 

@@ -35,6 +35,9 @@ async fn the_official_client_chats_streams_and_raises() -> anyhow::Result<()> {
         output.status,
         cluster.process.output()
     );
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "all checks passed");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        "all checks passed"
+    );
     cluster.idle().await
 }

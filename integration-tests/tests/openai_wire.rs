@@ -93,7 +93,7 @@ async fn a_stream_has_the_same_text_as_the_whole_answer() -> anyhow::Result<()> 
             assert_eq!(chunk["id"], streamed.chunks()?[0]["id"], "one answer, one id");
             assert!(
                 chunk.get("usage").is_none_or(Value::is_null),
-                "nobody asked for it"
+                "the request did not ask for usage"
             );
         }
         if path == CHAT {
@@ -138,7 +138,7 @@ async fn usage_comes_last_in_a_stream_that_asks_for_it() -> anyhow::Result<()> {
         others
             .iter()
             .all(|chunk| chunk["usage"].is_null() && chunk.get("usage").is_some()),
-        "OpenAI says null"
+        "null, as at OpenAI"
     );
     assert!(streamed.is_whole());
     Ok(())

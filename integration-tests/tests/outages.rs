@@ -248,7 +248,11 @@ async fn a_worker_suspended_past_its_lease_corrupts_nothing_when_it_is_resumed()
         Ok(router.workers().await?.is_empty().then_some(()))
     })
     .await?;
-    assert_eq!(router.index().await?["memberships"], 0, "its blocks leave the index too");
+    assert_eq!(
+        router.index().await?["memberships"],
+        0,
+        "its blocks leave the index too"
+    );
     let replacement = fleet.worker("w0", &["--speedup=0"]).await?;
     follows(&router, 1).await?;
     zombie.process.resume()?;

@@ -65,8 +65,14 @@ async fn survives(guest: &str, kinds: &[&str]) -> anyhow::Result<()> {
         during.worst, before.worst, during.by_fallback
     );
     assert!(during.by_fallback > 0, "{during:?}");
-    assert!(during.by_fallback < REQUESTS, "the guest is never replaced: {during:?}");
-    assert_eq!(during.last_label, before.last_label, "the previous policy is active again");
+    assert!(
+        during.by_fallback < REQUESTS,
+        "the guest is never replaced: {during:?}"
+    );
+    assert_eq!(
+        during.last_label, before.last_label,
+        "the previous policy is active again"
+    );
 
     let metrics = cluster.metrics().await?;
     let of_kind = |kind: &&str| {

@@ -18,8 +18,8 @@ use tokio::{sync::watch, task::JoinSet};
 const CLIENTS: u64 = 32;
 const SWAPS: usize = 200;
 
-/// The time in which a policy was active, seen from outside. It began at `requested` or later, and the policy decided no
-/// request that was sent after its successor was `confirmed`.
+/// The time in which a policy was active, seen from outside. It began at `requested` or later, and the policy decided
+/// no request that was sent after its successor was `confirmed`.
 struct ActiveTime {
     label: String,
     requested: Instant,

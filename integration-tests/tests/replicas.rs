@@ -113,7 +113,8 @@ async fn a_router_avoids_a_worker_that_another_router_keeps_busy_only_with_repli
 }
 
 #[tokio::test]
-async fn a_router_that_joins_gets_the_load_and_the_load_of_a_killed_router_is_dropped() -> anyhow::Result<()> {
+async fn a_router_that_joins_gets_the_load_and_the_load_of_a_killed_router_is_dropped() -> anyhow::Result<()>
+{
     let fleet = Fleet::start();
     let _worker = fleet.worker("w0", &["--speedup=1"]).await?;
     let mut a = fleet.router_of(1, &[]).await?;

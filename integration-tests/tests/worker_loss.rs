@@ -1,5 +1,5 @@
-//! A worker is killed. Requests without a first token are answered by another worker; answers under way end with an error
-//! event.
+//! A worker is killed. Requests without a first token are answered by another worker; answers under way end with an
+//! error event.
 
 use serde_json::json;
 use signalbox_integration_tests::{Cluster, Worker, eventually, workload::Workload};

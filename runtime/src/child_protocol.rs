@@ -1,10 +1,11 @@
 //! What `runtime up` and its child workers send each other over the standard streams of the child.
 //!
-//! The parent writes the child's settings to standard input as one line of JSON. A command line would show them in `ps`,
-//! and every flag would be printed and parsed again. Standard input then stays open and silent: its end means that the
-//! parent process has ended, however it ended. The child writes notices to standard output, one JSON document per line.
+//! The parent writes the child's settings to standard input as one line of JSON. A command line would show them in
+//! `ps`, and every flag would be printed and parsed again. Standard input then stays open and silent: its end means
+//! that the parent process has ended, however it ended. The child writes notices to standard output, one JSON
+//! document per line.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};

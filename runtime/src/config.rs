@@ -1,7 +1,8 @@
 //! Options from a file, for `serve` and `worker`.
 //!
-//! The command line defines all options: a file's keys are the long options with `_` for `-`, and its values are read by
-//! the same parsers. A key at the top of the file is for every command that has this option. A key under `[serve]` or
+//! The command line defines all options: a file's keys are the long options with `_` for `-`, and its values are read
+//! by the same parsers. A key at the top of the file is for every command that has this option. A key under `[serve]`
+//! or
 //! `[worker]` is for that command only, and wins over the key at the top. A flag wins over the environment, the
 //! environment over the file, the file over the default. A key that no command has is an error, never ignored.
 
@@ -190,7 +191,7 @@ fn as_arguments(arg: &Arg, key: &str, value: &Value) -> anyhow::Result<Vec<Strin
             other => bail!("{key} is {}; give true or false", other.type_str()),
         };
     }
-    let one = |value: &Value| match value {
+    let argument = |value: &Value| match value {
         Value::String(text) => Ok(format!("--{flag}={text}")),
         Value::Integer(_) | Value::Float(_) | Value::Boolean(_) => Ok(format!("--{flag}={value}")),
         other => bail!(
@@ -200,10 +201,10 @@ fn as_arguments(arg: &Arg, key: &str, value: &Value) -> anyhow::Result<Vec<Strin
     };
     match value {
         Value::Array(values) if matches!(arg.get_action(), ArgAction::Append) => {
-            values.iter().map(one).collect()
+            values.iter().map(argument).collect()
         }
         Value::Array(_) => bail!("{key} takes one value, not several"),
-        value => Ok(vec![one(value)?]),
+        value => Ok(vec![argument(value)?]),
     }
 }
 

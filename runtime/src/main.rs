@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use mimalloc::MiMalloc;
 use runtime::{config, telemetry};
 
-/// mimalloc returns the memory that loading a tokenizer took, of which glibc's allocator keeps some 150 MiB. It also takes
-/// less CPU per request.
+/// mimalloc returns the memory that loading a tokenizer took, of which glibc's allocator keeps some 150 MiB. It also
+/// takes less CPU per request.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -1,7 +1,7 @@
 //! What a process is set to do, as plain values.
 //!
 //! Settings are made once from the parsed command line, in [`from_options`], which refuses whatever cannot be right.
-//! Everything below takes settings and knows no option.
+//! All other code takes settings, never options.
 
 use std::{
     collections::BTreeMap,

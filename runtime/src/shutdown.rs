@@ -5,8 +5,8 @@ use std::future::Future;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Handles Ctrl-C (SIGINT) and SIGTERM from now on; the future waits for the first signal. A second signal ends the
-/// process at once. Call this before the process reports that it runs: before the call a signal kills the process without
-/// an orderly stop.
+/// process at once. Call this before the process reports that it runs: before the call a signal kills the process
+/// without an orderly stop.
 pub(crate) fn requested() -> anyhow::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

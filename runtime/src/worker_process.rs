@@ -50,9 +50,10 @@ async fn serve(settings: WorkerSettings, is_child: bool) -> anyhow::Result<()> {
     let etcd = planes::start_etcd(&settings.planes).await?;
     let events = Events::start(&settings.planes, settings.name.as_str()).await?;
     let nats = match &events.nats {
-        Some(connection) if settings.requests_over_nats => {
-            Some(NatsTransport::new(connection.clone(), &settings.planes.namespace)?)
-        }
+        Some(connection) if settings.requests_over_nats => Some(NatsTransport::new(
+            connection.clone(),
+            &settings.planes.namespace,
+        )?),
         _ => None,
     };
     let model = ServedModel::resolve(&settings.engine)?;

@@ -1,5 +1,5 @@
-//! Real NATS and etcd servers for tests. They have free ports and their own folders, can be killed, suspended and started
-//! again, and always end with the test.
+//! Real NATS and etcd servers for tests. They have free ports and their own folders, can be killed, suspended and
+//! started again, and always end with the test.
 //!
 //! The programs are `nats-server` and `etcd` from the search path, or the ones that `SIGNALBOX_NATS_SERVER` and
 //! `SIGNALBOX_ETCD` name; `make deps` installs Debian's. All functions block for a short time, and panic with a reason
@@ -286,8 +286,8 @@ fn takes_connections(address: SocketAddr) -> bool {
     TcpStream::connect(address).is_ok()
 }
 
-/// etcd takes connections before it has a leader. An etcd that is killed before it has stored its first members never gets
-/// a leader again, so a started server must be healthy before it is used.
+/// etcd takes connections before it has a leader. An etcd that is killed before it has stored its first members never
+/// gets a leader again, so a started server must be healthy before it is used.
 fn is_healthy(address: SocketAddr) -> bool {
     let request = || -> io::Result<String> {
         let mut connection = TcpStream::connect(address)?;
@@ -300,8 +300,8 @@ fn is_healthy(address: SocketAddr) -> bool {
     request().is_ok_and(|answer| answer.contains(r#""health":"true""#))
 }
 
-/// A port that is free now. If another process takes it before the server does, the start of the server fails with a reason;
-/// this is rare enough.
+/// A port that is free now. If another process takes it before the server does, the start of the server fails with a
+/// reason; this is rare enough.
 fn free_address() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its address")

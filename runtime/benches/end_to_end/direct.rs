@@ -1,5 +1,5 @@
-//! Sends requests to the workers over the request plane, as a router does, but without a router. The latency that a router
-//! adds is the difference to this.
+//! Sends requests to the workers over the request plane, as a router does, but without a router. The latency that a
+//! router adds is the difference to this.
 
 use std::{
     path::Path,

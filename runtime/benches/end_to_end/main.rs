@@ -1,11 +1,11 @@
-//! The cost of a router in front of simulated workers, end to end: CPU of its process per request, added latency, memory, and
-//! the effect of policy swaps and of many workers.
+//! The cost of a router in front of simulated workers, end to end: CPU of its process per request, added latency,
+//! memory, and the effect of policy swaps and of many workers.
 //!
 //! `cargo bench --package runtime --bench end_to_end [-- PART…] [--peer NAME=URL,PID,MODEL]…`, or `make bench`. Parts:
 //! `streamed`, `whole`, `shared`, `chats`, `paced` (CPU per request), `latency`, `swap`, `workers`, `idle`; without names, all
-//! of them. A peer is another router that already runs. The parts that measure CPU and latency measure peers in turn with
-//! ours, round by round, since only figures of the same session are comparable. `runtime/docs/performance.md` has the
-//! results.
+//! of them. A peer is another router that already runs. The parts that measure CPU and latency measure peers in turn
+//! with ours, round by round, since only figures of the same session are comparable. `runtime/docs/performance.md`
+//! has the results.
 //!
 //! Clients, router and workers share this machine's cores, so requests per second are those of all of them together.
 

@@ -1,5 +1,5 @@
-//! Open-loop load: requests at a fixed rate, whether or not earlier ones have been answered. Each is timed from when it was
-//! due, so a slow answer does not reduce the load.
+//! Open-loop load: requests at a fixed rate, whether or not earlier ones have been answered. Each is timed from when
+//! it was due, so a slow answer does not reduce the load.
 
 use std::{
     cell::RefCell,
@@ -14,8 +14,8 @@ use tokio::{
     task::JoinSet,
 };
 
-/// A timer can be late by one step (a millisecond in tokio), which is not the router's fault and is not counted. A longer
-/// delay is counted.
+/// A timer can be late by one step (a millisecond in tokio), which is not the router's fault and is not counted. A
+/// longer delay is counted.
 const TIMER_STEP: Duration = Duration::from_millis(2);
 
 /// The times of all requests to their first bytes and to their ends, in milliseconds, ascending.

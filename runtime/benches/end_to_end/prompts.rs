@@ -20,8 +20,8 @@ pub(crate) struct Shape {
     pub(crate) tokens: u32,
 }
 
-/// Request bodies whose prompts have `bytes` bytes, of which the first `shared` are equal in all of them. If `shared` is 0,
-/// they differ from the first word on.
+/// Request bodies whose prompts have `bytes` bytes, of which the first `shared` are equal in all of them. If `shared`
+/// is 0, they differ from the first word on.
 pub(crate) fn bodies(model: &str, shape: Shape, bytes: usize, shared: usize) -> Vec<String> {
     let mut words = Words::new(7);
     let beginning = words.bytes(shared);
@@ -45,7 +45,8 @@ pub(crate) fn bodies(model: &str, shape: Shape, bytes: usize, shared: usize) -> 
         .collect()
 }
 
-/// Chats of ten turns. Each request contains all earlier turns of its chat; the turns of different chats are interleaved.
+/// Chats of ten turns. Each request contains all earlier turns of its chat; the turns of different chats are
+/// interleaved.
 pub(crate) fn chats(model: &str, shape: Shape) -> Vec<String> {
     let mut words = Words::new(11);
     let mut bodies = Vec::with_capacity(DISTINCT);

@@ -1,4 +1,5 @@
-//! Runs one hot path of a router a number of times, to count its instructions: `hot_paths decision|lookup|frame|chunk TIMES`.
+//! Runs one hot path of a router a number of times, to count its instructions: `hot_paths decision|lookup|frame|chunk
+//! TIMES`.
 //! `integration-tests/tests/instruction_counts.rs` checks the counts against their bounds.
 
 use std::{

@@ -1,5 +1,5 @@
-//! The admin API: policies, workers, the KV index, metrics. It has its own listener, which is on loopback unless a token
-//! guards it.
+//! The admin API: policies, workers, the KV index, metrics. It has its own listener, which is on loopback unless a
+//! token guards it.
 
 pub(crate) mod fleet;
 mod guard;
@@ -27,8 +27,8 @@ pub(crate) use guard::is_exposed;
 /// Largest JSON body of an admin request; policy settings are the largest.
 const MAX_JSON_BYTES: usize = 1024 * 1024;
 
-/// Components read and compiled at the same time. Compiling one takes a core for up to seconds, and serving needs the cores
-/// too.
+/// Components read and compiled at the same time. Compiling one takes a core for up to seconds, and serving needs the
+/// cores too.
 const MAX_UPLOADS: usize = 2;
 
 /// The state of the admin listener's one thread.

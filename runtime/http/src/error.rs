@@ -1,7 +1,8 @@
-//! Turns errors into HTTP answers: OpenAI's body, and the status and `Retry-After` of the error's kind. All errors pass here.
+//! Turns errors into HTTP answers: OpenAI's body, and the status and `Retry-After` of the error's kind. All errors
+//! pass here.
 //!
-//! Three answers are made elsewhere: the HTTP library answers a request head that is malformed (400), too large (431) or
-//! too slow (408) with an empty body, before any code here runs.
+//! Three answers are made elsewhere: the HTTP library answers a request head that is malformed (400), too large (431)
+//! or too slow (408) with an empty body, before any code here runs.
 
 use actix_web::{
     HttpRequest, HttpResponse, ResponseError,
@@ -101,7 +102,7 @@ pub(crate) fn method_not_allowed(request: &HttpRequest, allowed: &'static str) -
     response
 }
 
-/// The request's path, cut where it is long.
+/// The request's path, shortened if it is long.
 fn shown(request: &HttpRequest) -> String {
     /// Longest path repeated in an error.
     const SHOWN_CHARS: usize = 200;

@@ -1,7 +1,7 @@
 //! Counts and measures requests.
 //!
-//! The model label names served models only: a client that invents model names must not fill the metric store. Each HTTP
-//! thread keeps its metric handles, so a request costs a few atomic additions and no look-up by name. Nothing is
+//! The model label names served models only: a client that invents model names must not fill the metric store. Each
+//! HTTP thread keeps its metric handles, so a request costs a few atomic additions and no look-up by name. Nothing is
 //! recorded per token.
 
 use std::{

@@ -31,7 +31,8 @@ const BACKLOG: i32 = 1_024;
 /// Connections an HTTP thread holds; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 25_000;
 
-/// How long an idle connection is kept. Longer than the 60 s of common load balancers, so that the balancer closes first.
+/// How long an idle connection is kept. Longer than the 60 s of common load balancers, so that the balancer closes
+/// first.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// Longest time for a connection's first request head.
@@ -45,8 +46,8 @@ const LINGER: Duration = Duration::from_secs(5);
 /// cancelled. The HTTP library has no such timeout; the kernel has one.
 const STALLED_READER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Idle time of a connection before the first TCP keepalive probe, and the time between probes. They detect a client that
-/// disappeared while it waits for its first token.
+/// Idle time of a connection before the first TCP keepalive probe, and the time between probes. They detect a client
+/// that disappeared while it waits for its first token.
 const KEEPALIVE_PROBES: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
 /// How long the last bytes of answers may take to be sent once no request is under way.
@@ -59,7 +60,9 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address} for {service}; stop the process that listens there or choose another address")]
+    #[error(
+        "cannot listen on {address} for {service}; stop the process that listens there or choose another address"
+    )]
     Bind {
         /// The configured address.
         address: SocketAddr,

@@ -76,7 +76,10 @@ fn a_wrong_file_is_refused_with_what_would_be_right() {
 fn the_example_names_every_setting_and_is_a_right_file() {
     let text = show::example_text().unwrap();
     for command in Configurable::ALL {
-        assert!(arguments(&text, command).is_empty(), "the example changes nothing");
+        assert!(
+            arguments(&text, command).is_empty(),
+            "the example changes nothing"
+        );
         for key in command.settings().keys() {
             assert!(text.contains(&format!("\n#{key} = ")), "{key}");
         }

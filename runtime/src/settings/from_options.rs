@@ -132,7 +132,7 @@ impl TryFrom<WorkerOptions> for WorkerSettings {
     }
 }
 
-/// The names and addresses of a process's workers: those given, or numbered ones from there on.
+/// The names and addresses of a process's workers. Several workers have numbered names and consecutive ports.
 fn places(options: &WorkerOptions) -> anyhow::Result<Vec<WorkerPlace>> {
     let (id, listen) = (&options.id, options.listen);
     if options.sim_workers == 1 {

@@ -43,8 +43,8 @@ pub(crate) const STREAMED: Cost = Cost {
     of_workers: &[],
 };
 
-/// The same at about 5 ms per token, for 128 clients. At this speed-up a step of the simulated GPU with its prefills takes
-/// this long.
+/// The same at about 5 ms per token, for 128 clients. At this speed-up a step of the simulated GPU with its prefills
+/// takes this long.
 pub(crate) const PACED: Cost = Cost {
     connections: 128,
     speedup: 4.0,

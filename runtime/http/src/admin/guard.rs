@@ -1,8 +1,8 @@
 //! Decides which requests the admin listener accepts.
 //!
-//! With a token, requests that carry it. Without a token the listener is on loopback, where programs of the same machine
-//! are trusted. But a web page in the machine's browser can reach loopback too. Browsers always send a page's `Origin` and
-//! the name in `Host`, so these two headers identify requests of foreign pages, which are refused.
+//! With a token, requests must carry it. Without a token the listener is on loopback, where programs of the same
+//! machine are trusted. But a web page in the machine's browser can reach loopback too. Browsers always send a page's
+//! `Origin` and the name in `Host`, so these two headers identify requests of foreign pages, which are refused.
 
 use std::net::{IpAddr, SocketAddr};
 

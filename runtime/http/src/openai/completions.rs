@@ -65,8 +65,9 @@ impl CompletionRequest {
 fn best_of(fields: &mut Fields, n: u32) -> Result<(), WireError> {
     match fields.integer("best_of", 1..=i64::from(u32::MAX))? {
         Some(best_of) if best_of != i64::from(n) => {
-            let message =
-                format!("best_of is {best_of} and n is {n}; the engines return all choices: leave best_of out");
+            let message = format!(
+                "best_of is {best_of} and n is {n}; the engines return all choices: leave best_of out"
+            );
             Err(WireError::invalid_param("best_of", message))
         }
         _ => Ok(()),

@@ -30,20 +30,20 @@ pub(crate) fn fit_context(
         .ok()
         .and_then(|prompt| context_length.checked_sub(prompt))
         .unwrap_or(0);
-    let asked = match (max_tokens, default) {
+    let answer = match (max_tokens, default) {
         (Some(tokens), _) => tokens,
         (None, DefaultLength::RestOfContext) => room.max(1),
         (None, DefaultLength::Tokens(tokens)) => tokens.min(room.max(1)),
     };
-    if asked <= room {
-        return Ok(asked);
+    if answer <= room {
+        return Ok(answer);
     }
-    let total = prompt.saturating_add(usize::try_from(asked).unwrap_or(usize::MAX));
+    let total = prompt.saturating_add(usize::try_from(answer).unwrap_or(usize::MAX));
     Err(WireError {
         kind: ErrorKind::ContextLengthExceeded,
         // Client libraries look for "this model's maximum context length is".
         message: format!(
-            "{param} has {prompt} tokens and the request asks for {asked} more, {total} tokens in all; this model's \
+            "{param} has {prompt} tokens and the request asks for {answer} more, {total} tokens in all; this model's \
              maximum context length is {context_length} tokens: shorten {param} or ask for fewer tokens"
         ),
         param: Some(param.into()),

@@ -8,8 +8,8 @@ use signalbox_protocol::{ErrorKind, WireError};
 
 use super::json::{Param, ParamSeed};
 
-/// Most JSON values in a parameter that holds the prompt. A prompt of a million token ids fits; the tree of values takes at
-/// most 32 MiB.
+/// Most JSON values in a parameter that holds the prompt. A prompt of a million token ids fits; the tree of values
+/// takes at most 32 MiB.
 const MAX_CONTENT_VALUES: usize = 1 << 20;
 
 /// Most JSON values in any other parameter. This is twice the largest `logit_bias`.

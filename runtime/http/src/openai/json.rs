@@ -1,7 +1,7 @@
 //! JSON values with a bound on their number.
 //!
-//! A tree of JSON values takes up to sixteen times the memory of its text (`[0,0,0…`), so the limit on a body's bytes alone
-//! does not bound memory. Values past the budget are still read, to check syntax and depth, but not kept.
+//! A tree of JSON values takes up to sixteen times the memory of its text (`[0,0,0…`), so the limit on a body's bytes
+//! alone does not bound memory. Values past the budget are still read, to check syntax and depth, but not kept.
 
 use std::fmt;
 

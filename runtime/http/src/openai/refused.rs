@@ -1,7 +1,8 @@
-//! Parameters that the router knows and no engine supports.
+//! Parameters that the router recognises and no engine supports.
 //!
-//! Ignoring such a parameter would give an answer that the client did not ask for, so the request is refused. A value that
-//! changes nothing (an empty tool list, a penalty of 1) is accepted, since client libraries send such values by default.
+//! Ignoring such a parameter would give an answer that the client did not ask for, so the request is refused. A value
+//! that changes nothing (an empty tool list, a penalty of 1) is accepted, since client libraries send such values by
+//! default.
 
 use serde_json::Value;
 use signalbox_protocol::WireError;
@@ -79,11 +80,7 @@ const REFUSED: [(&str, Neutral, &str); 38] = [
         "stop texts in the answer",
     ),
     // How the prompt is made; a client's template would be code from a client
-    (
-        "chat_template",
-        Neutral::Never,
-        "a chat template from the client",
-    ),
+    ("chat_template", Neutral::Never, "a chat template from the client"),
     ("chat_template_kwargs", Neutral::Empty, "chat template arguments"),
     (
         "add_generation_prompt",

@@ -149,10 +149,7 @@ fn name(fields: &mut Fields, param: &str) -> Result<Option<String>, WireError> {
     if (1..=MAX_NAME_BYTES).contains(&text.len()) {
         return Ok(Some(text));
     }
-    let message = format!(
-        "{param} has {} bytes; give 1 to {MAX_NAME_BYTES}",
-        text.len()
-    );
+    let message = format!("{param} has {} bytes; give 1 to {MAX_NAME_BYTES}", text.len());
     Err(WireError::invalid_param(param, message))
 }
 

@@ -17,7 +17,10 @@ async fn a_streamed_chat_is_the_workers_bytes_with_the_decision_in_its_headers()
     let raw = post("/v1/chat/completions", body).replace("Host:", "X-Request-Id: trace-7\r\nHost:");
     let client = actix_rt::spawn(exchange(rig.http.public_address(), raw.into_bytes().leak()));
     let (received, parts, responder) = rig.call().await;
-    assert_eq!((received.model.as_str(), received.id.as_str()), ("streamed", "trace-7"));
+    assert_eq!(
+        (received.model.as_str(), received.id.as_str()),
+        ("streamed", "trace-7")
+    );
     assert!(received.format.stream && received.format.chat && received.format.created > 1_700_000_000);
     assert_eq!(
         (received.sampling.max_tokens, received.deadline_ms.div_ceil(1_000)),
@@ -74,7 +77,11 @@ async fn a_whole_completion_is_one_document_of_known_length() {
     let (received, parts, responder) = rig.call().await;
     assert_eq!(parts.tokens, [5, 6, 7]);
     assert_eq!(
-        (received.sampling.max_tokens, received.format.stream, received.format.chat),
+        (
+            received.sampling.max_tokens,
+            received.format.stream,
+            received.format.chat
+        ),
         (16, false, false)
     );
     let text = rig.router.model("whole").unwrap().text;

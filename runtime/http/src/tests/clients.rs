@@ -82,10 +82,15 @@ async fn a_body_past_the_limit_is_refused_with_the_limit_named() {
         let empty = r#"{"model":"other","messages":[{"role":"user","content":""}]}"#;
         empty.replace(r#""""#, &format!("\"{}\"", "x".repeat(size - empty.len())))
     };
-    let at = post("/v1/chat/completions", &body(limit));
-    rig.public(&at).await.check_error(404, Some("model"));
-    let over = post("/v1/chat/completions", &body(limit + 1));
-    assert!(rig.public(&over).await.check_error(413, None).contains("4096"));
+    let at_limit = post("/v1/chat/completions", &body(limit));
+    rig.public(&at_limit).await.check_error(404, Some("model"));
+    let over_limit = post("/v1/chat/completions", &body(limit + 1));
+    assert!(
+        rig.public(&over_limit)
+            .await
+            .check_error(413, None)
+            .contains("4096")
+    );
     // In chunks, without an announced length.
     let chunk = format!("800\r\n{}\r\n", "x".repeat(0x800)).repeat(3);
     let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n";
