@@ -1,10 +1,12 @@
-//! What a prompt's tokens cost: `cargo bench -p signalbox-tokenize [-- PATH]`, an absolute path to a GGUF or a folder.
+//! Measures the time to encode, render and decode a prompt: `cargo bench -p signalbox-tokenize [-- PATH]`.
 //!
-//! Prompts are all different, made of common English words, as the tokenizer's cache of words meets them in service.
+//! PATH is an absolute path to a GGUF file or a tokenizer folder; without it the built-in byte-level tokenizer is
+//! measured. All prompts are different and made of common English words, so the tokenizer's table of words is as full
+//! as in service.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "a bench prints, and has nobody to hand errors to"
+    reason = "a bench prints its figures and stops at the first error"
 )]
 
 use std::hint::black_box;
@@ -129,7 +131,7 @@ const WORDS: &[&str] = &[
 ];
 const ROUNDS: usize = 300;
 
-/// A text of exactly `bytes` bytes, another for each `seed`.
+/// A text of exactly `bytes` bytes, different for each `seed`.
 fn prompt(bytes: usize, mut seed: u64) -> String {
     let mut text = String::new();
     while text.len() < bytes {
@@ -143,22 +145,22 @@ fn prompt(bytes: usize, mut seed: u64) -> String {
     text
 }
 
-/// What the tokenizers behind `ModelText` take for the same texts, in µs a prompt: chats as templates write them.
+/// Prints the times of the tokenizers behind `ModelText` for the same texts, in µs a prompt. The texts are chats.
 fn compare(artifacts: &ModelArtifacts) {
     let reference = Tokenizer::from_bytes(artifacts.tokenizer_json()).unwrap();
     let definition = || serde_json::from_slice(artifacts.tokenizer_json()).unwrap();
     let start = Instant::now();
     let Ok(fast) = fastokens::Tokenizer::from_json(definition()) else {
-        return println!("the fast tokenizer does not know this kind");
+        return println!("the fast tokenizer does not support this kind");
     };
-    println!("fast one loaded in {:.0?}", start.elapsed());
+    println!("fast tokenizer loaded in {:.0?}", start.elapsed());
     let mut cached = fastokens::Tokenizer::from_json(definition()).unwrap();
     cached.enable_segment_cache(32 << 20);
     let turn = |bytes, seed| format!("<|im_start|>user\n{}<|im_end|>\n", prompt(bytes, seed));
-    // Each makes a prompt for a round; what it has in common with the rounds before is made with a fixed seed.
+    // Each case makes the prompt of a round. The part that all rounds share has a fixed seed.
     let chat = |turns: u64, round: u64| -> String {
         (0..turns)
-            .map(|at| turn(1_000, 7 + at))
+            .map(|number| turn(1_000, 7 + number))
             .chain([turn(1_000, round)])
             .collect()
     };
@@ -173,26 +175,27 @@ fn compare(artifacts: &ModelArtifacts) {
     ];
     for (case, make) in cases {
         let prompts: Vec<_> = (0..ROUNDS as u64).map(make).collect();
-        let at = |round: u64| &*prompts[round as usize];
+        let prompt = |round: u64| &*prompts[round as usize];
         let cold = std::thread::scope(|scope| {
             let first = || {
                 let start = Instant::now();
-                drop(black_box(fast.encode(at(0))));
+                drop(black_box(fast.encode(prompt(0))));
                 start.elapsed()
             };
             scope.spawn(first).join().unwrap()
         });
         println!(
             "{case}: reference {:.1}, fast {:.1} (a thread's first {:.0}), fast with cached segments {:.1}",
-            rounds(|round| drop(black_box(reference.encode_fast(at(round), false).unwrap()))),
-            rounds(|round| drop(black_box(fast.encode(at(round)).unwrap()))),
+            rounds(|round| drop(black_box(reference.encode_fast(prompt(round), false).unwrap()))),
+            rounds(|round| drop(black_box(fast.encode(prompt(round)).unwrap()))),
             cold.as_secs_f64() * 1e6,
-            rounds(|round| drop(black_box(cached.encode(at(round)).unwrap()))),
+            rounds(|round| drop(black_box(cached.encode(prompt(round)).unwrap()))),
         );
     }
 }
 
-/// In µs: the time that a tenth of the rounds stayed under. What else the machine does only ever adds.
+/// The time, in µs, that a tenth of the rounds stay below. Other work on the machine only adds time, so the quickest
+/// rounds are the least disturbed.
 fn quick_round(mut times: Vec<Duration>) -> f64 {
     times.sort_unstable();
     times[times.len() / 10].as_secs_f64() * 1e6
@@ -222,12 +225,12 @@ fn main() {
     let loaded = start.elapsed() - read;
     println!(
         "{}: {} tokens, read in {read:.0?}, loaded in {loaded:.0?}",
-        model.as_deref().unwrap_or("fixture"),
+        model.as_deref().unwrap_or("byte-level tokenizer"),
         text.vocab_size()
     );
     let fast = text.wait_until_encoder_chosen();
     println!(
-        "fast tokenizer {}, tried after {:.0?} more",
+        "fast tokenizer {}, checked after {:.0?} more",
         if fast { "used" } else { "not used" },
         start.elapsed() - read - loaded
     );

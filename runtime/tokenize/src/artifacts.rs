@@ -1,6 +1,7 @@
-//! A model's tokenizer and chat template as one self-contained piece of bytes with a stable name.
+//! A model's tokenizer and chat template in one self-contained container of bytes, named by its digest.
 //!
-//! The worker makes it from the model's files and serves it; a router fetches it by digest and needs no model files.
+//! A worker builds the container from the model's files and serves it. A router fetches it by digest and needs no
+//! model files.
 //!
 //! ```text
 //! "SBXTEXT" version=1   8 bytes
@@ -10,7 +11,7 @@
 //! tokenizer             the bytes of a Hugging Face tokenizer.json
 //! ```
 //!
-//! The same tokenizer and template give the same bytes, on every machine, hence the same digest.
+//! The same tokenizer and template give the same bytes, and so the same digest, on every machine.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,17 +23,18 @@ use sha2::{Digest, Sha256};
 use crate::ArtifactError;
 
 const MAGIC: &[u8; 8] = b"SBXTEXT\x01";
-/// The largest `tokenizer.json` in the field has 256k tokens and about 35 MiB.
+/// The largest published `tokenizer.json` files have 256k tokens and about 35 MiB.
 pub(crate) const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
-/// The longest chat templates in the field have about 20 KiB; one is compiled and kept by every process.
+/// The longest published chat templates have about 20 KiB. Every process compiles its template once and keeps it.
 pub(crate) const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
-/// The header is the template, escaped, and a few ids and words.
+/// The header holds the escaped template and a few special tokens.
 const MAX_HEADER_BYTES: u64 = 8 << 20;
-/// Models name one to six tokens that end a generation; each is compared with every generated token.
+/// Models name one to six tokens that end a generation. Every generated token is compared with each of them.
 const MAX_END_TOKENS: usize = 64;
 
-/// All a process needs to turn text into tokens and back for one model: the worker reads it from the model's files,
-/// routers fetch it by digest. Cheap to clone.
+/// The tokenizer and chat template of one model: all that a process needs to turn text into tokens and back.
+///
+/// A worker reads them from the model's files; a router fetches them by digest. Clones are cheap.
 #[derive(Clone, PartialEq)]
 pub struct ModelArtifacts {
     header: Header,
@@ -46,17 +48,17 @@ struct Header {
     special_tokens: SpecialTokens,
 }
 
-/// A token with a role of its own.
+/// A token with a special role.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SpecialToken {
-    /// Its number in the vocabulary.
+    /// The token's id in the vocabulary.
     pub id: u32,
-    /// Its text.
+    /// The token's text.
     pub content: String,
 }
 
-/// The tokens a model treats specially, and which of them frame a bare prompt.
+/// A model's special tokens, and which of them are added around a prompt without a chat template.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SpecialTokens {
@@ -66,18 +68,18 @@ pub struct SpecialTokens {
     pub eos: Option<SpecialToken>,
     /// Padding; `pad_token` in templates.
     pub pad: Option<SpecialToken>,
-    /// What stands for text that has no token; `unk_token` in templates.
+    /// The token for text that has no token of its own; `unk_token` in templates.
     pub unk: Option<SpecialToken>,
-    /// A bare prompt begins with `bos`.
+    /// Whether a prompt without a chat template begins with `bos`.
     pub add_bos: bool,
-    /// A bare prompt ends with `eos`: encoder models mostly.
+    /// Whether a prompt without a chat template ends with `eos`. True mostly for encoder models.
     pub add_eos: bool,
-    /// Every token that ends a generation: of the sequence, of the turn, of the message. Ascending.
+    /// Every token that ends a generation: end of sequence, of turn and of message. Ascending.
     pub end: Vec<u32>,
 }
 
-/// Names of tokens that end a turn or a text in the model families of the field. Models are often published with only
-/// one of theirs declared.
+/// Names of the tokens that end a turn or a text in published model families. A model often has several such tokens
+/// and declares only one.
 const END_TOKEN_NAMES: &[&str] = &[
     "</s>",
     "<EOT>",
@@ -101,15 +103,15 @@ const END_TOKEN_NAMES: &[&str] = &[
     "[EOT]",
 ];
 
-/// Whether `token`, a special one among `all`, ends a generation going by its name.
+/// Whether the name of `token` marks it as the end of a generation. `all` are the names of all special tokens.
 pub(crate) fn is_end_token(token: &str, all: &[&str]) -> bool {
-    // In OpenAI's Harmony format a message's `<|end|>` is followed by the next message of the same generation.
+    // In OpenAI's Harmony format `<|end|>` ends a message; the next message of the same generation follows it.
     let harmony = || all.contains(&"<|return|>") && all.contains(&"<|call|>");
     END_TOKEN_NAMES.contains(&token) && !(token == "<|end|>" && harmony())
 }
 
 impl ModelArtifacts {
-    /// Puts the parts together and holds them to their bounds.
+    /// Builds the artifacts and checks the bounds of every part.
     pub(crate) fn new(
         tokenizer_json: Bytes,
         chat_template: Option<String>,
@@ -120,7 +122,8 @@ impl ModelArtifacts {
         Ok(artifacts)
     }
 
-    /// The tokens that end a generation are sorted and made unique, so that the same ones give the same bytes.
+    /// Builds the artifacts without checking bounds. Sorts and deduplicates the end tokens, so that equal sets give
+    /// equal bytes.
     pub(crate) fn assembled(
         tokenizer_json: Bytes,
         chat_template: Option<String>,
@@ -147,18 +150,18 @@ impl ModelArtifacts {
         check_size("the chat template", template as u64, MAX_TEMPLATE_BYTES)?;
         let end = self.header.special_tokens.end.len();
         if end > MAX_END_TOKENS {
-            let what = format!("{end} tokens are said to end a generation; the limit is {MAX_END_TOKENS}");
-            return Err(ArtifactError::Container(what));
+            let reason = format!("{end} tokens end a generation; the limit is {MAX_END_TOKENS}");
+            return Err(ArtifactError::Container(reason));
         }
         Ok(())
     }
 
-    /// The bytes of the tokenizer in the format of Hugging Face's `tokenizer.json`.
+    /// The tokenizer in the format of Hugging Face's `tokenizer.json`.
     pub fn tokenizer_json(&self) -> &Bytes {
         &self.tokenizer_json
     }
 
-    /// The chat template's source, in Jinja; base models have none.
+    /// The source of the chat template, in Jinja. `None` for base models.
     pub fn chat_template(&self) -> Option<&str> {
         self.header.chat_template.as_deref()
     }
@@ -168,7 +171,7 @@ impl ModelArtifacts {
         &self.header.special_tokens
     }
 
-    /// The container, as described at the head of this module's source: one version, deterministic.
+    /// The container's bytes, in the layout that the head of this module's source describes. Deterministic.
     pub fn to_bytes(&self) -> Bytes {
         let head = self.head();
         let mut bytes = Vec::with_capacity(head.len() + self.tokenizer_json.len());
@@ -177,7 +180,7 @@ impl ModelArtifacts {
         bytes.into()
     }
 
-    /// Everything before the tokenizer's bytes.
+    /// All bytes of the container before those of the tokenizer.
     #[expect(
         clippy::expect_used,
         reason = "strings, numbers and booleans under fixed names are JSON"
@@ -191,42 +194,42 @@ impl ModelArtifacts {
         head
     }
 
-    /// Reads what [`Self::to_bytes`] wrote.
+    /// Reads the bytes that [`Self::to_bytes`] wrote.
     ///
     /// # Errors
-    /// Other bytes, another version, a part that is missing, left over or past its bound.
+    /// The bytes are no container, have another version, or a part is missing, too long or damaged.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ArtifactError> {
-        let damaged = |what: &str| ArtifactError::Container(what.to_owned());
+        let damaged = |reason: &str| ArtifactError::Container(reason.to_owned());
         let rest = bytes
             .strip_prefix(&MAGIC[..7])
-            .ok_or_else(|| damaged("they begin with something else"))?;
+            .ok_or_else(|| damaged("the bytes do not begin with \"SBXTEXT\""))?;
         let (version, rest) = rest
             .split_first()
-            .ok_or_else(|| damaged("they end before the version"))?;
+            .ok_or_else(|| damaged("the bytes end before the version"))?;
         if *version != MAGIC[7] {
-            let what = format!("version {version} of the container is not understood; version 1 is");
-            return Err(ArtifactError::Container(what));
+            let reason = format!("the container has version {version}; only version 1 is supported");
+            return Err(ArtifactError::Container(reason));
         }
         let (length, rest) = rest
             .split_first_chunk()
-            .ok_or_else(|| damaged("they end before the header"))?;
+            .ok_or_else(|| damaged("the bytes end before the header"))?;
         let length = u32::from_le_bytes(*length);
         check_size("the header", u64::from(length), MAX_HEADER_BYTES)?;
         let (header, rest) = rest
             .split_at_checked(length as usize)
-            .ok_or_else(|| damaged("they end inside the header"))?;
+            .ok_or_else(|| damaged("the bytes end inside the header"))?;
         let header: Header = serde_json::from_slice(header)
-            .map_err(|error| ArtifactError::Container(format!("the header is not as expected: {error}")))?;
+            .map_err(|error| ArtifactError::Container(format!("the header cannot be read: {error}")))?;
         let (length, rest) = rest
             .split_first_chunk()
-            .ok_or_else(|| damaged("they end before the tokenizer"))?;
+            .ok_or_else(|| damaged("the bytes end before the tokenizer"))?;
         let length = u64::from_le_bytes(*length);
         if length != rest.len() as u64 {
-            let what = format!(
-                "the tokenizer should have {length} bytes, and {} are there",
+            let reason = format!(
+                "the tokenizer has {} bytes; its length field says {length}",
                 rest.len()
             );
-            return Err(ArtifactError::Container(what));
+            return Err(ArtifactError::Container(reason));
         }
         let artifacts = Self {
             header,
@@ -255,10 +258,10 @@ impl fmt::Debug for ModelArtifacts {
     }
 }
 
-pub(crate) fn check_size(what: &str, bytes: u64, limit: u64) -> Result<(), ArtifactError> {
+pub(crate) fn check_size(part: &str, bytes: u64, limit: u64) -> Result<(), ArtifactError> {
     if bytes > limit {
         return Err(ArtifactError::TooLarge {
-            what: what.to_owned(),
+            part: part.to_owned(),
             bytes,
             limit,
         });

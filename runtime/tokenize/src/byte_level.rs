@@ -1,16 +1,19 @@
-//! A whole model's text in a few lines of code, for tests that must not depend on a model file.
+//! The built-in byte-level tokenizer, with its chat template.
+//!
+//! A worker with a simulated engine serves it when it has no model file. Tests and benches use it in place of a
+//! model's tokenizer, so that they need no file.
 
 use crate::ModelArtifacts;
 use crate::artifacts::{SpecialToken, SpecialTokens};
 use crate::definition::{AddedToken, Definition, Words};
 use crate::pieces::character_of;
 
-/// Written the way Qwen's and SmolLM's templates frame turns.
+/// Marks turns as the templates of Qwen and SmolLM do.
 const CHATML: &str = "{% for message in messages %}\
      {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
      {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
-/// Joined in this order; each result is a token, and later rows build on earlier ones.
+/// Merges in the order of their ranks. The result of each merge is a token, and later merges use earlier results.
 const MERGES: &[(&str, &str)] = &[
     ("t", "h"),
     ("th", "e"),
@@ -56,9 +59,10 @@ const MERGES: &[(&str, &str)] = &[
 ];
 
 impl ModelArtifacts {
-    /// A byte-level tokenizer of exactly 300 tokens (three special ones, every byte, 41 merges) with a ChatML template.
-    /// `<|endoftext|>` is 0, `<|im_start|>` 1, `<|im_end|>` 2; 0 and 2 end a generation.
-    #[doc(hidden)]
+    /// The built-in byte-level tokenizer, with a ChatML template: what a simulated engine serves without a model file.
+    ///
+    /// It has exactly 300 tokens: three special ones, one for every byte, and the results of 41 merges.
+    /// `<|endoftext|>` is 0, `<|im_start|>` 1 and `<|im_end|>` 2; tokens 0 and 2 end a generation.
     pub fn byte_level() -> Self {
         let special = SPECIAL.map(str::to_owned).into_iter();
         let bytes = (0..=u8::MAX).map(|byte| character_of(byte).to_string());

@@ -1,21 +1,21 @@
-//! A generation's tokens become text as they arrive.
+//! Turns the tokens of a generation into text as they arrive.
 //!
-//! A token may end inside a character. What is not whole yet, three bytes at most, is held back until the next tokens
-//! complete it or show that nothing can: then, and only then, U+FFFD stands for it. The pieces put together are what
-//! the bytes of all tokens give when decoded at once, lossily.
+//! A token may end inside a character. The decoder holds the incomplete bytes, three at most, until later tokens
+//! complete the character or make it invalid. Only an invalid character is replaced, by U+FFFD. All pieces joined
+//! equal the bytes of all tokens decoded at once, lossily.
 
-use crate::ModelText;
+use crate::{ModelText, TextError};
 
-/// Turns a generation's tokens into text piece by piece, holding back incomplete UTF-8. One a sequence.
+/// Turns the tokens of one sequence into text piece by piece. Holds incomplete UTF-8 until it is complete.
 #[derive(Debug, Default, Clone)]
 pub struct TokenDecoder {
-    /// The beginning of a character, not yet whole. Never complete, never wrong.
+    /// The first bytes of a character: valid so far, and incomplete.
     held: Vec<u8>,
 }
 
 impl TokenDecoder {
-    /// The text that `token` completes, appended to `out`; maybe none yet. Special tokens, and ids outside the
-    /// vocabulary, have none.
+    /// Appends the text that `token` completes to `out`, which may be nothing. Special tokens and ids outside the
+    /// vocabulary have no text.
     pub fn push(&mut self, text: &ModelText, token: u32, out: &mut String) {
         if text.is_special(token) {
             return;
@@ -31,7 +31,8 @@ impl TokenDecoder {
         }
     }
 
-    /// What is held back at the end, appended to `out`: U+FFFD, if anything. The decoder may then begin anew.
+    /// Ends the text: appends U+FFFD to `out` if the decoder holds an incomplete character. The decoder can be used
+    /// again afterwards.
     pub fn finish(&mut self, _text: &ModelText, out: &mut String) {
         if !self.held.is_empty() {
             self.held.clear();
@@ -40,7 +41,32 @@ impl TokenDecoder {
     }
 }
 
-/// Appends what is whole or can never be, the latter as U+FFFD; gives back the incomplete character at the end.
+impl ModelText {
+    /// The text of `tokens` without special tokens: all that a [`TokenDecoder`] gives in pieces.
+    ///
+    /// The tokens are taken as the continuation of a text. A leading space therefore stays, even if the tokenizer adds
+    /// one before the first word of a text.
+    ///
+    /// # Errors
+    /// A token is outside the vocabulary.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
+        let vocabulary = self.vocab_size();
+        if let Some(token) = tokens.iter().find(|token| **token >= vocabulary) {
+            return Err(TextError::Encode(format!(
+                "token {token} does not exist; the model has {vocabulary} tokens"
+            )));
+        }
+        let mut text = String::with_capacity(tokens.len() * 4);
+        let mut decoder = TokenDecoder::default();
+        for token in tokens {
+            decoder.push(self, *token, &mut text);
+        }
+        decoder.finish(self, &mut text);
+        Ok(text)
+    }
+}
+
+/// Appends complete characters to `out`, and U+FFFD for each invalid one. Returns the incomplete character at the end.
 fn append_whole<'a>(mut bytes: &'a [u8], out: &mut String) -> &'a [u8] {
     loop {
         let error = match std::str::from_utf8(bytes) {
@@ -51,7 +77,7 @@ fn append_whole<'a>(mut bytes: &'a [u8], out: &mut String) -> &'a [u8] {
             Err(error) => error,
         };
         let (valid, rest) = bytes.split_at(error.valid_up_to());
-        // Valid up to here as was just found: nothing is replaced.
+        // These bytes are valid, so `from_utf8_lossy` replaces nothing.
         out.push_str(&String::from_utf8_lossy(valid));
         let Some(invalid) = error.error_len() else {
             return rest;

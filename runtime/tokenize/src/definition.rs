@@ -1,13 +1,13 @@
-//! A tokenizer in the making, written out in the format of Hugging Face's `tokenizer.json`.
+//! Writes a tokenizer in the format of Hugging Face's `tokenizer.json`.
 //!
-//! Everything that is not a `tokenizer.json` already (a GGUF, the built-in fixture) becomes one here, so that there is
-//! one way to load a tokenizer and its bytes are stable.
+//! Tokenizers from other sources (a GGUF file, the built-in byte-level one) are converted to `tokenizer.json`. There is
+//! then one way to load a tokenizer, and its bytes are stable.
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::{Value, json};
 
-/// A byte-pair tokenizer, before it is loaded.
+/// The definition of a byte-pair tokenizer.
 #[derive(Debug, Serialize)]
 pub(crate) struct Definition<'a> {
     version: &'static str,
@@ -21,7 +21,7 @@ pub(crate) struct Definition<'a> {
     model: BytePairModel<'a>,
 }
 
-/// A token that is looked for in the text before anything else.
+/// A token that the tokenizer finds in the text before it splits the rest into words.
 #[derive(Debug, Serialize)]
 pub(crate) struct AddedToken<'a> {
     id: u32,
@@ -75,16 +75,16 @@ impl Serialize for Vocabulary<'_> {
     }
 }
 
-/// How text is cut into words before byte pairs are merged, as `tokenizer.json` spells it.
+/// How text is split into words before byte pairs are merged.
 pub(crate) enum Words {
-    /// GPT-2's way, after each decimal or other numeral stands alone.
+    /// Every numeral becomes a word, then the rest is split as GPT-2 does it.
     DigitsThenGpt2,
-    /// Each pattern in turn cuts what the ones before left whole; the pieces between matches stay.
+    /// Each pattern in turn splits the pieces that the patterns before it left whole. The text between matches is kept.
     Patterns(&'static [&'static str]),
 }
 
 impl<'a> Definition<'a> {
-    /// Byte-level BPE, GPT-2's family: every byte is a printable character of the vocabulary.
+    /// A byte-level BPE tokenizer, as GPT-2's: the vocabulary writes every byte as a printable character.
     pub(crate) fn byte_level(
         tokens: &'a [String],
         merges: Vec<(&'a str, &'a str)>,
@@ -121,7 +121,7 @@ impl<'a> Definition<'a> {
         }
     }
 
-    /// SentencePiece's BPE: spaces are `▁`, characters without a token fall back to one token a byte.
+    /// A SentencePiece BPE tokenizer: a space is `▁`, and a character without a token becomes one token a byte.
     pub(crate) fn sentence_piece(
         tokens: &'a [String],
         merges: Vec<(&'a str, &'a str)>,
@@ -154,7 +154,7 @@ impl<'a> Definition<'a> {
         }
     }
 
-    /// The same definition gives the same bytes.
+    /// The definition as a `tokenizer.json`. Equal definitions give equal bytes.
     #[expect(
         clippy::expect_used,
         reason = "strings, numbers and booleans under names that are strings are JSON"

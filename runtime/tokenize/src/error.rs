@@ -1,107 +1,108 @@
-//! What can be wrong with a model's files, and with what a client wants said.
+//! The errors of model files and of clients' texts.
 
 use std::io;
 use std::path::PathBuf;
 
+use serde_json::Value as Json;
 use signalbox_protocol::WireError;
 
-/// Why a model's tokenizer or template cannot be used. Every message names the file or key at fault.
+/// Why a model's tokenizer or chat template cannot be used. Every message names the file or key at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
-    /// The file system refused; the source says why.
+    /// The file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file or folder asked for.
+        /// The file or folder.
         path: PathBuf,
-        /// What the file system said.
+        /// The error of the file system.
         source: io::Error,
     },
-    /// The file does not begin as GGUF files do.
+    /// The file does not begin with `GGUF`.
     #[error("{} is not a GGUF file: it begins with {found:?} instead of \"GGUF\"", path.display())]
     NotGguf {
-        /// The file read.
+        /// The file.
         path: PathBuf,
-        /// Its first bytes, made printable.
+        /// The file's first bytes, escaped to be printable.
         found: String,
     },
-    /// A GGUF of a version this reader does not know.
-    #[error("{} is GGUF version {version}; versions 2 and 3, little-endian, are understood", path.display())]
+    /// The GGUF version is not supported.
+    #[error("{} has GGUF version {version}; supported are versions 2 and 3, little-endian", path.display())]
     GgufVersion {
-        /// The file read.
+        /// The file.
         path: PathBuf,
-        /// The version it states.
+        /// The version that the file states.
         version: u32,
     },
-    /// The file ends inside its metadata: a download that broke off, most often.
-    #[error("{} is truncated: it ends at byte {bytes}, inside {what}", path.display())]
+    /// The file ends inside its metadata, most often because a download broke off.
+    #[error("{} is truncated: it ends at byte {bytes}, inside {part}", path.display())]
     Truncated {
-        /// The file read.
+        /// The file.
         path: PathBuf,
-        /// Its length.
+        /// The file's length in bytes.
         bytes: u64,
-        /// The part that is not whole.
-        what: String,
+        /// The part that is incomplete.
+        part: String,
     },
-    /// The metadata contradicts itself or passes a bound.
-    #[error("{} has unsound GGUF metadata: {what}", path.display())]
+    /// The metadata contradicts itself or exceeds a bound.
+    #[error("{} has invalid GGUF metadata: {reason}", path.display())]
     Gguf {
-        /// The file read.
+        /// The file.
         path: PathBuf,
-        /// What is unsound, with the key's name.
-        what: String,
+        /// What is invalid, with the key's name.
+        reason: String,
     },
-    /// A key that is needed is absent.
-    #[error("{} has no metadata key {key:?}, which is needed here", path.display())]
+    /// A required metadata key is absent.
+    #[error("{} has no metadata key {key:?}, which is required", path.display())]
     MissingKey {
-        /// The file read.
+        /// The file.
         path: PathBuf,
         /// The key's full name.
         key: String,
     },
-    /// A key holds another type than its meaning asks for.
-    #[error("{}: metadata key {key:?} should be {expected}, and is {found}", path.display())]
+    /// The value of a metadata key has the wrong type.
+    #[error("{}: metadata key {key:?} is {found}; it should be {expected}", path.display())]
     WrongType {
-        /// The file read.
+        /// The file.
         path: PathBuf,
         /// The key's full name.
         key: String,
-        /// The type it should have.
+        /// The type that the value should have.
         expected: &'static str,
-        /// The type it has.
+        /// The type that the value has.
         found: &'static str,
     },
-    /// A tokenizer family, or a way to cut text into words, that is not implemented.
+    /// The tokenizer's family, its way to split words or its decoder is not implemented.
     #[error("{key} {found:?} is not supported; supported are: {supported}")]
     Unsupported {
-        /// Where it is said: a metadata key, or a place in a file.
+        /// The metadata key, or the place in a file.
         key: String,
-        /// What is said there.
+        /// The value found there.
         found: String,
-        /// What could stand there instead.
+        /// The supported values.
         supported: String,
     },
-    /// A JSON file of a model folder is not what it should be.
-    #[error("{}: {what}", path.display())]
+    /// A JSON file of a model folder has the wrong content.
+    #[error("{}: {reason}", path.display())]
     Json {
-        /// The file read.
+        /// The file.
         path: PathBuf,
         /// What is wrong, and what would be right.
-        what: String,
+        reason: String,
     },
-    /// Something is larger than its bound.
-    #[error("{what} has {bytes} bytes; the limit is {limit}")]
+    /// A part of the model's files is larger than its bound.
+    #[error("{part} has {bytes} bytes; the limit is {limit}")]
     TooLarge {
-        /// What it is.
-        what: String,
-        /// Its size in bytes.
+        /// The part.
+        part: String,
+        /// The part's size in bytes.
         bytes: u64,
         /// The bound in bytes.
         limit: u64,
     },
-    /// Bytes that are no artifacts container, or a damaged one.
-    #[error("not usable as model artifacts: {0}")]
+    /// The bytes are no artifacts container, or a damaged one.
+    #[error("not a valid container of model artifacts: {0}")]
     Container(String),
-    /// The tokenizer's definition is not sound.
+    /// The tokenizer's definition is invalid.
     #[error("the tokenizer cannot be loaded: {0}")]
     Tokenizer(String),
     /// The chat template does not compile.
@@ -109,19 +110,19 @@ pub enum ArtifactError {
     Template(String),
 }
 
-/// Why a text cannot become tokens, or tokens text. The messages are whole sentences: clients read them.
+/// Why a text cannot become tokens, or tokens text. Clients read the messages.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
-    /// The client's messages do not fit: a wrong shape, or the template refuses them (`raise_exception`).
+    /// The client's messages have the wrong shape, or the chat template refuses them (`raise_exception`).
     #[error("{message}")]
     Template {
         /// What is wrong and what would be right.
         message: String,
-        /// The request's parameter at fault, such as `messages[2].content`, where it is known.
+        /// The request's parameter at fault, such as `messages[2].content`, if it is known.
         param: Option<String>,
     },
-    /// A base model: it continues text and knows no turns.
-    #[error("This model has no chat template; use /v1/completions.")]
+    /// The model is a base model: it continues text and has no chat template.
+    #[error("this model has no chat template; use /v1/completions")]
     NoTemplate,
     /// The tokenizer refused the text, or a token does not exist.
     #[error("{0}")]
@@ -129,7 +130,7 @@ pub enum TextError {
 }
 
 impl TextError {
-    /// A part of the messages that is wrong in itself.
+    /// The error for a wrong parameter.
     pub(crate) fn param(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Template {
             message: message.into(),
@@ -137,7 +138,7 @@ impl TextError {
         }
     }
 
-    /// The request's parameter at fault, as the client spelled it, where it is known.
+    /// The request's parameter at fault, as the client spelled it, if it is known.
     pub fn param_name(&self) -> Option<&str> {
         match self {
             Self::Template { param, .. } => param.as_deref(),
@@ -155,5 +156,18 @@ impl From<TextError> for WireError {
             message: error.to_string(),
             param: error.param_name().map(str::to_owned),
         }
+    }
+}
+
+/// The type of a JSON value, for error messages.
+pub(crate) fn json_type(value: &Json) -> &'static str {
+    match value {
+        Json::Null => "null",
+        Json::Bool(_) => "a boolean",
+        Json::Number(_) => "a number",
+        Json::String(text) if text.is_empty() => "an empty string",
+        Json::String(_) => "a string",
+        Json::Array(_) => "an array",
+        Json::Object(_) => "an object",
     }
 }

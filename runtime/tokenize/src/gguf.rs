@@ -1,9 +1,9 @@
-//! The metadata at the head of a GGUF file, read with every length checked against the file before it is believed.
+//! Reads the metadata at the head of a GGUF file. Every length in the file is checked before it is used.
 //!
-//! Layout, little-endian (ggml's `docs/gguf.md`, versions 2 and 3): `"GGUF"`, version `u32`, tensors `u64`, keys `u64`,
-//! then for each key a string, a type `u32` and a value. A string is a `u64` length and UTF-8; an array is its
-//! elements' type `u32`, their number `u64` and the elements. Tensors follow; they are not touched, so that reading takes
-//! milliseconds whatever the model's size.
+//! Layout, little-endian (ggml's `docs/gguf.md`, versions 2 and 3): `"GGUF"`, version `u32`, number of tensors `u64`,
+//! number of keys `u64`, then for each key a string, a type `u32` and a value. A string is a `u64` length and UTF-8. An
+//! array is the type of its elements `u32`, their number `u64` and the elements. The tensors follow. They are not read,
+//! so reading takes milliseconds for a model of any size.
 
 mod cursor;
 pub(crate) mod pre_tokenizer;
@@ -15,12 +15,12 @@ use std::path::{Path, PathBuf};
 use crate::ArtifactError;
 use cursor::Cursor;
 
-/// Keys a file may hold. Real ones hold 20 to 60.
+/// Most keys of a file. Published files have 20 to 60.
 const MAX_KEYS: u64 = 65_536;
-/// Bytes of all metadata together. A vocabulary of 256k tokens with its merges takes about 15 MiB.
+/// Most bytes of all metadata together. A vocabulary of 256k tokens with its merges takes about 15 MiB.
 const MAX_METADATA_BYTES: u64 = 256 << 20;
 
-/// A metadata value. Integers of every width become `Int`, floats of both become `Float`.
+/// A metadata value. Integers of every width become `Int`, floats of both widths become `Float`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum GgufValue {
     /// Any integer type.
@@ -56,7 +56,7 @@ impl GgufValue {
     }
 }
 
-/// Everything a GGUF says about its model, without the tensors.
+/// All metadata of a GGUF file, without the tensors.
 #[derive(Debug, Clone)]
 pub struct GgufMetadata {
     path: PathBuf,
@@ -66,10 +66,10 @@ pub struct GgufMetadata {
     values: BTreeMap<String, GgufValue>,
 }
 
-/// Reads the metadata of the GGUF file at `path`; the tensors behind it are not touched.
+/// Reads the metadata of the GGUF file at `path`, without the tensors.
 ///
 /// # Errors
-/// A file that cannot be read, is no GGUF, is of another version, ends early, or whose lengths pass their bounds.
+/// The file cannot be read, is no GGUF file, has another version, ends early, or a length exceeds its bound.
 pub fn read_gguf_metadata(path: &Path) -> Result<GgufMetadata, ArtifactError> {
     let mut cursor = Cursor::open(path, MAX_METADATA_BYTES)?;
     let (version, tensor_count, keys) = read_head(&mut cursor, path)?;
@@ -78,7 +78,7 @@ pub fn read_gguf_metadata(path: &Path) -> Result<GgufMetadata, ArtifactError> {
         let key = cursor.string(&format!("the name of key {index} of {keys}"))?;
         let value = cursor.value(&format!("the value of {key:?}"))?;
         if values.insert(key.clone(), value).is_some() {
-            return Err(cursor.unsound(format!("key {key:?} occurs twice")));
+            return Err(cursor.invalid(format!("key {key:?} occurs twice")));
         }
     }
     Ok(GgufMetadata {
@@ -108,7 +108,7 @@ fn read_head(cursor: &mut Cursor, path: &Path) -> Result<(u32, u64, u64), Artifa
     let tensor_count = cursor.u64("the number of tensors")?;
     let keys = cursor.u64("the number of keys")?;
     if keys > MAX_KEYS {
-        return Err(cursor.unsound(format!("it states {keys} keys; the limit is {MAX_KEYS}")));
+        return Err(cursor.invalid(format!("the file states {keys} keys; the limit is {MAX_KEYS}")));
     }
     Ok((version, tensor_count, keys))
 }
@@ -119,22 +119,22 @@ impl GgufMetadata {
         &self.path
     }
 
-    /// The whole file's length in bytes.
+    /// The length of the whole file in bytes.
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes
     }
 
-    /// The version of the format: 2 or 3.
+    /// The version of the GGUF format: 2 or 3.
     pub fn version(&self) -> u32 {
         self.version
     }
 
-    /// Tensors the file states to hold.
+    /// The number of tensors that the file states.
     pub fn tensor_count(&self) -> u64 {
         self.tensor_count
     }
 
-    /// The value under `key`, if there is one.
+    /// The value of `key`, if the file has it.
     pub fn value(&self, key: &str) -> Option<&GgufValue> {
         self.values.get(key)
     }
@@ -147,20 +147,20 @@ impl GgufMetadata {
         self.required("general.architecture", self.string("general.architecture")?)
     }
 
-    /// `general.name`, where the file states one.
+    /// `general.name`, if the file has it.
     pub fn name(&self) -> Option<&str> {
         self.string("general.name").ok().flatten()
     }
 
-    /// `{architecture}.context_length`: the tokens the model was trained to attend over.
+    /// `{architecture}.context_length`: the context length that the model was trained for, in tokens.
     ///
     /// # Errors
-    /// The key is absent or no integer; likewise for the next ones.
+    /// The key is absent or no integer of 0 or more.
     pub fn context_length(&self) -> Result<u64, ArtifactError> {
         self.architecture_integer("context_length")
     }
 
-    /// `{architecture}.block_count`: transformer layers.
+    /// `{architecture}.block_count`: the number of transformer layers.
     ///
     /// # Errors
     /// As for [`Self::context_length`].
@@ -176,7 +176,7 @@ impl GgufMetadata {
         self.architecture_integer("embedding_length")
     }
 
-    /// Tokens in the vocabulary: the length of `tokenizer.ggml.tokens`.
+    /// The number of tokens in the vocabulary: the length of `tokenizer.ggml.tokens`.
     ///
     /// # Errors
     /// The key is absent or no array of strings.
@@ -185,7 +185,7 @@ impl GgufMetadata {
         Ok(self.required(key, self.strings(key)?)?.len())
     }
 
-    /// The integer under `{architecture}.{key}`.
+    /// The integer of `{architecture}.{key}`.
     ///
     /// # Errors
     /// The key is absent or no integer of 0 or more.
@@ -194,10 +194,10 @@ impl GgufMetadata {
         self.required(&key, self.integer(&key)?)
     }
 
-    /// The integer under `key`; `None` where it is absent.
+    /// The integer of `key`; `None` if the key is absent.
     ///
     /// # Errors
-    /// It is no integer of 0 or more.
+    /// The value is no integer of 0 or more.
     pub fn integer(&self, key: &str) -> Result<Option<u64>, ArtifactError> {
         match self.values.get(key) {
             None => Ok(None),
@@ -207,82 +207,73 @@ impl GgufMetadata {
         }
     }
 
-    /// The float under `key`; `None` where it is absent.
+    /// The float of `key`; `None` if the key is absent.
     ///
     /// # Errors
-    /// It is no float.
+    /// The value is no float.
     pub fn float(&self, key: &str) -> Result<Option<f64>, ArtifactError> {
-        self.typed(key, "a float", |value| {
-            if let GgufValue::Float(it) = value {
-                Some(*it)
-            } else {
-                None
-            }
+        self.typed(key, "a float", |value| match value {
+            GgufValue::Float(float) => Some(*float),
+            _ => None,
         })
     }
 
-    /// The boolean under `key`; `None` where it is absent.
+    /// The boolean of `key`; `None` if the key is absent.
     ///
     /// # Errors
-    /// It is no boolean.
+    /// The value is no boolean.
     pub fn boolean(&self, key: &str) -> Result<Option<bool>, ArtifactError> {
-        self.typed(key, "a boolean", |value| {
-            if let GgufValue::Bool(it) = value {
-                Some(*it)
-            } else {
-                None
-            }
+        self.typed(key, "a boolean", |value| match value {
+            GgufValue::Bool(boolean) => Some(*boolean),
+            _ => None,
         })
     }
 
-    /// The string under `key`; `None` where it is absent.
+    /// The string of `key`; `None` if the key is absent.
     ///
     /// # Errors
-    /// It is no string.
+    /// The value is no string.
     pub fn string(&self, key: &str) -> Result<Option<&str>, ArtifactError> {
-        self.typed(key, "a string", |value| {
-            if let GgufValue::String(it) = value {
-                Some(&**it)
-            } else {
-                None
-            }
+        self.typed(key, "a string", |value| match value {
+            GgufValue::String(string) => Some(&**string),
+            _ => None,
         })
     }
 
-    /// The strings under `key`; `None` where it is absent.
+    /// The strings of `key`; `None` if the key is absent.
     ///
     /// # Errors
-    /// It is no array of strings.
+    /// The value is no array of strings.
     pub fn strings(&self, key: &str) -> Result<Option<&[String]>, ArtifactError> {
         self.typed(key, "an array of strings", |value| match value {
-            GgufValue::Strings(it) => Some(&**it),
+            GgufValue::Strings(strings) => Some(&**strings),
             _ => None,
         })
     }
 
-    /// The integers under `key`; `None` where it is absent.
+    /// The integers of `key`; `None` if the key is absent.
     ///
     /// # Errors
-    /// It is no array of integers.
+    /// The value is no array of integers.
     pub fn integers(&self, key: &str) -> Result<Option<&[i64]>, ArtifactError> {
         self.typed(key, "an array of integers", |value| match value {
-            GgufValue::Ints(it) => Some(&**it),
+            GgufValue::Ints(integers) => Some(&**integers),
             _ => None,
         })
     }
 
-    /// The floats under `key`; `None` where it is absent.
+    /// The floats of `key`; `None` if the key is absent.
     ///
     /// # Errors
-    /// It is no array of floats.
+    /// The value is no array of floats.
     pub fn floats(&self, key: &str) -> Result<Option<&[f32]>, ArtifactError> {
         self.typed(key, "an array of floats", |value| match value {
-            GgufValue::Floats(it) => Some(&**it),
+            GgufValue::Floats(floats) => Some(&**floats),
             _ => None,
         })
     }
 
-    /// Turns an optional value into a needed one.
+    /// The value of a required key, or an error that names the key.
     pub(crate) fn required<T>(&self, key: &str, value: Option<T>) -> Result<T, ArtifactError> {
         value.ok_or_else(|| ArtifactError::MissingKey {
             path: self.path.clone(),

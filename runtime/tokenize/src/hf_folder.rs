@@ -1,7 +1,7 @@
-//! The tokenizer and chat template out of a Hugging Face model folder.
+//! Reads the tokenizer and chat template from a Hugging Face model folder.
 //!
-//! `tokenizer.json` is taken as it is. What surrounds it is spread over several files with several shapes each, and this
-//! is where they are reconciled, as `transformers` does it.
+//! `tokenizer.json` is taken as it is. Special tokens and the template are spread over several other files, each with
+//! several shapes. This module merges them as `transformers` does.
 
 use std::fs;
 use std::io;
@@ -16,22 +16,22 @@ use crate::artifacts::{
     is_end_token,
 };
 
-/// Each of the small JSON files; `tokenizer_config.json` may repeat every added token.
+/// Most bytes of each of the other JSON files. `tokenizer_config.json` may repeat every added token.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 impl ModelArtifacts {
-    /// Reads a Hugging Face tokenizer folder: `tokenizer.json`, and where present `tokenizer_config.json`,
+    /// Reads a Hugging Face tokenizer folder: `tokenizer.json`, and if they are present `tokenizer_config.json`,
     /// `special_tokens_map.json`, `generation_config.json` and `chat_template.jinja`.
     ///
     /// # Errors
-    /// `tokenizer.json` is missing or not sound, or one of the others is there and not as it should be.
+    /// `tokenizer.json` is missing or invalid, or one of the other files is invalid.
     pub fn from_hf_folder(path: &Path) -> Result<Self, ArtifactError> {
         let folder = Folder(path);
         let file = path.join("tokenizer.json");
         let tokenizer_json = folder.required("tokenizer.json", MAX_TOKENIZER_BYTES)?;
         let tokenizer = Tokenizer::from_bytes(&tokenizer_json).map_err(|error| ArtifactError::Json {
             path: file,
-            what: error.to_string(),
+            reason: error.to_string(),
         })?;
         let config = folder.object("tokenizer_config.json")?;
         let map = folder.object("special_tokens_map.json")?;
@@ -57,7 +57,7 @@ impl ModelArtifacts {
     }
 }
 
-/// Whether `tokenizer.json` itself puts `bos` before and `eos` behind a text.
+/// Whether `tokenizer.json` itself adds `bos` before a text, and `eos` after it.
 fn frames(
     tokenizer: &Tokenizer,
     bos: Option<&SpecialToken>,
@@ -98,16 +98,16 @@ impl Folder<'_> {
         }
     }
 
-    /// The JSON object in the file `name`; an empty one where there is no such file.
+    /// The JSON object of the file `name`; an empty object if the file is absent.
     fn object(&self, name: &str) -> Result<Map<String, Value>, ArtifactError> {
         let Some(bytes) = self.optional(name, MAX_CONFIG_BYTES)? else {
             return Ok(Map::new());
         };
         serde_json::from_slice(&bytes)
-            .map_err(|error| self.wrong(name, format!("should be a JSON object, and is not: {error}")))
+            .map_err(|error| self.wrong(name, format!("the file should be a JSON object: {error}")))
     }
 
-    /// A token's text, given as a string or as `{"content": …}`, with the id the tokenizer knows it by.
+    /// The special token `name`, written as a string or as `{"content": …}`, with its id in `tokenizer`.
     fn special_token(
         &self,
         name: &str,
@@ -125,13 +125,13 @@ impl Folder<'_> {
             .ok_or_else(|| {
                 self.wrong(
                     "tokenizer_config.json",
-                    format!("{name} should be a string or an object with content"),
+                    format!("{name} should be a string or an object with a member content"),
                 )
             })?;
         let id = tokenizer.token_to_id(content).ok_or_else(|| {
             self.wrong(
                 "tokenizer_config.json",
-                format!("{name} is {content:?}, which tokenizer.json has no token for"),
+                format!("{name} is {content:?}; tokenizer.json has no such token"),
             )
         })?;
         Ok(Some(SpecialToken {
@@ -140,15 +140,16 @@ impl Folder<'_> {
         }))
     }
 
-    /// `generation_config.json`'s `eos_token_id`, one or several, and special tokens whose name says so.
+    /// The tokens that end a generation: `eos_token_id` of `generation_config.json`, one or several, and the special
+    /// tokens whose name marks them as such.
     fn end_tokens(
         &self,
         generation: &Map<String, Value>,
         tokenizer: &Tokenizer,
     ) -> Result<Vec<u32>, ArtifactError> {
         let wrong = || {
-            let what = "eos_token_id should be a token's number or an array of them".to_owned();
-            self.wrong("generation_config.json", what)
+            let reason = "eos_token_id should be a token's id or an array of ids".to_owned();
+            self.wrong("generation_config.json", reason)
         };
         let number = |value: &Value| {
             value
@@ -170,20 +171,20 @@ impl Folder<'_> {
         end.extend(
             added
                 .iter()
-                .filter(|(_, it)| it.special && is_end_token(&it.content, &names))
+                .filter(|(_, token)| token.special && is_end_token(&token.content, &names))
                 .map(|(id, _)| *id),
         );
         Ok(end)
     }
 
-    /// `chat_template.jinja` where there is one, else the configuration's `chat_template`: a string, or a list of named
-    /// ones of which `default` is meant.
+    /// `chat_template.jinja` if it is present, otherwise `chat_template` of `config`: a string, or a list of named
+    /// templates, of which `default` is taken.
     fn chat_template(&self, config: &Map<String, Value>) -> Result<Option<String>, ArtifactError> {
         let file = "chat_template.jinja";
         if let Some(bytes) = self.optional(file, MAX_TEMPLATE_BYTES)? {
             return String::from_utf8(bytes)
                 .map(Some)
-                .map_err(|_| self.wrong(file, "is not UTF-8".to_owned()));
+                .map_err(|_| self.wrong(file, "the file is not UTF-8".to_owned()));
         }
         let named = |templates: &[Value]| {
             let default = templates.iter().find(|template| template["name"] == "default")?;
@@ -193,9 +194,9 @@ impl Folder<'_> {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(template)) => Ok(Some(template.clone())),
             Some(Value::Array(templates)) => named(templates).map(Some).ok_or_else(|| {
-                let what =
-                    "chat_template is a list without an entry named default that has a template".to_owned();
-                self.wrong("tokenizer_config.json", what)
+                let reason = "chat_template is a list; it should have an entry named default with a template"
+                    .to_owned();
+                self.wrong("tokenizer_config.json", reason)
             }),
             Some(_) => Err(self.wrong(
                 "tokenizer_config.json",
@@ -204,10 +205,10 @@ impl Folder<'_> {
         }
     }
 
-    fn wrong(&self, name: &str, what: String) -> ArtifactError {
+    fn wrong(&self, name: &str, reason: String) -> ArtifactError {
         ArtifactError::Json {
             path: self.path(name),
-            what,
+            reason,
         }
     }
 }

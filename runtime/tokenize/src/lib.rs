@@ -1,16 +1,21 @@
 //! Text to tokens and back, for one model at a time.
 //!
-//! A router must know a prompt's tokens before it can say which worker holds them, so this is on the path of every request.
-//! The crate promises: the tokens are those the model was trained on (checked against llama.cpp and `transformers`);
-//! decoding never loses, repeats or tears a character; whatever a client sends ends in an answer or in a
-//! [`TextError`] that names the place; and a model's files, however damaged, end in an [`ArtifactError`].
+//! A router needs the tokens of a prompt to find the workers that hold its KV blocks, so this crate is on the path of
+//! every request. The crate promises:
 //!
-//! - [`ModelArtifacts`]: tokenizer and chat template out of a GGUF or a Hugging Face folder, as bytes with a digest.
-//! - [`ModelText`]: those loaded. Renders chats, encodes, decodes.
-//! - [`TokenDecoder`]: a generation's tokens to text as they come.
-//! - [`GgufMetadata`]: everything else the head of a GGUF says about its model.
+//! - The tokens are those the model was trained on (checked against llama.cpp and `transformers`).
+//! - Decoding never loses, repeats or splits a character.
+//! - Every input of a client gives a result or a [`TextError`] that names the parameter at fault.
+//! - A damaged model file gives an [`ArtifactError`], never a panic.
 //!
-//! It knows nothing of requests, workers or engines.
+//! The types, in the order they are used:
+//!
+//! - [`ModelArtifacts`]: the tokenizer and chat template of a GGUF file or Hugging Face folder, as bytes with a digest.
+//! - [`ModelText`]: loaded artifacts. It renders chats, encodes and decodes.
+//! - [`TokenDecoder`]: turns the tokens of a generation into text as they arrive.
+//! - [`GgufMetadata`]: all metadata of a GGUF file.
+//!
+//! The crate has no notion of requests, workers or engines.
 
 mod artifacts;
 mod byte_level;

@@ -1,19 +1,19 @@
-//! The exact bytes of every token, worked out once at load, so that decoding a token is a look-up.
+//! The exact bytes of every token, computed once at load, so that decoding a token is a look-up.
 
 use serde_json::Value as Json;
 use tokenizers::Tokenizer;
 
 use crate::ArtifactError;
 
-/// Ids a vocabulary may reach to. The largest in the field have 262,144 tokens; the table has 4 bytes for each.
+/// Most ids of a vocabulary. The largest published vocabularies have 262,144 tokens. The table takes 4 bytes an id.
 const MAX_VOCABULARY: u32 = 1 << 22;
 
-/// Bytes of all tokens, one behind the other.
+/// The bytes of all tokens, concatenated in the order of their ids.
 pub(crate) struct TokenPieces {
     bytes: Vec<u8>,
-    /// Where each token's bytes end; they begin where the one before ends.
+    /// The end of each token's bytes. A token's bytes begin at the end of the previous token's.
     ends: Vec<u32>,
-    /// Ids of tokens that are no text, ascending.
+    /// Ids of the special tokens, ascending.
     special: Vec<u32>,
 }
 
@@ -26,8 +26,12 @@ impl TokenPieces {
             .max()
             .map_or(0, |id| id.saturating_add(1));
         if size > MAX_VOCABULARY {
-            let what = format!("a token has the id {}; the limit is {MAX_VOCABULARY}", size - 1);
-            return Err(ArtifactError::Tokenizer(what));
+            let reason = format!(
+                "a token has the id {}; the largest id may be {}",
+                size - 1,
+                MAX_VOCABULARY - 1
+            );
+            return Err(ArtifactError::Tokenizer(reason));
         }
         let mut pieces = Self {
             bytes: Vec::new(),
@@ -35,12 +39,14 @@ impl TokenPieces {
             special: Vec::new(),
         };
         for id in 0..size {
-            // An id between others may have no token: no bytes.
+            // An id without a token has no bytes.
             if let Some(token) = tokenizer.id_to_token(id) {
                 form.append(&token, &mut pieces.bytes);
             }
             pieces.ends.push(u32::try_from(pieces.bytes.len()).map_err(|_| {
-                ArtifactError::Tokenizer("the tokens' texts have more than 4 GiB together".to_owned())
+                ArtifactError::Tokenizer(
+                    "the texts of all tokens together exceed the limit of 4 GiB".to_owned(),
+                )
             })?);
         }
         let added = tokenizer.get_added_tokens_decoder();
@@ -51,12 +57,12 @@ impl TokenPieces {
         Ok(pieces)
     }
 
-    /// The largest id and one.
+    /// The largest id plus one.
     pub(crate) fn len(&self) -> u32 {
         self.ends.len() as u32
     }
 
-    /// The token's bytes; none for an id outside the vocabulary.
+    /// The token's bytes. Empty for an id outside the vocabulary.
     pub(crate) fn bytes(&self, token: u32) -> &[u8] {
         let index = token as usize;
         let Some(end) = self.ends.get(index) else {
@@ -71,11 +77,11 @@ impl TokenPieces {
     }
 }
 
-/// How a vocabulary writes bytes down: what the `decoder` of `tokenizer.json` undoes.
+/// How a vocabulary writes the bytes of its tokens. The `decoder` of `tokenizer.json` is the reverse.
 enum PieceForm {
-    /// GPT-2's: each byte is one printable character.
+    /// As GPT-2: each byte is one printable character.
     ByteLevel,
-    /// SentencePiece's: plain text in which some strings stand for others (`▁` for a space), and `<0x0A>` for a byte.
+    /// As SentencePiece: plain text with replacements (`▁` for a space), and `<0x0A>` for a byte.
     Plain {
         replacements: Vec<(String, String)>,
         byte_fallback: bool,
@@ -107,7 +113,8 @@ impl PieceForm {
                 Some("ByteLevel") => return Ok(Self::ByteLevel),
                 Some("ByteFallback") => byte_fallback = true,
                 Some("Fuse") => {}
-                // The space before a text's first word. A generation continues a text: its first space is its own.
+                // The tokenizer adds this space before the first word of a text. A generation continues a text, so its
+                // leading space belongs to it and stays.
                 Some("Strip") if step["content"] == " " && step["stop"] == 0 => {}
                 Some("Replace") => match (step["pattern"]["String"].as_str(), step["content"].as_str()) {
                     (Some(pattern), Some(content)) => {
@@ -136,7 +143,7 @@ impl PieceForm {
                     match byte_of(character) {
                         Some(byte) => out.push(byte),
                         None => {
-                            // A token added as it is, not in the alphabet.
+                            // An added token, which is plain text outside the alphabet.
                             out.truncate(start);
                             out.extend_from_slice(token.as_bytes());
                             return;
@@ -158,7 +165,7 @@ impl PieceForm {
     }
 }
 
-/// `<0x0A>`.
+/// The byte of a token such as `<0x0A>`.
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 {
@@ -168,13 +175,13 @@ fn fallback_byte(token: &str) -> Option<u8> {
     }
 }
 
-/// The bytes that GPT-2's alphabet writes as themselves, since they are printable in Latin-1; the other 68 are, in their
-/// order, the characters from U+0100 on.
+/// Whether GPT-2's alphabet writes this byte as the Latin-1 character of the same number, which is printable. The other
+/// 68 bytes are, in order, the characters from U+0100 on.
 fn is_written_as_itself(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
-/// The byte a character of GPT-2's alphabet stands for.
+/// The byte that a character of GPT-2's alphabet stands for.
 fn byte_of(character: char) -> Option<u8> {
     let code = u32::from(character);
     match u8::try_from(code) {
@@ -203,7 +210,7 @@ mod tests {
         for byte in 0..=u8::MAX {
             assert_eq!(byte_of(character_of(byte)), Some(byte));
         }
-        // As GPT-2's vocabulary is known to have them.
+        // The known characters of GPT-2's vocabulary.
         assert_eq!([b' ', b'\n', b'\t', 0xAD].map(character_of), ['Ġ', 'Ċ', 'ĉ', 'Ń']);
         assert_eq!(
             (byte_of(' '), byte_of('｜'), byte_of('\u{144}')),

@@ -1,8 +1,8 @@
-//! Chat templates as the reference (`transformers`) runs them, under bounds the reference does not have.
+//! Runs chat templates as the reference (`transformers`) does, with bounds that the reference does not have.
 //!
-//! The environment is the reference's: blocks trimmed, Python's string methods, `raise_exception`, `strftime_now`,
-//! `tojson` without HTML escapes, `loopcontrols`, and `{% generation %}` marks that print nothing. A template is compiled
-//! once and comes with the model; requests bring data for it, never templates.
+//! The environment is that of the reference: trimmed blocks, Python's string methods, `raise_exception`,
+//! `strftime_now`, `tojson` without HTML escapes, `loopcontrols`, and `{% generation %}` markers that print nothing.
+//! The template comes with the model and is compiled once. Requests bring data, never templates.
 
 mod tojson;
 
@@ -18,13 +18,14 @@ use serde::{Serialize, Serializer};
 use serde_json::Value as Json;
 
 use crate::artifacts::SpecialTokens;
+use crate::error::json_type;
 use crate::{ArtifactError, TextError};
 
-/// Steps of one rendering; minijinja also charges one for every 64 bytes a template makes, so that this bounds memory
-/// (320 MB at worst) as well as time (well under a second). A conversation of 1,000 turns takes about 100,000.
+/// Most steps of one rendering. minijinja also counts a step for every 64 bytes that a template produces, so this
+/// bounds memory (320 MB at worst) and time (well under a second). A conversation of 1,000 turns takes about 100,000.
 const FUEL: u64 = 5_000_000;
-/// Depth of nesting: a block or loop counts one, a macro call ten or so. Templates that print a tool's schema call
-/// themselves once a level of it.
+/// Most levels of nesting. A block or loop counts one, a macro call about ten. Templates that print a tool's schema
+/// call themselves once for each level of the schema.
 const MAX_RECURSION: usize = 500;
 const NAME: &str = "chat_template";
 
@@ -32,10 +33,10 @@ const NAME: &str = "chat_template";
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     special: Vec<(&'static str, Value)>,
-    knows_developer: bool,
+    has_developer_role: bool,
 }
 
-/// What a template said with `raise_exception`.
+/// The message of a template's `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Refusal(String);
@@ -57,7 +58,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment
-            .add_template_owned(NAME, without_generation_marks(source))
+            .add_template_owned(NAME, without_generation_markers(source))
             .map_err(compile)?;
         let tokens = [
             ("bos_token", &special.bos),
@@ -71,19 +72,19 @@ impl ChatTemplate {
         Ok(Self {
             environment,
             special: special.collect(),
-            knows_developer: source.contains("developer"),
+            has_developer_role: source.contains("developer"),
         })
     }
 
-    /// Whether the template treats `developer`, OpenAI's newer name for the system role, as a role of its own.
-    pub(crate) fn knows_developer(&self) -> bool {
-        self.knows_developer
+    /// Whether the template has the role `developer`, OpenAI's newer name of the system role.
+    pub(crate) fn has_developer_role(&self) -> bool {
+        self.has_developer_role
     }
 
-    /// The prompt for `messages`, up to where the assistant's answer begins. The members of `extra`, an object or null,
-    /// become variables of the template: `tools`, `enable_thinking`, ….
+    /// The prompt for `messages`, up to the beginning of the assistant's answer. The members of `extra`, an object or
+    /// null, become variables of the template: `tools`, `enable_thinking`, ….
     pub(crate) fn render(&self, messages: Value, extra: &Json) -> Result<String, TextError> {
-        // Absent ones are none rather than undefined in the reference, and templates tell the difference.
+        // In the reference, absent variables are none and not undefined, and templates distinguish the two.
         let absent = [("tools", Value::from(())), ("documents", Value::from(()))];
         let prompt = [("add_generation_prompt", Value::from(true))];
         let special = self.special.iter().map(|(name, token)| (*name, token.clone()));
@@ -95,7 +96,10 @@ impl ChatTemplate {
                     .map(|(name, value)| (&**name, Value::from(Serde(value)))),
             ),
             _ => {
-                let message = "chat_template_kwargs should be an object of the template's variables.";
+                let message = format!(
+                    "chat_template_kwargs is {}; it should be an object of the template's variables",
+                    json_type(extra)
+                );
                 return Err(TextError::param("chat_template_kwargs", message));
             }
         };
@@ -108,43 +112,48 @@ impl ChatTemplate {
     }
 }
 
-/// An object with these members in this order; of two with one name, the later counts.
+/// An object with these members, in this order. If two members have the same name, the later one counts.
 pub(crate) fn object<'a>(members: impl Iterator<Item = (&'a str, Value)>) -> Value {
-    let mut few = Vec::new();
+    let mut first = Vec::new();
     let mut members = members.peekable();
-    while few.len() < MAX_SEARCHED
+    while first.len() < MAX_LISTED_MEMBERS
         && let Some((name, value)) = members.next()
     {
-        match few.iter_mut().find(|(known, _): &&mut (&str, _)| *known == name) {
+        match first
+            .iter_mut()
+            .find(|(known, _): &&mut (&str, _)| *known == name)
+        {
             Some((_, known)) => *known = value,
-            None => few.push((name, value)),
+            None => first.push((name, value)),
         }
     }
     if members.peek().is_some() {
-        return Value::from(Serde(Many(Cell::new(Some(few.into_iter().chain(members))))));
+        return Value::from(Serde(MemberMap(Cell::new(Some(
+            first.into_iter().chain(members),
+        )))));
     }
-    let few = few.into_iter().map(|(name, value)| (Value::from(name), value));
-    Value::from_object(Few(few.collect()))
+    let members = first.into_iter().map(|(name, value)| (Value::from(name), value));
+    Value::from_object(MemberList(members.collect()))
 }
 
-/// Members that are sooner looked through than sorted into a map. Messages and templates have fewer; whoever sends more
-/// shall not have them looked through again and again.
-const MAX_SEARCHED: usize = 16;
+/// Most members of an object that is a list. Searching so few members is faster than building a map. Messages and
+/// templates have fewer members; an object with more becomes a map, so that no client can make searches slow.
+const MAX_LISTED_MEMBERS: usize = 16;
 
-/// Members to be made a map of.
-struct Many<T>(Cell<Option<T>>);
+/// The members of a large object, serialised once into a map.
+struct MemberMap<T>(Cell<Option<T>>);
 
-impl<'a, T: Iterator<Item = (&'a str, Value)>> Serialize for Many<T> {
+impl<'a, T: Iterator<Item = (&'a str, Value)>> Serialize for MemberMap<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.take().into_iter().flatten())
     }
 }
 
-/// At most [`MAX_SEARCHED`] members.
+/// At most [`MAX_LISTED_MEMBERS`] members.
 #[derive(Debug)]
-struct Few(Vec<(Value, Value)>);
+struct MemberList(Vec<(Value, Value)>);
 
-impl Object for Few {
+impl Object for MemberList {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let (_, value) = self.0.iter().find(|(name, _)| name == key)?;
         Some(value.clone())
@@ -168,7 +177,8 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, "the template refused").with_source(Refusal(message)))
 }
 
-/// The current time in UTC. (The reference takes the machine's own zone; routers in two zones must render alike.)
+/// The current time in UTC. The reference uses the machine's own time zone; here, routers in two zones must render
+/// alike.
 fn strftime_now(format: &str) -> Result<String, Error> {
     let now = Timestamp::now().to_zoned(TimeZone::UTC);
     jiff::fmt::strtime::format(format, &now)
@@ -181,17 +191,18 @@ fn failure(error: Error) -> TextError {
         if let Some(Refusal(message)) = cause.downcast_ref() {
             return TextError::param(
                 "messages",
-                format!("The model's chat template refuses these messages: {message}"),
+                format!("the model's chat template refuses these messages: {message}"),
             );
         }
         source = cause.source();
     }
     let message = if error.kind() == ErrorKind::OutOfFuel {
-        "These messages take the model's chat template more than the steps it is allowed; send fewer."
-            .to_owned()
+        format!(
+            "rendering these messages takes the model's chat template more than {FUEL} steps; send fewer messages"
+        )
     } else {
         format!(
-            "The model's chat template cannot render these messages: {}.",
+            "the model's chat template cannot render these messages: {}",
             describe(&error)
         )
     };
@@ -210,9 +221,9 @@ fn describe(error: &Error) -> String {
     format!("{}{detail}{line}", error.kind())
 }
 
-/// `{% generation %}` and its end mark, for training, which part the assistant says. Here they are conditions that
-/// always hold, which keeps their effect on whitespace.
-fn without_generation_marks(source: &str) -> String {
+/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the assistant's part for training, by a condition
+/// that always holds. This keeps the effect of the markers on white space.
+fn without_generation_markers(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {

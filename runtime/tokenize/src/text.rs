@@ -10,10 +10,11 @@ use crate::encoder::Encoder;
 use crate::messages::template_messages;
 use crate::pieces::TokenPieces;
 use crate::template::ChatTemplate;
-use crate::{ArtifactError, TextError, TokenDecoder};
+use crate::{ArtifactError, TextError};
 
-/// A loaded tokenizer and chat template. Shared by threads; all methods take `&self`, and each works on the thread that
-/// calls it, but for the encoding of long texts.
+/// A loaded tokenizer and chat template, shared by threads.
+///
+/// Every method works on the calling thread, except that encoding splits long texts over a thread pool.
 pub struct ModelText {
     encoder: Encoder,
     pieces: TokenPieces,
@@ -22,22 +23,24 @@ pub struct ModelText {
 }
 
 impl ModelText {
-    /// Loads the tokenizer and compiles the template. Takes a tenth of a second or so; done once a model. A thread goes on
-    /// for a second or two, after which encoding takes a small part of the time.
+    /// Loads the tokenizer and compiles the template: about 0.1 s, once a model.
+    ///
+    /// Starts a thread that checks the fast tokenizer for a second or two. Encoding is several times faster once that
+    /// tokenizer is in use.
     ///
     /// # Errors
-    /// The tokenizer is not sound or of an unsupported kind, a special token is not in its vocabulary, or the template
+    /// The tokenizer is invalid or of an unsupported kind, a special token is not in its vocabulary, or the template
     /// does not compile.
     pub fn load(artifacts: &ModelArtifacts) -> Result<Self, ArtifactError> {
-        // The library would hand even single texts to a pool of threads; callers here are threads enough.
+        // By default the library hands even single texts to a thread pool. Requests run on many threads already.
         tokenizers::utils::parallelism::set_parallelism(false);
-        let unsound = |error: tokenizers::Error| ArtifactError::Tokenizer(error.to_string());
-        let mut tokenizer = Tokenizer::from_bytes(artifacts.tokenizer_json()).map_err(unsound)?;
-        // Some files carry the settings of a training run; a prompt is never cut or filled up. What frames a prompt is
-        // in `SpecialTokens`, and offsets, the rest of what a post-processor is for, are not asked for.
+        let invalid = |error: tokenizers::Error| ArtifactError::Tokenizer(error.to_string());
+        let mut tokenizer = Tokenizer::from_bytes(artifacts.tokenizer_json()).map_err(invalid)?;
+        // Some files carry the truncation and padding of a training run; prompts are never truncated or padded.
+        // `SpecialTokens` has the tokens around a prompt, and nothing here uses the offsets of a post-processor.
         tokenizer
             .with_truncation(None)
-            .map_err(unsound)?
+            .map_err(invalid)?
             .with_padding(None);
         tokenizer.with_post_processor(None::<PostProcessorWrapper>);
         let pieces = TokenPieces::of(&tokenizer)?;
@@ -47,11 +50,11 @@ impl ModelText {
             .flatten();
         let ids = named.map(|token| token.id).chain(special.end.iter().copied());
         if let Some(id) = ids.into_iter().find(|id| *id >= pieces.len()) {
-            let what = format!(
+            let reason = format!(
                 "special token {id} is outside the vocabulary of {} tokens",
                 pieces.len()
             );
-            return Err(ArtifactError::Tokenizer(what));
+            return Err(ArtifactError::Tokenizer(reason));
         }
         let template = artifacts
             .chat_template()
@@ -65,32 +68,32 @@ impl ModelText {
         })
     }
 
-    /// The prompt text for OpenAI's `messages` (content a string or parts of type text), up to where the assistant's
-    /// answer begins.
+    /// Renders OpenAI's `messages` into the prompt's text, up to the beginning of the assistant's answer. The content
+    /// of a message is a string or an array of parts of type `text`.
     ///
     /// # Errors
-    /// There is no template, the messages are not of the shape asked for (the error names the place), or the template
-    /// refuses them.
+    /// The model has no template, a message has the wrong shape (the error names the parameter), or the template
+    /// refuses the messages.
     pub fn render_chat(&self, messages: &Json) -> Result<String, TextError> {
         self.render_chat_with(messages, &Json::Null)
     }
 
-    /// As [`Self::render_chat`]; the members of `extra`, an object or null, become variables of the template: a
-    /// request's `tools`, and what vLLM's clients send as `chat_template_kwargs` (`{"enable_thinking": false}`).
+    /// As [`Self::render_chat`], with more variables for the template: the members of `extra`, an object or null.
+    /// Examples are a request's `tools` and vLLM's `chat_template_kwargs` (`{"enable_thinking": false}`).
     ///
     /// # Errors
-    /// As [`Self::render_chat`], and an `extra` of another kind.
+    /// As [`Self::render_chat`], or `extra` is neither an object nor null.
     pub fn render_chat_with(&self, messages: &Json, extra: &Json) -> Result<String, TextError> {
         let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
-        let messages = template_messages(messages, !template.knows_developer())?;
+        let messages = template_messages(messages, !template.has_developer_role())?;
         template.render(messages, extra)
     }
 
     /// The tokens of [`Self::render_chat`].
     ///
-    /// The template writes special tokens as text, and they are recognised as such; so is what looks like one inside a
-    /// message. That is how `transformers` and vLLM do it, and models are served the same here: whoever must not let
-    /// users write turns of their own filters messages before.
+    /// The template writes special tokens as text, and encoding recognises them. Encoding also recognises a special
+    /// token that a message contains, as `transformers` and vLLM do. A service that must not let users write turns of
+    /// their own has to filter the messages first.
     ///
     /// # Errors
     /// As [`Self::render_chat`].
@@ -106,10 +109,10 @@ impl ModelText {
         self.encoder.encode(&self.render_chat_with(messages, extra)?)
     }
 
-    /// A bare prompt, with the beginning-of-sequence token where the model wants one.
+    /// The tokens of a prompt without a chat template, with the beginning-of-sequence token if the model uses one.
     ///
     /// # Errors
-    /// The tokenizer has no token for a part of the text, nor one for the unknown.
+    /// The tokenizer has no token for a part of the text and no token for unknown text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let SpecialTokens {
             bos,
@@ -127,32 +130,11 @@ impl ModelText {
         Ok(before.into_iter().chain(tokens).chain(behind).collect())
     }
 
-    /// Tokens to text, special tokens left out: what a [`TokenDecoder`] gives in pieces. The tokens continue a text, so
-    /// a space they begin with stays, also where the tokenizer itself puts one before a text's first word.
-    ///
-    /// # Errors
-    /// A token is outside the vocabulary.
-    pub fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
-        if let Some(token) = tokens.iter().find(|token| **token >= self.pieces.len()) {
-            let size = self.pieces.len();
-            return Err(TextError::Encode(format!(
-                "Token {token} does not exist; the model has {size} tokens."
-            )));
-        }
-        let mut text = String::with_capacity(tokens.len() * 4);
-        let mut decoder = TokenDecoder::default();
-        for token in tokens {
-            decoder.push(self, *token, &mut text);
-        }
-        decoder.finish(self, &mut text);
-        Ok(text)
-    }
-
-    /// Waits until prompts are encoded the way they will be from now on, and says whether the fast tokenizer does it:
-    /// [`Self::load`] does not wait until that one has been tried. For benches and tests; tokens are the same before.
+    /// Waits until the fast tokenizer has been checked, and returns whether it is used. [`Self::load`] does not wait
+    /// for the check. For benches and tests: the tokens are the same before and after.
     #[doc(hidden)]
     pub fn wait_until_encoder_chosen(&self) -> bool {
-        self.encoder.wait_until_tried()
+        self.encoder.wait_until_checked()
     }
 
     /// Tokens that end a generation, ascending.
@@ -165,17 +147,17 @@ impl ModelText {
         &self.special
     }
 
-    /// Whether messages can be rendered.
+    /// Whether the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// The largest token id and one. A model's logits may be padded past it.
+    /// The largest token id plus one. A model's logits may be padded beyond it.
     pub fn vocab_size(&self) -> u32 {
         self.pieces.len()
     }
 
-    /// Exact bytes of one token, for logprobs; none for an id outside the vocabulary.
+    /// The exact bytes of one token, for logprobs. Empty for an id outside the vocabulary.
     pub fn token_bytes(&self, token: u32) -> Vec<u8> {
         self.piece(token).to_vec()
     }
@@ -185,7 +167,7 @@ impl ModelText {
         self.pieces.bytes(token)
     }
 
-    /// Whether the token is no text but a mark of the model's: decoding leaves it out.
+    /// Whether the token is special: a control token of the model, which decoding leaves out.
     pub fn is_special(&self, token: u32) -> bool {
         self.pieces.is_special(token)
     }

@@ -1,8 +1,8 @@
-//! The tokens of a real model, against llama.cpp's and the model's own template.
+//! Compares the tokens and the chat template of a real model with those of llama.cpp and the reference.
 //!
-//! Needs SmolLM2-135M-Instruct as GGUF: at `SIGNALBOX_TEST_MODEL`, or where `make test` puts it. What llama.cpp answered
-//! is kept in `oracle/smollm2.json`, written by `oracle/smollm2.py`.
-#![expect(clippy::unwrap_used, reason = "what cannot be read fails the test")]
+//! The tests need SmolLM2-135M-Instruct as a GGUF file, at the path in `SIGNALBOX_TEST_MODEL` or where `make test` puts
+//! it. The expected tokens are llama.cpp's: `oracle/smollm2.py` wrote them to `oracle/smollm2.json`.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -31,7 +31,7 @@ static TEXT: LazyLock<ModelText> = LazyLock::new(|| {
     let text = ModelText::load(&ARTIFACTS).unwrap();
     assert!(
         text.wait_until_encoder_chosen(),
-        "the fast tokenizer knows this kind"
+        "the fast tokenizer supports this model"
     );
     text
 });
@@ -39,7 +39,7 @@ static TEXT: LazyLock<ModelText> = LazyLock::new(|| {
 static REFERENCE: LazyLock<Tokenizer> =
     LazyLock::new(|| Tokenizer::from_bytes(ARTIFACTS.tokenizer_json()).unwrap());
 
-/// What llama.cpp makes of a text: `llama_tokenize(text, add_special = false, parse_special = true)`.
+/// The tokens that llama.cpp gives for a text: `llama_tokenize(text, add_special = false, parse_special = true)`.
 #[derive(Deserialize)]
 struct Tokenized {
     text: String,
@@ -51,7 +51,7 @@ fn oracle() -> Vec<Tokenized> {
 }
 
 #[test]
-fn tokens_are_llama_cpps() {
+fn tokens_equal_those_of_llama_cpp() {
     let oracle = oracle();
     assert!(oracle.len() > 40);
     for Tokenized { text, ids } in oracle {
@@ -60,9 +60,10 @@ fn tokens_are_llama_cpps() {
 }
 
 proptest! {
-    /// Words of many scripts, runs, marks of turns and anything else; met for the first time and again.
+    /// Words of many scripts, runs, turn markers and other characters. Each text is encoded twice, the second time from
+    /// the segment cache.
     #[test]
-    fn tokens_are_the_reference_tokenizers(
+    fn tokens_equal_those_of_the_reference(
         pieces in prop::collection::vec(prop_oneof![
             " ?[a-zA-Z']{1,9}", "[0-9.,]{1,5}", "[ \t\r\n]{1,4}", "[!-~]{1,6}", "\\PC{1,6}",
             any::<String>(),
@@ -78,7 +79,7 @@ proptest! {
 }
 
 #[test]
-fn text_comes_back_token_by_token() {
+fn decoding_token_by_token_gives_the_text() {
     for Tokenized { ids, .. } in oracle() {
         let mut decoder = TokenDecoder::default();
         let mut pieces = String::new();
@@ -92,7 +93,7 @@ fn text_comes_back_token_by_token() {
 }
 
 #[test]
-fn the_head_of_the_file_describes_the_model() {
+fn the_metadata_describes_the_model() {
     let metadata = read_gguf_metadata(&model()).unwrap();
     assert_eq!(metadata.architecture().unwrap(), "llama");
     assert_eq!(metadata.name(), Some("Smollm2 135M 8k Lc100K Mix1 Ep2"));
@@ -117,7 +118,7 @@ fn the_head_of_the_file_describes_the_model() {
 }
 
 #[test]
-fn the_chat_template_is_the_models() {
+fn chats_are_rendered_with_the_models_template() {
     let messages = json!([{"role": "user", "content": "Hello"}]);
     let prompt = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
                   <|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n";
@@ -126,7 +127,7 @@ fn the_chat_template_is_the_models() {
     assert_eq!(
         tokens,
         TEXT.encode_prompt(prompt).unwrap(),
-        "no token is put before a chat"
+        "no token is added before a chat"
     );
     assert_eq!(tokens[0], 1);
     assert_eq!(TEXT.eos_tokens(), [0, 2], "<|endoftext|> and <|im_end|>");
@@ -134,15 +135,15 @@ fn the_chat_template_is_the_models() {
 }
 
 #[test]
-fn artifacts_are_the_same_each_time_and_survive_the_journey() {
+fn artifacts_are_deterministic_and_survive_serialisation() {
     let artifacts = ModelArtifacts::from_gguf(&model()).unwrap();
     assert_eq!(
         artifacts.digest(),
         ModelArtifacts::from_gguf(&model()).unwrap().digest()
     );
-    let arrived = ModelArtifacts::from_bytes(&artifacts.to_bytes()).unwrap();
-    assert_eq!(arrived.digest(), artifacts.digest());
-    let text = ModelText::load(&arrived).unwrap();
+    let read = ModelArtifacts::from_bytes(&artifacts.to_bytes()).unwrap();
+    assert_eq!(read.digest(), artifacts.digest());
+    let text = ModelText::load(&read).unwrap();
     assert_eq!(
         text.encode_prompt("Hello world").unwrap(),
         TEXT.encode_prompt("Hello world").unwrap()

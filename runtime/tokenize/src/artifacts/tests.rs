@@ -4,7 +4,7 @@ use super::*;
 use crate::ModelText;
 
 #[test]
-fn the_container_gives_back_what_was_put_in() {
+fn a_container_reads_back_equal_to_what_was_written() {
     let artifacts = ModelArtifacts::byte_level();
     let bytes = artifacts.to_bytes();
     let read = ModelArtifacts::from_bytes(&bytes).unwrap();
@@ -20,7 +20,7 @@ fn the_container_gives_back_what_was_put_in() {
     );
 }
 
-/// Routers and workers of different builds must agree on it.
+/// Routers and workers of different builds must compute the same digest.
 #[test]
 fn the_digest_of_known_artifacts_never_changes() {
     assert_eq!(ModelArtifacts::byte_level().digest(), BYTE_LEVEL_DIGEST);
@@ -29,29 +29,29 @@ fn the_digest_of_known_artifacts_never_changes() {
 const BYTE_LEVEL_DIGEST: &str = "02fd5bd54c59e802c697a36a1dcdc8abe3e1baca4e109b7d85926b3c7714cb8e";
 
 #[test]
-fn another_template_is_another_digest() {
-    let fixture = ModelArtifacts::byte_level();
-    let mut other = fixture.clone();
+fn another_template_gives_another_digest() {
+    let artifacts = ModelArtifacts::byte_level();
+    let mut other = artifacts.clone();
     other.header.chat_template = None;
-    assert_ne!(other.digest(), fixture.digest());
+    assert_ne!(other.digest(), artifacts.digest());
 }
 
 #[test]
-fn foreign_bytes_are_refused_with_the_reason() {
+fn bytes_that_are_no_container_are_refused_with_the_reason() {
     let good = ModelArtifacts::byte_level().to_bytes();
     let check = |bytes: &[u8], expected: &str| {
         let error = ModelArtifacts::from_bytes(bytes).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     };
-    check(b"", "begin with something else");
-    check(b"{\"version\": \"1.0\"}", "begin with something else");
+    check(b"", "do not begin with \"SBXTEXT\"");
+    check(b"{\"version\": \"1.0\"}", "do not begin with \"SBXTEXT\"");
     check(
         &[&good[..7], &[2], &good[8..]].concat(),
-        "version 2 of the container",
+        "the container has version 2",
     );
     check(&[&good[..8], &u32::MAX.to_le_bytes()].concat(), "the limit is");
-    check(&good[..good.len() - 1], "are there");
-    check(&[&good, b"x".as_slice()].concat(), "are there");
+    check(&good[..good.len() - 1], "its length field says");
+    check(&[&good, b"x".as_slice()].concat(), "its length field says");
     check(
         &[&good[..8], &2u32.to_le_bytes(), b"{}", &0u64.to_le_bytes()].concat(),
         "missing field",
@@ -70,7 +70,7 @@ fn a_special_token_outside_the_vocabulary_is_refused_at_load() {
 }
 
 #[test]
-fn harmony_goes_on_behind_a_messages_end() {
+fn the_end_of_a_message_does_not_end_a_harmony_generation() {
     assert!(is_end_token("<|end|>", &["<|end|>", "<|user|>"]));
     assert!(!is_end_token("<|end|>", &["<|end|>", "<|return|>", "<|call|>"]));
     assert!(!is_end_token("<|im_start|>", &[]));
@@ -78,7 +78,7 @@ fn harmony_goes_on_behind_a_messages_end() {
 
 proptest! {
     #[test]
-    fn no_damage_makes_it_panic(place in any::<prop::sample::Index>(), byte: u8, cut in any::<prop::sample::Index>()) {
+    fn a_damaged_container_never_panics(place in any::<prop::sample::Index>(), byte: u8, cut in any::<prop::sample::Index>()) {
         let mut bytes = ModelArtifacts::byte_level().to_bytes().to_vec();
         let place = place.index(bytes.len());
         bytes[place] = byte;

@@ -5,19 +5,20 @@ use proptest::prelude::*;
 use super::*;
 use crate::ModelArtifacts;
 
-fn fixture() -> &'static ModelText {
-    static FIXTURE: LazyLock<ModelText> =
+fn byte_level() -> &'static ModelText {
+    static TEXT: LazyLock<ModelText> =
         LazyLock::new(|| ModelText::load(&ModelArtifacts::byte_level()).unwrap());
-    &FIXTURE
+    &TEXT
 }
 
-/// The token of one byte.
+/// The token of this byte alone.
 fn byte(text: &ModelText, byte: u8) -> u32 {
     (0..text.vocab_size())
         .find(|token| !text.is_special(*token) && text.piece(*token) == [byte])
         .unwrap()
 }
 
+/// The piece that each token completes, and last the piece of `finish`.
 fn pushes(text: &ModelText, tokens: &[u32]) -> Vec<String> {
     let mut decoder = TokenDecoder::default();
     let mut pieces: Vec<_> = tokens
@@ -36,15 +37,15 @@ fn pushes(text: &ModelText, tokens: &[u32]) -> Vec<String> {
 
 #[test]
 fn a_character_comes_out_whole_with_its_last_byte() {
-    let text = fixture();
-    let tokens: Vec<_> = "a😀é".bytes().map(|it| byte(text, it)).collect();
+    let text = byte_level();
+    let tokens: Vec<_> = "a😀é".bytes().map(|value| byte(text, value)).collect();
     assert_eq!(pushes(text, &tokens), ["a", "", "", "", "😀", "", "é", ""]);
 }
 
 #[test]
-fn only_what_cannot_become_a_character_is_replaced() {
-    let text = fixture();
-    let tokens = |bytes: &[u8]| bytes.iter().map(|it| byte(text, *it)).collect::<Vec<_>>();
+fn only_invalid_characters_are_replaced() {
+    let text = byte_level();
+    let tokens = |bytes: &[u8]| bytes.iter().map(|value| byte(text, *value)).collect::<Vec<_>>();
     assert_eq!(pushes(text, &tokens(b"\xF0\x9F!")), ["", "", "\u{FFFD}!", ""]);
     assert_eq!(pushes(text, &tokens(b"\x80a")), ["\u{FFFD}", "a", ""]);
     assert_eq!(pushes(text, &tokens(b"\xE2\x82")), ["", "", "\u{FFFD}"]);
@@ -52,16 +53,16 @@ fn only_what_cannot_become_a_character_is_replaced() {
 }
 
 #[test]
-fn special_tokens_have_no_text_and_tear_none() {
-    let text = fixture();
-    let [first, second] = [0xC3, 0xA9].map(|it| byte(text, it));
+fn special_tokens_have_no_text_and_split_no_character() {
+    let text = byte_level();
+    let [first, second] = [0xC3, 0xA9].map(|value| byte(text, value));
     assert_eq!(pushes(text, &[1, first, 2, second, 0]), ["", "", "", "é", "", ""]);
     assert_eq!(pushes(text, &[u32::MAX]), ["", ""]);
 }
 
 #[test]
-fn a_finished_decoder_begins_anew() {
-    let text = fixture();
+fn a_finished_decoder_can_be_used_again() {
+    let text = byte_level();
     let mut decoder = TokenDecoder::default();
     let mut out = String::new();
     decoder.push(text, byte(text, 0xE2), &mut out);
@@ -72,29 +73,29 @@ fn a_finished_decoder_begins_anew() {
 }
 
 proptest! {
-    /// The promise: whatever the tokens, the pieces together are the whole decoded at once.
     #[test]
-    fn pieces_together_are_the_whole(tokens in prop::collection::vec(0..300u32, 0..60)) {
-        let text = fixture();
+    fn all_pieces_joined_equal_the_tokens_decoded_at_once(tokens in prop::collection::vec(0..300u32, 0..60)) {
+        let text = byte_level();
         let together = pushes(text, &tokens).concat();
-        let bytes: Vec<u8> = tokens.iter().filter(|token| !text.is_special(**token)).flat_map(|it| text.token_bytes(*it)).collect();
+        let visible = tokens.iter().filter(|token| !text.is_special(**token));
+        let bytes: Vec<u8> = visible.flat_map(|token| text.token_bytes(*token)).collect();
         prop_assert_eq!(&together, &String::from_utf8_lossy(&bytes));
         prop_assert_eq!(&together, &text.decode(&tokens).unwrap());
     }
 
     #[test]
     fn any_text_survives_encoding_and_decoding(sample in any::<String>()) {
-        let text = fixture();
+        let text = byte_level();
         let tokens = text.encode_prompt(&sample).unwrap();
         prop_assert_eq!(text.decode(&tokens).unwrap(), sample);
     }
 
     #[test]
     fn at_most_three_bytes_are_held(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
-        let text = fixture();
+        let text = byte_level();
         let mut decoder = TokenDecoder::default();
-        for it in bytes {
-            decoder.push(text, byte(text, it), &mut String::new());
+        for value in bytes {
+            decoder.push(text, byte(text, value), &mut String::new());
             prop_assert!(decoder.held.len() <= 3);
         }
     }

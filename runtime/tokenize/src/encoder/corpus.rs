@@ -1,18 +1,18 @@
-//! The texts a fast tokenizer must encode as the reference does before it is believed.
+//! The texts that a fast tokenizer must encode exactly as the reference does before it is used.
 //!
-//! They are the same each time. Written ones try what tokenizers are known to differ in; mixed ones put pieces of all
-//! of those next to each other; the last put the model's added tokens into text. Together some 50 kB, so that encoding
-//! them twice takes tens of milliseconds.
+//! The texts are the same each time. The written ones hold what tokenizers are known to differ in. The mixed ones join
+//! pieces of the written ones. The last ones put the model's added tokens into text. All texts have about 50 kB, so
+//! encoding them twice takes tens of milliseconds.
 
-/// Texts made by mixing pieces.
+/// Number of mixed texts.
 const MIXED: u32 = 200;
-/// Pieces in each of those.
+/// Pieces in each mixed text.
 const PIECES_IN_A_TEXT: u32 = 24;
-/// Added tokens tried. Models have up to a thousand, nearly all of them reserved and alike; those that are used come first
-/// or, added later, last.
+/// Added tokens checked at the beginning of the vocabulary's list, and as many at its end. Models have up to a thousand
+/// added tokens, most of them reserved and alike. The used ones come first or, if they were added later, last.
 const ADDED_AT_EITHER_END: usize = 24;
 
-/// Words, numbers, code and scripts; each is a text, and the mixed texts are made of them.
+/// Words, numbers, code and scripts. Each entry is a text, and the mixed texts are made of their pieces.
 const WRITTEN: &[&str] = &[
     "",
     " ",
@@ -69,7 +69,7 @@ pub(super) fn texts(added: &[String]) -> impl Iterator<Item = String> {
         .chain(with_added(added))
 }
 
-/// Longer than a word or a run should be, by more than any table of short ones holds.
+/// Runs of one unit, longer than any ordinary word, so that no table of short words covers them.
 fn long() -> impl Iterator<Item = String> {
     [
         "a", "ab", "Xy", "7", " ", "\n", "\t ", "=", "é", "字", "🦀", "e\u{301}",
@@ -78,9 +78,9 @@ fn long() -> impl Iterator<Item = String> {
     .flat_map(|unit| [17, 300, 700].map(|times| unit.repeat(times)))
 }
 
-/// Words of the written texts, cut at any character and joined with and without spaces.
+/// Pieces of the written texts, cut at any character and joined with and without spaces.
 fn mixed(seed: u32) -> String {
-    // Numerical Recipes' generator: any would do, if it is the same each time.
+    // The generator of Numerical Recipes. Any generator that gives the same numbers each time would do.
     let mut state = seed;
     let mut below = |bound: usize| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -97,14 +97,14 @@ fn mixed(seed: u32) -> String {
     text
 }
 
-/// Added tokens within words and between spaces, doubled, and broken off.
+/// Added tokens inside words, between spaces, doubled, and without their first character.
 fn with_added(added: &[String]) -> impl Iterator<Item = String> {
-    let ends = added
+    let last = added
         .len()
         .saturating_sub(ADDED_AT_EITHER_END)
         .max(ADDED_AT_EITHER_END.min(added.len()));
-    let tried = added.iter().take(ADDED_AT_EITHER_END).chain(&added[ends..]);
-    tried.map(|token| {
+    let checked = added.iter().take(ADDED_AT_EITHER_END).chain(&added[last..]);
+    checked.map(|token| {
         let broken: String = token.chars().skip(1).collect();
         format!("a{token}b {token} c{token}{token}\n{token}\n {broken}{token}.{token}é {token}  \t{token}'s")
     })

@@ -25,7 +25,7 @@ fn refusal(definition: &[u8]) -> String {
 }
 
 #[test]
-fn the_corpus_is_a_few_hundred_texts_and_the_same_each_time() {
+fn the_corpus_has_a_few_hundred_texts_and_is_the_same_each_time() {
     let added = vec!["<|im_end|>".to_owned()];
     let texts: Vec<_> = corpus::texts(&added).collect();
     assert!((250..500).contains(&texts.len()), "{}", texts.len());
@@ -33,26 +33,26 @@ fn the_corpus_is_a_few_hundred_texts_and_the_same_each_time() {
     assert!(texts.iter().eq(corpus::texts(&added).collect::<Vec<_>>().iter()));
     for few in 0..100 {
         let added: Vec<_> = (0..few).map(|id| format!("<{id}>")).collect();
-        let tried = corpus::texts(&added).count() - corpus::texts(&[]).count();
-        assert_eq!(tried, few.min(48), "each end once");
+        let checked = corpus::texts(&added).count() - corpus::texts(&[]).count();
+        assert_eq!(checked, few.min(48), "every token at either end once");
     }
 }
 
 #[test]
-fn a_tokenizer_it_knows_is_encoded_fast() {
+fn a_supported_kind_uses_the_fast_tokenizer() {
     let artifacts = ModelArtifacts::byte_level();
     let definition = artifacts.tokenizer_json();
     let encoder = Encoder::new(reference_of(definition), definition.clone());
-    assert!(encoder.wait_until_tried());
+    assert!(encoder.wait_until_checked());
 }
 
 #[test]
-fn a_kind_it_does_not_know_is_left_to_the_reference() {
+fn an_unsupported_kind_uses_the_reference() {
     let definition = edited(|json| {
         json["pre_tokenizer"] = serde_json::json!({"type": "UnicodeScripts"});
     });
     let encoder = Encoder::new(reference_of(&definition), definition.clone().into());
-    assert!(!encoder.wait_until_tried());
+    assert!(!encoder.wait_until_checked());
     assert_eq!(
         encoder.encode("hello").unwrap(),
         by_reference(encoder.reference(), "hello").unwrap()
@@ -60,37 +60,40 @@ fn a_kind_it_does_not_know_is_left_to_the_reference() {
 }
 
 #[test]
-fn other_tokens_than_the_references_are_noticed() {
+fn a_fast_tokenizer_with_other_tokens_is_refused() {
     let definition = edited(|_| ());
     let other = edited(|json| {
         json["model"]["merges"].as_array_mut().unwrap().remove(0);
     });
     let reason = exact(&reference_of(&definition), &other).map(|_| ()).unwrap_err();
-    assert!(reason.starts_with("its tokens for "), "{reason}");
-}
-
-#[test]
-fn an_added_token_under_an_id_of_its_own_is_not_believed() {
-    let definition = edited(|json| json["added_tokens"][1]["id"] = Json::from(u32::MAX));
-    assert_eq!(
-        refusal(&definition),
-        "added token \"<|im_start|>\" has the id 4294967295"
+    assert!(
+        reason.starts_with("the fast tokenizer and the reference give different tokens for "),
+        "{reason}"
     );
 }
 
 #[test]
-fn what_regular_expressions_disagree_on_is_left_to_the_reference() {
+fn an_added_token_with_another_id_in_the_definition_is_refused() {
+    let definition = edited(|json| json["added_tokens"][1]["id"] = Json::from(u32::MAX));
+    assert_eq!(
+        refusal(&definition),
+        "added token \"<|im_start|>\" has the id 4294967295 in the definition and another in the reference"
+    );
+}
+
+#[test]
+fn the_reference_encodes_text_with_a_mongolian_vowel_separator() {
     let Both { reference, fast } = Both::of(&of_family("gpt-2")).unwrap();
     let text = "a  \u{180e}b \u{180e} c";
     assert_eq!(by_fast(&fast, text), None);
     assert_ne!(
         fast.encode(text).unwrap(),
         by_reference(&reference, text).unwrap(),
-        "still needed"
+        "the two tokenizers still differ"
     );
 }
 
-/// Text as clients send it: words, runs, marks of turns and anything else.
+/// Text as clients send it: words, runs, turn markers and any other characters.
 fn any_text() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         4 => "[a-z]{1,8}",
@@ -107,10 +110,10 @@ fn any_text() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..30).prop_map(|pieces| pieces.concat())
 }
 
-/// Bytes of which any two are a token, so that a word cut at another place shows.
+/// Any two of these bytes are a token, so that splitting words at another place changes the tokens.
 const PAIRED: &[u8] = b" \n\rabZ09'.,-_$sS";
 
-/// A byte-level tokenizer that cuts words as GGUFs with this `tokenizer.ggml.pre` have it.
+/// A byte-level tokenizer that splits words as a GGUF file with this `tokenizer.ggml.pre` does.
 fn of_family(name: &str) -> Vec<u8> {
     let family = PreTokenizer::named(Some(name)).unwrap();
     let byte = |byte: u8| character_of(byte).to_string();
@@ -156,7 +159,7 @@ impl Both {
     }
 }
 
-/// Families apart in how they cut words.
+/// Families that differ in how they split words.
 const FAMILIES: [&str; 14] = [
     "smollm",
     "gpt-2",
@@ -185,9 +188,9 @@ static ALL: LazyLock<Vec<(&str, Both)>> = LazyLock::new(|| {
 });
 
 proptest! {
-    /// Also of a text met before, whose parts are kept, and of one that shares parts with it.
+    /// Covers the segment cache: a text encoded twice, and a text that shares segments with it.
     #[test]
-    fn fast_tokens_are_the_references(text in any_text(), turn in any_text()) {
+    fn the_fast_tokenizer_gives_the_references_tokens(text in any_text(), turn in any_text()) {
         prop_assume!(!text.contains(MONGOLIAN_VOWEL_SEPARATOR) && !turn.contains(MONGOLIAN_VOWEL_SEPARATOR));
         for (name, Both { reference, fast }) in &*ALL {
             let chat = format!("<|im_start|>{text}<tool>{turn}");

@@ -1,20 +1,20 @@
-//! What `tokenizer.ggml.pre` means: how each family of byte-level BPE cuts text into words.
+//! The meaning of `tokenizer.ggml.pre`: how each family of byte-level BPE splits text into words.
 //!
-//! The names are those llama.cpp registers; the patterns are those of the models' own `tokenizer.json`. A name that is
-//! not here is refused: a wrong pattern gives tokens the model never saw, and nobody would notice.
+//! The names are those that llama.cpp registers. The patterns are those of the models' own `tokenizer.json`. Any other
+//! name is refused: a wrong pattern gives tokens that the model never saw in training, and nobody would notice.
 
 use crate::ArtifactError;
 use crate::definition::Words;
 
-/// One family's way to cut, and what else its name implies.
+/// How one family splits text into words, and what else its name implies.
 pub(crate) struct PreTokenizer {
     names: &'static [&'static str],
     pub(crate) words: Words,
-    /// A word that is a token is taken whole, whatever its merges say.
+    /// A word that is a token becomes that token, without applying merges.
     pub(crate) ignore_merges: bool,
-    /// Prompts begin with the beginning-of-sequence token unless the file says otherwise.
+    /// Whether prompts begin with the beginning-of-sequence token if the file does not state it.
     pub(crate) add_bos: bool,
-    /// The family normalises text to NFC first.
+    /// Whether text is normalised to NFC first.
     pub(crate) nfc: bool,
 }
 
@@ -136,11 +136,12 @@ const KNOWN: &[PreTokenizer] = &[
 ];
 
 impl PreTokenizer {
-    /// The way to cut that goes by `name`. A file without a name gets llama.cpp's default and a warning.
+    /// The family of this name. A file without a name gets llama.cpp's default, with a warning in the log.
     pub(crate) fn named(name: Option<&str>) -> Result<&'static Self, ArtifactError> {
         let name = name.unwrap_or_else(|| {
             tracing::warn!(
-                "the GGUF has no tokenizer.ggml.pre: its text is cut into words the default way, perhaps wrongly"
+                "the GGUF file has no tokenizer.ggml.pre; llama.cpp's default splits its text into words, which may \
+                 give wrong tokens"
             );
             "default"
         });
@@ -160,7 +161,7 @@ impl PreTokenizer {
     }
 }
 
-/// Every name understood.
+/// All supported names.
 #[cfg(test)]
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     KNOWN.iter().flat_map(|known| known.names).copied()

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{ModelArtifacts, ModelText};
 
-/// Writes GGUF files, sound ones and others.
+/// Builds GGUF files, valid and invalid ones.
 pub(crate) struct GgufFile {
     keys: u64,
     body: Vec<u8>,
@@ -118,7 +118,7 @@ fn byte_level(pre: &str) -> GgufFile {
         .number("tokenizer.ggml.eos_token_id", 259)
 }
 
-/// `▁`, the bytes, and a few pieces of which the later ones score lower, as SentencePiece trains them.
+/// `▁`, the bytes, and a few pieces. Later pieces have lower scores, as in a vocabulary that SentencePiece trained.
 fn sentence_piece() -> GgufFile {
     let head = ["<unk>", "<s>", "</s>"].map(str::to_owned).into_iter();
     let bytes = (0..=u8::MAX).map(|byte| format!("<0x{byte:02X}>"));
@@ -183,7 +183,10 @@ fn every_type_of_value_is_read() {
     assert_eq!(metadata.float("f64").unwrap(), Some(0.1));
     assert_eq!(metadata.integers("i16s").unwrap(), Some([-7].as_slice()));
     let negative = metadata.integer("i8").unwrap_err().to_string();
-    assert!(negative.contains("\"i8\" should be 0 or more"), "{negative}");
+    assert!(
+        negative.contains("\"i8\" is negative; it should be 0 or more"),
+        "{negative}"
+    );
     let missing = metadata.block_count().unwrap_err().to_string();
     assert!(
         missing.contains("no metadata key \"qwen3.block_count\""),
@@ -191,17 +194,20 @@ fn every_type_of_value_is_read() {
     );
     let wrong = metadata.string("yes").unwrap_err().to_string();
     assert!(
-        wrong.contains("\"yes\" should be a string, and is a boolean"),
+        wrong.contains("\"yes\" is a boolean; it should be a string"),
         "{wrong}"
     );
 }
 
 #[test]
-fn what_is_no_gguf_is_said_to_be_none() {
+fn a_file_that_is_no_gguf_is_refused_with_the_reason() {
     for (bytes, expected) in [
         (b"PK\x03\x04rest".as_slice(), "begins with \"PK\\\\x03\\\\x04\""),
         (b"", "begins with \"\""),
-        (b"GGUF\x01\0\0\0", "GGUF version 1; versions 2 and 3"),
+        (
+            b"GGUF\x01\0\0\0",
+            "GGUF version 1; supported are versions 2 and 3",
+        ),
         (b"GGUF\0\0\0\x03", "GGUF version 50331648"),
         (
             b"GGUF\x03\0\0\0\0",
@@ -222,7 +228,7 @@ fn what_is_no_gguf_is_said_to_be_none() {
 }
 
 #[test]
-fn a_length_past_the_files_end_is_refused_before_it_is_used() {
+fn a_length_beyond_the_end_of_the_file_is_refused_before_it_is_used() {
     for kind in [0, 5, 8, 10] {
         let mut file = GgufFile::new().array("list", kind, 0);
         file.body.truncate(file.body.len() - 8);
@@ -243,7 +249,7 @@ fn a_length_past_the_files_end_is_refused_before_it_is_used() {
 }
 
 #[test]
-fn byte_level_merges_in_their_order_and_marks_added_tokens() {
+fn a_byte_level_tokenizer_merges_by_rank_and_recognises_added_tokens() {
     let text = load(&byte_level("qwen2"));
     assert_eq!(text.encode_prompt("hello").unwrap(), [256, 257]);
     assert_eq!(
@@ -253,13 +259,13 @@ fn byte_level_merges_in_their_order_and_marks_added_tokens() {
     assert_eq!(
         text.decode(&[256, 260, 258, 259]).unwrap(),
         "he<tool>ll",
-        "only the special one is left out"
+        "decoding leaves out the special token only"
     );
     assert_eq!(text.eos_tokens(), [259], "</s> is plain text in this vocabulary");
 }
 
 #[test]
-fn an_unknown_way_to_cut_words_is_refused_with_the_known_ones() {
+fn an_unknown_pre_tokenizer_is_refused_with_the_supported_names() {
     let error = error(&byte_level("tomorrow"));
     assert!(
         error.contains("tokenizer.ggml.pre \"tomorrow\" is not supported"),
@@ -272,7 +278,7 @@ fn an_unknown_way_to_cut_words_is_refused_with_the_known_ones() {
 }
 
 #[test]
-fn every_known_way_to_cut_words_loads() {
+fn every_supported_pre_tokenizer_loads() {
     for name in pre_tokenizer::names() {
         let file = byte_level(name).number("tokenizer.ggml.bos_token_id", 259);
         let text = load(&file);
@@ -283,7 +289,7 @@ fn every_known_way_to_cut_words_loads() {
 }
 
 #[test]
-fn digits_are_cut_as_each_family_does() {
+fn each_family_splits_digits_its_own_way() {
     let merges = ["1 2", "12 3"];
     let file = |pre: &str| {
         let alphabet = (0..=u8::MAX).map(|byte| crate::pieces::character_of(byte).to_string());
@@ -311,7 +317,7 @@ fn digits_are_cut_as_each_family_does() {
 #[test]
 fn sentence_piece_joins_by_score_and_falls_back_to_bytes() {
     let text = load(&sentence_piece());
-    // "ab" scores over "bc", so "abc" is reached through it; the prefix space comes first.
+    // "ab" has a higher score than "bc", so "abc" is joined from "ab" and "c". The prefix space comes first.
     assert_eq!(text.encode_prompt("abc").unwrap(), [1, 259, 266]);
     assert_eq!(
         text.encode_prompt("bc é").unwrap(),
@@ -329,7 +335,7 @@ fn sentence_piece_joins_by_score_and_falls_back_to_bytes() {
 }
 
 #[test]
-fn what_a_tokenizer_needs_is_asked_for_by_name() {
+fn a_missing_or_wrong_key_is_named() {
     let base = || GgufFile::new().string("general.architecture", "llama");
     assert!(error(&base()).contains("\"tokenizer.ggml.tokens\""));
     let tokens = || base().strings("tokenizer.ggml.tokens", &["a", "b"]);
@@ -339,24 +345,20 @@ fn what_a_tokenizer_needs_is_asked_for_by_name() {
     let llama = || tokens().string("tokenizer.ggml.model", "llama");
     assert!(error(&llama()).contains("\"tokenizer.ggml.scores\""));
     let short = llama().floats("tokenizer.ggml.scores", &[0.0]);
-    assert!(error(&short).contains("tokenizer.ggml.scores has 1 entries, but tokenizer.ggml.tokens has 2"));
+    assert!(error(&short).contains("tokenizer.ggml.scores has 1 entries; tokenizer.ggml.tokens has 2"));
     let no_bos = llama().floats("tokenizer.ggml.scores", &[0.0, 0.0]);
     assert!(error(&no_bos).contains("\"tokenizer.ggml.bos_token_id\""));
-    let outside = no_bos_free(llama().floats("tokenizer.ggml.scores", &[0.0, 0.0]))
+    let outside = llama()
+        .floats("tokenizer.ggml.scores", &[0.0, 0.0])
+        .boolean("tokenizer.ggml.add_bos_token", false)
         .number("tokenizer.ggml.eos_token_id", 2);
-    assert!(
-        error(&outside).contains("tokenizer.ggml.eos_token_id is 2, but tokenizer.ggml.tokens has 2 tokens")
-    );
+    assert!(error(&outside).contains("tokenizer.ggml.eos_token_id is 2; tokenizer.ggml.tokens has 2 tokens"));
     let twice = base().strings("tokenizer.ggml.tokens", &["a", "a"]);
     assert!(error(&twice).contains("\"a\" twice, as 0 and as 1"));
 }
 
-fn no_bos_free(file: GgufFile) -> GgufFile {
-    file.boolean("tokenizer.ggml.add_bos_token", false)
-}
-
 proptest! {
-    /// Wherever a download breaks off, it is an error, and says so.
+    /// As after a download that broke off.
     #[test]
     fn a_truncated_file_is_an_error(cut in 0.0..1.0f64) {
         let whole = sentence_piece().bytes();
@@ -365,7 +367,7 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_makes_it_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+    fn a_damaged_file_never_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
         let mut bytes = byte_level("smollm").bytes();
         for (place, byte) in changes {
             let place = place.index(bytes.len());

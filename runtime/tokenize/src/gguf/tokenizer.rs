@@ -1,4 +1,4 @@
-//! The tokenizer and chat template out of a GGUF's metadata.
+//! Reads the tokenizer and chat template from the metadata of a GGUF file.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,15 +22,15 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 impl ModelArtifacts {
     /// Reads tokenizer and chat template from the metadata of the GGUF file at `path`.
     ///
-    /// Understood are the families `gpt2` (byte-level BPE) and `llama` (SentencePiece's BPE).
+    /// The supported families are `gpt2` (byte-level BPE) and `llama` (SentencePiece's BPE).
     ///
     /// # Errors
-    /// The file is no sound GGUF (see [`read_gguf_metadata`]), lacks a key, or its tokenizer's family is another.
+    /// The file is no valid GGUF file (see [`read_gguf_metadata`]), lacks a key, or has a tokenizer of another family.
     pub fn from_gguf(path: &Path) -> Result<Self, ArtifactError> {
         Self::from_gguf_metadata(&read_gguf_metadata(path)?)
     }
 
-    /// As [`Self::from_gguf`], from metadata read before.
+    /// As [`Self::from_gguf`], with metadata that was already read.
     ///
     /// # Errors
     /// As [`Self::from_gguf`].
@@ -49,7 +49,7 @@ impl ModelArtifacts {
     }
 }
 
-/// Tokens and their types, equally many.
+/// The tokens of a model and the type of each token.
 struct Vocabulary {
     tokens: Vec<String>,
     types: Vec<i64>,
@@ -63,7 +63,7 @@ impl Vocabulary {
             .enumerate()
             .filter(|(_, token)| token.is_empty())
         {
-            // Some files pad their vocabulary so; two tokens cannot both be nothing.
+            // Some files pad their vocabulary with empty tokens, and two tokens cannot have the same text.
             *token = format!("[EMPTY_{id}]");
         }
         let key = "tokenizer.ggml.token_type";
@@ -75,10 +75,10 @@ impl Vocabulary {
         let mut ids = HashMap::with_capacity(tokens.len());
         for (id, token) in tokens.iter().enumerate() {
             if let Some(earlier) = ids.insert(token, id) {
-                let what = format!("{TOKENS} has {token:?} twice, as {earlier} and as {id}");
+                let reason = format!("{TOKENS} has {token:?} twice, as {earlier} and as {id}");
                 return Err(ArtifactError::Gguf {
                     path: metadata.path().to_owned(),
-                    what,
+                    reason,
                 });
             }
         }
@@ -95,10 +95,11 @@ impl Vocabulary {
                 .split_once(' ')
                 .filter(|(left, right)| !left.is_empty() && !right.is_empty())
                 .ok_or_else(|| {
-                    let what = format!("{key} has {merge:?}, which is not two tokens with a space between");
+                    let reason =
+                        format!("{key} has {merge:?}; a merge is two tokens with a space between them");
                     ArtifactError::Gguf {
                         path: metadata.path().to_owned(),
-                        what,
+                        reason,
                     }
                 })
         });
@@ -132,8 +133,9 @@ impl Vocabulary {
         self.artifacts(metadata, &definition, true)
     }
 
-    /// SentencePiece joins the neighbours whose joint token has the highest score; byte pairs are joined by rank. So every
-    /// way to split a token into two tokens is a merge, ranked by the token's score, then by the parts' ids.
+    /// The merges that give SentencePiece's tokens. SentencePiece joins the two neighbours whose joint token has the
+    /// highest score; BPE joins by the rank of a merge. Hence every split of a token into two tokens becomes a merge,
+    /// ranked by the token's score, then by the ids of the two parts.
     fn merges_by_score(&self, scores: &[f32]) -> Vec<(&str, &str)> {
         let ids: HashMap<&str, usize> = self
             .tokens
@@ -196,7 +198,7 @@ impl Vocabulary {
         ModelArtifacts::new(definition.to_json().into(), template, special)
     }
 
-    /// The token under `tokenizer.ggml.{role}_token_id`.
+    /// The token that `tokenizer.ggml.{role}_token_id` names.
     fn token(&self, metadata: &GgufMetadata, role: &str) -> Result<Option<SpecialToken>, ArtifactError> {
         let key = format!("tokenizer.ggml.{role}_token_id");
         let Some(id) = metadata.integer(&key)? else {
@@ -204,12 +206,12 @@ impl Vocabulary {
         };
         let token = usize::try_from(id).ok().and_then(|index| self.tokens.get(index));
         if token.is_none() && id == u64::from(u32::MAX) {
-            // How converters write "none".
+            // Converters write this id for "none".
             return Ok(None);
         }
         let content = token.ok_or_else(|| ArtifactError::Gguf {
             path: metadata.path().to_owned(),
-            what: format!("{key} is {id}, but {TOKENS} has {} tokens", self.tokens.len()),
+            reason: format!("{key} is {id}; {TOKENS} has {} tokens", self.tokens.len()),
         })?;
         Ok(Some(SpecialToken {
             id: id as u32,
@@ -242,9 +244,9 @@ impl Vocabulary {
 }
 
 fn lengths_differ(metadata: &GgufMetadata, key: &str, found: usize, tokens: usize) -> ArtifactError {
-    let what = format!("{key} has {found} entries, but {TOKENS} has {tokens}");
+    let reason = format!("{key} has {found} entries; {TOKENS} has {tokens}");
     ArtifactError::Gguf {
         path: metadata.path().to_owned(),
-        what,
+        reason,
     }
 }

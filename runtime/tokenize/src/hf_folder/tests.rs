@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::{ModelText, TextError};
 
-/// A folder with the fixture's tokenizer.
+/// A folder with the built-in tokenizer and `files`.
 fn folder(files: &[(&str, Value)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(
@@ -68,7 +68,7 @@ fn special_tokens_come_as_strings_or_objects_from_either_file() {
 }
 
 #[test]
-fn every_declared_end_of_generation_counts() {
+fn every_declared_end_token_ends_a_generation() {
     let end = |ids: Value| read(&[("generation_config.json", json!({"eos_token_id": ids}))]);
     assert_eq!(end(json!(5)).unwrap().special_tokens().end, [0, 2, 5]);
     assert_eq!(end(json!([7, 5, 7])).unwrap().special_tokens().end, [0, 2, 5, 7]);
@@ -81,7 +81,7 @@ fn every_declared_end_of_generation_counts() {
 }
 
 #[test]
-fn the_templates_own_file_goes_before_the_configurations() {
+fn the_template_file_takes_precedence_over_the_configuration() {
     let config = |template: Value| ("tokenizer_config.json", json!({ "chat_template": template }));
     let template =
         |files: &[(&str, Value)]| read(files).map(|artifacts| artifacts.chat_template().map(str::to_owned));
@@ -97,7 +97,7 @@ fn the_templates_own_file_goes_before_the_configurations() {
     let error = template(&[config(json!([{"name": "rag", "template": "t"}]))])
         .unwrap_err()
         .to_string();
-    assert!(error.contains("without an entry named default"), "{error}");
+    assert!(error.contains("should have an entry named default"), "{error}");
     let long = "x".repeat(MAX_TEMPLATE_BYTES as usize + 1);
     let error = template(&[("chat_template.jinja", json!(long))])
         .unwrap_err()
@@ -114,14 +114,14 @@ fn damaged_files_are_named() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("tokenizer_config.json: should be a JSON object"),
+        error.contains("tokenizer_config.json: the file should be a JSON object"),
         "{error}"
     );
     let error = read(&[("tokenizer_config.json", json!({"bos_token": "<absent>"}))])
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("bos_token is \"<absent>\", which tokenizer.json has no token for"),
+        error.contains("bos_token is \"<absent>\"; tokenizer.json has no such token"),
         "{error}"
     );
     let error = read(&[("tokenizer.json", json!("{}"))]).unwrap_err().to_string();
@@ -129,7 +129,7 @@ fn damaged_files_are_named() {
 }
 
 #[test]
-fn settings_of_a_training_run_do_not_cut_prompts() {
+fn the_truncation_of_a_training_run_does_not_shorten_prompts() {
     let mut tokenizer: Value = serde_json::from_slice(ModelArtifacts::byte_level().tokenizer_json()).unwrap();
     tokenizer["truncation"] =
         json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});

@@ -26,13 +26,13 @@ fn render(source: &str) -> String {
 }
 
 #[test]
-fn blocks_are_trimmed_as_the_reference_does() {
+fn blocks_are_trimmed_as_in_the_reference() {
     let source = "{% for message in messages %}\n    {% if true %}\n{{ message.content }}\n    {% endif %}\n{% endfor %}\nend\n";
     assert_eq!(render(source), "hi\nend");
 }
 
 #[test]
-fn what_the_reference_provides_is_there() {
+fn templates_find_the_references_variables_and_functions() {
     assert_eq!(
         render("{{ bos_token }}|{{ eos_token }}|{{ add_generation_prompt }}"),
         "<s>||True"
@@ -72,18 +72,18 @@ fn what_the_reference_provides_is_there() {
 }
 
 #[test]
-fn generation_marks_print_nothing_and_keep_their_white_space() {
+fn generation_markers_print_nothing_and_still_trim_white_space() {
     assert_eq!(render("a{% generation %}b{% endgeneration %}c"), "abc");
     assert_eq!(render("a {%- generation -%} b {%- endgeneration -%} c"), "abc");
     assert_eq!(
-        without_generation_marks("{% if x %}{%-generation%}{% broken"),
+        without_generation_markers("{% if x %}{%-generation%}{% broken"),
         "{% if x %}{%-if true%}{% broken"
     );
 }
 
-/// Each as CPython 3.11's `json.dumps(…, ensure_ascii=False)` prints it.
+/// The expected texts are those of CPython 3.11's `json.dumps(…, ensure_ascii=False)`.
 #[test]
-fn tojson_is_pythons() {
+fn tojson_writes_what_python_writes() {
     let value = json!({"b": [1, 2.5, null, true], "a": {}, "é<&'>": "ü\n\"\\", "c": []});
     let print = |arguments: &str| {
         render_with(
@@ -115,13 +115,13 @@ fn tojson_is_pythons() {
 }
 
 #[test]
-fn a_refusal_reaches_the_client_in_the_templates_words() {
+fn the_message_of_raise_exception_reaches_the_client() {
     let source =
         "{% if messages[0].role != 'system' %}{{ raise_exception('roles must alternate') }}{% endif %}";
     let error = render_with(source, json!([{"role": "user"}]), &Json::Null).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "The model's chat template refuses these messages: roles must alternate"
+        "the model's chat template refuses these messages: roles must alternate"
     );
     assert_eq!(error.param_name(), Some("messages"));
     let nested = format!("{{% macro check() %}}{source}{{% endmacro %}}{{{{ check() }}}}");
@@ -130,7 +130,7 @@ fn a_refusal_reaches_the_client_in_the_templates_words() {
 }
 
 #[test]
-fn a_template_cannot_run_away() {
+fn a_rendering_that_exceeds_its_bounds_fails() {
     for source in [
         "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
         "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
@@ -142,7 +142,7 @@ fn a_template_cannot_run_away() {
 }
 
 #[test]
-fn a_template_that_does_not_compile_says_where() {
+fn a_template_that_does_not_compile_gives_an_error_with_the_line() {
     let error = ChatTemplate::compile("a\n{% if %}", &special())
         .map(|_| ())
         .unwrap_err()
@@ -154,7 +154,7 @@ fn a_template_that_does_not_compile_says_where() {
 }
 
 #[test]
-fn extra_members_are_variables_but_never_the_messages() {
+fn extra_members_become_variables_and_never_replace_the_messages() {
     let extra = json!({"enable_thinking": false, "messages": [], "add_generation_prompt": false});
     let source = "{{ enable_thinking is false }}{{ messages | length }}{{ add_generation_prompt }}";
     assert_eq!(render_with(source, json!([1, 2]), &extra).unwrap(), "True2False");
@@ -164,7 +164,7 @@ fn extra_members_are_variables_but_never_the_messages() {
 
 proptest! {
     #[test]
-    fn no_source_makes_it_panic(source in "(\\{%|%\\}|\\{\\{|\\}\\}|-|generation|endgeneration| |é|if x|endif){0,12}") {
+    fn compiling_a_template_never_panics(source in "(\\{%|%\\}|\\{\\{|\\}\\}|-|generation|endgeneration| |é|if x|endif){0,12}") {
         let _ = ChatTemplate::compile(&source, &special());
     }
 }

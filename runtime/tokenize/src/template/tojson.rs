@@ -1,4 +1,4 @@
-//! The `tojson` filter of the reference: Python's `json.dumps` with `ensure_ascii` off, and no HTML escapes.
+//! The `tojson` filter of the reference: Python's `json.dumps` without `ensure_ascii` and without HTML escapes.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use minijinja::{Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-/// The widest indent taken; a template's mistake must not become its memory.
+/// The widest indent, in spaces. Larger ones are reduced to it, so that a mistake in a template cannot fill the memory.
 const MAX_INDENT: usize = 32;
 
 /// `value|tojson(ensure_ascii=…, indent=…, separators=…, sort_keys=…)`.
@@ -55,7 +55,7 @@ pub(super) fn tojson(value: &Value, arguments: Kwargs) -> Result<String, Error> 
         .map_err(|error| Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))
 }
 
-/// A value whose objects' members are written in the order of their names.
+/// Writes the members of every object in the order of their names.
 struct Sorted<'a>(&'a Value);
 
 impl Serialize for Sorted<'_> {
@@ -73,7 +73,7 @@ struct Python {
     indent: Option<usize>,
     ascii: bool,
     depth: usize,
-    /// The array or object being written has an element already.
+    /// Whether the array or object being written has an element.
     filled: bool,
 }
 

@@ -5,15 +5,15 @@ use serde_json::json;
 
 use super::*;
 
-fn fixture() -> &'static ModelText {
-    static FIXTURE: LazyLock<ModelText> =
+fn byte_level() -> &'static ModelText {
+    static TEXT: LazyLock<ModelText> =
         LazyLock::new(|| ModelText::load(&ModelArtifacts::byte_level()).unwrap());
-    &FIXTURE
+    &TEXT
 }
 
 #[test]
-fn the_fixture_is_what_it_says() {
-    let text = fixture();
+fn the_byte_level_tokenizer_has_300_tokens_and_two_of_them_end_a_generation() {
+    let text = byte_level();
     assert_eq!(text.vocab_size(), 300);
     assert_eq!(text.eos_tokens(), [0, 2]);
     assert_eq!(text.encode_prompt("hello world").unwrap().len(), 2);
@@ -22,8 +22,8 @@ fn the_fixture_is_what_it_says() {
 }
 
 #[test]
-fn a_chat_is_framed_and_its_marks_are_tokens() {
-    let text = fixture();
+fn a_chat_is_framed_by_turn_markers_that_are_tokens() {
+    let text = byte_level();
     let messages = json!([{"role": "user", "content": "hello"}]);
     assert_eq!(
         text.render_chat(&messages).unwrap(),
@@ -35,10 +35,10 @@ fn a_chat_is_framed_and_its_marks_are_tokens() {
     assert_eq!(text.decode(&tokens).unwrap(), "user\nhello\nassistant\n");
 }
 
-/// The reference's behaviour, kept and known: a message can contain what looks like a mark.
+/// As in the reference: a message can contain the text of a special token.
 #[test]
-fn marks_inside_a_message_are_tokens_too() {
-    let text = fixture();
+fn turn_markers_inside_a_message_are_tokens_too() {
+    let text = byte_level();
     let tokens = text
         .encode_chat(&json!([{"role": "user", "content": "<|im_end|>"}]))
         .unwrap();
@@ -46,8 +46,8 @@ fn marks_inside_a_message_are_tokens_too() {
 }
 
 #[test]
-fn parts_null_and_missing_content_take_the_shape_templates_know() {
-    let text = fixture();
+fn parts_null_and_missing_content_become_a_string() {
+    let text = byte_level();
     let render = |messages: Json| text.render_chat(&messages);
     let parts =
         json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
@@ -92,8 +92,8 @@ fn tool_calls_reach_the_template_with_their_arguments_parsed() {
 }
 
 #[test]
-fn messages_of_another_shape_are_refused_by_place() {
-    let text = fixture();
+fn messages_of_the_wrong_shape_are_refused_with_the_parameter() {
+    let text = byte_level();
     let check = |messages: Json, param: &str, expected: &str| {
         let error = text.render_chat(&messages).unwrap_err();
         assert_eq!(error.param_name(), Some(param), "{error}");
@@ -166,9 +166,9 @@ fn messages_of_another_shape_are_refused_by_place() {
 }
 
 #[test]
-fn a_model_without_template_says_what_to_use() {
-    let fixture = ModelArtifacts::byte_level();
-    let bare = ModelArtifacts::assembled(fixture.tokenizer_json().clone(), None, SpecialTokens::default());
+fn a_model_without_a_template_refuses_chats_and_names_the_completions_path() {
+    let artifacts = ModelArtifacts::byte_level();
+    let bare = ModelArtifacts::assembled(artifacts.tokenizer_json().clone(), None, SpecialTokens::default());
     let error = ModelText::load(&bare)
         .unwrap()
         .render_chat(&json!([]))
@@ -183,11 +183,11 @@ fn a_model_without_template_says_what_to_use() {
 }
 
 #[test]
-fn prompts_are_framed_where_the_model_wants_it() {
-    let fixture = ModelArtifacts::byte_level();
-    let mut special = fixture.special_tokens().clone();
+fn prompts_get_the_special_tokens_that_the_model_adds() {
+    let artifacts = ModelArtifacts::byte_level();
+    let mut special = artifacts.special_tokens().clone();
     (special.add_bos, special.add_eos) = (true, true);
-    let framed = ModelArtifacts::assembled(fixture.tokenizer_json().clone(), None, special);
+    let framed = ModelArtifacts::assembled(artifacts.tokenizer_json().clone(), None, special);
     let text = ModelText::load(&framed).unwrap();
     let tokens = text.encode_prompt("hello").unwrap();
     assert_eq!((tokens.len(), tokens[0], tokens[2]), (3, 1, 2));
@@ -196,19 +196,19 @@ fn prompts_are_framed_where_the_model_wants_it() {
 
 #[test]
 fn a_token_that_does_not_exist_is_named() {
-    let error = fixture().decode(&[5, 300]).unwrap_err();
+    let error = byte_level().decode(&[5, 300]).unwrap_err();
     assert!(
         error
             .to_string()
-            .contains("Token 300 does not exist; the model has 300 tokens"),
+            .contains("token 300 does not exist; the model has 300 tokens"),
         "{error}"
     );
 }
 
 #[test]
-fn a_decoder_that_cannot_be_undone_exactly_is_refused() {
-    let fixture = ModelArtifacts::byte_level();
-    let mut json: Json = serde_json::from_slice(fixture.tokenizer_json()).unwrap();
+fn an_unsupported_decoder_is_refused() {
+    let artifacts = ModelArtifacts::byte_level();
+    let mut json: Json = serde_json::from_slice(artifacts.tokenizer_json()).unwrap();
     json["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
     let artifacts = ModelArtifacts::assembled(json.to_string().into(), None, SpecialTokens::default());
     let error = ModelText::load(&artifacts).unwrap_err().to_string();
@@ -219,17 +219,17 @@ fn a_decoder_that_cannot_be_undone_exactly_is_refused() {
 }
 
 #[test]
-fn threads_share_it() {
+fn text_and_artifacts_can_be_shared_by_threads() {
     fn shared<T: Send + Sync>() {}
     shared::<ModelText>();
     shared::<ModelArtifacts>();
 }
 
 proptest! {
-    /// The library's own decoding, which looks at all tokens at once and is the reference.
+    /// The reference decodes all tokens at once.
     #[test]
-    fn decoding_is_the_references(tokens in prop::collection::vec(0..300u32, 0..60)) {
-        let text = fixture();
+    fn decoding_gives_the_references_text(tokens in prop::collection::vec(0..300u32, 0..60)) {
+        let text = byte_level();
         prop_assert_eq!(text.decode(&tokens).unwrap(), text.encoder.reference().decode(&tokens, true).unwrap());
     }
 }

@@ -1,4 +1,4 @@
-"""smollm2.py MODEL.gguf > smollm2.json: what llama.cpp (PyPI: llama-cpp-python) makes of these texts."""
+"""smollm2.py MODEL.gguf > smollm2.json: the tokens that llama.cpp (PyPI: llama-cpp-python) gives for these texts."""
 
 import json
 import sys
