@@ -1,12 +1,12 @@
-//! The bytes of OpenAI answers.
+//! Writes the bytes of OpenAI answers.
 //!
-//! Workers write what clients read; routers pass it on untouched, so that detokenising and JSON scale with the
-//! workers. Streamed answers are server-sent events, one for each piece of text, ended by `data: [DONE]`; whole
-//! answers are one JSON document at the end. Shapes are those of OpenAI's API reference for chat completions
-//! (`chat.completion`, `chat.completion.chunk`) and completions (`text_completion`).
+//! Workers write the bytes that clients read, and routers pass them on unchanged. The work of decoding tokens and
+//! writing JSON therefore grows with the number of workers. A streamed answer is server-sent events, one for each piece
+//! of text, then `data: [DONE]`. A whole answer is one JSON document at the end. The shapes are those of OpenAI's API
+//! reference for chat completions (`chat.completion`, `chat.completion.chunk`) and completions (`text_completion`).
 //!
-//! What is the same in every event of a choice is rendered once; a token costs a copy of that and the escaping of its
-//! own text, into a buffer that is used again.
+//! The constant part of a choice's events is rendered once. A token costs a copy of that part and the escaping of its
+//! text, both into a reused buffer.
 
 use signalbox_protocol::{AnswerFormat, FinishReason, GenerateRequest, StreamSummary};
 
@@ -18,12 +18,12 @@ mod tests;
 
 pub use self::{
     logprobs::TokenEntry,
-    stop::{StopMatcher, StopVerdict},
+    stop::{StopMatcher, StopScan},
 };
 
 use self::json::{push_display, push_string};
 
-/// What all pieces of one request's answer have in common.
+/// The parts that are the same in all events of one request's answer.
 #[derive(Debug)]
 pub struct Answer {
     format: AnswerFormat,
@@ -31,23 +31,24 @@ pub struct Answer {
     head: Vec<u8>,
 }
 
-/// One choice of an answer. For streams it writes events; for whole answers it collects.
+/// Writes one choice of an answer: the events of a stream, or the choice's part of a whole answer.
 #[derive(Debug)]
 pub struct ChoiceWriter {
     chat: bool,
     stream: bool,
     index: u32,
-    /// An event up to and including the choice's `"index":…,`.
+    /// The beginning of every event, up to the choice's `"index":…,`.
     stem: Vec<u8>,
-    /// An event from the end of its choice on.
+    /// The end of every event, from the end of the choice on.
     tail: &'static [u8],
-    /// Text that precedes a completion; taken by its first piece.
+    /// The prompt's text, which precedes the text of a completion. The first piece takes it.
     echo: Option<String>,
     started: bool,
-    /// Where the next token begins in the text, in characters, for `text_offset`.
+    /// The position of the next token in the text, in characters, for `text_offset`.
     offset: usize,
-    /// Collected for a whole answer.
+    /// The text so far, for a whole answer.
     text: String,
+    /// The log probabilities so far, for a whole answer.
     entries: Vec<TokenEntry>,
     first_offset: usize,
     wants_logprobs: bool,
@@ -55,7 +56,8 @@ pub struct ChoiceWriter {
 }
 
 impl Answer {
-    /// `fingerprint` names the engine and its settings: equal fingerprints and seeds give equal answers.
+    /// The answer to `request`. `fingerprint` names the engine and its version: equal fingerprints and seeds give equal
+    /// answers.
     pub fn new(request: &GenerateRequest, fingerprint: &str) -> Self {
         let format = request.format.clone();
         let (id, object) = match (format.chat, format.stream) {
@@ -78,12 +80,12 @@ impl Answer {
         Self { format, head }
     }
 
-    /// Whether pieces are delivered as they come.
+    /// Whether the answer is streamed.
     pub fn is_stream(&self) -> bool {
         self.format.stream
     }
 
-    /// The writer of choice `index`; `wants_logprobs` as the request's sampling says.
+    /// The writer of choice `index`. `wants_logprobs`: the request asks for log probabilities.
     pub fn choice(&self, index: u32, wants_logprobs: bool) -> ChoiceWriter {
         let mut stem = Vec::with_capacity(self.head.len() + 48);
         stem.extend_from_slice(b"data: {");
@@ -118,7 +120,7 @@ impl Answer {
         }
     }
 
-    /// The last events of a stream: the usage where it was asked for, and `[DONE]`.
+    /// Appends the last events of a stream: the usage, if the request asks for it, and `[DONE]`.
     pub fn write_stream_end(&self, usage: StreamSummary, out: &mut Vec<u8>) {
         if self.format.include_usage {
             out.extend_from_slice(b"data: {");
@@ -130,7 +132,7 @@ impl Answer {
         out.extend_from_slice(b"data: [DONE]\n\n");
     }
 
-    /// The whole answer: one JSON document with every choice, in the order given.
+    /// Appends the whole answer: one JSON document with the choices in the given order.
     pub fn write_document<'a>(
         &self,
         choices: impl Iterator<Item = &'a ChoiceWriter>,
@@ -140,8 +142,8 @@ impl Answer {
         out.push(b'{');
         out.extend_from_slice(&self.head);
         out.extend_from_slice(b"\"choices\":[");
-        for (place, choice) in choices.enumerate() {
-            if place > 0 {
+        for (index, choice) in choices.enumerate() {
+            if index > 0 {
                 out.push(b',');
             }
             choice.write_whole(out);
@@ -153,7 +155,7 @@ impl Answer {
 }
 
 impl ChoiceWriter {
-    /// The choice has its first token. A chat stream says now whose turn it is; everything else says nothing yet.
+    /// Starts the choice, at its first token. A chat stream gets its event with the role; other answers get nothing.
     pub fn start(&mut self, out: &mut Vec<u8>) {
         if self.started {
             return;
@@ -166,8 +168,8 @@ impl ChoiceWriter {
         }
     }
 
-    /// The next piece of text, and the log probabilities of the tokens that make it up. The piece may be empty where
-    /// there are log probabilities to tell; with neither, nothing is written.
+    /// Appends the next piece of text, with the log probabilities of its tokens. The text may be empty if there are log
+    /// probabilities. Without either, nothing is written.
     pub fn push(&mut self, text: &str, entries: &mut Vec<TokenEntry>, out: &mut Vec<u8>) {
         self.start(out);
         if text.is_empty() && entries.is_empty() {
@@ -199,7 +201,7 @@ impl ChoiceWriter {
         out.extend_from_slice(self.tail);
     }
 
-    /// The choice is over. Everything it said has been pushed.
+    /// Finishes the choice, after its last piece.
     pub fn finish(&mut self, reason: FinishReason, out: &mut Vec<u8>) {
         self.start(out);
         self.finish = Some(reason);
@@ -242,7 +244,7 @@ impl ChoiceWriter {
         out.push(b'}');
     }
 
-    /// Returns the offset of the token after `entries`.
+    /// Appends the log probabilities of `entries`, which begin at `offset`. Returns the offset of the next token.
     fn push_logprobs(&self, entries: &[TokenEntry], offset: usize, out: &mut Vec<u8>) -> usize {
         match (self.wants_logprobs, self.chat) {
             (false, _) => {

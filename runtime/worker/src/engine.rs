@@ -1,9 +1,9 @@
-//! What a worker asks of an engine.
+//! The interface between the runner and an engine.
 //!
 //! An engine advances all its sequences together, one *step* at a time (continuous batching): a step prefills some
-//! prompt tokens and decodes one token of each running sequence. [`StepEngine`] is that and nothing more: it owns its
-//! KV cache and its arithmetic, and knows nothing of text, JSON, networks or clocks. The runner (`runner.rs`) owns
-//! the engine on its thread, turns tokens into answers, and publishes what the step did to the KV cache.
+//! prompt tokens and decodes one token of each running sequence. A [`StepEngine`] owns its KV cache and its
+//! computation. It has no notion of text, JSON, networks or clocks. The runner (`runner.rs`) steps the engine on a
+//! thread, turns tokens into answers, and publishes the changes of the KV cache.
 
 use std::time::Duration;
 
@@ -11,28 +11,28 @@ use signalbox_protocol::{
     FinishReason, KvEvent, LoadReport, SamplingParams, SequenceHash, WireError, WorkerCapacity,
 };
 
-/// One sequence within an engine: a request has `n` of them. Given by the runner, unique for the engine's life.
+/// One sequence of an engine. A request has `n` sequences. The runner assigns the id, and an engine sees each id once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
 impl SequenceId {
-    /// The sequence of choice `choice` of the `request`th request. Requests are numbered from 0; at most 2⁴⁸ of them.
+    /// The sequence of choice `choice` of request number `request`. Requests are numbered from 0, at most 2⁴⁸ of them.
     pub fn new(request: u64, choice: u16) -> Self {
         Self((request << 16) | u64::from(choice))
     }
 
-    /// The number of its request.
+    /// The number of the sequence's request.
     pub fn request(self) -> u64 {
         self.0 >> 16
     }
 
-    /// Which of its request's choices it is, from 0.
+    /// The sequence's index among the choices of its request, from 0.
     pub fn choice(self) -> u16 {
         self.0 as u16
     }
 }
 
-/// What an engine is, for the worker's card.
+/// The properties of an engine that the worker's card carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineInfo {
     /// `llama` or `sim`.
@@ -41,88 +41,90 @@ pub struct EngineInfo {
     pub block_size: u32,
     /// Most tokens of prompt and answer together.
     pub context_length: u32,
-    /// How much it holds.
+    /// Limits on KV blocks and on running and waiting sequences.
     pub capacity: WorkerCapacity,
 }
 
 /// A sequence to generate.
 #[derive(Debug, Clone)]
 pub struct NewSequence {
-    /// Its name in what the steps report.
+    /// The id under which steps report the sequence.
     pub id: SequenceId,
-    /// The prompt; at least one token, and shorter than the context.
+    /// The prompt: at least one token, and fewer than the context length.
     pub tokens: Vec<u32>,
-    /// Identities of the prompt's whole blocks, salted with the request's LoRA and cache salt.
+    /// Hashes of the prompt's full KV blocks, salted with the request's LoRA and cache salt.
     pub blocks: Vec<SequenceHash>,
-    /// Continues the identities over generated blocks.
+    /// Computes the hashes of the blocks that follow.
     pub hasher: signalbox_protocol::BlockHasher,
-    /// How to pick tokens. `stop` texts and the end-of-sequence token are the runner's business; `max_tokens` the engine's.
+    /// How to sample tokens. The engine applies `max_tokens`. The runner applies `stop` and the end-of-sequence token.
     pub sampling: SamplingParams,
 }
 
 /// A generated token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SampledToken {
-    /// Whose it is.
+    /// The sequence that generated it.
     pub sequence: SequenceId,
     /// The token.
     pub token: u32,
-    /// Its log probability and the likeliest alternatives, likeliest first, where the request asked for them.
+    /// The token's log probability and the likeliest alternatives, if the request asked for them.
     pub logprobs: Option<TokenLogprobs>,
 }
 
-/// Log probabilities at one position, before temperature and truncation.
+/// Log probabilities at one position, before temperature, top-k and top-p.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
-    /// Of the chosen token.
+    /// The log probability of the chosen token.
     pub chosen: f32,
-    /// (token, log probability), likeliest first.
+    /// The likeliest tokens with their log probabilities, likeliest first.
     pub top: Vec<(u32, f32)>,
 }
 
-/// What one step did; cleared and reused by the runner. Events are in the order they happened.
+/// The results of one step. The runner clears and reuses it. Each list is in the order of the events.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// Sequences whose prompt is in the KV cache now, with the number of prompt tokens that were found there.
+    /// Sequences whose whole prompt is now in the KV cache, with the number of prompt tokens that were cached before.
     pub prefilled: Vec<(SequenceId, u32)>,
-    /// At most one token a sequence.
+    /// The generated tokens, at most one a sequence.
     pub tokens: Vec<SampledToken>,
-    /// Sequences that are over after this step: `max_tokens` or the context's end. Their resources are free already.
+    /// Sequences that reached `max_tokens` or the context length. The engine has freed their resources.
     pub finished: Vec<(SequenceId, FinishReason)>,
-    /// Sequences that could not be gone on with. Their resources are free already.
+    /// Sequences that the engine cannot continue. The engine has freed their resources.
     pub failed: Vec<(SequenceId, WireError)>,
-    /// What changed in the KV cache.
+    /// Changes of the KV cache.
     pub kv_events: Vec<KvEvent>,
 }
 
-/// What the runner does after a step.
+/// When the runner steps the engine again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepStatus {
-    /// There is more to do: step again at once.
+    /// At once: there is more to do.
     Busy,
-    /// The step would have taken this long on a real device: deliver its output after that time, then step again.
-    /// Only the simulated engine says so.
+    /// After this time, which the step would have taken on a real device. The runner delivers the output at the end of
+    /// that time. Only the simulated engine returns it.
     BusyFor(Duration),
-    /// No sequence is left; wait for one.
+    /// When the next sequence arrives: no sequence is left.
     Idle,
 }
 
-/// An engine that advances by steps. Lives on one thread.
+/// An engine that advances by steps. One thread owns it.
 pub trait StepEngine: Send + 'static {
-    /// What it is.
+    /// The engine's properties.
     fn info(&self) -> EngineInfo;
 
-    /// Takes a sequence into the waiting queue; it starts when there is room. An error says why it never can, or
-    /// that the queue is full (`Overloaded`).
+    /// Puts a sequence into the waiting queue. The engine starts it when there is room.
+    ///
+    /// # Errors
+    /// The sequence can never run, or the queue is full (`Overloaded`).
     fn submit(&mut self, sequence: NewSequence) -> Result<(), WireError>;
 
-    /// Ends a sequence early: its client left, a stop text was met, the end-of-sequence token came. What it computed
-    /// stays in the cache for others. Unknown ids are ignored.
+    /// Ends a sequence early, because its client left, a stop text matched or the end-of-sequence token was generated.
+    /// The sequence's full KV blocks stay cached for others. Unknown ids are ignored.
     fn cancel(&mut self, id: SequenceId);
 
-    /// Advances everything by one step.
+    /// Advances all sequences by one step and adds the results to `output`.
     fn step(&mut self, output: &mut StepOutput) -> StepStatus;
 
-    /// Its work now.
+    /// The engine's current load.
     fn load(&self) -> LoadReport;
 }

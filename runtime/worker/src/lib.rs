@@ -1,12 +1,13 @@
-//! The other side of the planes: an engine, driven over TCP.
+//! The worker: an engine that routers reach over the request plane.
 //!
-//! A worker process owns one engine, or many simulated ones. The pieces, in the order a request meets them:
+//! A worker process runs one real engine, or many simulated ones. The modules, in the order in which a request passes
+//! them:
 //!
-//! - [`service`]: answers the calls of routers, runs the worker's life from bind to drain.
-//! - [`runner`]: the thread of engines: requests in, steps, pieces of answers out.
-//! - [`engine`]: what an engine is; [`sim`] simulates one.
-//! - [`block_pool`]: which KV block holds what, for the engines.
-//! - [`answer`]: the bytes of OpenAI answers.
+//! - [`service`]: starts a worker, answers the calls of routers, and drains the worker.
+//! - [`runner`]: the thread that steps engines. Requests go in, pieces of answers come out.
+//! - [`engine`]: the trait of an engine. [`sim`] implements it without a GPU.
+//! - [`block_pool`]: the KV blocks of an engine and their contents.
+//! - [`answer`]: writes the bytes of OpenAI answers.
 
 pub mod answer;
 pub mod block_pool;

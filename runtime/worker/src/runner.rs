@@ -1,15 +1,17 @@
-//! The thread of engines: requests in, steps, pieces of answers out.
+//! Runs engines: takes requests, steps the engines on a thread, and sends the pieces of answers.
 //!
-//! Engines are stepped on an [`EngineThread`], which nothing else may block. Everything reaches it through one
-//! bounded queue and leaves it through the requests' sinks, once a step: first what changed in the KV cache, then all
-//! tokens of the step, then one flush a request. So a router that reads a token may already know where its prompt
-//! lies. The runner promises:
+//! An [`EngineThread`] steps engines and is blocked by nothing else. Messages reach it through one bounded queue. The
+//! results of a step leave it in a fixed order: first the changes of the KV cache, then all tokens of the step, then
+//! one flush a request. When a router reads a token, the KV events of its step are therefore already published. The
+//! runner promises:
 //!
-//! - every request it was given ends once: with its answer, an error, or because its caller left;
-//! - a caller that left costs the engine nothing after the step at hand, and in a simulated step not 50 ms;
-//! - a fault of an engine, panics included, ends in an error for everybody who asked it and in [`RunnerState::Failed`];
-//!   other engines on the thread go on. The process is expected to exit then and be started again: a worker without
-//!   its engine is of no use.
+//! - Every submitted request ends exactly once: with its answer, with an error, or because its caller closed the
+//!   stream.
+//! - After a caller closed its stream, its request costs the engine nothing once the current step ends. A simulated
+//!   step drops the request within 50 ms.
+//! - If an engine fails or panics, every open request gets an error and the engine's state is [`RunnerState::Failed`].
+//!   Other engines on the thread continue. The process should then exit and be restarted: the worker has lost its
+//!   engine.
 
 use std::sync::{
     Arc,
@@ -23,8 +25,8 @@ use tokio::sync::watch;
 use crate::engine::EngineInfo;
 
 use self::{
-    engine_thread::{Message, ToThread},
-    intake::{Intake, engine_is_gone},
+    engine_thread::{EngineMailbox, Message},
+    intake::Intake,
 };
 
 mod choice;
@@ -37,23 +39,25 @@ mod sink;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::intake::engine_stopped;
 pub use self::{engine_thread::EngineThread, intake::MAX_CHOICES, sink::AnswerSink};
 
-/// What has become of an engine on its thread.
+/// The state of an engine on its thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunnerState {
-    /// It takes requests.
+    /// The engine takes requests.
     Running,
-    /// It was told to stop, or nobody can reach its thread any more.
+    /// The engine was stopped, or all handles of its thread were dropped.
     Stopped,
-    /// Its engine panicked. It never comes back.
+    /// The engine panicked. This state is final.
     Failed,
 }
 
-/// Handle of an engine on its thread; clones name the same one.
+/// The handle of an engine on its thread. Clones refer to the same engine.
 #[derive(Debug, Clone)]
 pub struct RunnerHandle {
-    to_thread: ToThread,
+    mailbox: EngineMailbox,
+    /// The engine's number on its thread.
     number: usize,
     intake: Arc<Intake>,
     stopping: Arc<AtomicBool>,
@@ -62,49 +66,50 @@ pub struct RunnerHandle {
 }
 
 impl RunnerHandle {
-    /// Hands a request to the engine. Never waits; what cannot be taken is failed through `sink` with the reason.
+    /// Submits a request to the engine without waiting. If the request cannot be taken, it fails through `sink` with
+    /// the reason.
     pub fn submit(&self, request: &GenerateRequest, tokens: Vec<u32>, sink: impl AnswerSink + 'static) {
-        let job = match self.intake.prepare(request, tokens, Box::new(sink)) {
-            Ok(job) => job,
+        let request = match self.intake.prepare(request, tokens, Box::new(sink)) {
+            Ok(request) => request,
             Err((sink, error)) => return sink.fail(error),
         };
-        let job = Message::Job(self.number, Box::new(job));
-        let (job, error) = match self.to_thread.messages.try_send(job) {
+        let message = Message::Request(self.number, Box::new(request));
+        let (message, error) = match self.mailbox.messages.try_send(message) {
             Ok(()) => return,
-            Err(TrySendError::Full(job)) => {
-                let message = "This worker takes no more requests at the moment; try again soon.";
-                (job, WireError::new(ErrorKind::Overloaded, message))
+            Err(TrySendError::Full(message)) => {
+                let text = "the worker's queue of requests is full; try again later";
+                (message, WireError::new(ErrorKind::Overloaded, text))
             }
-            Err(TrySendError::Disconnected(job)) => (job, engine_is_gone()),
+            Err(TrySendError::Disconnected(message)) => (message, engine_stopped()),
         };
-        if let Message::Job(_, job) = job {
-            job.fail(error);
+        if let Message::Request(_, request) = message {
+            request.fail(error);
         }
     }
 
-    /// What the engine is.
+    /// The engine's properties.
     pub fn info(&self) -> &EngineInfo {
         self.intake.info()
     }
 
-    /// The engine's load, as of its last step.
+    /// The engine's load after its last step.
     pub fn load(&self) -> watch::Receiver<LoadReport> {
         self.load.clone()
     }
 
-    /// What has become of the engine.
+    /// The engine's state.
     pub fn state(&self) -> watch::Receiver<RunnerState> {
         self.state.clone()
     }
 
-    /// Ends the engine after the step at hand, failing what is open, and waits until that is done.
+    /// Stops the engine after its current step and waits for that. Open requests fail.
     pub async fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        self.to_thread.stops.swap(true, Ordering::AcqRel);
-        // Full: then the thread is awake anyway. Disconnected: it has ended.
-        let _ = self.to_thread.messages.try_send(Message::Wake);
+        self.mailbox.stop_requested.swap(true, Ordering::AcqRel);
+        // A full queue keeps the thread awake anyway, and a disconnected one means that the thread has ended.
+        let _ = self.mailbox.messages.try_send(Message::Wake);
         let mut state = self.state.clone();
-        // An error means that the sender is gone, and with it the engine.
+        // An error means that the state's sender was dropped with the engine.
         let _ = state.wait_for(|state| *state != RunnerState::Running).await;
     }
 }

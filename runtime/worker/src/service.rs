@@ -1,7 +1,8 @@
-//! A worker's life: bind, serve, drain.
+//! Runs a worker: bind, serve, drain.
 //!
-//! [`run`] puts an engine behind a request-plane server and answers every [`Call`](signalbox_protocol::Call). It promises that a worker that
-//! runs is reachable under the address on its card, and that after [`RunningWorker::drain`] nothing of it is left.
+//! [`run`] puts an engine behind a request-plane server and answers every [`Call`](signalbox_protocol::Call). A running
+//! worker is reachable under the address on its card. After [`RunningWorker::drain`] its server and its engine have
+//! ended.
 
 use std::{
     collections::BTreeMap,
@@ -29,41 +30,41 @@ mod publish;
 
 pub use publish::publish_events;
 
-/// As many as a worker's card may carry.
+/// Most labels of a worker's card.
 const MAX_LABELS: usize = 32;
 
-/// What a worker is called and where it listens.
+/// The identity and the addresses of a worker.
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
-    /// Its name, stable over restarts.
+    /// The worker's id, stable over restarts.
     pub id: WorkerId,
-    /// Where its request plane listens; port 0 picks a free one.
+    /// The address on which the request plane listens. Port 0 takes a free port.
     pub listen: SocketAddr,
-    /// The host routers dial. Needed where `listen` is every address of the machine; otherwise its own.
+    /// The host that routers dial. Required if `listen` is the unspecified address; otherwise the default is its host.
     pub advertise_host: Option<String>,
-    /// Serve routers over NATS instead of at `listen`: where they cannot dial this machine.
+    /// Serves routers over NATS and not at `listen`: for routers that cannot dial this machine.
     pub nats: Option<NatsTransport>,
-    /// The model's name, as clients ask for it.
+    /// The model's name in clients' requests.
     pub model: String,
-    /// What it does in a disaggregated deployment.
+    /// The worker's role in a disaggregated deployment.
     pub role: WorkerRole,
-    /// The operator's own words about it, at most 32.
+    /// The operator's labels, at most 32.
     pub labels: BTreeMap<String, String>,
     /// Bounds of the request plane.
     pub server: ServerConfig,
 }
 
-/// What a worker needs of its model besides the engine; workers of one process share it.
+/// The tokenizer and artifacts of a worker's model. The workers of a process share them.
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
     text: Arc<ModelText>,
-    /// What routers fetch, so that they need no files of the model.
+    /// The container that routers fetch, so that they need no model files.
     artifacts: Bytes,
     digest: String,
 }
 
 impl ModelFiles {
-    /// `text` is `artifacts` loaded.
+    /// `text` must be loaded from `artifacts`.
     pub fn new(artifacts: &ModelArtifacts, text: Arc<ModelText>) -> Self {
         Self {
             text,
@@ -73,29 +74,29 @@ impl ModelFiles {
     }
 }
 
-/// Why a worker did not come up.
+/// Why a worker cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The address cannot be listened on.
-    #[error("worker cannot listen on {address}")]
+    /// The worker cannot listen on its address.
+    #[error("the worker cannot listen on {address}")]
     Bind {
-        /// As configured.
+        /// The configured address.
         address: SocketAddr,
-        /// The operating system's reason.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// NATS cannot be listened on.
-    #[error("worker cannot listen on NATS")]
+    /// The worker cannot listen on NATS.
+    #[error("the worker cannot listen on NATS")]
     Nats(#[source] io::Error),
-    /// Routers could not dial it.
-    #[error("worker listens on every address ({0}): name the host that routers should dial")]
+    /// Routers cannot dial an unspecified address.
+    #[error("the worker listens on every address ({0}); name the host that routers should dial")]
     NoAdvertisedHost(SocketAddr),
-    /// The card would be refused.
-    #[error("worker has {0} labels; at most {MAX_LABELS} are carried")]
+    /// The worker's card has too many labels.
+    #[error("the worker has {0} labels; the limit is {MAX_LABELS}")]
     TooManyLabels(usize),
 }
 
-/// A worker that serves. Dropping it leaves it running: see [`Self::drain`].
+/// A running worker. It continues after this value is dropped: see [`Self::drain`].
 #[derive(Debug)]
 pub struct RunningWorker {
     card: Arc<WorkerCard>,
@@ -104,10 +105,10 @@ pub struct RunningWorker {
     runner: RunnerHandle,
 }
 
-/// Brings a worker up whose engine is stepped on `thread`; call it inside a tokio runtime.
+/// Starts a worker whose engine is stepped on `thread`. Call it inside a tokio runtime.
 ///
 /// # Errors
-/// See [`WorkerError`]; nothing is left running then.
+/// See [`WorkerError`]. After an error nothing of the worker runs.
 pub async fn run(
     config: WorkerConfig,
     engine: Box<dyn StepEngine>,
@@ -161,7 +162,7 @@ pub async fn run(
     let server = server.serve(card.clone(), Arc::new(service));
     tracing::info!(
         worker.id = %card.id, worker.address = %card.address, worker.engine = card.engine, model = card.model,
-        "worker serves"
+        "the worker serves"
     );
     Ok(RunningWorker {
         card,
@@ -172,18 +173,18 @@ pub async fn run(
 }
 
 impl RunningWorker {
-    /// What it says of itself, with the port it really listens on.
+    /// The worker's card, with the port on which the worker listens.
     pub fn card(&self) -> &Arc<WorkerCard> {
         &self.card
     }
 
-    /// What its KV cache holds, for event planes beside the request plane.
+    /// The log of the worker's KV events, for event planes other than the request plane.
     pub fn event_log(&self) -> &EventLog {
         &self.log
     }
 
-    /// Returns when the engine has panicked. The worker answers nothing any more: the process should end with exit
-    /// code 1 and be started again.
+    /// Returns when the engine has panicked. The worker answers no more requests: the process should exit with code 1
+    /// and be restarted.
     pub async fn failed(&self) {
         let mut state = self.runner.state();
         if state
@@ -191,19 +192,21 @@ impl RunningWorker {
             .await
             .is_err()
         {
-            // The thread ended as it was told to: there will be no failure.
+            // The engine was stopped and will not fail any more.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Leaves politely: routers send nothing new, what is open may finish for at most `grace`, then everything ends.
+    /// Drains the worker: routers send no new requests, and open requests have `grace` to finish. Then the server and
+    /// the engine end.
     pub async fn drain(&self, grace: Duration) {
         self.server.drain(grace).await;
         self.runner.stop().await;
     }
 }
 
-/// A clock before 1970 gives epoch 0: every later life is newer then.
+/// The epoch of this incarnation: the milliseconds since 1970. With a clock before 1970 it is 0, so that every later
+/// incarnation has a larger epoch.
 fn epoch_now() -> WorkerEpoch {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     WorkerEpoch(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))

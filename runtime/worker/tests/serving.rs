@@ -1,4 +1,4 @@
-//! A worker over TCP, as a router meets it.
+//! A worker over TCP, as a router uses it.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -95,7 +95,7 @@ fn plain(call: Call) -> CallParts {
     }
 }
 
-/// Everything until the end: bytes, tokens, summary.
+/// The bytes, the number of tokens and the summary of a whole stream.
 async fn whole(mut stream: ResponseStream) -> Result<(Vec<u8>, u32, StreamSummary), LinkError> {
     let (mut all, mut count) = (Vec::new(), 0);
     while let Some(event) = stream.next().await {
@@ -107,20 +107,20 @@ async fn whole(mut stream: ResponseStream) -> Result<(Vec<u8>, u32, StreamSummar
             ResponseEvent::End(summary) => return Ok((all, count, summary)),
         }
     }
-    panic!("a stream ends with its end");
+    panic!("the stream ended without a summary");
 }
 
 async fn next_piece(stream: &mut ResponseStream) -> Bytes {
     match stream.next().await {
         Some(Ok(ResponseEvent::Data { bytes, .. })) => bytes,
-        other => panic!("{other:?} is no piece"),
+        other => panic!("expected a piece, got {other:?}"),
     }
 }
 
 fn error_kind(result: Result<(Vec<u8>, u32, StreamSummary), LinkError>) -> ErrorKind {
     match result {
         Err(LinkError::Refused(error)) => error.kind,
-        other => panic!("{other:?} is no refusal"),
+        other => panic!("expected a refusal, got {other:?}"),
     }
 }
 
@@ -129,7 +129,7 @@ fn prompt() -> Vec<u32> {
 }
 
 #[actix_rt::test]
-async fn a_request_is_streamed_and_its_prompt_is_cached_for_the_next() {
+async fn a_request_is_streamed_and_its_prompt_is_cached_for_the_next_request() {
     let (_worker, link) = worker(fast()).await;
     let (bytes, tokens, summary) = whole(link.open(generate(prompt(), 20, true)).unwrap())
         .await
@@ -157,7 +157,7 @@ async fn a_request_is_streamed_and_its_prompt_is_cached_for_the_next() {
 }
 
 #[actix_rt::test]
-async fn a_router_needs_no_file_of_the_model() {
+async fn a_router_can_fetch_the_model_artifacts() {
     let (worker, link) = worker(fast()).await;
     let digest = worker.card().artifacts_digest.clone();
     let (bytes, ..) = whole(
@@ -177,7 +177,7 @@ async fn a_router_needs_no_file_of_the_model() {
 }
 
 #[actix_rt::test]
-async fn what_the_cache_holds_is_told_as_it_changes_and_at_once() {
+async fn kv_events_and_a_snapshot_give_the_content_of_the_cache() {
     let (worker, link) = worker(fast()).await;
     let epoch = worker.card().epoch;
     let mut events = link
@@ -205,18 +205,18 @@ async fn what_the_cache_holds_is_told_as_it_changes_and_at_once() {
     let snapshot = decode_snapshot(&bytes).unwrap();
     assert_eq!((snapshot.epoch, snapshot.next_sequence), (epoch, 1));
     assert_eq!(stored(&snapshot.stored), blocks);
-    let other_life = plain(Call::WatchKvEvents {
+    let other_incarnation = plain(Call::WatchKvEvents {
         after: Some((WorkerEpoch(1), 0)),
     });
     assert_eq!(
-        error_kind(whole(link.open(other_life).unwrap()).await),
+        error_kind(whole(link.open(other_incarnation).unwrap()).await),
         ErrorKind::NotFound
     );
 }
 
 #[actix_rt::test]
-async fn load_is_told_when_it_changes_and_a_dropped_stream_frees_the_engine() {
-    // Slow enough to be seen running, fast enough to get its first token at once.
+async fn load_is_reported_when_it_changes_and_a_dropped_stream_frees_the_engine() {
+    // Slow enough that the report shows the running request, fast enough that its first token comes at once.
     let (_worker, link) = worker(SimConfig {
         speedup: 1.0,
         ..SimConfig::default()
@@ -233,7 +233,7 @@ async fn load_is_told_when_it_changes_and_a_dropped_stream_frees_the_engine() {
         let report = report(next_piece(&mut load).await);
         if report.running == 0 {
             assert_eq!((report.active_kv_blocks, report.total_kv_blocks), (0, 16_384));
-            assert!(report.used_kv_blocks >= 6, "what it computed stays cached");
+            assert!(report.used_kv_blocks >= 6, "the computed blocks stay cached");
             break;
         }
     }
@@ -254,7 +254,7 @@ async fn draining_lets_open_answers_finish() {
 }
 
 #[actix_rt::test]
-async fn a_worker_that_cannot_come_up_says_why() {
+async fn a_worker_that_cannot_start_fails_with_the_reason() {
     let (worker, _link) = worker(fast()).await;
     let taken = worker.card().address.parse().unwrap();
     let error = start(

@@ -7,23 +7,24 @@ use super::json::{push_display, push_logprob, push_string};
 /// One generated token with its log probability.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEntry {
-    /// The token's exact bytes; maybe only a part of a character.
+    /// The token's exact bytes, which may be a part of a character.
     pub bytes: Vec<u8>,
-    /// Of this token.
+    /// The token's log probability.
     pub logprob: f32,
-    /// The likeliest tokens at its place, likeliest first.
+    /// The likeliest tokens at its position with their log probabilities, likeliest first.
     pub top: Vec<(Vec<u8>, f32)>,
 }
 
-/// Chat: `{"content":[{"token","logprob","bytes","top_logprobs":[{"token","logprob","bytes"}]}],"refusal":null}`.
+/// Appends the shape for chats:
+/// `{"content":[{"token","logprob","bytes","top_logprobs":[{"token","logprob","bytes"}]}],"refusal":null}`.
 pub(super) fn push_chat(entries: &[TokenEntry], out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"content\":[");
-    for (place, entry) in entries.iter().enumerate() {
-        push_comma(place, out);
+    for (index, entry) in entries.iter().enumerate() {
+        push_comma(index, out);
         push_chat_token(&entry.bytes, entry.logprob, out);
         out.extend_from_slice(b",\"top_logprobs\":[");
-        for (place, (bytes, logprob)) in entry.top.iter().enumerate() {
-            push_comma(place, out);
+        for (index, (bytes, logprob)) in entry.top.iter().enumerate() {
+            push_comma(index, out);
             push_chat_token(bytes, *logprob, out);
             out.push(b'}');
         }
@@ -32,7 +33,7 @@ pub(super) fn push_chat(entries: &[TokenEntry], out: &mut Vec<u8>) {
     out.extend_from_slice(b"],\"refusal\":null}");
 }
 
-/// Without the closing brace.
+/// Appends a token's object without its closing brace.
 fn push_chat_token(bytes: &[u8], logprob: f32, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"token\":");
     match std::str::from_utf8(bytes) {
@@ -42,24 +43,25 @@ fn push_chat_token(bytes: &[u8], logprob: f32, out: &mut Vec<u8>) {
     out.extend_from_slice(b",\"logprob\":");
     push_logprob(out, logprob);
     out.extend_from_slice(b",\"bytes\":[");
-    for (place, byte) in bytes.iter().enumerate() {
-        push_comma(place, out);
+    for (index, byte) in bytes.iter().enumerate() {
+        push_comma(index, out);
         push_display(out, byte);
     }
     out.push(b']');
 }
 
-/// Completions: `{"tokens":[],"token_logprobs":[],"top_logprobs":[{token: logprob}],"text_offset":[]}`, where
-/// `offset` is the first token's place in the text. Returns the place after the last token.
+/// Appends the shape for completions:
+/// `{"tokens":[],"token_logprobs":[],"top_logprobs":[{token: logprob}],"text_offset":[]}`.
+/// `offset` is the first token's position in the text, in characters. Returns the position after the last token.
 pub(super) fn push_completion(entries: &[TokenEntry], mut offset: usize, out: &mut Vec<u8>) -> usize {
     out.extend_from_slice(b"{\"tokens\":[");
-    for (place, entry) in entries.iter().enumerate() {
-        push_comma(place, out);
+    for (index, entry) in entries.iter().enumerate() {
+        push_comma(index, out);
         push_completion_token(&entry.bytes, out);
     }
     out.extend_from_slice(b"],\"token_logprobs\":[");
-    for (place, entry) in entries.iter().enumerate() {
-        push_comma(place, out);
+    for (index, entry) in entries.iter().enumerate() {
+        push_comma(index, out);
         push_logprob(out, entry.logprob);
     }
     out.extend_from_slice(b"],\"top_logprobs\":");
@@ -67,17 +69,17 @@ pub(super) fn push_completion(entries: &[TokenEntry], mut offset: usize, out: &m
         out.extend_from_slice(b"null");
     } else {
         out.push(b'[');
-        for (place, entry) in entries.iter().enumerate() {
-            push_comma(place, out);
+        for (index, entry) in entries.iter().enumerate() {
+            push_comma(index, out);
             push_top(entry, out);
         }
         out.push(b']');
     }
     out.extend_from_slice(b",\"text_offset\":[");
-    for (place, entry) in entries.iter().enumerate() {
-        push_comma(place, out);
+    for (index, entry) in entries.iter().enumerate() {
+        push_comma(index, out);
         push_display(out, offset);
-        // Characters are counted where they begin, so that one spread over several tokens counts once.
+        // Counts the first byte of each character, so that a character spread over several tokens counts once.
         offset += entry
             .bytes
             .iter()
@@ -88,14 +90,14 @@ pub(super) fn push_completion(entries: &[TokenEntry], mut offset: usize, out: &m
     offset
 }
 
-/// The likeliest tokens and, where it is none of them, the chosen one.
+/// Appends the likeliest tokens, and the chosen one if it is not among them.
 fn push_top(entry: &TokenEntry, out: &mut Vec<u8>) {
     out.push(b'{');
     let chosen = (&entry.bytes, entry.logprob);
     let missing = entry.top.iter().all(|(bytes, _)| *bytes != entry.bytes);
     let top = entry.top.iter().map(|(bytes, logprob)| (bytes, *logprob));
-    for (place, (bytes, logprob)) in top.chain(missing.then_some(chosen)).enumerate() {
-        push_comma(place, out);
+    for (index, (bytes, logprob)) in top.chain(missing.then_some(chosen)).enumerate() {
+        push_comma(index, out);
         push_completion_token(bytes, out);
         out.push(b':');
         push_logprob(out, logprob);
@@ -103,7 +105,7 @@ fn push_top(entry: &TokenEntry, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-/// A part of a character is written as OpenAI does: `bytes:\xe2\x80`.
+/// Appends a token's text. A part of a character is written as OpenAI does: `bytes:\xe2\x80`.
 fn push_completion_token(bytes: &[u8], out: &mut Vec<u8>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => push_string(out, text),
@@ -114,13 +116,13 @@ fn push_completion_token(bytes: &[u8], out: &mut Vec<u8>) {
 fn hex_escaped(prefix: &str, bytes: &[u8]) -> String {
     bytes.iter().fold(prefix.to_owned(), |mut text, byte| {
         let written = write!(text, "\\x{byte:02x}");
-        debug_assert!(written.is_ok(), "a String takes everything");
+        debug_assert!(written.is_ok(), "writing to a String never fails");
         text
     })
 }
 
-fn push_comma(place: usize, out: &mut Vec<u8>) {
-    if place > 0 {
+fn push_comma(index: usize, out: &mut Vec<u8>) {
+    if index > 0 {
         out.push(b',');
     }
 }

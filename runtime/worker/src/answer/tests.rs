@@ -39,7 +39,7 @@ fn usage_json() -> Value {
     })
 }
 
-/// The events of a stream, `[DONE]` checked and left out.
+/// The events of a stream, without `[DONE]`, which is checked here.
 fn events(bytes: &[u8]) -> Vec<Value> {
     let text = std::str::from_utf8(bytes).unwrap();
     let mut events: Vec<&str> = text.split_terminator("\n\n").collect();
@@ -64,7 +64,7 @@ fn entry(bytes: &[u8], logprob: f32, top: &[(&[u8], f32)]) -> TokenEntry {
 }
 
 #[test]
-fn a_chat_stream_is_what_openai_clients_read() {
+fn a_chat_stream_has_openais_shape() {
     let answer = answer(AnswerFormat {
         include_usage: true,
         ..format(true, true)
@@ -103,12 +103,12 @@ fn a_stream_without_usage_has_no_usage_field() {
     answer.choice(0, false).push("a", &mut vec![], &mut out);
     answer.write_stream_end(USAGE, &mut out);
     let events = events(&out);
-    assert_eq!(events.len(), 2, "a role and a text");
+    assert_eq!(events.len(), 2, "an event with the role and one with the text");
     assert!(events.iter().all(|event| event.get("usage").is_none()));
 }
 
 #[test]
-fn a_completion_stream_repeats_the_prompt_once_where_it_is_wanted() {
+fn a_completion_stream_with_echo_begins_with_the_prompt() {
     let answer = answer(AnswerFormat {
         echo: Some("Prompt: ".into()),
         ..format(false, true)
@@ -131,7 +131,7 @@ fn a_completion_stream_repeats_the_prompt_once_where_it_is_wanted() {
 }
 
 #[test]
-fn whole_answers_are_one_document_with_every_choice() {
+fn a_whole_answer_is_one_document_with_every_choice() {
     let answer = answer(format(true, false));
     let mut choices = [answer.choice(0, false), answer.choice(1, false)];
     let mut out = Vec::new();
@@ -142,7 +142,7 @@ fn whole_answers_are_one_document_with_every_choice() {
     }
     assert!(
         out.is_empty(),
-        "nothing is delivered before the end: the request may still go elsewhere"
+        "nothing is written before the end: until then the router may retry the request on another worker"
     );
     answer.write_document(choices.iter(), USAGE, &mut out);
     let choice = |index: u32| {
@@ -182,7 +182,7 @@ fn chat_log_probabilities_carry_bytes_and_alternatives() {
 }
 
 #[test]
-fn completion_log_probabilities_carry_offsets_that_go_on_over_pieces() {
+fn completion_log_probabilities_carry_offsets_that_continue_over_pieces() {
     for stream in [true, false] {
         let answer = answer(AnswerFormat {
             echo: Some("né".into()),

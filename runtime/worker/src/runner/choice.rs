@@ -1,4 +1,5 @@
-//! One choice of an answer: tokens become text, text is checked for stop texts, and what is certain is written.
+//! One choice of an answer: decodes its tokens, scans the text for stop texts, and writes the text that no stop text
+//! can include.
 
 use std::collections::VecDeque;
 
@@ -6,7 +7,7 @@ use signalbox_protocol::FinishReason;
 use signalbox_tokenize::{ModelText, TokenDecoder};
 
 use crate::{
-    answer::{ChoiceWriter, StopMatcher, StopVerdict, TokenEntry},
+    answer::{ChoiceWriter, StopMatcher, StopScan, TokenEntry},
     engine::{SampledToken, TokenLogprobs},
 };
 
@@ -15,13 +16,14 @@ pub(super) struct Choice {
     writer: ChoiceWriter,
     decoder: TokenDecoder,
     stops: StopMatcher,
-    /// Text that is decoded and not said: it may be the beginning of a stop text.
+    /// Decoded text that is held back, because it may be the beginning of a stop text.
     pending: String,
-    /// Bytes of text said so far.
-    said: usize,
-    /// Log probabilities of tokens whose text is not said, each with the place where its text begins, in bytes.
-    held: VecDeque<(usize, TokenEntry)>,
-    ready: Vec<TokenEntry>,
+    /// Number of bytes of text emitted so far.
+    emitted: usize,
+    /// Log probabilities of the tokens whose text is held back, each with the position of its text in bytes.
+    pending_logprobs: VecDeque<(usize, TokenEntry)>,
+    /// Log probabilities of the tokens in the next piece. Empty between calls.
+    piece_logprobs: Vec<TokenEntry>,
     finished: bool,
 }
 
@@ -32,9 +34,9 @@ impl Choice {
             decoder: TokenDecoder::default(),
             stops: StopMatcher::new(stops),
             pending: String::new(),
-            said: 0,
-            held: VecDeque::new(),
-            ready: Vec::new(),
+            emitted: 0,
+            pending_logprobs: VecDeque::new(),
+            piece_logprobs: Vec::new(),
             finished: false,
         }
     }
@@ -47,58 +49,64 @@ impl Choice {
         &self.writer
     }
 
-    /// Takes the next token; what it makes certain is written to `out`. True when it completed a stop text: then the
-    /// choice is finished.
+    /// Takes the next token and writes to `out` the text that no stop text can include any more. Returns whether the
+    /// token completed a stop text, which finishes the choice.
     pub(super) fn push(&mut self, text: &ModelText, token: &SampledToken, out: &mut Vec<u8>) -> bool {
         self.writer.start(out);
         if let Some(logprobs) = &token.logprobs {
-            let begins = self.said + self.pending.len();
-            self.held.push_back((begins, entry(text, token.token, logprobs)));
+            let position = self.emitted + self.pending.len();
+            let entry = entry(text, token.token, logprobs);
+            self.pending_logprobs.push_back((position, entry));
         }
         self.decoder.push(text, token.token, &mut self.pending);
-        match self.stops.judge(&self.pending) {
-            StopVerdict::Say(length) => {
-                self.say(length, out);
+        match self.stops.scan(&self.pending) {
+            StopScan::Emit(length) => {
+                self.emit(length, out);
                 false
             }
-            StopVerdict::Stop(at) => {
-                self.stop(at, out);
+            StopScan::Stop(start) => {
+                self.stop(start, out);
                 true
             }
         }
     }
 
-    /// The model or the engine ended it: nothing is held back any longer.
+    /// Finishes the choice at the end of its generation: writes the text that was held back.
     pub(super) fn finish(&mut self, text: &ModelText, reason: FinishReason, out: &mut Vec<u8>) {
         self.decoder.finish(text, &mut self.pending);
-        if let StopVerdict::Stop(at) = self.stops.judge(&self.pending) {
-            return self.stop(at, out);
+        if let StopScan::Stop(start) = self.stops.scan(&self.pending) {
+            return self.stop(start, out);
         }
-        self.say(self.pending.len(), out);
-        // Tokens without text of their own, like special ones that did not end the answer.
-        self.ready.extend(self.held.drain(..).map(|(_, entry)| entry));
-        self.writer.push("", &mut self.ready, out);
+        self.emit(self.pending.len(), out);
+        // The rest are tokens without text, such as special ones that did not end the answer.
+        let rest = self.pending_logprobs.drain(..).map(|(_, entry)| entry);
+        self.piece_logprobs.extend(rest);
+        self.writer.push("", &mut self.piece_logprobs, out);
         self.writer.finish(reason, out);
         self.finished = true;
     }
 
-    /// A stop text begins at byte `at` of what is pending: it and what follows is never said.
-    fn stop(&mut self, at: usize, out: &mut Vec<u8>) {
-        self.say(at, out);
+    /// Finishes the choice at the stop text that begins at byte `start` of the pending text.
+    fn stop(&mut self, start: usize, out: &mut Vec<u8>) {
+        self.emit(start, out);
         self.writer.finish(FinishReason::Stop, out);
         self.finished = true;
     }
 
-    /// Says the first `length` bytes of what is pending.
-    fn say(&mut self, length: usize, out: &mut Vec<u8>) {
+    /// Writes the first `length` bytes of the pending text.
+    fn emit(&mut self, length: usize, out: &mut Vec<u8>) {
         if length == 0 {
             return;
         }
-        self.said += length;
-        while self.held.front().is_some_and(|(begins, _)| *begins < self.said) {
-            self.ready.extend(self.held.pop_front().map(|(_, entry)| entry));
+        self.emitted += length;
+        while let Some((_, entry)) = self
+            .pending_logprobs
+            .pop_front_if(|(position, _)| *position < self.emitted)
+        {
+            self.piece_logprobs.push(entry);
         }
-        self.writer.push(&self.pending[..length], &mut self.ready, out);
+        self.writer
+            .push(&self.pending[..length], &mut self.piece_logprobs, out);
         self.pending.drain(..length);
     }
 }

@@ -1,4 +1,4 @@
-//! One engine on its thread: what it works on, and what is to be done with it next.
+//! One engine on its thread, with its open requests and the time of its next step.
 
 use std::{
     sync::{
@@ -16,47 +16,49 @@ use tokio::sync::watch;
 use super::{
     RunnerState,
     gauges::Gauges,
-    intake::{Job, engine_is_gone},
+    intake::{PreparedRequest, engine_stopped},
     open_requests::OpenRequests,
 };
 use crate::engine::{SequenceId, StepEngine, StepOutput, StepStatus};
 
-/// While a simulated step lasts, callers that left and deadlines are looked for this often: well within the 50 ms in
-/// which a cancelled request must stop costing anything.
+/// Interval between checks for closed streams and passed deadlines during a simulated step. Well below the 50 ms in
+/// which a cancelled request must free the engine.
 const REAP_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How far a paced engine may catch up after it came late: more would make bursts of steps without any time between.
+/// How much of a delay a simulated engine makes up for in its next step. More would give bursts of steps without any
+/// time between them.
 const MAX_CATCH_UP: Duration = Duration::from_millis(20);
 
+/// One engine with its open requests.
 pub(super) struct EngineRun {
     engine: Box<dyn StepEngine>,
     text: Arc<ModelText>,
     log: EventLog,
     stopping: Arc<AtomicBool>,
     requests: OpenRequests,
-    /// Sequences the engine is to be told of, collected while requests end. Empty between uses.
+    /// Sequences to cancel in the engine, collected while requests end. Empty between calls.
     cancels: Vec<SequenceId>,
     output: StepOutput,
-    /// Of the last step.
+    /// The status that the last step returned.
     status: StepStatus,
-    /// A simulated step is under way: how long it takes. What it did is told at its end.
-    under_way: Option<Duration>,
-    /// When it ends, or the last one ended.
-    due: Instant,
-    /// When callers that left and deadlines are looked for, at the latest.
+    /// The duration of the simulated step in progress. Its results are delivered at its end.
+    step_in_progress: Option<Duration>,
+    /// The end of the simulated step in progress, or of the last one.
+    step_end: Instant,
+    /// The time of the next check for closed streams and passed deadlines.
     next_reap: Instant,
     load: watch::Sender<LoadReport>,
     state: watch::Sender<RunnerState>,
     gauges: Gauges,
 }
 
-/// When an engine is to be [advanced](EngineRun::advance) again.
+/// When to call [`EngineRun::advance`] again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum NextAdvance {
     Now,
     At(Instant),
-    /// When there is a request.
-    OnJob,
+    /// When the next request arrives.
+    OnRequest,
 }
 
 impl EngineRun {
@@ -78,8 +80,8 @@ impl EngineRun {
             cancels: Vec::new(),
             output: StepOutput::default(),
             status: StepStatus::Idle,
-            under_way: None,
-            due: now,
+            step_in_progress: None,
+            step_end: now,
             next_reap: now,
             load: load_sender,
             state: state_sender,
@@ -88,86 +90,87 @@ impl EngineRun {
         (run, load, state)
     }
 
-    /// Steps the engine, or tells what a simulated step did that is over. Call it when [`Next`] says so.
-    pub(super) fn advance(&mut self, now: Instant) -> Next {
-        if self.under_way.is_some() {
-            if now < self.due {
+    /// Starts the engine's next step, or delivers the results of a simulated step that has ended. Call it at the time
+    /// that the last call returned.
+    pub(super) fn advance(&mut self, now: Instant) -> NextAdvance {
+        if self.step_in_progress.is_some() {
+            if now < self.step_end {
                 if now >= self.next_reap {
                     self.reap(now);
                 }
-                return Next::At(self.due.min(self.next_reap));
+                return NextAdvance::At(self.step_end.min(self.next_reap));
             }
             self.finish_step();
         }
-        if self.is_done() {
-            return Next::OnJob;
+        if self.is_idle() {
+            return NextAdvance::OnRequest;
         }
         self.reap(now);
         if self.status == StepStatus::Idle {
-            self.due = now;
+            self.step_end = now;
         }
-        let began = Instant::now();
+        let started = Instant::now();
         self.status = self.engine.step(&mut self.output);
         if let StepStatus::BusyFor(duration) = self.status {
-            // Counted from when the last step was due, so that waking late does not add up.
+            // Counted from the planned end of the last step, so that late wake-ups do not add up.
             let earliest = now.checked_sub(MAX_CATCH_UP).unwrap_or(now);
-            self.due = self.due.max(earliest).min(now) + duration;
-            self.under_way = Some(duration);
-            return Next::At(self.due.min(self.next_reap));
+            self.step_end = self.step_end.max(earliest).min(now) + duration;
+            self.step_in_progress = Some(duration);
+            return NextAdvance::At(self.step_end.min(self.next_reap));
         }
-        self.deliver(began.elapsed());
+        self.deliver(started.elapsed());
         match self.status {
-            StepStatus::Idle if self.requests.is_empty() => Next::OnJob,
-            // An engine at rest with requests open has lost them: they end by their deadlines.
-            StepStatus::Idle => Next::At(self.next_reap),
-            _ => Next::Now,
+            StepStatus::Idle if self.requests.is_empty() => NextAdvance::OnRequest,
+            // The engine is idle and has lost these requests. They end at their deadlines.
+            StepStatus::Idle => NextAdvance::At(self.next_reap),
+            _ => NextAdvance::Now,
         }
     }
 
-    /// Takes a request; its sequences go to the engine.
-    pub(super) fn take(&mut self, job: Job) {
-        let number = job.number;
-        let Some((request, sequences)) = job.open() else {
+    /// Takes a request and submits its sequences to the engine.
+    pub(super) fn accept(&mut self, prepared: PreparedRequest) {
+        let number = prepared.number;
+        let Some((request, sequences)) = prepared.into_parts() else {
             return;
         };
         self.requests.insert(number, request);
         for sequence in sequences {
             if let Err(error) = self.engine.submit(sequence) {
-                self.requests.refuse(number, error, &mut self.cancels);
+                self.requests.fail(number, error, &mut self.cancels);
                 self.cancel();
                 return;
             }
         }
     }
 
-    /// Whether it was told to stop.
+    /// Whether the engine is requested to stop.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Whether there is nothing to do before the next request.
-    pub(super) fn is_done(&self) -> bool {
+    /// Whether there is nothing to do until the next request.
+    pub(super) fn is_idle(&self) -> bool {
         self.status == StepStatus::Idle && self.requests.is_empty()
     }
 
-    /// Tells what the step at hand did.
+    /// Delivers the results of the simulated step in progress, if there is one.
     pub(super) fn finish_step(&mut self) {
-        if let Some(step_time) = self.under_way.take() {
+        if let Some(step_time) = self.step_in_progress.take() {
             self.deliver(step_time);
         }
     }
 
-    /// Fails what is open.
+    /// Fails all open requests.
     pub(super) fn fail_all(&mut self) {
-        self.requests.fail_all(&engine_is_gone());
+        self.requests.fail_all(&engine_stopped());
     }
 
-    /// Says what became of it, once it is dropped.
-    pub(super) fn state(&self) -> watch::Sender<RunnerState> {
+    /// Publishes the engine's state. Usable after the engine is dropped.
+    pub(super) fn state_sender(&self) -> watch::Sender<RunnerState> {
         self.state.clone()
     }
 
-    /// What the step did: to the event log, then to the requests.
+    /// Delivers the results of a step: first the KV events to the event log, then the tokens to the requests.
     fn deliver(&mut self, step_time: Duration) {
         if !self.output.kv_events.is_empty() {
             self.log.publish(std::mem::take(&mut self.output.kv_events));
@@ -178,28 +181,30 @@ impl EngineRun {
         self.output.tokens.clear();
         self.output.finished.clear();
         self.output.failed.clear();
-        self.gauges.step(step_time);
-        self.tell_load();
+        self.gauges.record_step(step_time);
+        self.publish_load();
     }
 
-    fn tell_load(&mut self) {
+    fn publish_load(&mut self) {
         let load = self.engine.load();
-        let changed = self.load.send_if_modified(|told| {
-            let changed = *told != load;
-            *told = load;
+        let changed = self.load.send_if_modified(|published| {
+            let changed = *published != load;
+            *published = load;
             changed
         });
         if changed {
-            self.gauges.load(load);
+            self.gauges.set_load(load);
         }
     }
 
+    /// Ends the requests whose caller has closed the stream or whose deadline has passed.
     fn reap(&mut self, now: Instant) {
         self.next_reap = now + REAP_INTERVAL;
         self.requests.reap(now, &mut self.cancels);
         self.cancel();
     }
 
+    /// Cancels the collected sequences in the engine.
     fn cancel(&mut self) {
         for id in self.cancels.drain(..) {
             self.engine.cancel(id);

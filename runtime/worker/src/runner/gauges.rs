@@ -1,4 +1,4 @@
-//! What an engine tells of itself in `/metrics`: of several in a process, whichever spoke last.
+//! The metrics of an engine. If a process has several engines, the gauges show the one that stepped last.
 
 use std::time::Duration;
 
@@ -13,18 +13,18 @@ pub(super) struct Gauges {
 }
 
 impl Gauges {
-    /// Registers with the recorder that is installed now.
+    /// Registers the metrics with the recorder that is installed now.
     pub(super) fn new() -> Self {
         describe_gauge!("signalbox_worker_running", "Sequences in prefill or decode.");
-        describe_gauge!("signalbox_worker_waiting", "Sequences not started.");
+        describe_gauge!("signalbox_worker_waiting", "Sequences in the waiting queue.");
         describe_gauge!(
             "signalbox_worker_kv_blocks_used",
-            "KV blocks that hold anything, cached ones included."
+            "KV blocks with content, idle ones included."
         );
         describe_histogram!(
             "signalbox_worker_step_seconds",
             metrics::Unit::Seconds,
-            "Time of one engine step; of a simulated one, the time it stands for."
+            "Time of one engine step. For a simulated engine, the time that the step stands for."
         );
         Self {
             running: gauge!("signalbox_worker_running"),
@@ -34,11 +34,11 @@ impl Gauges {
         }
     }
 
-    pub(super) fn step(&self, time: Duration) {
+    pub(super) fn record_step(&self, time: Duration) {
         self.step_seconds.record(time);
     }
 
-    pub(super) fn load(&self, load: LoadReport) {
+    pub(super) fn set_load(&self, load: LoadReport) {
         self.running.set(load.running);
         self.waiting.set(load.waiting);
         self.kv_blocks_used.set(load.used_kv_blocks);

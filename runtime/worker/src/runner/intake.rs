@@ -1,5 +1,5 @@
-//! A request on its way to the engine: checked, hashed and cut into sequences where it arrives, so that the engine's
-//! thread only steps.
+//! Prepares a request for the engine on the thread where it arrives: checks and hashes it, and creates its sequences.
+//! The engine's thread then only steps.
 
 use std::{
     sync::{
@@ -18,38 +18,39 @@ use crate::{
     engine::{EngineInfo, NewSequence, SequenceId},
 };
 
-/// Most choices of one request, as with OpenAI. Each is a sequence with its own KV blocks.
+/// Most choices of one request, as in OpenAI's API. Each choice is a sequence with its own KV blocks.
 pub const MAX_CHOICES: u32 = 128;
 
-/// Longest time an answer may take. Deadlines beyond it are this one, so that nothing is open for ever.
-const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Longest time for one answer. Longer deadlines are reduced to it, so that no request stays open for ever.
+const MAX_TIME_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug)]
 pub(super) struct Intake {
     info: EngineInfo,
     model: String,
     text: Arc<ModelText>,
-    /// What equal answers to equal seeds depend on beside the request.
+    /// Names the engine and its version. Equal requests with equal seeds and fingerprints get equal answers.
     fingerprint: String,
     next_number: AtomicU64,
 }
 
-/// A request ready for the engine. Dropped before the engine has it, it fails: the engine is gone then.
-pub(super) struct Job {
+/// A request that is ready for the engine. If it is dropped before the engine takes it, the engine has stopped, and the
+/// request fails with that error.
+pub(super) struct PreparedRequest {
     pub(super) number: u64,
     request: Option<OpenRequest>,
     sequences: Vec<NewSequence>,
 }
 
-impl Job {
-    /// What the engine's thread keeps, and what the engine gets.
-    pub(super) fn open(mut self) -> Option<(OpenRequest, Vec<NewSequence>)> {
+impl PreparedRequest {
+    /// The part that the engine's thread keeps, and the sequences for the engine.
+    pub(super) fn into_parts(mut self) -> Option<(OpenRequest, Vec<NewSequence>)> {
         self.request
             .take()
             .map(|request| (request, std::mem::take(&mut self.sequences)))
     }
 
-    /// Ends it without the engine.
+    /// Fails the request before the engine takes it.
     pub(super) fn fail(mut self, error: WireError) {
         if let Some(request) = self.request.take() {
             request.sink.fail(error);
@@ -57,16 +58,17 @@ impl Job {
     }
 }
 
-impl Drop for Job {
+impl Drop for PreparedRequest {
     fn drop(&mut self) {
         if let Some(request) = self.request.take() {
-            request.sink.fail(engine_is_gone());
+            request.sink.fail(engine_stopped());
         }
     }
 }
 
-pub(super) fn engine_is_gone() -> WireError {
-    WireError::new(ErrorKind::Unavailable, "The engine of this worker has stopped.")
+/// The error for requests to an engine that has stopped or failed.
+pub(crate) fn engine_stopped() -> WireError {
+    WireError::new(ErrorKind::Unavailable, "the worker's engine has stopped")
 }
 
 impl Intake {
@@ -85,14 +87,16 @@ impl Intake {
         &self.info
     }
 
+    /// Checks a request and creates its sequences.
+    ///
     /// # Errors
-    /// The request can never be answered here; the sink comes back with the reason.
+    /// The engine can never answer the request. Returns the sink and the reason.
     pub(super) fn prepare(
         &self,
         request: &GenerateRequest,
         tokens: Vec<u32>,
         sink: Box<dyn AnswerSink>,
-    ) -> Result<Job, (Box<dyn AnswerSink>, WireError)> {
+    ) -> Result<PreparedRequest, (Box<dyn AnswerSink>, WireError)> {
         if let Err(error) = self.check(&request.sampling, &tokens) {
             return Err((sink, error));
         }
@@ -120,7 +124,7 @@ impl Intake {
         let mut sequences = Vec::with_capacity(sampling.n as usize);
         sequences.extend((1..sampling.n as u16).map(|choice| NewSequence {
             id: SequenceId::new(number, choice),
-            // Another seed for each choice: they are to differ.
+            // Each choice has its own seed, so that the choices differ.
             sampling: SamplingParams {
                 seed: sampling.seed.map(|seed| seed.wrapping_add(u64::from(choice))),
                 ..sampling.clone()
@@ -132,17 +136,17 @@ impl Intake {
             sink,
             answer,
             choices,
-            accepted: Instant::now(),
-            patience: Duration::from_millis(request.deadline_ms).min(MAX_PATIENCE),
+            accepted_at: Instant::now(),
+            time_limit: Duration::from_millis(request.deadline_ms).min(MAX_TIME_LIMIT),
             ignore_eos: sampling.ignore_eos,
             prompt_tokens,
-            cached: None,
+            cached_tokens: None,
             completion_tokens: 0,
-            uncounted: 0,
-            gone: false,
-            unflushed: false,
+            uncounted_tokens: 0,
+            caller_gone: false,
+            needs_flush: false,
         };
-        Ok(Job {
+        Ok(PreparedRequest {
             number,
             request: Some(request),
             sequences,
@@ -153,30 +157,33 @@ impl Intake {
         if tokens.is_empty() {
             return Err(WireError::new(
                 ErrorKind::InvalidRequest,
-                "The prompt is empty; give at least one token.",
+                "the prompt is empty; give at least one token",
             ));
         }
         let vocabulary = self.text.vocab_size();
         if let Some(token) = tokens.iter().find(|token| **token >= vocabulary) {
-            let message = format!("Token {token} is not in the model's vocabulary of {vocabulary}.");
+            let message = format!(
+                "the prompt has token {token}; the model has tokens 0 to {}",
+                vocabulary.saturating_sub(1)
+            );
             return Err(WireError::invalid_param("prompt", message));
         }
         if !(1..=MAX_CHOICES).contains(&sampling.n) {
-            let message = format!("n is {}; it must be 1 to {MAX_CHOICES}.", sampling.n);
+            let message = format!("n is {}; give 1 to {MAX_CHOICES}", sampling.n);
             return Err(WireError::invalid_param("n", message));
         }
         if sampling.max_tokens == 0 {
             return Err(WireError::invalid_param(
                 "max_tokens",
-                "max_tokens is 0; give 1 or more.",
+                "max_tokens is 0; give 1 or more",
             ));
         }
         let (prompt, answer) = (tokens.len() as u64, u64::from(sampling.max_tokens));
         let context = u64::from(self.info.context_length);
         if prompt + answer > context {
             let message = format!(
-                "This model's maximum context length is {context} tokens. The prompt has {prompt} and up to {answer} \
-                 were asked for as the answer, {} in all. Shorten the prompt or lower max_tokens.",
+                "the prompt has {prompt} tokens and max_tokens asks for {answer}, {} in all; the context length is \
+                 {context}; shorten the prompt or lower max_tokens",
                 prompt + answer
             );
             return Err(WireError {

@@ -1,4 +1,4 @@
-//! The requests an engine is working on: takes what a step did, and gives each request its share of it.
+//! The open requests of an engine: delivers the results of a step to the requests.
 
 use std::time::{Duration, Instant};
 
@@ -12,41 +12,41 @@ use crate::{
     engine::{SampledToken, SequenceId, StepOutput},
 };
 
-/// One request: `n` choices, each a sequence of the engine.
+/// One open request. It has `n` choices, each a sequence of the engine.
 pub(super) struct OpenRequest {
     pub(super) sink: Box<dyn AnswerSink>,
     pub(super) answer: Answer,
     pub(super) choices: Vec<Choice>,
-    pub(super) accepted: Instant,
-    /// Time for the whole answer, from `accepted`.
-    pub(super) patience: Duration,
+    pub(super) accepted_at: Instant,
+    /// Time for the whole answer, from `accepted_at` on.
+    pub(super) time_limit: Duration,
     pub(super) ignore_eos: bool,
     pub(super) prompt_tokens: u32,
-    /// Tokens of the prompt found in the cache, once its prefill is done.
-    pub(super) cached: Option<u32>,
+    /// Number of prompt tokens found in the cache. `None` until the prefill is done.
+    pub(super) cached_tokens: Option<u32>,
     pub(super) completion_tokens: u32,
-    /// Tokens generated and not yet counted with a piece: their text is held back.
-    pub(super) uncounted: u32,
-    /// The caller turned out to be gone.
-    pub(super) gone: bool,
-    /// Something is queued and not flushed.
-    pub(super) unflushed: bool,
+    /// Generated tokens that no queued piece accounts for, because their text is held back.
+    pub(super) uncounted_tokens: u32,
+    /// The sink reported that the caller has closed the stream.
+    pub(super) caller_gone: bool,
+    /// The request is in [`OpenRequests::to_flush`].
+    pub(super) needs_flush: bool,
 }
 
-/// All requests the engine has taken, by number.
+/// All open requests of an engine, by number.
 #[derive(Default)]
 pub(super) struct OpenRequests {
     open: HashMap<u64, OpenRequest>,
-    /// Requests of the step at hand that have something to flush, or are over.
-    touched: Vec<u64>,
-    /// Bytes of one piece; used again for each.
+    /// Requests with a result in the current step: to flush, or to end.
+    to_flush: Vec<u64>,
+    /// The bytes of one piece. A reused buffer, empty between pieces.
     piece: Vec<u8>,
 }
 
 impl OpenRequest {
-    /// The engine sequences that are still running, for `number`.
+    /// The engine's sequences of request `number` that are still running.
     fn running(&self, number: u64) -> impl Iterator<Item = SequenceId> {
-        let unfinished = |(place, choice): (usize, &Choice)| (!choice.is_finished()).then_some(place as u16);
+        let unfinished = |(index, choice): (usize, &Choice)| (!choice.is_finished()).then_some(index as u16);
         self.choices
             .iter()
             .enumerate()
@@ -54,11 +54,11 @@ impl OpenRequest {
             .map(move |choice| SequenceId::new(number, choice))
     }
 
-    /// Hands `piece` on and empties it.
+    /// Queues `piece` in the sink and empties it.
     fn queue(&mut self, piece: &mut Vec<u8>) {
         if !piece.is_empty() {
-            self.gone |= self.sink.queue(self.uncounted, piece).is_err();
-            self.uncounted = 0;
+            self.caller_gone |= self.sink.queue(self.uncounted_tokens, piece).is_err();
+            self.uncounted_tokens = 0;
             piece.clear();
         }
     }
@@ -66,13 +66,13 @@ impl OpenRequest {
     fn usage(&self) -> StreamSummary {
         StreamSummary {
             prompt_tokens: self.prompt_tokens,
-            cached_tokens: self.cached.unwrap_or(0),
+            cached_tokens: self.cached_tokens.unwrap_or(0),
             completion_tokens: self.completion_tokens,
         }
     }
 
     fn count_token(&mut self) {
-        self.uncounted += 1;
+        self.uncounted_tokens += 1;
         self.completion_tokens += 1;
     }
 }
@@ -86,22 +86,24 @@ impl OpenRequests {
         self.open.insert(number, request);
     }
 
-    /// The engine did not take a sequence of this request: it fails as a whole. Sequences the engine has are added to
-    /// `cancels`.
-    pub(super) fn refuse(&mut self, number: u64, error: WireError, cancels: &mut Vec<SequenceId>) {
+    /// Fails a whole request, because the engine refused or failed one of its sequences. Adds the request's running
+    /// sequences to `cancels`.
+    pub(super) fn fail(&mut self, number: u64, error: WireError, cancels: &mut Vec<SequenceId>) {
         if let Some(request) = self.open.remove(&number) {
             cancels.extend(request.running(number));
             request.sink.fail(error);
         }
     }
 
-    /// Gives every request what `output` has for it: pieces in the order of the step, then one flush a request. The
-    /// sequences that the engine need not go on with are added to `cancels`.
+    /// Delivers the results of a step: the pieces in the order of the step, then one flush a request. Adds the
+    /// sequences that a stop text or the end-of-sequence token ended to `cancels`.
     pub(super) fn deliver(&mut self, text: &ModelText, output: &StepOutput, cancels: &mut Vec<SequenceId>) {
         for (id, cached) in &output.prefilled {
             if let Some(request) = self.open.get_mut(&id.request()) {
-                // Choices find what the first one computed; what was there before any of them is what was saved.
-                request.cached = Some(request.cached.map_or(*cached, |least| least.min(*cached)));
+                // Later choices also find the blocks that the first choice computed. The least number is what was
+                // cached before the request.
+                let least = request.cached_tokens.map_or(*cached, |least| least.min(*cached));
+                request.cached_tokens = Some(least);
             }
         }
         for token in &output.tokens {
@@ -111,26 +113,26 @@ impl OpenRequests {
             self.finish(text, *id, *reason);
         }
         for (id, error) in &output.failed {
-            self.refuse(id.request(), error.clone(), cancels);
+            self.fail(id.request(), error.clone(), cancels);
         }
         self.flush();
     }
 
-    /// Ends the requests whose caller left or whose time is over.
+    /// Ends the requests whose caller has closed the stream or whose time limit has passed.
     pub(super) fn reap(&mut self, now: Instant, cancels: &mut Vec<SequenceId>) {
-        let over = self.open.extract_if(|_, request| {
-            request.gone
+        let ended = self.open.extract_if(|_, request| {
+            request.caller_gone
                 || request.sink.is_cancelled()
-                || now.saturating_duration_since(request.accepted) >= request.patience
+                || now.saturating_duration_since(request.accepted_at) >= request.time_limit
         });
-        for (number, request) in over {
+        for (number, request) in ended {
             cancels.extend(request.running(number));
-            let error = if request.gone || request.sink.is_cancelled() {
-                WireError::new(ErrorKind::Cancelled, "The caller left.")
+            let error = if request.caller_gone || request.sink.is_cancelled() {
+                WireError::new(ErrorKind::Cancelled, "the caller closed the stream")
             } else {
                 let message = format!(
-                    "The answer was not whole within {} ms.",
-                    request.patience.as_millis()
+                    "the answer was not complete within the deadline of {} ms",
+                    request.time_limit.as_millis()
                 );
                 WireError::new(ErrorKind::DeadlineExceeded, message)
             };
@@ -138,7 +140,7 @@ impl OpenRequests {
         }
     }
 
-    /// Fails everything.
+    /// Fails all requests.
     pub(super) fn fail_all(&mut self, error: &WireError) {
         for (_, request) in self.open.drain() {
             request.sink.fail(error.clone());
@@ -153,7 +155,7 @@ impl OpenRequests {
         let Some(choice) = request
             .choices
             .get_mut(usize::from(id.choice()))
-            .filter(|c| !c.is_finished())
+            .filter(|choice| !choice.is_finished())
         else {
             return;
         };
@@ -168,7 +170,7 @@ impl OpenRequests {
         }
         request.count_token();
         request.queue(&mut self.piece);
-        touch(&mut self.touched, request, id);
+        mark_for_flush(&mut self.to_flush, request, id);
     }
 
     fn finish(&mut self, text: &ModelText, id: SequenceId, reason: FinishReason) {
@@ -178,24 +180,28 @@ impl OpenRequests {
         let Some(choice) = request
             .choices
             .get_mut(usize::from(id.choice()))
-            .filter(|c| !c.is_finished())
+            .filter(|choice| !choice.is_finished())
         else {
             return;
         };
         choice.finish(text, reason, &mut self.piece);
         request.queue(&mut self.piece);
-        touch(&mut self.touched, request, id);
+        mark_for_flush(&mut self.to_flush, request, id);
     }
 
-    /// Ends the requests that are whole and flushes the others.
+    /// Ends the requests whose answer is complete and flushes the others, of those with a result in this step.
     fn flush(&mut self) {
-        let Self { open, touched, piece } = self;
-        for number in touched.drain(..) {
+        let Self {
+            open,
+            to_flush,
+            piece,
+        } = self;
+        for number in to_flush.drain(..) {
             let Some(request) = open.get_mut(&number) else {
                 continue;
             };
             if !request.choices.iter().all(Choice::is_finished) {
-                request.unflushed = false;
+                request.needs_flush = false;
                 request.sink.flush();
                 continue;
             }
@@ -216,9 +222,9 @@ impl OpenRequests {
     }
 }
 
-fn touch(touched: &mut Vec<u64>, request: &mut OpenRequest, id: SequenceId) {
-    if !request.unflushed {
-        request.unflushed = true;
-        touched.push(id.request());
+fn mark_for_flush(to_flush: &mut Vec<u64>, request: &mut OpenRequest, id: SequenceId) {
+    if !request.needs_flush {
+        request.needs_flush = true;
+        to_flush.push(id.request());
     }
 }

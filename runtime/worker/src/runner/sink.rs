@@ -1,26 +1,26 @@
-//! Where an answer's bytes go.
+//! The destination of an answer's bytes.
 
 use signalbox_protocol::{StreamSummary, WireError};
 use signalbox_request_plane::{CallerGone, Responder};
 
-/// Takes the pieces of one answer: a stream of the request plane, or a test's record of them.
+/// Takes the pieces of one answer. The implementations are a stream of the request plane and a test's record.
 pub trait AnswerSink: Send {
-    /// Takes a piece that stands for `tokens` tokens, without sending it yet.
+    /// Queues a piece that accounts for `tokens` tokens, without sending it.
     ///
     /// # Errors
-    /// Nobody waits for it.
+    /// The caller has closed the stream.
     fn queue(&self, tokens: u32, bytes: &[u8]) -> Result<(), CallerGone>;
 
-    /// Sends what is queued.
+    /// Sends the queued pieces.
     fn flush(&self);
 
-    /// Whether nobody waits for the answer any more.
+    /// Whether the caller has closed the stream.
     fn is_cancelled(&self) -> bool;
 
-    /// The answer is whole.
+    /// Ends a complete answer.
     fn end(self: Box<Self>, summary: StreamSummary);
 
-    /// There will be no more of the answer.
+    /// Ends the answer with an error.
     fn fail(self: Box<Self>, error: WireError);
 }
 

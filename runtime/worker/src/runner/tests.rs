@@ -20,7 +20,7 @@ use crate::{
 
 mod endings;
 
-/// Long enough for a loaded machine; only a hang meets it.
+/// Long enough for a loaded machine: only a hang takes so long.
 const HANG: Duration = Duration::from_secs(60);
 
 fn text() -> Arc<ModelText> {
@@ -53,13 +53,13 @@ fn prompt(length: u32) -> Vec<u32> {
     (0..length).map(|place| 3 + place % 200).collect()
 }
 
-/// What a caller received.
+/// The record of one answer.
 #[derive(Default)]
-struct Received {
+struct AnswerRecord {
     pieces: Mutex<Pieces>,
     ended: Condvar,
     cancelled: AtomicBool,
-    /// Where its first piece looks whether the KV events of its step are told.
+    /// The engine's event log, for `batches_before_first`.
     log: Option<EventLog>,
 }
 
@@ -69,11 +69,12 @@ struct Pieces {
     tokens: u32,
     queues: u32,
     flushes: u32,
-    told_before_first: Option<u64>,
+    /// Number of batches of KV events in the log when the first piece was queued.
+    batches_before_first: Option<u64>,
     end: Option<Result<StreamSummary, WireError>>,
 }
 
-struct TestSink(Arc<Received>);
+struct TestSink(Arc<AnswerRecord>);
 
 impl AnswerSink for TestSink {
     fn queue(&self, tokens: u32, bytes: &[u8]) -> Result<(), CallerGone> {
@@ -81,8 +82,8 @@ impl AnswerSink for TestSink {
         pieces.queued.extend_from_slice(bytes);
         pieces.tokens += tokens;
         pieces.queues += 1;
-        if pieces.told_before_first.is_none() {
-            pieces.told_before_first = self.0.log.as_ref().map(|log| log.snapshot().next_sequence);
+        if pieces.batches_before_first.is_none() {
+            pieces.batches_before_first = self.0.log.as_ref().map(|log| log.snapshot().next_sequence);
         }
         Ok(())
     }
@@ -104,7 +105,7 @@ impl AnswerSink for TestSink {
     }
 }
 
-impl Received {
+impl AnswerRecord {
     fn end(&self, end: Result<StreamSummary, WireError>) {
         let earlier = self.pieces.lock().unwrap().end.replace(end);
         assert!(earlier.is_none(), "a request ends once");
@@ -115,25 +116,25 @@ impl Received {
         let pieces = self.pieces.lock().unwrap();
         let (pieces, timeout) = self
             .ended
-            .wait_timeout_while(pieces, HANG, |p| p.end.is_none())
+            .wait_timeout_while(pieces, HANG, |pieces| pieces.end.is_none())
             .unwrap();
         assert!(!timeout.timed_out(), "the request never ended");
         pieces.end.clone().unwrap()
     }
 
-    /// The text of choice `index` of a chat stream, and how it finished.
-    fn said(&self, index: u64) -> (String, String) {
-        let (mut said, mut finish) = (String::new(), String::new());
+    /// The text of choice `index` of a chat stream, and its finish reason.
+    fn choice(&self, index: u64) -> (String, String) {
+        let (mut text, mut finish) = (String::new(), String::new());
         for event in self
             .events()
             .iter()
             .filter(|event| event["choices"][0]["index"] == index)
         {
             let choice = &event["choices"][0];
-            said += choice["delta"]["content"].as_str().unwrap_or_default();
+            text += choice["delta"]["content"].as_str().unwrap_or_default();
             finish += choice["finish_reason"].as_str().unwrap_or_default();
         }
-        (said, finish)
+        (text, finish)
     }
 
     fn events(&self) -> Vec<Value> {
@@ -145,10 +146,10 @@ impl Received {
     }
 }
 
-fn submit(runner: &RunnerHandle, request: &GenerateRequest, tokens: Vec<u32>) -> Arc<Received> {
-    let received = Arc::new(Received::default());
-    runner.submit(request, tokens, TestSink(received.clone()));
-    received
+fn submit(runner: &RunnerHandle, request: &GenerateRequest, tokens: Vec<u32>) -> Arc<AnswerRecord> {
+    let answer = Arc::new(AnswerRecord::default());
+    runner.submit(request, tokens, TestSink(answer.clone()));
+    answer
 }
 
 fn start(engine: impl StepEngine) -> RunnerHandle {
@@ -167,31 +168,32 @@ fn fast() -> SimConfig {
     }
 }
 
-/// Says for every sequence what it was told to, then panics or goes on for ever.
+/// An engine that generates the same given tokens for every sequence, or panics in its first step.
 #[derive(Default)]
-struct Script {
-    says: Vec<u32>,
+struct ScriptedEngine {
+    tokens: Vec<u32>,
     logprobs: bool,
     panics: bool,
+    /// The running sequences with the tokens left to generate.
     running: Vec<(SequenceId, VecDeque<u32>)>,
     cancelled: Arc<Mutex<Vec<SequenceId>>>,
 }
 
-impl Script {
-    fn saying(says: &[&str]) -> Self {
+impl ScriptedEngine {
+    fn generating(pieces: &[&str]) -> Self {
         let text = text();
-        let tokens = says.iter().flat_map(|piece| match *piece {
+        let tokens = pieces.iter().flat_map(|piece| match *piece {
             "<eos>" => vec![2],
             piece => text.encode_prompt(piece).unwrap(),
         });
         Self {
-            says: tokens.collect(),
+            tokens: tokens.collect(),
             ..Self::default()
         }
     }
 }
 
-impl StepEngine for Script {
+impl StepEngine for ScriptedEngine {
     fn info(&self) -> EngineInfo {
         let capacity = WorkerCapacity {
             kv_blocks: 64,
@@ -199,7 +201,7 @@ impl StepEngine for Script {
             max_waiting: 8,
         };
         EngineInfo {
-            name: "script",
+            name: "scripted",
             block_size: 4,
             context_length: 1_000,
             capacity,
@@ -208,7 +210,7 @@ impl StepEngine for Script {
 
     fn submit(&mut self, sequence: NewSequence) -> Result<(), WireError> {
         self.running
-            .push((sequence.id, self.says.iter().copied().collect()));
+            .push((sequence.id, self.tokens.iter().copied().collect()));
         Ok(())
     }
 
@@ -218,9 +220,9 @@ impl StepEngine for Script {
     }
 
     fn step(&mut self, output: &mut StepOutput) -> StepStatus {
-        assert!(!self.panics, "as the script says");
-        for (id, says) in &mut self.running {
-            let Some(token) = says.pop_front() else { continue };
+        assert!(!self.panics, "the scripted engine panics");
+        for (id, tokens) in &mut self.running {
+            let Some(token) = tokens.pop_front() else { continue };
             let logprobs = self.logprobs.then(|| TokenLogprobs {
                 chosen: -0.5,
                 top: vec![],
@@ -230,11 +232,11 @@ impl StepEngine for Script {
                 token,
                 logprobs,
             });
-            if says.is_empty() {
+            if tokens.is_empty() {
                 output.finished.push((*id, FinishReason::Length));
             }
         }
-        self.running.retain(|(_, says)| !says.is_empty());
+        self.running.retain(|(_, tokens)| !tokens.is_empty());
         if self.running.is_empty() {
             StepStatus::Idle
         } else {
@@ -251,7 +253,7 @@ impl StepEngine for Script {
 }
 
 #[test]
-fn a_streamed_answer_and_a_whole_one_say_the_same() {
+fn a_streamed_answer_and_a_whole_one_have_the_same_text() {
     let runner = start(sim(fast()));
     let sampling = SamplingParams {
         max_tokens: 40,
@@ -274,7 +276,7 @@ fn a_streamed_answer_and_a_whole_one_say_the_same() {
     assert_eq!(
         (pieces.queues, pieces.tokens),
         (1, 120),
-        "one document, at the end"
+        "the answer is one document at the end"
     );
     let document: Value = serde_json::from_slice(&pieces.queued).unwrap();
     assert_eq!(document["usage"]["prompt_tokens_details"]["cached_tokens"], 48);
@@ -282,12 +284,12 @@ fn a_streamed_answer_and_a_whole_one_say_the_same() {
         let choice = &document["choices"][index as usize];
         let content = choice["message"]["content"].as_str().unwrap().to_owned();
         assert!(!content.is_empty());
-        assert_eq!(stream.said(index), (content, "length".to_owned()));
+        assert_eq!(stream.choice(index), (content, "length".to_owned()));
     }
     assert_eq!(
         stream.pieces.lock().unwrap().tokens,
         120,
-        "every token is counted with a piece"
+        "the pieces account for every token"
     );
 }
 
@@ -299,18 +301,18 @@ fn a_step_is_flushed_once_a_request() {
         n: 4,
         ..SamplingParams::default()
     };
-    let received = submit(&runner, &request(true, sampling), prompt(4));
-    received.wait().unwrap();
+    let answer = submit(&runner, &request(true, sampling), prompt(4));
+    answer.wait().unwrap();
     assert_eq!(
-        received.pieces.lock().unwrap().flushes,
+        answer.pieces.lock().unwrap().flushes,
         9,
-        "the last step's flush is the end's"
+        "the end of the answer flushes the last step"
     );
 }
 
 #[tokio::test]
 async fn a_stop_text_ends_the_answer_and_frees_the_engine() {
-    let script = Script::saying(&["hello ", "wor", "ld\n", "\nuser: and ", "so on"]);
+    let script = ScriptedEngine::generating(&["hello ", "wor", "ld\n", "\nuser: and ", "so on"]);
     let cancelled = script.cancelled.clone();
     let runner = start(script);
     let sampling = SamplingParams {
@@ -318,31 +320,31 @@ async fn a_stop_text_ends_the_answer_and_frees_the_engine() {
         stop: vec!["\n\nuser".into()],
         ..SamplingParams::default()
     };
-    let received = submit(&runner, &request(true, sampling), prompt(4));
-    received.wait().unwrap();
-    assert_eq!(received.said(0), ("hello world".to_owned(), "stop".to_owned()));
+    let answer = submit(&runner, &request(true, sampling), prompt(4));
+    answer.wait().unwrap();
+    assert_eq!(answer.choice(0), ("hello world".to_owned(), "stop".to_owned()));
     runner.stop().await;
     assert_eq!(*cancelled.lock().unwrap(), [SequenceId::new(0, 0)]);
 }
 
 #[test]
 fn the_end_of_sequence_token_ends_the_answer_unless_it_is_ignored() {
-    for (ignore_eos, said, reason) in [(false, "hell", "stop"), (true, "hello", "length")] {
-        let runner = start(Script::saying(&["hell", "<eos>", "o"]));
+    for (ignore_eos, text, reason) in [(false, "hell", "stop"), (true, "hello", "length")] {
+        let runner = start(ScriptedEngine::generating(&["hell", "<eos>", "o"]));
         let sampling = SamplingParams {
             max_tokens: 50,
             ignore_eos,
             ..SamplingParams::default()
         };
-        let received = submit(&runner, &request(true, sampling), prompt(4));
-        received.wait().unwrap();
-        assert_eq!(received.said(0), (said.to_owned(), reason.to_owned()));
+        let answer = submit(&runner, &request(true, sampling), prompt(4));
+        answer.wait().unwrap();
+        assert_eq!(answer.choice(0), (text.to_owned(), reason.to_owned()));
     }
 }
 
 #[test]
 fn text_held_back_for_a_stop_text_keeps_its_log_probabilities() {
-    let mut script = Script::saying(&["a", "\n", "b", "é", "\n", "\n", "c"]);
+    let mut script = ScriptedEngine::generating(&["a", "\n", "b", "é", "\n", "\n", "c"]);
     script.logprobs = true;
     let runner = start(script);
     let stop = vec!["\n\n".to_owned()];
@@ -352,10 +354,10 @@ fn text_held_back_for_a_stop_text_keeps_its_log_probabilities() {
         logprobs: Some(0),
         ..SamplingParams::default()
     };
-    let received = submit(&runner, &request(true, sampling), prompt(4));
-    received.wait().unwrap();
+    let answer = submit(&runner, &request(true, sampling), prompt(4));
+    answer.wait().unwrap();
     let mut bytes = Vec::new();
-    for event in received.events() {
+    for event in answer.events() {
         let Some(content) = event["choices"][0]["logprobs"]["content"].as_array().cloned() else {
             continue;
         };
@@ -377,26 +379,26 @@ fn text_held_back_for_a_stop_text_keeps_its_log_probabilities() {
 }
 
 #[test]
-fn kv_events_are_told_before_the_tokens_of_their_step() {
+fn kv_events_are_published_before_the_tokens_of_their_step() {
     let log = log();
     let thread = EngineThread::start("test").unwrap();
     let runner = thread.run(Box::new(sim(fast())), "m", text(), log.clone());
-    let received = Arc::new(Received {
+    let answer = Arc::new(AnswerRecord {
         log: Some(log.clone()),
-        ..Received::default()
+        ..AnswerRecord::default()
     });
     runner.submit(
         &request(true, SamplingParams::default()),
         prompt(64),
-        TestSink(received.clone()),
+        TestSink(answer.clone()),
     );
-    received.wait().unwrap();
-    assert_eq!(received.pieces.lock().unwrap().told_before_first, Some(1));
+    answer.wait().unwrap();
+    assert_eq!(answer.pieces.lock().unwrap().batches_before_first, Some(1));
     assert!(!log.snapshot().stored.is_empty());
 }
 
 #[test]
-fn what_cannot_be_answered_is_refused_with_its_reason() {
+fn a_request_that_cannot_be_answered_is_refused_with_the_reason() {
     let runner = start(sim(SimConfig {
         max_sequences: 1,
         max_waiting: 1,
@@ -443,7 +445,7 @@ fn what_cannot_be_answered_is_refused_with_its_reason() {
         .as_deref(),
         Some("max_tokens")
     );
-    // Three choices are one more than may run and wait: none of them stays behind.
+    // Three choices are one more than may run and wait. The request fails as a whole and leaves no sequence behind.
     assert_eq!(
         refused(SamplingParams { n: 3, ..params() }, prompt(4)).kind,
         ErrorKind::Overloaded
@@ -451,7 +453,7 @@ fn what_cannot_be_answered_is_refused_with_its_reason() {
     assert_eq!(runner.load().borrow().running, 0);
 }
 
-/// What a streamed token costs between the engine and the network: simulated step, decoding, SSE chunk. Run with
+/// Measures the time of a streamed token from the engine to the network: simulated step, decoding, SSE event. Run with
 /// `cargo test --release -p signalbox-worker -- --ignored --nocapture the_cost_of_a_streamed_token`.
 #[test]
 #[ignore = "prints a measurement, asserts nothing"]
@@ -461,16 +463,16 @@ fn the_cost_of_a_streamed_token() {
         max_tokens: 2_000,
         ..SamplingParams::default()
     };
-    let began = Instant::now();
+    let start = Instant::now();
     let open: Vec<_> = (0..128)
         .map(|_| submit(&runner, &request(true, sampling.clone()), prompt(50)))
         .collect();
     let tokens: u32 = open
         .iter()
-        .map(|received| received.wait().unwrap().completion_tokens)
+        .map(|answer| answer.wait().unwrap().completion_tokens)
         .sum();
     println!(
         "{tokens} tokens, {:.0} ns each",
-        began.elapsed().as_nanos() as f64 / f64::from(tokens)
+        start.elapsed().as_nanos() as f64 / f64::from(tokens)
     );
 }

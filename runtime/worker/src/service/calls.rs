@@ -1,4 +1,4 @@
-//! What a worker answers to each call.
+//! Answers the calls of routers.
 
 use std::time::Duration;
 
@@ -8,16 +8,17 @@ use signalbox_protocol::{Call, ErrorKind, StreamSummary, WireError, WorkerEpoch,
 use signalbox_request_plane::{CallHandler, CallParts, CallerGone, Responder};
 use tokio::runtime::Handle;
 
-use crate::runner::RunnerHandle;
+use crate::runner::{RunnerHandle, engine_stopped};
 
-/// Load changes with every step; nobody routes better for hearing of it more often than this.
+/// Shortest interval between two load reports. Load changes with every step, and more frequent reports do not improve
+/// routing.
 const MIN_LOAD_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A caller that asks for longer than this may as well ask again.
+/// Longest interval between two load reports. Longer ones are reduced to it.
 const MAX_LOAD_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Answers the calls of routers: generations go to the engine's thread, everything else is read from shared state
-/// by a task of its own, which ends with its call.
+/// Answers the calls of routers. Generations go to the engine's thread. Each other call has a task of its own, which
+/// reads shared state and ends with the call.
 #[derive(Debug)]
 pub(super) struct WorkerService {
     runner: RunnerHandle,
@@ -28,7 +29,7 @@ pub(super) struct WorkerService {
 }
 
 impl WorkerService {
-    /// Inside a tokio runtime, on which it will spawn.
+    /// Call it inside a tokio runtime. The calls' tasks run on that runtime.
     pub(super) fn new(
         runner: RunnerHandle,
         log: EventLog,
@@ -47,7 +48,7 @@ impl WorkerService {
     fn fetch_artifacts(&self, digest: &str, responder: Responder) {
         if digest != self.artifacts_digest {
             let message = format!(
-                "This worker's tokenizer has the digest {}, not {digest}.",
+                "the worker's artifacts have the digest {}, not {digest}",
                 self.artifacts_digest
             );
             return responder.fail(WireError::new(ErrorKind::NotFound, message));
@@ -60,7 +61,7 @@ impl WorkerService {
     fn fetch_kv_snapshot(&self, responder: Responder) {
         let log = self.log.clone();
         self.tasks.spawn(async move {
-            // Sorting out a million blocks takes a good part of a second, for which no token may wait.
+            // Sorting a million blocks takes most of a second, during which this thread must send tokens.
             match tokio::task::spawn_blocking(move || encode_snapshot(&log.snapshot())).await {
                 Ok(snapshot) => send_whole(&snapshot, responder).await,
                 Err(error) => responder.fail(WireError::new(ErrorKind::Internal, error.to_string())),
@@ -71,7 +72,7 @@ impl WorkerService {
     fn watch_kv_events(&self, after: Option<(WorkerEpoch, u64)>, responder: Responder) {
         let mut reader = match self.log.read(after) {
             Ok(reader) => reader,
-            Err(error) => return responder.fail(snapshot_is_due(&error)),
+            Err(error) => return responder.fail(not_retained(&error)),
         };
         self.tasks.spawn(async move {
             loop {
@@ -85,7 +86,7 @@ impl WorkerService {
                             return;
                         }
                     }
-                    Err(error) => return responder.fail(snapshot_is_due(&error)),
+                    Err(error) => return responder.fail(not_retained(&error)),
                 }
             }
         });
@@ -116,9 +117,7 @@ impl WorkerService {
                     changed = next => changed,
                 };
                 if changed.is_err() {
-                    let error =
-                        WireError::new(ErrorKind::Unavailable, "The engine of this worker has stopped.");
-                    return responder.fail(error);
+                    return responder.fail(engine_stopped());
                 }
             }
         });
@@ -143,6 +142,7 @@ async fn send_whole(bytes: &[u8], responder: Responder) {
     }
 }
 
-fn snapshot_is_due(error: &NotRetained) -> WireError {
+/// The error for events that the log no longer has: the caller has to fetch a snapshot.
+fn not_retained(error: &NotRetained) -> WireError {
     WireError::new(ErrorKind::NotFound, error.to_string())
 }

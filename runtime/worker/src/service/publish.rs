@@ -1,32 +1,32 @@
-//! From the worker's event log to the event plane.
+//! Publishes a worker's event log on the event plane.
 
 use std::sync::Arc;
 
 use signalbox_event_plane::{EventLog, EventPlane, decode_batch};
 use signalbox_protocol::WorkerId;
 
-/// Publishes everything `log` says, from its first batch on, for ever.
+/// Publishes all batches of `log`, from the first one on. Never returns.
 ///
-/// The log never waits for it. Where it falls behind what the log keeps, it goes on with the oldest batch there is:
-/// routers see the hole and take a snapshot.
+/// The log does not wait for this task. If the task falls behind the batches that the log retains, it continues with
+/// the oldest retained batch. Routers then detect the gap and fetch a snapshot.
 pub async fn publish_events(worker: WorkerId, log: EventLog, plane: Arc<dyn EventPlane>) {
-    let mut wanted = 0;
+    let mut next = 0;
     loop {
-        let mut reader = match log.read(Some((log.epoch(), wanted))) {
+        let mut reader = match log.read(Some((log.epoch(), next))) {
             Ok(reader) => reader,
-            Err(missed) => {
-                wanted = missed.oldest;
+            Err(not_retained) => {
+                next = not_retained.oldest;
                 continue;
             }
         };
         while let Ok(bytes) = reader.next().await {
             match decode_batch(&bytes) {
                 Ok(batch) => {
-                    wanted = batch.sequence + 1;
+                    next = batch.sequence + 1;
                     plane.publish(&worker, Arc::new(batch));
                 }
                 Err(error) => {
-                    tracing::error!(worker.id = %worker, %error, "a batch of KV events cannot be read back")
+                    tracing::error!(worker.id = %worker, %error, "a batch of KV events cannot be decoded")
                 }
             }
         }
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_said_before_and_after_reaches_the_plane() {
+    async fn batches_before_and_after_the_start_reach_the_plane() {
         let (log, plane) = (EventLog::new(WorkerEpoch(7)), MemoryPlane::new());
         let worker: WorkerId = "w".parse().unwrap();
         log.publish(vec![KvEvent::Cleared]);

@@ -1,28 +1,28 @@
-//! How requests, engines and threads end, and that neighbours do not mind.
+//! The ends of requests, engines and threads, and that they do not affect other engines.
 
 use super::*;
 
 #[tokio::test]
-async fn a_caller_that_leaves_frees_the_engine_during_a_long_step() {
-    // A prefill of minutes: only a runner that looks up while it waits frees it in time.
+async fn a_closed_stream_frees_the_engine_during_a_long_step() {
+    // The prefill takes minutes. The runner must check for closed streams during the step to free the engine in time.
     let runner = start(sim(SimConfig {
         speedup: 1e-3,
         ..SimConfig::default()
     }));
-    let received = submit(&runner, &request(true, SamplingParams::default()), prompt(64));
-    received.cancelled.store(true, Ordering::Release);
+    let answer = submit(&runner, &request(true, SamplingParams::default()), prompt(64));
+    answer.cancelled.store(true, Ordering::Release);
     let outcome = tokio::task::spawn_blocking({
-        let received = received.clone();
-        move || received.wait()
+        let answer = answer.clone();
+        move || answer.wait()
     });
     assert_eq!(outcome.await.unwrap().unwrap_err().kind, ErrorKind::Cancelled);
-    assert_eq!(received.pieces.lock().unwrap().queues, 0);
+    assert_eq!(answer.pieces.lock().unwrap().queues, 0);
     runner.stop().await;
     assert_eq!(*runner.state().borrow(), RunnerState::Stopped);
 }
 
 #[test]
-fn an_answer_that_takes_too_long_fails_with_its_deadline() {
+fn an_answer_that_takes_too_long_fails_at_its_deadline() {
     let runner = start(sim(SimConfig {
         speedup: 1e-3,
         ..SimConfig::default()
@@ -37,15 +37,13 @@ fn an_answer_that_takes_too_long_fails_with_its_deadline() {
 }
 
 #[tokio::test]
-async fn an_engine_that_panics_fails_every_request_and_is_known_to_have() {
-    let runner = start(Script {
+async fn an_engine_that_panics_fails_every_request_and_has_the_state_failed() {
+    let runner = start(ScriptedEngine {
         panics: true,
-        ..Script::default()
+        ..ScriptedEngine::default()
     });
-    let received = submit(&runner, &request(true, SamplingParams::default()), prompt(4));
-    let outcome = tokio::task::spawn_blocking(move || received.wait())
-        .await
-        .unwrap();
+    let answer = submit(&runner, &request(true, SamplingParams::default()), prompt(4));
+    let outcome = tokio::task::spawn_blocking(move || answer.wait()).await.unwrap();
     assert_eq!(outcome.unwrap_err().kind, ErrorKind::Unavailable);
     runner
         .state()
@@ -57,28 +55,28 @@ async fn an_engine_that_panics_fails_every_request_and_is_known_to_have() {
 }
 
 #[tokio::test]
-async fn stopping_fails_what_is_open() {
+async fn stopping_an_engine_fails_its_open_requests() {
     let runner = start(sim(SimConfig {
         speedup: 1e-3,
         ..SimConfig::default()
     }));
-    let received = submit(&runner, &request(true, SamplingParams::default()), prompt(64));
+    let answer = submit(&runner, &request(true, SamplingParams::default()), prompt(64));
     runner.stop().await;
-    assert_eq!(received.wait().unwrap_err().kind, ErrorKind::Unavailable);
+    assert_eq!(answer.wait().unwrap_err().kind, ErrorKind::Unavailable);
 }
 
-/// As `--sim-workers` puts them on one thread, one of them in a step that lasts.
+/// One of the engines is in a long step and one panics. `--sim-workers` also puts many engines on one thread.
 #[tokio::test]
-async fn engines_on_one_thread_do_not_mind_one_another() {
+async fn engines_on_one_thread_do_not_affect_one_another() {
     let thread = EngineThread::start("test").unwrap();
     let run = |engine: Box<dyn StepEngine>| thread.run(engine, "m", text(), log());
     let slow = run(Box::new(sim(SimConfig {
         speedup: 1e-3,
         ..SimConfig::default()
     })));
-    let faulty = run(Box::new(Script {
+    let faulty = run(Box::new(ScriptedEngine {
         panics: true,
-        ..Script::default()
+        ..ScriptedEngine::default()
     }));
     let quick: Vec<_> = (0..100).map(|_| run(Box::new(sim(fast())))).collect();
     let sampling = || SamplingParams {
@@ -93,14 +91,14 @@ async fn engines_on_one_thread_do_not_mind_one_another() {
         .collect();
     tokio::task::spawn_blocking(move || {
         assert_eq!(fault.wait().unwrap_err().kind, ErrorKind::Unavailable);
-        let said: Vec<_> = answers
+        let answers: Vec<_> = answers
             .iter()
-            .map(|answer| (answer.wait().unwrap().completion_tokens, answer.said(0)))
+            .map(|answer| (answer.wait().unwrap().completion_tokens, answer.choice(0)))
             .collect();
-        assert_eq!(said[0].0, 20);
+        assert_eq!(answers[0].0, 20);
         assert!(
-            said.iter().all(|one| *one == said[0]),
-            "the same request, the same answer"
+            answers.iter().all(|answer| *answer == answers[0]),
+            "the same request gets the same answer"
         );
     })
     .await
@@ -122,7 +120,7 @@ async fn engines_on_one_thread_do_not_mind_one_another() {
 }
 
 #[tokio::test]
-async fn a_thread_that_nobody_can_reach_finishes_what_is_open_and_ends() {
+async fn a_thread_without_handles_finishes_open_requests_and_ends() {
     let thread = EngineThread::start("test").unwrap();
     let runners = [(); 2].map(|()| thread.run(Box::new(sim(fast())), "m", text(), log()));
     let mut states = runners.each_ref().map(RunnerHandle::state);
