@@ -1,4 +1,4 @@
-//! What the llama engine computes per second, and the answers it gives: one line of JSON each.
+//! Measures the tokens per second of the llama engine, or prints its answers: one line of JSON each.
 //!
 //! ```text
 //! cargo bench -p signalbox-worker --features llama --bench llama                    prefill 512, decode 128, 8 at once
@@ -6,10 +6,10 @@
 //! ```
 //!
 //! Options: `--model PATH`, `--threads N`, `--batch N`, `--kv N`, `--no-flash`, `--rounds N`, `--tokens N`,
-//! `--full-cache` (decode once more when all cells hold something: filling them takes minutes). `llama_oracle.py` beside
-//! this file runs the same work through llama-cpp-python and compares.
+//! `--full-cache` (decode once more when all cells are used; filling them takes minutes). `llama_oracle.py` beside this
+//! file runs the same work with llama-cpp-python and compares.
 
-#![expect(clippy::print_stdout, reason = "its figures are its output")]
+#![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use signalbox_worker::llama::{LlamaConfig, LlamaEngine};
 
 type Failure = Box<dyn std::error::Error>;
 
-/// As `runtime/scripts/fetch-model.sh` leaves it.
+/// Where `runtime/scripts/fetch-model.sh` puts the model.
 const MODEL: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../../.local/models/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -71,10 +71,10 @@ fn options() -> Result<Options, Failure> {
         full_cache: false,
         greedy: None,
     };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
-        match word.as_str() {
+    let mut arguments = std::env::args().skip(1);
+    while let Some(option) = arguments.next() {
+        let mut value = || arguments.next().ok_or_else(|| format!("{option} needs a value"));
+        match option.as_str() {
             "--bench" => {}
             "--model" => options.config.model_path = value()?.into(),
             "--threads" => options.config.threads = Some(value()?.parse()?),
@@ -85,7 +85,11 @@ fn options() -> Result<Options, Failure> {
             "--rounds" => options.rounds = value()?.parse()?,
             "--tokens" => options.tokens = value()?.parse()?,
             "greedy" => options.greedy = Some(value()?.into()),
-            _ => return Err(format!("{word} is not an option; see the head of benches/llama.rs").into()),
+            _ => {
+                return Err(
+                    format!("{option} is not an option; the head of benches/llama.rs lists them").into(),
+                );
+            }
         }
     }
     Ok(options)
@@ -97,7 +101,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Tokens per second of a prompt that shares nothing with others, until its first token.
+    /// Tokens per second of the prefill of a prompt that is not cached.
     fn prefill(&mut self, tokens: u32) -> Result<f64, Failure> {
         let prompt = self.fresh_prompt(tokens);
         self.submit(prompt, 1)?;
@@ -105,23 +109,23 @@ impl Bench {
         Ok(f64::from(tokens) / elapsed.as_secs_f64())
     }
 
-    /// Tokens per second of `sequences` answers together, after their prompts.
+    /// Tokens per second of `sequences` answers together, after their prefills.
     fn decode(&mut self, sequences: u32, prompt: u32, tokens: u32) -> Result<f64, Failure> {
         for _ in 0..sequences {
             let prompt = self.fresh_prompt(prompt);
             self.submit(prompt, tokens)?;
         }
         let mut output = StepOutput::default();
-        let mut told = 0;
-        while told < sequences {
+        let mut prefilled = 0;
+        while prefilled < sequences {
             self.step(&mut output)?;
-            told += output.prefilled.len() as u32;
+            prefilled += output.prefilled.len() as u32;
         }
         let (elapsed, count) = self.run()?;
         Ok(count as f64 / elapsed.as_secs_f64())
     }
 
-    /// As [`Self::decode`] of one, with every cell of the cache holding something else.
+    /// As [`Self::decode`] of one sequence, while nearly all cells of the cache hold other prompts.
     fn decode_beside_full_cache(&mut self, tokens: u32) -> Result<f64, Failure> {
         let info = self.engine.info();
         while self.engine.load().used_kv_blocks + info.context_length.min(2048) / info.block_size
@@ -164,7 +168,7 @@ impl Bench {
         })?)
     }
 
-    /// Steps until nothing is left: how long it took, and the tokens that came.
+    /// Steps until the engine is idle. Returns the time it took and the number of generated tokens.
     fn run(&mut self) -> Result<(Duration, usize), Failure> {
         let start = Instant::now();
         let mut output = StepOutput::default();
@@ -187,8 +191,8 @@ impl Bench {
         }
     }
 
-    /// Tokens nobody had before: ordinary ones (the first few hundred of a vocabulary are special) in an order of
-    /// their own.
+    /// A prompt that no earlier prompt shares a prefix with. Its tokens are ordinary ones: the first few hundred tokens
+    /// of a vocabulary are special.
     fn fresh_prompt(&mut self, tokens: u32) -> Vec<u32> {
         let vocab = self.engine.facts().vocab_size;
         let seed = self.next as u32 + 1;

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Compares the llama engine with llama.cpp as llama-cpp-python drives it: the same file, threads and work.
+"""Compares the llama engine with llama-cpp-python on the same file, number of threads and work.
 
     python3 -m venv V && V/bin/pip install llama-cpp-python
-    cargo build --release -p signalbox-worker --features llama --benches      # says where the bench binary lies
+    cargo build --release -p signalbox-worker --features llama --benches      # prints the path of the bench binary
     V/bin/python runtime/worker/benches/llama_oracle.py BENCH [--model PATH] [--threads N] [--rounds N]
 
-Speed is taken alternating, best of the rounds, since other work on the machine slows both. Greedy answers to 20 prompts
-are compared token by token: equal where both use the same CPU instructions. pip builds for the machine it is on, the
-engine for AVX2 unless told otherwise (GGML_AVX512=ON GGML_AVX512_VNNI=ON when building), and the last digits of
-llama.cpp's sums differ with the instructions, which soon turns a near tie of so small a model.
+The two are timed in turns, and the best round counts, because other work on the machine slows both. The greedy answers
+to 20 prompts are compared token by token. They are equal if both use the same CPU instructions: pip builds for the
+machine it runs on, the engine is built for AVX2 unless GGML_AVX512=ON GGML_AVX512_VNNI=ON is set. The last digits of
+llama.cpp's sums depend on the instructions, and so small a model soon has a near tie between two tokens.
 """
 
 import argparse

@@ -1,26 +1,26 @@
-//! Which KV block holds what: the bookkeeping of a paged KV cache.
+//! The KV blocks of an engine and their contents: the bookkeeping of a paged KV cache.
 //!
-//! A cache is a fixed number of KV blocks. A running sequence holds a [`BlockTable`]: the blocks of its tokens in
-//! order. Its full blocks are *sealed*: they have an identity ([`SequenceHash`]) and other sequences with the same
-//! prefix share them. What is still being filled is private to its sequence. When the last sequence lets a sealed
-//! block go, the block stays, *idle*, until somebody shares it again or room is needed. [`BlockPool`] knows nothing of
-//! tokens, tensors or time, and promises:
+//! A cache has a fixed number of KV blocks. A running sequence holds a [`BlockTable`]: the blocks of its tokens in
+//! order. A full block is *sealed*: it gets its [`SequenceHash`], and other sequences with the same prefix share it.
+//! Blocks that are not full belong to one sequence. When the last sequence releases a sealed block, the block becomes
+//! *idle*: it stays cached until a sequence shares it again or its room is needed. [`BlockPool`] has no notion of
+//! tokens, tensors or time. It promises:
 //!
-//! - a block is held by as many tables as its reference count says, and counted once;
-//! - never more blocks than the capacity;
-//! - the least recently used idle block makes room first, and never before a block that follows it, so that whatever
-//!   is cached can be reached from the beginning of its sequence;
-//! - the events it tells, replayed, give exactly the sealed blocks.
+//! - A block's reference count is the number of tables that hold it.
+//! - There are never more blocks than the capacity.
+//! - The least recently used idle block is evicted first, and never before a block that follows it. Every cached block
+//!   can therefore be reached from the beginning of its sequence.
+//! - The events, replayed, give exactly the sealed blocks.
 //!
-//! The life of a sequence:
+//! The calls for a sequence, in order:
 //!
 //! ```text
-//! admits(prefix, total)            is there room for it now?
-//! share(table, prefix)             take the blocks of its prompt that are cached
-//! grow(table, n)                   take n blocks for what is to be computed, evicting idle ones
-//! seal(table, hash)                its first unsealed block is full: give it its identity   (again for each)
-//! release(table)                   it ended or must make room for others
-//! drain_events(events)             once a step: what changed, for the event plane
+//! admits(prefix, total)            whether there is room for the sequence now
+//! share(table, prefix)             take the cached blocks of its prompt
+//! grow(table, n)                   take n blocks for the tokens to compute, evicting idle blocks
+//! seal(table, hash)                its first unsealed block is full: give it its hash   (for each full block)
+//! release(table)                   the sequence has ended or is preempted
+//! drain_events(events)             once a step: the changes, for the event plane
 //! ```
 
 use hashbrown::HashMap;
@@ -29,13 +29,13 @@ use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
 #[cfg(test)]
 mod tests;
 
-/// A block's place in the cache: 0 to capacity − 1. An engine may keep the block's KV at that place.
+/// A block's index in the cache: 0 to capacity − 1. An engine may store the block's KV at that index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
-/// The blocks of one running sequence, first block first: sealed ones, then those still being filled.
+/// The blocks of one running sequence in the order of its tokens: first the sealed ones, then the others.
 ///
-/// Give it back with [`BlockPool::release`]: dropping it while it holds blocks would leak them.
+/// Release it with [`BlockPool::release`]. Dropping a table that holds blocks leaks them.
 #[derive(Debug, Default)]
 pub struct BlockTable {
     blocks: Vec<BlockId>,
@@ -45,48 +45,49 @@ pub struct BlockTable {
 /// How much of a prefix is cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrefixMatch {
-    /// Leading blocks that are there.
+    /// Leading blocks that are cached.
     pub blocks: usize,
-    /// Those of them that no sequence holds: sharing them takes them out of [`BlockPool::available`].
+    /// How many of these blocks are idle. Sharing an idle block reduces [`BlockPool::available`].
     pub idle: usize,
 }
 
-/// What [`BlockPool::seal`] did.
+/// The result of [`BlockPool::seal`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sealed {
-    /// The sequence's block has its identity now, and others can share it.
+pub enum SealOutcome {
+    /// The sequence's block has its hash, and other sequences can share it.
     Stored,
-    /// Another sequence had sealed the same content before. The table now names that block (`existing`), and the
-    /// sequence's own (`freed`) is free again: an engine that keeps KV by place goes on with `existing`.
+    /// Another sequence sealed the same content earlier. The table now has that block (`existing`) in place of the
+    /// sequence's own (`freed`), which is free. An engine that stores KV by block continues with `existing`.
     Duplicate {
-        /// The block that stays.
+        /// The block that the table has now.
         existing: BlockId,
-        /// The block that was given back.
+        /// The block that is free now.
         freed: BlockId,
     },
 }
 
-/// There are fewer free and idle blocks than asked for; nothing was taken.
+/// Fewer blocks are free or idle than needed. The table is unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{wanted} KV blocks wanted, {available} can be had")]
+#[error("{needed} KV blocks are needed and {available} are free or idle")]
 pub struct OutOfBlocks {
-    /// Blocks asked for.
-    pub wanted: u32,
+    /// Blocks needed.
+    pub needed: u32,
     /// Blocks that are free or idle.
     pub available: u32,
 }
 
-/// A fixed number of KV blocks, shared by sequences with equal prefixes. Every operation is O(1) a block.
+/// A fixed number of KV blocks that sequences with equal prefixes share. Every operation takes O(1) time a block.
 #[derive(Debug)]
 pub struct BlockPool {
     blocks: Vec<Block>,
-    /// Sealed blocks by identity, idle ones included.
+    /// Sealed blocks by hash, idle ones included.
     by_hash: HashMap<SequenceHash, BlockId>,
-    /// Blocks that hold nothing.
+    /// Blocks without content.
     free: Vec<BlockId>,
-    /// Idle blocks, least recently used first, as a list through [`Block`]. Tables let go of their blocks last block
-    /// first, and whoever uses a block uses its whole prefix: so a block always lies before the one it follows, and
-    /// the oldest has no cached follower.
+    /// The ends of the list of idle blocks, which is linked through [`Block`], least recently used first. A table
+    /// releases its last block first, and a sequence that uses a block uses all blocks before it too. Hence a block is
+    /// always older in the list than the block that precedes it in its sequence, and no cached block follows the
+    /// oldest.
     oldest_idle: Option<BlockId>,
     newest_idle: Option<BlockId>,
     active: u32,
@@ -95,9 +96,9 @@ pub struct BlockPool {
 
 #[derive(Debug, Clone, Default)]
 struct Block {
-    /// Its identity, once sealed.
+    /// The hash, if the block is sealed.
     hash: Option<SequenceHash>,
-    /// Tables that hold it.
+    /// Number of tables that hold the block.
     references: u32,
     /// Neighbours in the list of idle blocks.
     older: Option<BlockId>,
@@ -105,12 +106,12 @@ struct Block {
 }
 
 impl BlockTable {
-    /// The blocks, first block of the sequence first.
+    /// The blocks in the order of the sequence's tokens.
     pub fn blocks(&self) -> &[BlockId] {
         &self.blocks
     }
 
-    /// How many of them, from the first on, are sealed.
+    /// The number of sealed blocks, which come first.
     pub fn sealed(&self) -> usize {
         self.sealed
     }
@@ -130,27 +131,27 @@ impl BlockPool {
         }
     }
 
-    /// Blocks there are.
+    /// All blocks of the cache.
     pub fn capacity(&self) -> u32 {
         self.blocks.len() as u32
     }
 
-    /// Blocks that tables hold, shared ones counted once.
+    /// Blocks that tables hold. A shared block counts once.
     pub fn active(&self) -> u32 {
         self.active
     }
 
-    /// Blocks that hold anything, idle ones included.
+    /// Blocks with content, idle ones included.
     pub fn used(&self) -> u32 {
         self.capacity() - self.free.len() as u32
     }
 
-    /// Blocks that [`Self::grow`] could take now: free ones and idle ones.
+    /// Blocks that [`Self::grow`] can take now: free and idle ones.
     pub fn available(&self) -> u32 {
         self.capacity() - self.active
     }
 
-    /// How many leading blocks of `prefix` are cached. Looking does not count as use.
+    /// How many leading blocks of `prefix` are cached. Does not count as a use of the blocks.
     pub fn matched(&self, prefix: &[SequenceHash]) -> PrefixMatch {
         let mut found = PrefixMatch { blocks: 0, idle: 0 };
         for id in prefix.iter().map_while(|hash| self.by_hash.get(hash)) {
@@ -160,17 +161,17 @@ impl BlockPool {
         found
     }
 
-    /// Whether a sequence of `total` blocks whose first ones are `prefix` could have them all now: those of the
-    /// prefix that are cached by sharing, the rest by evicting others.
+    /// Whether a sequence of `total` blocks that begins with `prefix` could get all its blocks now: the cached ones of
+    /// the prefix by sharing, the others from free and idle blocks.
     pub fn admits(&self, prefix: &[SequenceHash], total: u32) -> bool {
         let found = self.matched(prefix);
         let computed = (total as usize).saturating_sub(found.blocks);
         computed + found.idle <= self.available() as usize
     }
 
-    /// Lengthens `table` by the blocks of `prefix` (the sequence's identities from its very first block on) that are
-    /// cached and follow those it has. Returns how many. May be called again later, when another sequence may have
-    /// computed more; a table with an unsealed block gets none.
+    /// Extends `table` by the cached blocks of `prefix` that follow those it has. `prefix` has the hashes of the
+    /// sequence from its first block on. Returns the number of added blocks. Can be called again later, when other
+    /// sequences may have computed more. A table with an unsealed block gets none.
     pub fn share(&mut self, table: &mut BlockTable, prefix: &[SequenceHash]) -> usize {
         let had = table.blocks.len();
         if table.sealed < had {
@@ -178,19 +179,21 @@ impl BlockPool {
         }
         for hash in prefix.iter().skip(had) {
             let Some(&id) = self.by_hash.get(hash) else { break };
-            self.hold(id);
+            self.add_reference(id);
             table.blocks.push(id);
         }
         table.sealed = table.blocks.len();
         table.sealed - had
     }
 
-    /// Lengthens `table` by `count` empty blocks, evicting the least recently used idle blocks as needed. All or
-    /// nothing.
+    /// Extends `table` by `count` empty blocks, evicting the least recently used idle blocks as needed.
+    ///
+    /// # Errors
+    /// Fewer than `count` blocks are free or idle; `table` is unchanged.
     pub fn grow(&mut self, table: &mut BlockTable, count: u32) -> Result<(), OutOfBlocks> {
         if count > self.available() {
             return Err(OutOfBlocks {
-                wanted: count,
+                needed: count,
                 available: self.available(),
             });
         }
@@ -205,9 +208,9 @@ impl BlockPool {
         Ok(())
     }
 
-    /// The first unsealed block of `table` is full: names it `hash`, so that others can share it. `None` where the
-    /// table has no unsealed block.
-    pub fn seal(&mut self, table: &mut BlockTable, hash: SequenceHash) -> Option<Sealed> {
+    /// Seals the first unsealed block of `table`, which is full: gives it `hash`, so that other sequences can share it.
+    /// `None` if the table has no unsealed block.
+    pub fn seal(&mut self, table: &mut BlockTable, hash: SequenceHash) -> Option<SealOutcome> {
         let own = *table.blocks.get(table.sealed)?;
         let parent = table
             .sealed
@@ -215,29 +218,29 @@ impl BlockPool {
             .and_then(|last| self.block(table.blocks[last]).hash);
         table.sealed += 1;
         if let Some(&existing) = self.by_hash.get(&hash) {
-            debug_assert_ne!(existing, own, "an unsealed block has no identity");
-            self.hold(existing);
-            self.let_go(own);
+            debug_assert_ne!(existing, own, "an unsealed block has no hash");
+            self.add_reference(existing);
+            self.drop_reference(own);
             table.blocks[table.sealed - 1] = existing;
-            return Some(Sealed::Duplicate { existing, freed: own });
+            return Some(SealOutcome::Duplicate { existing, freed: own });
         }
         self.blocks[own.0 as usize].hash = Some(hash);
         self.by_hash.insert(hash, own);
-        self.tell_stored(parent, hash);
-        Some(Sealed::Stored)
+        self.record_stored(parent, hash);
+        Some(SealOutcome::Stored)
     }
 
-    /// Takes all blocks of `table` back and empties it. Sealed blocks that nobody else holds stay cached, unsealed
-    /// ones are free.
+    /// Takes back all blocks of `table`, which is empty afterwards. A sealed block that no other table holds becomes
+    /// idle, an unsealed one becomes free.
     pub fn release(&mut self, table: &mut BlockTable) {
         // Last block first: see `oldest_idle`.
         for id in table.blocks.drain(..).rev() {
-            self.let_go(id);
+            self.drop_reference(id);
         }
         table.sealed = 0;
     }
 
-    /// Appends to `events` what was sealed and evicted since the last call, in order.
+    /// Appends to `events` the blocks sealed and evicted since the last call, in order.
     pub fn drain_events(&mut self, events: &mut Vec<KvEvent>) {
         events.append(&mut self.events);
     }
@@ -246,7 +249,7 @@ impl BlockPool {
         &self.blocks[id.0 as usize]
     }
 
-    fn hold(&mut self, id: BlockId) {
+    fn add_reference(&mut self, id: BlockId) {
         if self.block(id).references == 0 {
             self.unlink_idle(id);
             self.active += 1;
@@ -254,9 +257,9 @@ impl BlockPool {
         self.blocks[id.0 as usize].references += 1;
     }
 
-    fn let_go(&mut self, id: BlockId) {
+    fn drop_reference(&mut self, id: BlockId) {
         let block = &mut self.blocks[id.0 as usize];
-        debug_assert!(block.references > 0, "only held blocks are let go");
+        debug_assert!(block.references > 0, "a table holds the block");
         block.references -= 1;
         if block.references > 0 {
             return;
@@ -299,13 +302,13 @@ impl BlockPool {
         self.unlink_idle(id);
         if let Some(hash) = self.blocks[id.0 as usize].hash.take() {
             self.by_hash.remove(&hash);
-            self.tell_removed(hash);
+            self.record_removed(hash);
         }
         Some(id)
     }
 
-    /// Blocks sealed one after the other become one chain.
-    fn tell_stored(&mut self, parent: Option<SequenceHash>, hash: SequenceHash) {
+    /// Adds the event of a stored block. Blocks that follow each other share one event.
+    fn record_stored(&mut self, parent: Option<SequenceHash>, hash: SequenceHash) {
         if let Some(KvEvent::Stored { blocks, .. }) = self.events.last_mut()
             && blocks.last().copied() == parent
         {
@@ -319,7 +322,8 @@ impl BlockPool {
         });
     }
 
-    fn tell_removed(&mut self, hash: SequenceHash) {
+    /// Adds the event of an evicted block. Blocks evicted in a row share one event.
+    fn record_removed(&mut self, hash: SequenceHash) {
         if let Some(KvEvent::Removed { blocks, .. }) = self.events.last_mut() {
             blocks.push(hash);
             return;

@@ -1,15 +1,17 @@
-//! The real engine: a GGUF model computed by llama.cpp in this process.
+//! The llama engine: llama.cpp computes a GGUF model in this process.
 //!
-//! llama.cpp does the arithmetic, and what it offers of a KV cache is a pool of *cells*, one a token, each of which
-//! may belong to many *sequence ids*. The rest is here: which sequences run, what each step computes
-//! (`schedule`), and which KV block lies in which cells, so that a prompt whose beginning was computed before is
-//! computed only from there on (`cells`). Both are pure and are tested without a model; `engine` carries out what
-//! they say.
+//! llama.cpp offers a pool of KV *cells*, one a token. A cell may belong to many *sequence ids*. This module adds the
+//! rest. `schedule` decides which sequences run and what each step computes. `cells` maps KV blocks to cells, so that a
+//! prompt whose beginning is cached is computed only from there on. Both are pure and tested without a model. `engine`
+//! carries out their decisions on llama.cpp.
 //!
-//! Promises: a prompt token is counted as cached when its KV was found, never when it was computed; the KV events,
-//! replayed, give exactly the blocks that a prompt could reuse; with the same seed and prompt the answer is the same,
-//! as far as llama.cpp's arithmetic is: its sums depend in their last digits on how many tokens are computed together,
-//! so that with others running, or another share of the prompt cached, a near tie may go the other way.
+//! The engine promises:
+//!
+//! - A prompt token counts as cached only if its KV was found and not computed.
+//! - The KV events, replayed, give exactly the blocks that a prompt can reuse.
+//! - The same seed and prompt give the same answer, within llama.cpp's precision. The last digits of its sums depend on
+//!   how many tokens are computed together. With other sequences running, or another part of the prompt cached, a near
+//!   tie between two tokens may be decided the other way.
 
 mod cells;
 mod schedule;
@@ -19,6 +21,10 @@ mod config;
 #[cfg(feature = "llama")]
 mod engine;
 #[cfg(feature = "llama")]
+mod error;
+#[cfg(feature = "llama")]
+mod facts;
+#[cfg(feature = "llama")]
 mod memory;
 #[cfg(feature = "llama")]
 mod model;
@@ -26,8 +32,10 @@ mod model;
 mod sampling;
 
 #[cfg(feature = "llama")]
-pub use config::{LlamaConfig, LlamaError};
+pub use config::LlamaConfig;
 #[cfg(feature = "llama")]
 pub use engine::LlamaEngine;
 #[cfg(feature = "llama")]
-pub use model::ModelFacts;
+pub use error::LlamaError;
+#[cfg(feature = "llama")]
+pub use facts::ModelFacts;

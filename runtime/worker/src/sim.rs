@@ -1,16 +1,17 @@
-//! A simulated GPU engine: real scheduling and KV cache, made-up arithmetic.
+//! A simulated GPU engine: real scheduling and KV cache bookkeeping, random tokens.
 //!
-//! Routing depends on what workers hold in their KV caches and how busy they are. [`SimEngine`] behaves in both as a
-//! real engine does, without a GPU: a paged KV cache with prefix reuse and LRU eviction, continuous batching under a
-//! token budget, chunked prefill, preemption, and steps that take as long as a timing model says. It is for tests,
-//! benchmarks and capacity planning. It promises:
+//! Routing depends on the KV caches and the load of workers. In both, [`SimEngine`] behaves as a real engine does,
+//! without a GPU: a paged KV cache with prefix reuse and LRU eviction, continuous batching under a token budget,
+//! chunked prefill, preemption, and step times from a timing model. It is for tests, benchmarks and capacity planning.
+//! It promises:
 //!
-//! - the same request is answered the same, on every worker with the same seed, however it is batched;
-//! - a step costs time proportional to the running sequences and allocates nothing for a token.
+//! - The same request gets the same answer on every worker with the same seed, however it is batched.
+//! - The time of a step is proportional to the number of running sequences, and a token allocates nothing.
 //!
-//! A step, in this order: every decoding sequence gets a token; sequences in prefill share the rest of the budget,
-//! oldest first; waiting sequences are admitted while budget, sequence and block limits allow. Where blocks run out
-//! the youngest sequence gives all of its back and waits at the front of the queue, to be computed again.
+//! A step does the following, in this order. Every decoding sequence gets a token. Sequences in prefill share the rest
+//! of the budget, oldest first. Waiting sequences are admitted as far as the limits on tokens, sequences and blocks
+//! allow. If blocks run out, the youngest sequence is preempted: it releases its blocks, waits at the front of the
+//! queue and is computed again later.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -21,41 +22,41 @@ use crate::{
     engine::{EngineInfo, NewSequence, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus},
 };
 
-use self::{sequence::Sequence, timing::StepWork, words::TokenSource};
+use self::{sequence::Sequence, timing::StepWork, tokens::TokenSource};
 
 mod sequence;
 #[cfg(test)]
 mod tests;
 mod timing;
-mod words;
+mod tokens;
 
-pub use self::words::ordinary_tokens;
+pub use self::tokens::ordinary_tokens;
 
-/// What a simulated engine is like.
+/// The settings of a simulated engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimConfig {
     /// Tokens per KV block, at least 1.
     pub block_size: u32,
-    /// Blocks of the KV cache, at least 1.
+    /// KV blocks of the cache, at least 1.
     pub kv_blocks: u32,
-    /// Most tokens of prompt and answer together; what the KV cache holds, where that is less.
+    /// Most tokens of prompt and answer together. Reduced to what the KV cache holds.
     pub context_length: u32,
-    /// Sequences that run at once, at least 1.
+    /// Most running sequences, at least 1.
     pub max_sequences: u32,
-    /// Sequences that wait beyond those before new ones are refused.
+    /// Most waiting sequences. The engine refuses further ones.
     pub max_waiting: u32,
-    /// Tokens computed in one step, prefill and decode together; at least `max_sequences`, so that every running
+    /// Most tokens computed in one step, prefill and decode together. At least `max_sequences`, so that every running
     /// sequence gets its token.
     pub max_batched_tokens: u32,
-    /// Everything takes the timing model's time divided by this; 0 for no time at all.
+    /// Divides the times of the timing model. 0: steps take no time.
     pub speedup: f64,
-    /// Another seed, other answers.
+    /// Determines the tokens of all answers.
     pub seed: u64,
 }
 
 impl Default for SimConfig {
-    /// About a mid-size model on one large GPU, in vLLM's terms: blocks of 16 tokens, 256 sequences, 8,192 tokens a
-    /// step; 16,384 blocks are the default of Dynamo's mocker.
+    /// Roughly a mid-size model on one large GPU. Blocks of 16 tokens, 256 sequences and 8,192 tokens a step are vLLM's
+    /// values; 16,384 blocks are the default of Dynamo's mocker.
     fn default() -> Self {
         Self {
             block_size: 16,
@@ -70,7 +71,7 @@ impl Default for SimConfig {
     }
 }
 
-/// Why a simulated engine could not be made.
+/// Why a simulated engine cannot be created.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SimError {
     /// A setting is too small.
@@ -78,42 +79,49 @@ pub enum SimError {
     TooSmall {
         /// The setting.
         name: &'static str,
-        /// What was given.
+        /// The given value.
         value: u32,
-        /// What would do.
+        /// The smallest valid value.
         least: u32,
     },
-    /// The speed-up is negative or no number.
-    #[error("speedup of the simulated engine is {0}; it must be 0 (no waiting) or a positive number")]
+    /// The speed-up is negative or not finite.
+    #[error("speedup of the simulated engine is {0}; it must be 0 (steps take no time) or a positive number")]
     Speedup(f64),
-    /// There is nothing the engine could say.
-    #[error("the vocabulary has no token that is ordinary text by itself")]
-    NoWords,
+    /// The vocabulary is empty, so the engine cannot generate tokens.
+    #[error(
+        "the vocabulary of the simulated engine is empty; it needs a token that is readable text by itself"
+    )]
+    EmptyVocabulary,
 }
 
 /// The simulated engine.
 #[derive(Debug)]
 pub struct SimEngine {
     config: SimConfig,
-    /// What it may say: see [`ordinary_tokens`].
+    /// The tokens it generates: see [`ordinary_tokens`].
     vocabulary: Arc<[u32]>,
     pool: BlockPool,
-    /// In the order they were admitted.
+    /// In the order of admission.
     running: Vec<Sequence>,
     waiting: VecDeque<Sequence>,
 }
 
-/// What is left of a step, and what it does so far.
+/// The progress of one step.
 #[derive(Debug)]
 struct StepPlan {
+    /// Tokens that the step may still compute.
     budget: usize,
+    /// The work done so far.
     work: StepWork,
-    /// A sequence had to give its blocks back: nothing new is admitted in this step.
+    /// A sequence was preempted in this step, so no sequence is admitted.
     preempted: bool,
 }
 
 impl SimEngine {
-    /// An idle engine that speaks in tokens of `vocabulary`, for example [`ordinary_tokens`].
+    /// An idle engine that generates tokens of `vocabulary`, for example [`ordinary_tokens`].
+    ///
+    /// # Errors
+    /// A setting is out of its range, or the vocabulary is empty.
     pub fn new(config: SimConfig, vocabulary: Arc<[u32]>) -> Result<Self, SimError> {
         let at_least = |name, value, least| {
             if value < least {
@@ -130,15 +138,15 @@ impl SimEngine {
             config.max_batched_tokens,
             config.max_sequences,
         )?;
-        let held = config.kv_blocks.saturating_mul(config.block_size);
-        let context_length = config.context_length.min(held);
-        // A prompt of one token and an answer of one.
+        let cache_tokens = config.kv_blocks.saturating_mul(config.block_size);
+        let context_length = config.context_length.min(cache_tokens);
+        // A prompt of one token and an answer of one token.
         at_least("context_length", context_length, 2)?;
         if !(config.speedup.is_finite() && config.speedup >= 0.0) {
             return Err(SimError::Speedup(config.speedup));
         }
         if vocabulary.is_empty() {
-            return Err(SimError::NoWords);
+            return Err(SimError::EmptyVocabulary);
         }
         Ok(Self {
             pool: BlockPool::new(config.kv_blocks),
@@ -152,7 +160,7 @@ impl SimEngine {
         })
     }
 
-    /// One token for each sequence that is past its prefill.
+    /// Computes one token of each sequence whose prefill is done.
     fn decode(&mut self, plan: &mut StepPlan) {
         let mut place = 0;
         while place < self.running.len() {
@@ -164,7 +172,7 @@ impl SimEngine {
         }
     }
 
-    /// Goes on with prefills that did not fit into the steps before.
+    /// Continues the prefills that did not fit into earlier steps.
     fn prefill(&mut self, plan: &mut StepPlan) {
         let mut place = 0;
         while place < self.running.len() && plan.budget > 0 {
@@ -175,6 +183,7 @@ impl SimEngine {
         }
     }
 
+    /// Starts waiting sequences, first come first served.
     fn admit(&mut self, plan: &mut StepPlan) {
         while plan.budget > 0 && !plan.preempted && self.running.len() < self.config.max_sequences as usize {
             let Some(next) = self.waiting.front() else { return };
@@ -199,8 +208,8 @@ impl SimEngine {
         }
     }
 
-    /// Computes the next `count` tokens of the sequence at `place`. Where blocks run out, younger ones give theirs;
-    /// false when there was none younger, and it was this one that had to.
+    /// Computes the next `count` tokens of the sequence at `place`. If blocks run out, preempts younger sequences.
+    /// Returns false if that was not enough and this sequence was preempted itself.
     fn compute(&mut self, place: usize, count: usize, plan: &mut StepPlan) -> bool {
         while self.running[place].compute(&mut self.pool, count).is_err() {
             plan.preempted = true;
@@ -216,13 +225,13 @@ impl SimEngine {
         true
     }
 
-    /// The next token of every sequence whose KV is complete, and the end of those that are over.
+    /// Generates the next token of every sequence whose KV is complete, and ends the sequences that are done.
     fn sample(&mut self, output: &mut StepOutput) {
         for sequence in &mut self.running {
             if let Some(cached) = sequence.report_prefill() {
                 output.prefilled.push((sequence.id, cached));
             }
-            if sequence.remaining() > 0 || sequence.is_over() {
+            if sequence.remaining() > 0 || sequence.is_done() {
                 continue;
             }
             let position = sequence.generated();
@@ -239,12 +248,12 @@ impl SimEngine {
         }
         let pool = &mut self.pool;
         self.running.retain_mut(|sequence| {
-            let over = sequence.is_over();
-            if over {
+            let done = sequence.is_done();
+            if done {
                 sequence.release(pool);
                 output.finished.push((sequence.id, FinishReason::Length));
             }
-            !over
+            !done
         });
     }
 }
@@ -269,18 +278,19 @@ impl StepEngine for SimEngine {
         if prompt == 0 {
             return Err(WireError::new(
                 ErrorKind::InvalidRequest,
-                "The prompt is empty; give at least one token.",
+                "the prompt is empty; give at least one token",
             ));
         }
         if prompt >= context {
             let message = format!(
-                "The prompt has {prompt} tokens; this model's context holds {context}, one of them for the answer."
+                "the prompt has {prompt} tokens; the context length is {context}, so a prompt may have at most {}",
+                context - 1
             );
             return Err(WireError::new(ErrorKind::ContextLengthExceeded, message));
         }
         if sequence.hasher.block_size() != self.config.block_size as usize {
             let message = format!(
-                "the sequence is cut into KV blocks of {} tokens, the engine's have {}",
+                "the sequence has KV blocks of {} tokens; the engine's blocks have {}",
                 sequence.hasher.block_size(),
                 self.config.block_size
             );
@@ -289,7 +299,7 @@ impl StepEngine for SimEngine {
         let most = self.config.max_sequences as usize + self.config.max_waiting as usize;
         if self.running.len() + self.waiting.len() >= most {
             let message =
-                format!("This worker already has {most} sequences running and waiting; try again soon.");
+                format!("the worker has {most} sequences running and waiting, its limit; try again later");
             return Err(WireError::new(ErrorKind::Overloaded, message));
         }
         let source = TokenSource::new(
@@ -298,10 +308,11 @@ impl StepEngine for SimEngine {
             &sequence.tokens,
             sequence.id,
         );
-        let limit = prompt
+        let max_length = prompt
             .saturating_add(sequence.sampling.max_tokens as usize)
             .min(context);
-        self.waiting.push_back(Sequence::new(sequence, source, limit));
+        self.waiting
+            .push_back(Sequence::new(sequence, source, max_length));
         Ok(())
     }
 

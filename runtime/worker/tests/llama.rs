@@ -1,12 +1,13 @@
-//! The llama engine with a real model: what it promises is seen on real KV and real logits.
+//! Tests the promises of the llama engine with a real model.
 //!
-//! Needs the model that `runtime/scripts/fetch-model.sh` fetches, or another GGUF named by `SIGNALBOX_TEST_MODEL`.
+//! The tests need the model that `runtime/scripts/fetch-model.sh` fetches, or another GGUF file at the path in
+//! `SIGNALBOX_TEST_MODEL`.
 
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "all of this file is a test, its helpers too"
+    reason = "a test and its helpers fail by panicking"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +33,7 @@ fn model() -> PathBuf {
     path
 }
 
-/// An engine, and what it has told.
+/// An engine, and the record of its results.
 struct Rig {
     engine: LlamaEngine,
     hasher: BlockHasher,
@@ -47,7 +48,7 @@ struct Rig {
 
 impl Rig {
     fn new(change: impl FnOnce(&mut LlamaConfig)) -> Self {
-        // One thread each: tests run side by side, and llama.cpp's threads wait for each other by spinning.
+        // One thread for each engine: tests run in parallel, and llama.cpp's threads spin while they wait.
         let mut config = LlamaConfig {
             kv_tokens: Some(2048),
             threads: Some(1),
@@ -105,7 +106,7 @@ impl Rig {
                     self.removed += blocks.len();
                     blocks.iter().for_each(|hash| assert!(self.stored.remove(hash)));
                 }
-                KvEvent::Cleared => panic!("the engine lost its cache"),
+                KvEvent::Cleared => panic!("the engine emptied its cache"),
             }
         }
         status
@@ -118,7 +119,7 @@ impl Rig {
         assert_eq!(
             load.used_kv_blocks as usize,
             self.stored.len(),
-            "the events say what is cached"
+            "the events give the cached blocks"
         );
     }
 
@@ -127,10 +128,10 @@ impl Rig {
     }
 }
 
-/// Whether two distributions are of the same text, seen through llama.cpp's arithmetic, whose sums differ a little
-/// with the number of tokens computed together. Those of different texts have hardly a likely token in common.
+/// Asserts that two distributions are of the same text. llama.cpp's sums differ a little with the number of tokens
+/// computed together. The distributions of different texts have few likely tokens in common.
 fn assert_near(a: &SampledToken, b: &SampledToken) {
-    let [a, b] = [a, b].map(|sampled| &sampled.logprobs.as_ref().expect("asked for").top);
+    let [a, b] = [a, b].map(|sampled| &sampled.logprobs.as_ref().expect("requested").top);
     let other: BTreeMap<_, _> = b.iter().copied().collect();
     let common: Vec<_> = a
         .iter()
@@ -147,7 +148,7 @@ fn assert_near(a: &SampledToken, b: &SampledToken) {
     );
 }
 
-fn told(max_tokens: u32) -> SamplingParams {
+fn greedy_with_logprobs(max_tokens: u32) -> SamplingParams {
     SamplingParams {
         logprobs: Some(20),
         ..greedy(max_tokens)
@@ -162,7 +163,7 @@ fn greedy(max_tokens: u32) -> SamplingParams {
     }
 }
 
-/// Ordinary tokens in an order of the seed's own.
+/// Ordinary tokens in an order that depends on the seed.
 fn text(seed: u32, len: u32) -> Vec<u32> {
     (0..len)
         .map(|place| 300 + (seed * 7_919 + place * 131) % 40_000)
@@ -170,14 +171,14 @@ fn text(seed: u32, len: u32) -> Vec<u32> {
 }
 
 #[test]
-fn eight_sequences_run_in_one_batch_and_a_repeated_prompt_is_found() {
+fn eight_sequences_run_in_one_batch_and_a_repeated_prompt_is_cached() {
     let mut rig = Rig::new(|_| ());
-    let asked: Vec<_> = (0..8)
+    let submitted: Vec<_> = (0..8)
         .map(|seed| rig.submit(text(seed, 40 + seed), greedy(12)))
         .collect();
     rig.run();
     assert_eq!(rig.most_tokens_in_a_step, 8);
-    for id in &asked {
+    for id in &submitted {
         assert_eq!(
             (rig.answer(*id).len(), rig.finished[id], rig.cached[id]),
             (12, FinishReason::Length, 0)
@@ -185,9 +186,9 @@ fn eight_sequences_run_in_one_batch_and_a_repeated_prompt_is_found() {
     }
 
     let long = text(50, 300);
-    let first = rig.submit(long.clone(), told(1));
+    let first = rig.submit(long.clone(), greedy_with_logprobs(1));
     rig.run();
-    let again = rig.submit(long.clone(), told(1));
+    let again = rig.submit(long.clone(), greedy_with_logprobs(1));
     rig.run();
     assert_eq!(rig.cached[&first], 0);
     assert!(
@@ -197,7 +198,7 @@ fn eight_sequences_run_in_one_batch_and_a_repeated_prompt_is_found() {
     );
     assert_near(&rig.answers[&first][0], &rig.answers[&again][0]);
 
-    // The same text under another salt is another's.
+    // With another cache salt the same text is not found.
     rig.hasher = BlockHasher::new("m", "", "salt", BLOCK);
     let other = rig.submit(long, greedy(1));
     rig.run();
@@ -208,7 +209,9 @@ fn eight_sequences_run_in_one_batch_and_a_repeated_prompt_is_found() {
 fn choices_of_one_prompt_are_prefilled_once() {
     let mut rig = Rig::new(|_| ());
     let prompt = text(1, 100);
-    let choices: Vec<_> = (0..4).map(|_| rig.submit(prompt.clone(), told(20))).collect();
+    let choices: Vec<_> = (0..4)
+        .map(|_| rig.submit(prompt.clone(), greedy_with_logprobs(20)))
+        .collect();
     rig.run();
     assert_eq!(
         choices.iter().map(|id| rig.cached[id]).collect::<Vec<_>>(),
@@ -221,46 +224,53 @@ fn choices_of_one_prompt_are_prefilled_once() {
 }
 
 #[test]
-fn a_small_cache_evicts_what_was_not_used_for_longest_and_answers_stay_right() {
+fn a_small_cache_evicts_the_least_recently_used_blocks_and_answers_stay_right() {
     let mut rig = Rig::new(|config| config.kv_tokens = Some(256));
     let prompts: Vec<_> = (0..6).map(|seed| text(seed, 100)).collect();
     let mut first = Vec::new();
     for prompt in &prompts {
-        first.push(rig.submit(prompt.clone(), told(6)));
+        first.push(rig.submit(prompt.clone(), greedy_with_logprobs(6)));
         rig.run();
     }
     assert!(rig.removed > 0, "six prompts of 100 tokens do not fit 256 cells");
     for (prompt, before) in prompts.iter().zip(first).rev() {
-        let id = rig.submit(prompt.clone(), told(6));
+        let id = rig.submit(prompt.clone(), greedy_with_logprobs(6));
         rig.run();
         assert_near(&rig.answers[&id][0], &rig.answers[&before][0]);
     }
-    assert_eq!(rig.cached[&SequenceId(6)], 96, "the newest was still there");
-    assert_eq!(rig.cached[&SequenceId(11)], 0, "the oldest was not");
+    assert_eq!(
+        rig.cached[&SequenceId(6)],
+        96,
+        "the newest prompt is still cached"
+    );
+    assert_eq!(rig.cached[&SequenceId(11)], 0, "the oldest prompt is not");
 }
 
 #[test]
-fn sequences_that_outgrow_the_cache_together_all_end() {
+fn sequences_that_together_exceed_the_cache_all_finish() {
     let mut rig = Rig::new(|config| config.kv_tokens = Some(256));
-    let asked: Vec<_> = (0..4).map(|seed| rig.submit(text(seed, 40), told(100))).collect();
+    let submitted: Vec<_> = (0..4)
+        .map(|seed| rig.submit(text(seed, 40), greedy_with_logprobs(100)))
+        .collect();
     rig.run();
-    for (id, seed) in asked.iter().zip(0..) {
+    for (id, seed) in submitted.iter().zip(0..) {
         assert_eq!(
             (rig.answers[id].len(), rig.finished[id]),
             (100, FinishReason::Length)
         );
-        // What follows the answer's 90th token, in company and interrupted, is what follows it alone.
+        // The token after the 90th of the answer, generated beside others and with preemptions, is the one that an
+        // engine with this sequence alone generates.
         let mut so_far = text(seed, 40);
         so_far.extend(&rig.answer(*id)[..90]);
         let mut alone = Rig::new(|config| config.kv_tokens = Some(256));
-        let next = alone.submit(so_far, told(1));
+        let next = alone.submit(so_far, greedy_with_logprobs(1));
         alone.run();
         assert_near(&alone.answers[&next][0], &rig.answers[id][90]);
     }
 }
 
 #[test]
-fn cancelling_frees_at_once_and_keeps_what_was_computed() {
+fn a_cancelled_sequence_frees_its_blocks_at_once_and_they_stay_cached() {
     let mut rig = Rig::new(|_| ());
     let prompt = text(3, 200);
     let id = rig.submit(prompt.clone(), greedy(1000));
@@ -295,7 +305,7 @@ fn the_same_seed_gives_the_same_answer_and_another_seed_another() {
         ..SamplingParams::default()
     };
     let mut rig = Rig::new(|_| ());
-    // The first finds an empty cache and the others a full one, which makes a difference in the last digits.
+    // The first answer is not compared: its prompt is not cached, and the last digits of the sums depend on that.
     let [_, a, b, c] = [1, 1, 1, 2].map(|seed| {
         let id = rig.submit(text(1, 50), sampled(seed));
         rig.run();
@@ -306,10 +316,10 @@ fn the_same_seed_gives_the_same_answer_and_another_seed_another() {
 }
 
 #[test]
-fn sampling_parameters_do_what_they_say() {
+fn sampling_parameters_have_their_effect() {
     let mut rig = Rig::new(|_| ());
     let prompt = text(1, 50);
-    let told = rig.submit(
+    let with_logprobs = rig.submit(
         prompt.clone(),
         SamplingParams {
             logprobs: Some(5),
@@ -317,7 +327,7 @@ fn sampling_parameters_do_what_they_say() {
         },
     );
     rig.run();
-    for sampled in &rig.answers[&told] {
+    for sampled in &rig.answers[&with_logprobs] {
         let logprobs = sampled.logprobs.as_ref().unwrap();
         assert_eq!(logprobs.top.len(), 5);
         assert_eq!(
@@ -327,9 +337,9 @@ fn sampling_parameters_do_what_they_say() {
         );
         assert!(logprobs.top.is_sorted_by(|a, b| a.1 >= b.1) && logprobs.chosen <= 0.0);
     }
-    let plain = rig.answer(told);
+    let plain = rig.answer(with_logprobs);
 
-    let only = |rig: &mut Rig, sampling| {
+    let answer = |rig: &mut Rig, sampling| {
         let id = rig.submit(prompt.clone(), sampling);
         rig.run();
         rig.answer(id)
@@ -341,7 +351,7 @@ fn sampling_parameters_do_what_they_say() {
         ..SamplingParams::default()
     };
     assert_eq!(
-        only(
+        answer(
             &mut rig,
             SamplingParams {
                 top_k: 1,
@@ -349,10 +359,10 @@ fn sampling_parameters_do_what_they_say() {
             }
         ),
         plain,
-        "the likeliest of one"
+        "top_k leaves one token"
     );
     assert_eq!(
-        only(
+        answer(
             &mut rig,
             SamplingParams {
                 top_p: 1e-6,
@@ -360,34 +370,34 @@ fn sampling_parameters_do_what_they_say() {
             }
         ),
         plain,
-        "the nucleus is one token"
+        "top_p leaves one token"
     );
     let banned = SamplingParams {
         logit_bias: [(plain[0], -100.0)].into(),
         ..greedy(8)
     };
-    assert!(!only(&mut rig, banned).contains(&plain[0]));
+    assert!(!answer(&mut rig, banned).contains(&plain[0]));
     let forced = SamplingParams {
         logit_bias: [(777, 100.0)].into(),
         ..greedy(8)
     };
-    assert_eq!(only(&mut rig, forced), [777; 8]);
-    // A token wins by its bias of 10 until penalties of 2 a time have eaten it.
-    let tired = SamplingParams {
+    assert_eq!(answer(&mut rig, forced), [777; 8]);
+    // The token wins by its bias until the penalties, 2 for each repetition, exceed the bias.
+    let penalised = SamplingParams {
         logit_bias: [(777, 40.0)].into(),
         frequency_penalty: 2.0,
         ..greedy(60)
     };
-    let answer = only(&mut rig, tired);
-    assert_eq!(answer[0], 777);
+    let tokens = answer(&mut rig, penalised);
+    assert_eq!(tokens[0], 777);
     assert!(
-        answer.iter().any(|token| *token != 777),
-        "frequency_penalty wears a repeated token out"
+        tokens.iter().any(|token| *token != 777),
+        "frequency_penalty stops the repetition"
     );
 }
 
 #[test]
-fn the_end_of_the_context_ends_the_answer() {
+fn an_answer_ends_at_the_context_length() {
     let mut rig = Rig::new(|config| config.kv_tokens = Some(256));
     assert_eq!(rig.engine.info().context_length, 256);
     let id = rig.submit(text(1, 250), greedy(100));
@@ -399,7 +409,7 @@ fn the_end_of_the_context_ends_the_answer() {
 }
 
 #[test]
-fn what_the_model_cannot_take_is_refused_by_name() {
+fn an_invalid_request_is_refused_with_the_parameter() {
     let mut rig = Rig::new(|config| config.kv_tokens = Some(256));
     let mut refused = |tokens: Vec<u32>, sampling| {
         let blocks = rig.hasher.hash(&tokens);
@@ -431,7 +441,7 @@ fn what_the_model_cannot_take_is_refused_by_name() {
 }
 
 #[test]
-fn a_truncated_model_is_refused_by_name() {
+fn a_truncated_model_is_refused_with_its_path() {
     let bytes = std::fs::read(model()).unwrap();
     let path = std::env::temp_dir().join(format!("signalbox-truncated-{}.gguf", std::process::id()));
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
@@ -444,7 +454,7 @@ fn a_truncated_model_is_refused_by_name() {
 }
 
 #[test]
-fn a_cache_beyond_all_memory_is_refused_before_loading() {
+fn a_cache_larger_than_the_memory_is_refused_before_loading() {
     let config = LlamaConfig {
         kv_tokens: Some(1 << 31),
         ..LlamaConfig::new(model())
@@ -457,7 +467,7 @@ fn a_cache_beyond_all_memory_is_refused_before_loading() {
 }
 
 #[test]
-fn the_model_tells_what_it_is() {
+fn the_engine_has_the_facts_of_its_model() {
     let rig = Rig::new(|_| ());
     let (facts, info) = (rig.engine.facts(), rig.engine.info());
     assert_eq!(

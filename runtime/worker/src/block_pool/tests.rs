@@ -5,7 +5,7 @@ use signalbox_protocol::BlockHasher;
 
 use super::*;
 
-/// A sequence as an engine runs it, with blocks of one token so that identities are chains over a small alphabet.
+/// A sequence as an engine runs it. Blocks have one token, so that hashes are chains over a small alphabet.
 #[derive(Debug, Default)]
 struct Sequence {
     table: BlockTable,
@@ -42,7 +42,7 @@ fn hasher() -> BlockHasher {
     BlockHasher::new("m", "", "", 1)
 }
 
-/// The content of the cache as a reader of the events sees it: identity to the block it follows.
+/// The content of the cache according to the events: the hash of each block, and the hash of its parent.
 #[derive(Debug, Default)]
 struct Replay(Map<SequenceHash, Option<SequenceHash>>);
 
@@ -57,7 +57,7 @@ impl Replay {
                     for block in blocks {
                         assert!(
                             follows.is_none_or(|p| self.0.contains_key(&p)),
-                            "stored after what is not there"
+                            "the parent of a stored block is not cached"
                         );
                         assert!(self.0.insert(block, follows).is_none(), "stored twice");
                         follows = Some(block);
@@ -65,10 +65,10 @@ impl Replay {
                 }
                 KvEvent::Removed { blocks, .. } => {
                     for block in blocks {
-                        assert!(self.0.remove(&block).is_some(), "removed what was not there");
+                        assert!(self.0.remove(&block).is_some(), "a removed block is not cached");
                         assert!(
                             self.0.values().all(|parent| *parent != Some(block)),
-                            "its follower was left behind"
+                            "a block was removed before its follower"
                         );
                     }
                 }
@@ -85,12 +85,12 @@ fn check(pool: &BlockPool, sequences: &[Sequence], replay: &Replay) {
         assert_eq!(
             held.len(),
             sequence.table.blocks().len(),
-            "a table names a block once"
+            "a table has a block once"
         );
-        for (place, id) in sequence.table.blocks().iter().enumerate() {
+        for (index, id) in sequence.table.blocks().iter().enumerate() {
             *references.entry(*id).or_insert(0) += 1;
-            let identity = (place < sequence.table.sealed()).then(|| sequence.hashes[place]);
-            assert_eq!(pool.block(*id).hash, identity);
+            let hash = (index < sequence.table.sealed()).then(|| sequence.hashes[index]);
+            assert_eq!(pool.block(*id).hash, hash);
         }
     }
     let free: HashSet<_> = pool.free.iter().copied().collect();
@@ -102,7 +102,7 @@ fn check(pool: &BlockPool, sequences: &[Sequence], replay: &Replay) {
         assert_eq!(
             free.contains(&id),
             count == 0 && !cached,
-            "free is what holds nothing: no leak"
+            "a block is free if it has no reference and no hash: none is leaked"
         );
     }
     assert_eq!(pool.active() as usize, references.len());
@@ -134,7 +134,7 @@ proptest! {
                     let matched = pool.matched(&sequence.hashes).blocks;
                     prop_assert_eq!(pool.share(&mut sequence.table, &sequence.hashes), matched);
                     let grown = pool.grow(&mut sequence.table, total - matched as u32);
-                    prop_assert_eq!(grown.is_ok(), admitted, "admission tells whether growing works");
+                    prop_assert_eq!(grown.is_ok(), admitted, "growing succeeds exactly if the sequence is admitted");
                 }
                 Action::Grow { sequence, count } => {
                     let before = pool.available();
@@ -144,7 +144,7 @@ proptest! {
                 Action::Seal { sequence } => {
                     let Sequence { table, hashes } = &mut sequences[sequence];
                     if table.sealed() < table.blocks().len() {
-                        // Past the prompt: generated blocks, the same in every sequence.
+                        // Beyond the prompt come generated blocks, the same in every sequence.
                         if table.sealed() == hashes.len() {
                             hashes.push(hasher().next(hashes.last().copied(), &[9]));
                         }
@@ -170,7 +170,7 @@ proptest! {
     }
 }
 
-/// Runs a sequence over `tokens` to its end: what is cached is shared, the rest computed and sealed.
+/// Runs a sequence over `tokens` to its end: shares the cached blocks, computes and seals the others.
 fn run(pool: &mut BlockPool, tokens: &[u32]) -> usize {
     let hashes = hasher().hash(tokens);
     let mut table = BlockTable::default();
@@ -184,7 +184,7 @@ fn run(pool: &mut BlockPool, tokens: &[u32]) -> usize {
 }
 
 #[test]
-fn the_least_recently_used_end_of_a_prefix_makes_room_first() {
+fn the_last_block_of_the_least_recently_used_prefix_is_evicted_first() {
     let mut pool = BlockPool::new(6);
     run(&mut pool, &[1, 2, 3]);
     run(&mut pool, &[4, 5, 6]);
@@ -207,7 +207,7 @@ fn the_least_recently_used_end_of_a_prefix_makes_room_first() {
 }
 
 #[test]
-fn a_shared_prefix_is_counted_once_and_stays_while_anyone_holds_it() {
+fn a_shared_prefix_counts_once_and_stays_while_a_table_holds_it() {
     let mut pool = BlockPool::new(4);
     run(&mut pool, &[1, 2]);
     let prefix = hasher().hash(&[1, 2]);
@@ -219,11 +219,11 @@ fn a_shared_prefix_is_counted_once_and_stays_while_anyone_holds_it() {
     assert_eq!(
         pool.grow(&mut a, 3),
         Err(OutOfBlocks {
-            wanted: 3,
+            needed: 3,
             available: 2
         })
     );
-    assert!(a.blocks().is_empty(), "nothing is taken where not all can be had");
+    assert!(a.blocks().is_empty(), "a failed grow takes no block");
     pool.release(&mut b);
     pool.grow(&mut a, 3).unwrap();
     assert_eq!(pool.matched(&prefix), PrefixMatch { blocks: 1, idle: 1 });
@@ -237,10 +237,10 @@ fn computing_the_same_block_twice_leaves_one() {
     pool.grow(&mut a, 1).unwrap();
     pool.grow(&mut b, 1).unwrap();
     let freed = b.blocks()[0];
-    assert_eq!(pool.seal(&mut a, hash), Some(Sealed::Stored));
+    assert_eq!(pool.seal(&mut a, hash), Some(SealOutcome::Stored));
     assert_eq!(
         pool.seal(&mut b, hash),
-        Some(Sealed::Duplicate {
+        Some(SealOutcome::Duplicate {
             existing: a.blocks()[0],
             freed
         })
@@ -249,7 +249,7 @@ fn computing_the_same_block_twice_leaves_one() {
 }
 
 #[test]
-fn blocks_sealed_in_a_row_are_told_as_one_chain() {
+fn blocks_sealed_in_a_row_share_one_event() {
     let mut pool = BlockPool::new(4);
     run(&mut pool, &[1, 2, 3]);
     let mut events = Vec::new();

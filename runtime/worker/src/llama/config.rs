@@ -1,52 +1,52 @@
-//! What an engine is asked to be, whether that can be, and why not.
+//! The settings of a llama engine, and whether they fit the model and the memory.
 
-use std::io;
 use std::path::PathBuf;
 
 use super::cells::MAX_RUNNING;
-use super::model::ModelFacts;
+use super::error::LlamaError;
+use super::facts::ModelFacts;
 
-/// llama.cpp rounds its number of cells up to this.
+/// llama.cpp rounds its number of cells up to a multiple of this.
 const CELL_STEP: u32 = 256;
 
-/// KV cells where none are asked for: room for some prompts beside those that run. SmolLM2-135M takes 380 MB for them.
+/// Most KV cells by default: room for some prompts beside the running ones. SmolLM2-135M takes 380 MB for them.
 const DEFAULT_KV_TOKENS: u32 = 16_384;
 
-/// A CPU computes 64 tokens together as fast, each, as 512, and a prompt's chunk keeps running answers waiting: 64 take
-/// about 0.3 s on two cores. A GPU needs many at once.
+/// Default tokens of a step. A CPU computes 64 tokens together as fast, each, as 512. Running answers wait for the
+/// chunk of a prompt, and 64 tokens take about 0.3 s on two cores. A GPU needs many tokens at once.
 const DEFAULT_BATCH_TOKENS: u32 = if cfg!(feature = "llama-cuda") { 512 } else { 64 };
 
-/// A cache smaller than this serves nobody; rather say that memory is short.
+/// Fewest KV cells by default. If memory has no room for them, the engine does not start.
 const LEAST_KV_TOKENS: u32 = 1_024;
 
-/// What llama.cpp takes beside weights, KV cells and logits: graphs, scratch, the vocabulary. Seen: 20 to 50 MB.
+/// Memory of llama.cpp beside weights, KV cells and logits: graphs, scratch, the vocabulary. Measured: 20 to 50 MB.
 const WORKING_BYTES: u64 = 64 << 20;
 
-/// What a llama engine is to be like.
+/// The settings of a llama engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LlamaConfig {
     /// The model: a GGUF file.
     pub model_path: PathBuf,
     /// Tokens per KV block, 1 to 256.
     pub block_size: u32,
-    /// Tokens the KV cache holds, over all sequences and what is kept for reuse, rounded up to 256. `None`: 16,384, or
-    /// what half of the memory left beside the weights can hold if that is less.
+    /// Tokens that the KV cache holds, running and idle together, rounded up to a multiple of 256. `None`: 16,384, or
+    /// what fits into half of the memory beside the weights if that is less.
     pub kv_tokens: Option<u32>,
-    /// Sequences that run at once, 1 to 128.
+    /// Most running sequences, 1 to 128.
     pub max_sequences: u32,
-    /// Sequences that wait beside those before the engine answers that it is overloaded.
+    /// Most waiting sequences. The engine refuses further ones as overloaded.
     pub max_waiting: u32,
     /// Threads that compute. `None`: one for each core that this process may use.
     pub threads: Option<u32>,
-    /// Tokens computed in one step at most, prefill and decode together: what a running answer can be kept waiting by
-    /// somebody's long prompt. Counts as a token for each sequence and a block beside where it is less.
+    /// Most tokens computed in one step, prefill and decode together. It bounds how long the chunk of a long prompt
+    /// delays running answers. Raised to at least one token for each sequence and one KV block.
     pub batch_tokens: u32,
-    /// Attention that never writes out its scores and skips the cells of other sequences.
+    /// Use flash attention, which never stores its scores and skips the cells of other sequences.
     pub flash_attention: bool,
 }
 
 impl LlamaConfig {
-    /// The defaults, for this file.
+    /// The default settings for this model file.
     pub fn new(model_path: impl Into<PathBuf>) -> Self {
         Self {
             model_path: model_path.into(),
@@ -59,87 +59,14 @@ impl LlamaConfig {
             flash_attention: true,
         }
     }
-}
 
-impl LlamaConfig {
-    /// Tokens computed in one step at most.
+    /// Most tokens computed in one step.
     pub(super) fn step_tokens(&self) -> u32 {
         self.batch_tokens.max(self.max_sequences + self.block_size)
     }
 }
 
-/// Why there is no engine.
-#[derive(Debug, thiserror::Error)]
-pub enum LlamaError {
-    /// The file cannot be read.
-    #[error("the model {} cannot be read", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The file is something else.
-    #[error("{} is not a GGUF file, or its head is broken; give a model in GGUF format", path.display())]
-    NotGguf {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A GGUF file that holds no model that generates text the way this engine does.
-    #[error("{} is a {architecture} model: {why}", path.display())]
-    Unsupported {
-        /// The file.
-        path: PathBuf,
-        /// `general.architecture`.
-        architecture: String,
-        /// What does not fit.
-        why: &'static str,
-    },
-    /// llama.cpp refused the file.
-    #[error(
-        "llama.cpp cannot load {} (architecture {architecture}): it is truncated or broken, or newer than this build; \
-         its own words are in the log at level debug",
-        path.display()
-    )]
-    Refused {
-        /// The file.
-        path: PathBuf,
-        /// `general.architecture`.
-        architecture: String,
-    },
-    /// It would not fit.
-    #[error(
-        "{} needs about {} MB of memory ({} MB weights, {} MB for {kv_tokens} tokens of KV cache, the rest to work \
-         in) and {} MB are available; ask for fewer KV tokens or take a smaller model",
-        path.display(), megabytes(*needed), megabytes(*weights), megabytes(*kv), megabytes(*available)
-    )]
-    TooLittleMemory {
-        /// The file.
-        path: PathBuf,
-        /// Bytes of all.
-        needed: u64,
-        /// Bytes of the weights.
-        weights: u64,
-        /// Bytes of the KV cache.
-        kv: u64,
-        /// Tokens of KV cache it was counted with.
-        kv_tokens: u32,
-        /// Bytes there are.
-        available: u64,
-    },
-    /// A setting makes no sense.
-    #[error("{0}")]
-    Setting(String),
-    /// llama.cpp could not set itself up.
-    #[error("llama.cpp could not start: {0}")]
-    Start(String),
-}
-
-fn megabytes(bytes: u64) -> u64 {
-    bytes.div_ceil(1_000_000)
-}
-
-/// An error for a setting that makes no sense.
+/// Checks the range of every setting.
 pub(super) fn check_settings(config: &LlamaConfig) -> Result<(), LlamaError> {
     let LlamaConfig {
         block_size,
@@ -148,7 +75,7 @@ pub(super) fn check_settings(config: &LlamaConfig) -> Result<(), LlamaError> {
         threads,
         ..
     } = *config;
-    let wrong = |text: String| Err(LlamaError::Setting(text));
+    let wrong = |message: String| Err(LlamaError::Setting(message));
     if !(1..=CELL_STEP).contains(&block_size) {
         return wrong(format!(
             "the KV block size is {block_size} tokens; give 1 to {CELL_STEP}"
@@ -161,7 +88,7 @@ pub(super) fn check_settings(config: &LlamaConfig) -> Result<(), LlamaError> {
     }
     if kv_tokens.is_some_and(|tokens| tokens < 2 * block_size) {
         return wrong(format!(
-            "kv_tokens is less than two blocks of {block_size}; give {LEAST_KV_TOKENS} or more"
+            "kv_tokens is less than two KV blocks of {block_size} tokens; give {LEAST_KV_TOKENS} or more"
         ));
     }
     if threads == Some(0) {
@@ -170,7 +97,7 @@ pub(super) fn check_settings(config: &LlamaConfig) -> Result<(), LlamaError> {
     Ok(())
 }
 
-/// The number of KV cells to take; an error where the model with them would not fit into `available` bytes.
+/// The number of KV cells to allocate. Fails if the model with its KV cells does not fit into `available` bytes.
 pub(super) fn fit(
     config: &LlamaConfig,
     facts: &ModelFacts,
@@ -180,10 +107,10 @@ pub(super) fn fit(
     let logits = u64::from(config.step_tokens()) * u64::from(facts.vocab_size) * size_of::<f32>() as u64;
     let fixed = facts.file_bytes + WORKING_BYTES + logits;
     let kv_tokens = match (config.kv_tokens, available) {
-        (Some(asked), _) => asked.next_multiple_of(CELL_STEP),
+        (Some(tokens), _) => tokens.next_multiple_of(CELL_STEP),
         (None, None) => DEFAULT_KV_TOKENS,
         (None, Some(available)) => {
-            // Half: other workers start on the same machine.
+            // Half of the memory, because other workers may start on the same machine.
             let affordable = available.saturating_sub(fixed) / 2 / per_token;
             let affordable = u32::try_from(affordable).unwrap_or(u32::MAX) / CELL_STEP * CELL_STEP;
             affordable.clamp(LEAST_KV_TOKENS, DEFAULT_KV_TOKENS)
@@ -221,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_takes_its_default_or_half_of_what_the_weights_leave() {
+    fn the_cache_takes_its_default_size_or_half_of_the_memory_beside_the_weights() {
         let config = LlamaConfig::new("m.gguf");
         assert_eq!(fit(&config, &facts(), None).unwrap(), DEFAULT_KV_TOKENS);
         assert_eq!(fit(&config, &facts(), Some(8 << 30)).unwrap(), DEFAULT_KV_TOKENS);
@@ -230,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn too_little_memory_is_said_in_one_sentence_with_the_figures() {
+    fn the_error_for_too_little_memory_has_the_figures() {
         let config = LlamaConfig {
             kv_tokens: Some(10_000),
             ..LlamaConfig::new("m.gguf")
@@ -247,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_make_no_sense_are_named() {
+    fn invalid_settings_are_named() {
         let check = |change: fn(&mut LlamaConfig)| {
             let mut config = LlamaConfig::new("m.gguf");
             change(&mut config);

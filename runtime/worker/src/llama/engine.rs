@@ -1,4 +1,4 @@
-//! The engine: carries out on llama.cpp what the schedule says.
+//! The engine: carries out the schedule's steps on llama.cpp.
 
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::llama_batch::LlamaBatch;
@@ -6,20 +6,22 @@ use llama_cpp_2::token::LlamaToken;
 use signalbox_protocol::{ErrorKind, KvEvent, LoadReport, WireError, WorkerCapacity};
 
 use super::cells::CellOp;
-use super::config::{LlamaConfig, LlamaError};
-use super::model::{self, ModelFacts};
-use super::sampling::TokenPicker;
+use super::config::LlamaConfig;
+use super::error::LlamaError;
+use super::facts::{ModelFacts, cells_can_be_cached};
+use super::model::{self, LoadedModel};
+use super::sampling::TokenSampler;
 use super::schedule::{Limits, Schedule, Sequence};
 use crate::engine::{EngineInfo, NewSequence, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus};
 
-/// A model in this process, advanced by steps. See the module's documentation.
+/// An engine that computes a model in this process. See the module's documentation.
 pub struct LlamaEngine {
     context: LlamaContext<'static>,
     batch: LlamaBatch<'static>,
-    schedule: Schedule<TokenPicker>,
-    /// What the schedule wants done to the cells.
+    schedule: Schedule<TokenSampler>,
+    /// Operations of the schedule on the cells, to apply before the next tokens are computed.
     ops: Vec<CellOp>,
-    /// Places in the batch whose logits the chunks of a step want.
+    /// For each chunk of the step, the index in the batch whose logits give the next token.
     outputs: Vec<Option<i32>>,
     info: EngineInfo,
     facts: ModelFacts,
@@ -35,10 +37,13 @@ impl std::fmt::Debug for LlamaEngine {
 }
 
 impl LlamaEngine {
-    /// Loads the model and computes a first token, so that the first request finds its weights in memory. `progress`
-    /// hears shares from 0 to 1 on this thread. Blocks until all is ready.
+    /// Loads the model and computes one token, so that the weights are in memory for the first request. Blocks until
+    /// the engine is ready. Calls `progress` on this thread with the loaded share, 0 to 1.
+    ///
+    /// # Errors
+    /// See [`LlamaError`].
     pub fn load(config: &LlamaConfig, progress: impl FnMut(f32) + 'static) -> Result<Self, LlamaError> {
-        let model::Loaded { context, facts } = model::load(config, progress)?;
+        let LoadedModel { context, facts } = model::load(config, progress)?;
         let kv_blocks = context.n_ctx() / config.block_size;
         let context_length = facts.trained_context.min(kv_blocks * config.block_size);
         let capacity = WorkerCapacity {
@@ -51,7 +56,7 @@ impl LlamaEngine {
             context_length,
             batch_tokens: config.step_tokens(),
             capacity,
-            reuse: model::cells_can_be_kept(&config.model_path, &facts),
+            reuse: cells_can_be_cached(&config.model_path, &facts),
         });
         let mut engine = Self {
             context,
@@ -71,7 +76,7 @@ impl LlamaEngine {
         Ok(engine)
     }
 
-    /// What the model says of itself.
+    /// The facts about the model.
     pub fn facts(&self) -> &ModelFacts {
         &self.facts
     }
@@ -89,7 +94,7 @@ impl LlamaEngine {
         Ok(())
     }
 
-    /// One step, as far as llama.cpp goes along.
+    /// Computes one step. Fails if llama.cpp does.
     fn advance(&mut self, output: &mut StepOutput) -> Result<(), String> {
         self.schedule.plan(&mut self.ops);
         self.apply_ops()?;
@@ -101,7 +106,7 @@ impl LlamaEngine {
             .decode(&mut self.batch)
             .map_err(|error| error.to_string())?;
         self.schedule.computed(&mut self.ops, &mut output.prefilled);
-        self.pick_tokens(output);
+        self.sample_tokens(output);
         self.schedule.finish(&mut self.ops, &mut output.finished);
         self.apply_ops()
     }
@@ -129,24 +134,30 @@ impl LlamaEngine {
         self.outputs.clear();
         for chunk in self.schedule.chunks() {
             for (&token, position) in self.schedule.tokens(chunk).iter().zip(chunk.start..) {
-                let wanted = chunk.picks && position + 1 == chunk.start + chunk.count;
+                let needs_logits = chunk.is_last && position + 1 == chunk.start + chunk.count;
                 self.batch
-                    .add(LlamaToken(token as i32), position as i32, &[chunk.owner], wanted)
+                    .add(
+                        LlamaToken(token as i32),
+                        position as i32,
+                        &[chunk.owner],
+                        needs_logits,
+                    )
                     .map_err(|error| error.to_string())?;
             }
-            self.outputs.push(chunk.picks.then(|| self.batch.n_tokens() - 1));
+            self.outputs
+                .push(chunk.is_last.then(|| self.batch.n_tokens() - 1));
         }
         Ok(())
     }
 
-    fn pick_tokens(&mut self, output: &mut StepOutput) {
-        for (place, index) in self.outputs.iter().enumerate() {
+    fn sample_tokens(&mut self, output: &mut StepOutput) {
+        for (chunk, index) in self.outputs.iter().enumerate() {
             let Some(index) = *index else { continue };
-            let (sequence, picker) = self.schedule.picker(place);
-            let Some(picker) = picker else { continue };
-            match picker.pick(&self.context, index) {
+            let (sequence, sampler) = self.schedule.sampler(chunk);
+            let Some(sampler) = sampler else { continue };
+            match sampler.sample(&self.context, index) {
                 Some((token, logprobs)) => {
-                    self.schedule.push(place, token);
+                    self.schedule.push(chunk, token);
                     output.tokens.push(SampledToken {
                         sequence,
                         token,
@@ -155,7 +166,7 @@ impl LlamaEngine {
                 }
                 None => output
                     .failed
-                    .push((sequence, broken("the model's logits are not numbers"))),
+                    .push((sequence, engine_failed("the model's logits are not numbers"))),
             }
         }
         for (sequence, _) in &output.failed {
@@ -163,15 +174,18 @@ impl LlamaEngine {
         }
     }
 
-    /// llama.cpp did not do as told, so what its cells hold is unknown: everything starts afresh. Those that run end
-    /// with an error; those that wait do not notice.
-    fn start_afresh(&mut self, why: &str, output: &mut StepOutput) {
-        tracing::error!(why, "llama.cpp failed in a step; its KV cache starts afresh");
+    /// Empties the KV cache after llama.cpp failed, because the content of its cells is unknown. Running sequences end
+    /// with an error, waiting ones are not affected.
+    fn reset(&mut self, reason: &str, output: &mut StepOutput) {
+        tracing::error!(reason, "llama.cpp failed in a step; its KV cache is emptied");
         self.ops.clear();
         self.context.clear_kv_cache();
-        output
-            .failed
-            .extend(self.schedule.reset().into_iter().map(|id| (id, broken(why))));
+        output.failed.extend(
+            self.schedule
+                .reset()
+                .into_iter()
+                .map(|id| (id, engine_failed(reason))),
+        );
         output.kv_events.push(KvEvent::Cleared);
     }
 }
@@ -199,14 +213,14 @@ impl StepEngine for LlamaEngine {
                 ),
             ));
         }
-        let picker = TokenPicker::new(&sampling, vocab, self.info.context_length)?;
+        let sampler = TokenSampler::new(&sampling, vocab, self.info.context_length)?;
         self.schedule.submit(Sequence::new(
             id,
             tokens,
             blocks,
             hasher,
             sampling.max_tokens,
-            picker,
+            sampler,
         ))
     }
 
@@ -217,7 +231,7 @@ impl StepEngine for LlamaEngine {
     fn step(&mut self, output: &mut StepOutput) -> StepStatus {
         match self.advance(output) {
             Ok(()) => self.schedule.drain_events(&mut output.kv_events),
-            Err(why) => self.start_afresh(&why, output),
+            Err(reason) => self.reset(&reason, output),
         }
         if self.schedule.is_idle() {
             StepStatus::Idle
@@ -231,6 +245,6 @@ impl StepEngine for LlamaEngine {
     }
 }
 
-fn broken(why: &str) -> WireError {
-    WireError::new(ErrorKind::Internal, format!("the engine could not go on: {why}"))
+fn engine_failed(reason: &str) -> WireError {
+    WireError::new(ErrorKind::Internal, format!("the engine failed: {reason}"))
 }

@@ -1,9 +1,9 @@
-//! How much memory there is for a model.
+//! The memory available for a model.
 
 use std::fs;
 
-/// Bytes that can be allocated without pushing others out: the kernel's estimate, or what the process's control group
-/// leaves, whichever is less. `None` where the system does not say.
+/// Bytes that can be allocated without swapping: the kernel's estimate, or what the control group of the process has
+/// left if that is less. `None` if neither is known.
 pub(super) fn available_bytes() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo")
         .ok()
@@ -18,7 +18,7 @@ pub(super) fn available_bytes() -> Option<u64> {
     meminfo.into_iter().chain(group).min()
 }
 
-/// `MemAvailable:   12345 kB`
+/// The bytes of a line such as `MemAvailable:   12345 kB`.
 fn mem_available(meminfo: &str) -> Option<u64> {
     let line = meminfo
         .lines()
@@ -26,7 +26,8 @@ fn mem_available(meminfo: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Limit minus use, where cached files do not count as used: the kernel drops them first. No limit (`max`): `None`.
+/// The limit minus the used bytes. Cached files do not count as used, because the kernel drops them first. `None` if
+/// there is no limit (`max`).
 fn group_headroom(max: Option<&str>, current: Option<&str>, stat: Option<&str>) -> Option<u64> {
     let max: u64 = max?.trim().parse().ok()?;
     let current: u64 = current?.trim().parse().ok()?;
@@ -49,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn a_control_group_leaves_its_limit_minus_what_cannot_be_dropped() {
+    fn a_control_group_has_its_limit_minus_the_memory_that_cannot_be_dropped() {
         let stat = "anon 500\ninactive_file 300\nactive_file 100\n";
         assert_eq!(
             group_headroom(Some("1000\n"), Some("900\n"), Some(stat)),

@@ -1,7 +1,8 @@
-//! Loads a GGUF model, after looking whether it can work.
+//! Loads a GGUF model, after checking that the engine can serve it.
 //!
-//! A model lives as long as the process. Its context borrows it, a worker has one, and the weights are file pages
-//! that the system may drop; a second engine on the same file shares them.
+//! A loaded model stays until the process exits, because its contexts borrow it. This costs little: a worker has one
+//! model, and its weights are file pages that the operating system may drop. A second engine on the same file shares
+//! the model.
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -10,42 +11,25 @@ use std::{fs, io};
 
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
-use llama_cpp_2::gguf::GgufContext;
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::{LogOptions, send_logs_to_tracing};
 use parking_lot::Mutex;
 
-use super::config::{LlamaConfig, LlamaError, check_settings, fit};
+use super::config::{LlamaConfig, check_settings, fit};
+use super::error::LlamaError;
+use super::facts::{ModelFacts, read_facts};
 use super::memory::available_bytes;
 
-/// What a model says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelFacts {
-    /// `general.architecture`: `llama`, `qwen2`, …
-    pub architecture: String,
-    /// `general.name`, where it has one.
-    pub name: Option<String>,
-    /// Tokens it was trained to see at once.
-    pub trained_context: u32,
-    /// Tokens in its vocabulary.
-    pub vocab_size: u32,
-    /// Number of weights.
-    pub parameters: u64,
-    /// Bytes of the file.
-    pub file_bytes: u64,
-    /// Bytes of one token's KV.
-    pub kv_bytes_per_token: u64,
-}
-
-/// A model ready to compute.
-pub(super) struct Loaded {
+/// A loaded model with a context to compute in.
+pub(super) struct LoadedModel {
     pub(super) context: LlamaContext<'static>,
     pub(super) facts: ModelFacts,
 }
 
-/// llama.cpp's state is one for the process, and making contexts of one model must not overlap: all under this lock.
+/// The state of llama.cpp in this process. The lock also serialises the creation of contexts, which must not overlap
+/// for one model.
 static PROCESS: Mutex<Process> = Mutex::new(Process {
     backend: None,
     models: Vec::new(),
@@ -53,18 +37,23 @@ static PROCESS: Mutex<Process> = Mutex::new(Process {
 
 struct Process {
     backend: Option<&'static LlamaBackend>,
-    models: Vec<Kept>,
+    models: Vec<CachedModel>,
 }
 
-struct Kept {
+/// A loaded model, with what identifies its file.
+struct CachedModel {
     path: PathBuf,
     bytes: u64,
     modified: Option<SystemTime>,
     model: &'static LlamaModel,
 }
 
-/// Checks, loads, and makes a context. `progress` hears shares from 0 to 1.
-pub(super) fn load(config: &LlamaConfig, progress: impl FnMut(f32) + 'static) -> Result<Loaded, LlamaError> {
+/// Checks the settings and the file, loads the model and creates a context. Calls `progress` with the loaded share, 0
+/// to 1.
+pub(super) fn load(
+    config: &LlamaConfig,
+    progress: impl FnMut(f32) + 'static,
+) -> Result<LoadedModel, LlamaError> {
     check_settings(config)?;
     let path = &config.model_path;
     let unreadable = |source| LlamaError::Unreadable {
@@ -75,7 +64,7 @@ pub(super) fn load(config: &LlamaConfig, progress: impl FnMut(f32) + 'static) ->
     if !file.is_file() {
         return Err(unreadable(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "it is not a regular file",
+            "not a regular file",
         )));
     }
     fs::File::open(path).map_err(unreadable)?;
@@ -89,7 +78,7 @@ pub(super) fn load(config: &LlamaConfig, progress: impl FnMut(f32) + 'static) ->
         return Err(LlamaError::Unsupported {
             path: path.clone(),
             architecture: facts.architecture,
-            why: "its state cannot be cut into KV blocks; this engine serves models with attention only",
+            why: "its state cannot be split into KV blocks; this engine serves models with attention only",
         });
     }
     facts.trained_context = model.n_ctx_train();
@@ -98,14 +87,7 @@ pub(super) fn load(config: &LlamaConfig, progress: impl FnMut(f32) + 'static) ->
     let context = model
         .new_context(backend, context_params(config, kv_tokens))
         .map_err(|error| LlamaError::Start(error.to_string()))?;
-    Ok(Loaded { context, facts })
-}
-
-/// Whether the cells of a prefix can be kept for others. With a sliding window llama.cpp reuses cells that its window
-/// has left, also those kept for later.
-pub(super) fn cells_can_be_kept(path: &Path, facts: &ModelFacts) -> bool {
-    let window = format!("{}.attention.sliding_window", facts.architecture);
-    GgufContext::from_file(path).is_none_or(|gguf| gguf.find_key(&window) < 0)
+    Ok(LoadedModel { context, facts })
 }
 
 impl Process {
@@ -113,9 +95,9 @@ impl Process {
         if let Some(backend) = self.backend {
             return Ok(backend);
         }
-        // llama.cpp says a great deal at level info; whoever wants it asks for debug.
-        let wanted = tracing::enabled!(tracing::Level::DEBUG);
-        send_logs_to_tracing(LogOptions::default().with_logs_enabled(wanted));
+        // llama.cpp logs a great deal at level info, so its logs are enabled only at level debug.
+        let enabled = tracing::enabled!(tracing::Level::DEBUG);
+        send_logs_to_tracing(LogOptions::default().with_logs_enabled(enabled));
         let backend = LlamaBackend::init().map_err(|error| LlamaError::Start(error.to_string()))?;
         let backend: &'static LlamaBackend = Box::leak(Box::new(backend));
         self.backend = Some(backend);
@@ -131,10 +113,12 @@ impl Process {
     ) -> Result<&'static LlamaModel, LlamaError> {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let (bytes, modified) = (file.len(), file.modified().ok());
-        let same = |kept: &&Kept| kept.path == path && kept.bytes == bytes && kept.modified == modified;
-        if let Some(kept) = self.models.iter().find(same) {
+        let same = |cached: &&CachedModel| {
+            cached.path == path && cached.bytes == bytes && cached.modified == modified
+        };
+        if let Some(cached) = self.models.iter().find(same) {
             progress(1.0);
-            return Ok(kept.model);
+            return Ok(cached.model);
         }
         let refused = || LlamaError::Refused {
             path: path.clone(),
@@ -147,7 +131,7 @@ impl Process {
         let backend = self.backend()?;
         let model = LlamaModel::load_from_file(backend, &path, &params).map_err(|_| refused())?;
         let model: &'static LlamaModel = Box::leak(Box::new(model));
-        self.models.push(Kept {
+        self.models.push(CachedModel {
             path,
             bytes,
             modified,
@@ -155,49 +139,6 @@ impl Process {
         });
         Ok(model)
     }
-}
-
-/// What the file's head tells, before anything is loaded.
-fn read_facts(path: &Path, file_bytes: u64) -> Result<ModelFacts, LlamaError> {
-    let gguf = GgufContext::from_file(path).ok_or_else(|| LlamaError::NotGguf {
-        path: path.to_owned(),
-    })?;
-    let Some(architecture) = text(&gguf, "general.architecture") else {
-        return Err(LlamaError::Unsupported {
-            path: path.to_owned(),
-            architecture: "nameless".to_owned(),
-            why: "the file has no general.architecture and so holds no language model",
-        });
-    };
-    let has = |key: &str| gguf.find_key(&format!("{architecture}.{key}")) >= 0;
-    if has("attention.causal") || has("decoder_start_token_id") {
-        return Err(LlamaError::Unsupported {
-            path: path.to_owned(),
-            architecture,
-            why: "it encodes text and does not continue it; this engine serves decoder-only models",
-        });
-    }
-    let number = |key: &str| number(&gguf, &format!("{architecture}.{key}"));
-    let heads = number("attention.head_count").unwrap_or(1).max(1);
-    // Where it differs by layer the file has an array; all heads is the most it can be.
-    let kv_heads = number("attention.head_count_kv").unwrap_or(heads);
-    let head_size = number("embedding_length").unwrap_or(0) / heads;
-    let row = number("attention.key_length").unwrap_or(head_size)
-        + number("attention.value_length").unwrap_or(head_size);
-    const F16_BYTES: u64 = 2;
-    Ok(ModelFacts {
-        name: text(&gguf, "general.name"),
-        trained_context: number("context_length")
-            .and_then(|n| u32::try_from(n).ok())
-            .unwrap_or(0),
-        vocab_size: number("vocab_size")
-            .and_then(|n| u32::try_from(n).ok())
-            .unwrap_or(0),
-        parameters: 0,
-        file_bytes,
-        kv_bytes_per_token: number("block_count").unwrap_or(0) * kv_heads * row * F16_BYTES,
-        architecture,
-    })
 }
 
 fn context_params(config: &LlamaConfig, kv_tokens: u32) -> LlamaContextParams {
@@ -217,35 +158,12 @@ fn context_params(config: &LlamaConfig, kv_tokens: u32) -> LlamaContextParams {
         .with_no_perf(true)
 }
 
-/// Types of GGUF values: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
-const GGUF_UINT32: u32 = 4;
-const GGUF_STRING: u32 = 8;
-const GGUF_UINT64: u32 = 10;
-
-fn number(gguf: &GgufContext, key: &str) -> Option<u64> {
-    let place = gguf.find_key(key);
-    if place < 0 {
-        return None;
-    }
-    match gguf.kv_type(place) {
-        GGUF_UINT32 => Some(u64::from(gguf.val_u32(place))),
-        GGUF_UINT64 => Some(gguf.val_u64(place)),
-        _ => None,
-    }
-}
-
-fn text(gguf: &GgufContext, key: &str) -> Option<String> {
-    let place = gguf.find_key(key);
-    let is_text = place >= 0 && gguf.kv_type(place) == GGUF_STRING;
-    is_text.then(|| gguf.val_str(place).map(str::to_owned)).flatten()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_foreign_file_is_named() {
+    fn a_file_that_is_no_model_is_named() {
         let folder = std::env::temp_dir();
         let missing = folder.join("no such model.gguf");
         let error = load(&LlamaConfig::new(&missing), |_| ()).err().unwrap();

@@ -1,8 +1,8 @@
-//! Picks the next token from a model's logits.
+//! Samples the next token from a model's logits.
 //!
-//! llama.cpp's samplers do the picking, in the order OpenAI-compatible servers use: logit bias, penalties over the
-//! generated tokens, temperature, top-k, top-p, draw. Log probabilities are of the model's own distribution, before
-//! any of that.
+//! llama.cpp's samplers run in the order of OpenAI-compatible servers: logit bias, penalties over the generated tokens,
+//! temperature, top-k, top-p, random draw. Log probabilities are those of the model's own distribution, before all of
+//! these.
 
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::sampling::LlamaSampler;
@@ -12,26 +12,28 @@ use signalbox_protocol::{SamplingParams, WireError};
 
 use crate::engine::TokenLogprobs;
 
-/// Most alternatives told with a token: OpenAI's limit.
+/// Most alternatives reported with a token. The limit is OpenAI's.
 pub(super) const MAX_TOP_LOGPROBS: u32 = 20;
 
-/// Picks the tokens of one sequence and remembers which ones it picked.
-pub(super) struct TokenPicker {
+/// Samples the tokens of one sequence. Keeps the sampled tokens for the penalties.
+pub(super) struct TokenSampler {
     chain: LlamaSampler,
     logprobs: Option<u32>,
 }
 
-impl std::fmt::Debug for TokenPicker {
+impl std::fmt::Debug for TokenSampler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenPicker")
+        f.debug_struct("TokenSampler")
             .field("logprobs", &self.logprobs)
             .finish_non_exhaustive()
     }
 }
 
-impl TokenPicker {
-    /// For a model of `vocab` tokens and answers of at most `longest` tokens. Names the parameter that cannot be
-    /// honoured.
+impl TokenSampler {
+    /// A sampler for a model of `vocab` tokens and answers of at most `longest` tokens.
+    ///
+    /// # Errors
+    /// A parameter is out of its range. The error names the parameter.
     pub(super) fn new(params: &SamplingParams, vocab: u32, longest: u32) -> Result<Self, WireError> {
         check(params, vocab)?;
         let vocab = vocab as i32;
@@ -74,22 +76,21 @@ impl TokenPicker {
         })
     }
 
-    /// Picks from the logits at `index` of the last batch; `None` where they are no numbers.
-    pub(super) fn pick(
+    /// Samples from the logits at `index` of the last batch. `None` if the logits are not finite.
+    pub(super) fn sample(
         &mut self,
         context: &LlamaContext<'_>,
         index: i32,
     ) -> Option<(u32, Option<TokenLogprobs>)> {
         let token = self.chain.sample(context, index).0;
         let logits = context.get_logits_ith(index);
-        let place = usize::try_from(token).ok()?;
-        let chosen = *logits.get(place)?;
+        let chosen = *logits.get(usize::try_from(token).ok()?)?;
         let logprobs = self.logprobs.map(|top| logprobs(logits, chosen, top as usize));
         chosen.is_finite().then_some((token as u32, logprobs))
     }
 }
 
-/// llama.cpp's generator takes 32 bits, of which all ones means "a random seed".
+/// The seed for llama.cpp's generator, which takes 32 bits. To llama.cpp, 32 ones mean "a random seed".
 fn seed32(seed: u64) -> u32 {
     let folded = (seed ^ (seed >> 32)) as u32;
     if folded == u32::MAX { 0x5EED } else { folded }
@@ -100,7 +101,7 @@ fn check(params: &SamplingParams, vocab: u32) -> Result<(), WireError> {
         return Err(WireError::invalid_param(
             "logit_bias",
             format!(
-                "logit_bias names token {token}; this model has tokens 0 to {}",
+                "logit_bias has token {token}; the model has tokens 0 to {}",
                 vocab - 1
             ),
         ));
@@ -108,13 +109,13 @@ fn check(params: &SamplingParams, vocab: u32) -> Result<(), WireError> {
     if let Some(bias) = params.logit_bias.values().find(|bias| !bias.is_finite()) {
         return Err(WireError::invalid_param(
             "logit_bias",
-            format!("a logit_bias is {bias}; give -100 to 100"),
+            format!("logit_bias has the bias {bias}; give -100 to 100"),
         ));
     }
-    if params.logprobs.is_some_and(|top| top > MAX_TOP_LOGPROBS) {
+    if let Some(top) = params.logprobs.filter(|top| *top > MAX_TOP_LOGPROBS) {
         return Err(WireError::invalid_param(
             "top_logprobs",
-            format!("at most {MAX_TOP_LOGPROBS} alternatives can be told with a token"),
+            format!("top_logprobs is {top}; give 0 to {MAX_TOP_LOGPROBS}"),
         ));
     }
     let numbers = [
@@ -132,7 +133,7 @@ fn check(params: &SamplingParams, vocab: u32) -> Result<(), WireError> {
     }
 }
 
-/// log softmax of the chosen token's logit and of the `top` largest ones.
+/// The log softmax of the chosen token's logit and of the `top` largest logits.
 fn logprobs(logits: &[f32], chosen: f32, top: usize) -> TokenLogprobs {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
@@ -140,8 +141,8 @@ fn logprobs(logits: &[f32], chosen: f32, top: usize) -> TokenLogprobs {
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
     for (token, &logit) in (0..).zip(logits) {
         if best.len() < top || best.last().is_some_and(|&(_, worst)| logit > worst) {
-            let place = best.partition_point(|&(_, other)| other >= logit);
-            best.insert(place, (token, logit));
+            let rank = best.partition_point(|&(_, other)| other >= logit);
+            best.insert(rank, (token, logit));
             best.truncate(top);
         }
     }
@@ -162,19 +163,19 @@ mod tests {
     #[test]
     fn log_probabilities_are_a_log_softmax_with_the_likeliest_first() {
         let logits = [1.0_f32, 3.0, -2.0, 3.0];
-        let told = logprobs(&logits, logits[0], 3);
+        let result = logprobs(&logits, logits[0], 3);
         let sum: f32 = logits.iter().map(|logit| logit.exp()).sum();
         assert_eq!(
-            told.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(),
+            result.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(),
             [1, 3, 0]
         );
-        assert!((told.chosen - (1.0_f32.exp() / sum).ln()).abs() < 1e-5);
-        assert!((told.top[0].1 - (3.0_f32.exp() / sum).ln()).abs() < 1e-5);
+        assert!((result.chosen - (1.0_f32.exp() / sum).ln()).abs() < 1e-5);
+        assert!((result.top[0].1 - (3.0_f32.exp() / sum).ln()).abs() < 1e-5);
         assert_eq!(logprobs(&logits, logits[0], 0).top, []);
     }
 
     #[test]
-    fn no_seed_means_random_to_llama_cpp() {
+    fn no_seed_becomes_llama_cpps_random_seed() {
         assert!(
             [0, 1, u64::MAX, u64::from(u32::MAX)]
                 .into_iter()
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_is_named() {
+    fn a_parameter_out_of_its_range_is_named() {
         let with = |params: SamplingParams| check(&params, 10).unwrap_err().param.unwrap();
         let default = SamplingParams::default;
         assert_eq!(

@@ -1,12 +1,13 @@
-//! Which sequences run, and what each step computes: continuous batching.
+//! Continuous batching: decides which sequences run and what each step computes.
 //!
-//! A step has a budget of tokens. First every sequence that is past its prompt gets one (decode), then the prompts get
-//! what is left, oldest first, in chunks (chunked prefill): nobody's answer stops because somebody else came with a
-//! long prompt. Before a chunk is planned the cache is asked again, and blocks that another sequence is computing in
-//! the same step are waited for: of several equal prompts one is computed.
+//! A step has a budget of tokens. First every sequence whose prefill is done gets one token (decode). Then the prompts
+//! get the rest of the budget, oldest first, in chunks (chunked prefill), so that a long prompt does not stop running
+//! answers. Before it plans a chunk, the schedule takes newly cached blocks. It also waits for blocks that another
+//! sequence computes in the same step, so that one of several equal prompts is computed.
 //!
-//! Room is taken as it is needed, not for `max_tokens` ahead. When it runs out, the newest sequence gives way: it goes
-//! back to the head of the queue with what it has generated and is computed again later, mostly from the cache.
+//! Blocks are allocated as they are needed, not for `max_tokens` in advance. When blocks run out, the newest sequence
+//! is preempted: it returns to the head of the queue with its generated tokens and is computed again later, mostly from
+//! the cache.
 
 use std::collections::VecDeque;
 
@@ -15,98 +16,99 @@ use signalbox_protocol::{
     BlockHasher, ErrorKind, FinishReason, KvEvent, LoadReport, SequenceHash, WireError, WorkerCapacity,
 };
 
-use super::cells::{CellCache, CellOp, CellOwner, Held};
+use super::cells::{CellCache, CellOp, CellOwner, SequenceCells};
 use crate::engine::SequenceId;
 
-/// What a [`Schedule`] keeps to.
+/// The limits of a [`Schedule`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     /// Tokens per KV block.
     pub(super) block_size: u32,
-    /// Most tokens of prompt and answer together; no more than fit the cache, so that one sequence can always end.
+    /// Most tokens of prompt and answer together. At most what the cache holds, so that one sequence can always finish.
     pub(super) context_length: u32,
-    /// Tokens computed in a step: at least one for each running sequence and a block beside.
+    /// Most tokens computed in a step: at least one for each running sequence, and one KV block.
     pub(super) batch_tokens: u32,
-    /// Blocks, running sequences, and queue.
+    /// Most KV blocks, running sequences and waiting sequences.
     pub(super) capacity: WorkerCapacity,
-    /// Whether KV blocks outlive their sequences.
+    /// Whether KV blocks stay cached after their sequences.
     pub(super) reuse: bool,
 }
 
-/// A sequence, with the state of what picks its tokens.
+/// A sequence with its sampler `S`.
 #[derive(Debug)]
-pub(super) struct Sequence<P> {
+pub(super) struct Sequence<S> {
     id: SequenceId,
-    /// Prompt and answer.
+    /// The prompt, then the generated tokens.
     tokens: Vec<u32>,
-    /// How many of them are the prompt.
-    prompt: usize,
-    /// Identities of the whole blocks of `tokens`.
+    /// Number of prompt tokens.
+    prompt_len: usize,
+    /// Hashes of the full blocks of `tokens`.
     hashes: Vec<SequenceHash>,
     hasher: BlockHasher,
     max_tokens: u32,
-    /// Prompt tokens that were computed for it, and not found.
+    /// Number of prompt tokens that were computed for the sequence and not found in the cache.
     prefilled: u32,
-    /// Whether the end of its prefill was told.
-    told: bool,
-    picker: P,
+    /// Whether the end of the prefill was reported.
+    prefill_reported: bool,
+    sampler: S,
 }
 
 /// Tokens of one running sequence to compute in this step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chunk {
-    /// The sequence's place among the running ones, for the rest of the step.
-    pub(super) place: usize,
-    /// Its sequence id in llama.cpp.
+    /// The sequence's index among the running ones, valid until the end of the step.
+    pub(super) index: usize,
+    /// The sequence's id in llama.cpp.
     pub(super) owner: CellOwner,
     /// Position of the first token.
     pub(super) start: u32,
-    /// How many.
+    /// Number of tokens.
     pub(super) count: u32,
-    /// It reaches the sequence's last token: a new one is to be picked from its logits.
-    pub(super) picks: bool,
+    /// Whether the chunk ends at the sequence's last token, so that its logits give the next token.
+    pub(super) is_last: bool,
 }
 
-/// The sequences of an engine. `P` picks a sequence's tokens; here it is only kept.
+/// The sequences of an engine. `S` samples a sequence's tokens; the schedule only stores it.
 #[derive(Debug)]
-pub(super) struct Schedule<P> {
+pub(super) struct Schedule<S> {
     limits: Limits,
     cache: CellCache,
-    waiting: VecDeque<Sequence<P>>,
+    waiting: VecDeque<Sequence<S>>,
     /// Oldest first.
-    running: Vec<(Sequence<P>, Held)>,
-    owners: Vec<CellOwner>,
-    /// Blocks that are computed in this step.
+    running: Vec<(Sequence<S>, SequenceCells)>,
+    /// Sequence ids of llama.cpp that no running sequence uses.
+    free_owners: Vec<CellOwner>,
+    /// Blocks that this step computes.
     in_flight: HashSet<SequenceHash>,
     chunks: Vec<Chunk>,
 }
 
-impl<P> Sequence<P> {
-    /// `hashes` are those of the prompt's whole blocks.
+impl<S> Sequence<S> {
+    /// A new sequence. `hashes` are those of the prompt's full blocks.
     pub(super) fn new(
         id: SequenceId,
         prompt: Vec<u32>,
         hashes: Vec<SequenceHash>,
         hasher: BlockHasher,
         max_tokens: u32,
-        picker: P,
+        sampler: S,
     ) -> Self {
         let prompt_len = prompt.len();
         Self {
             id,
             tokens: prompt,
-            prompt: prompt_len,
+            prompt_len,
             hashes,
             hasher,
             max_tokens,
             prefilled: 0,
-            told: false,
-            picker,
+            prefill_reported: false,
+            sampler,
         }
     }
 
     fn generated(&self) -> u32 {
-        (self.tokens.len() - self.prompt) as u32
+        (self.tokens.len() - self.prompt_len) as u32
     }
 
     fn push(&mut self, token: u32) {
@@ -120,17 +122,17 @@ impl<P> Sequence<P> {
     }
 }
 
-impl<P> Schedule<P> {
-    /// Nothing to do yet.
+impl<S> Schedule<S> {
+    /// A schedule without sequences.
     pub(super) fn new(limits: Limits) -> Self {
         let running = limits.capacity.max_sequences;
         debug_assert!(
             limits.batch_tokens >= running + limits.block_size,
-            "a block of prefill beside all decodes"
+            "a step has room for a block of prefill beside all decodes"
         );
         debug_assert!(
             limits.context_length <= limits.capacity.kv_blocks * limits.block_size,
-            "one always fits"
+            "one sequence always fits into the cache"
         );
         Self {
             limits,
@@ -142,27 +144,29 @@ impl<P> Schedule<P> {
             ),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            owners: (0..running as CellOwner).rev().collect(),
+            free_owners: (0..running as CellOwner).rev().collect(),
             in_flight: HashSet::new(),
             chunks: Vec::new(),
         }
     }
 
-    /// Takes a sequence into the queue, or says why not.
-    pub(super) fn submit(&mut self, sequence: Sequence<P>) -> Result<(), WireError> {
-        let (prompt, context) = (sequence.prompt, self.limits.context_length as usize);
+    /// Puts a sequence into the waiting queue.
+    ///
+    /// # Errors
+    /// The sequence can never run, or the queue is full.
+    pub(super) fn submit(&mut self, sequence: Sequence<S>) -> Result<(), WireError> {
+        let (prompt, context) = (sequence.prompt_len, self.limits.context_length as usize);
         if prompt == 0 {
             return Err(WireError::new(
                 ErrorKind::InvalidRequest,
-                "the prompt has no tokens; give at least one",
+                "the prompt is empty; give at least one token",
             ));
         }
         if prompt >= context {
             return Err(WireError::new(
                 ErrorKind::ContextLengthExceeded,
                 format!(
-                    "the prompt has {prompt} tokens; this worker takes {context} for prompt and answer together, \
-                     so at most {} in the prompt",
+                    "the prompt has {prompt} tokens; the context length is {context}, so a prompt may have at most {}",
                     context - 1
                 ),
             ));
@@ -172,8 +176,7 @@ impl<P> Schedule<P> {
             return Err(WireError::new(
                 ErrorKind::Internal,
                 format!(
-                    "{} block identities of {} tokens came with a prompt of {prompt} tokens; this engine's blocks \
-                     have {size}",
+                    "the prompt of {prompt} tokens has {} KV blocks of {} tokens; the engine's blocks have {size}",
                     sequence.hashes.len(),
                     sequence.hasher.block_size()
                 ),
@@ -189,7 +192,8 @@ impl<P> Schedule<P> {
             return Err(WireError::new(
                 ErrorKind::Overloaded,
                 format!(
-                    "this worker has {max_sequences} sequences running and {max_waiting} waiting, its most"
+                    "the worker has {max_sequences} sequences running and {max_waiting} waiting, its limits; try \
+                     again later"
                 ),
             ));
         }
@@ -197,15 +201,15 @@ impl<P> Schedule<P> {
         Ok(())
     }
 
-    /// Ends a sequence early, wherever it is.
+    /// Ends a waiting or running sequence early.
     pub(super) fn cancel(&mut self, id: SequenceId, ops: &mut Vec<CellOp>) {
         self.waiting.retain(|sequence| sequence.id != id);
-        if let Some(place) = self.running.iter().position(|(sequence, _)| sequence.id == id) {
-            self.stop(place, ops);
+        if let Some(index) = self.running.iter().position(|(sequence, _)| sequence.id == id) {
+            self.stop(index, ops);
         }
     }
 
-    /// Decides what the next step computes; see [`Self::chunks`]. There is something wherever there is a sequence.
+    /// Plans the next step; see [`Self::chunks`]. The plan has a chunk if there is a sequence.
     pub(super) fn plan(&mut self, ops: &mut Vec<CellOp>) {
         self.chunks.clear();
         self.in_flight.clear();
@@ -216,70 +220,72 @@ impl<P> Schedule<P> {
             if !self.chunks.is_empty() {
                 return;
             }
-            // All room is held by prompts none of which can go on.
+            // The running prompts hold all blocks, and none of them can continue.
             self.preempt_newest(ops);
         }
     }
 
-    /// What this step computes.
+    /// The chunks that this step computes.
     pub(super) fn chunks(&self) -> &[Chunk] {
         &self.chunks
     }
 
     /// The tokens of a chunk.
     pub(super) fn tokens(&self, chunk: &Chunk) -> &[u32] {
-        &self.running[chunk.place].0.tokens[chunk.start as usize..(chunk.start + chunk.count) as usize]
+        &self.running[chunk.index].0.tokens[chunk.start as usize..(chunk.start + chunk.count) as usize]
     }
 
-    /// The plan was carried out: its KV is in the cache. Tells which prompts are whole now, with the number of their
-    /// tokens that were found there.
+    /// Records that the planned chunks are computed. Appends to `prefilled` the sequences whose prefill is done, with
+    /// the number of their prompt tokens that were found in the cache.
     pub(super) fn computed(&mut self, ops: &mut Vec<CellOp>, prefilled: &mut Vec<(SequenceId, u32)>) {
         for chunk in &self.chunks {
-            let (sequence, held) = &mut self.running[chunk.place];
+            let (sequence, cells) = &mut self.running[chunk.index];
             let end = chunk.start + chunk.count;
-            if !sequence.told {
+            if !sequence.prefill_reported {
                 sequence.prefilled += chunk.count;
             }
             self.cache
-                .computed(held, end, &sequence.tokens, &sequence.hashes, ops);
-            if chunk.picks && !sequence.told {
-                sequence.told = true;
-                let found = (sequence.prompt as u32).saturating_sub(sequence.prefilled);
+                .computed(cells, end, &sequence.tokens, &sequence.hashes, ops);
+            if chunk.is_last && !sequence.prefill_reported {
+                sequence.prefill_reported = true;
+                let found = (sequence.prompt_len as u32).saturating_sub(sequence.prefilled);
                 prefilled.push((sequence.id, found));
             }
         }
     }
 
-    /// The sequence of a chunk, by the chunk's index, and what picks its next token; `None` where it wants no token.
-    pub(super) fn picker(&mut self, chunk: usize) -> (SequenceId, Option<&mut P>) {
-        let sequence = &mut self.running[self.chunks[chunk].place].0;
-        let wants = sequence.generated() < sequence.max_tokens;
-        (sequence.id, wants.then_some(&mut sequence.picker))
+    /// The sequence of the chunk at index `chunk`, and its sampler. The sampler is `None` if the sequence has generated
+    /// `max_tokens`.
+    pub(super) fn sampler(&mut self, chunk: usize) -> (SequenceId, Option<&mut S>) {
+        let sequence = &mut self.running[self.chunks[chunk].index].0;
+        let continues = sequence.generated() < sequence.max_tokens;
+        (sequence.id, continues.then_some(&mut sequence.sampler))
     }
 
-    /// The token picked for the sequence of a chunk, by the chunk's index.
+    /// Appends a sampled token to the sequence of the chunk at index `chunk`.
     pub(super) fn push(&mut self, chunk: usize, token: u32) {
-        self.running[self.chunks[chunk].place].0.push(token);
+        self.running[self.chunks[chunk].index].0.push(token);
     }
 
-    /// Ends those that are over, after the last [`Self::push`] of a step.
+    /// Ends the sequences that reached `max_tokens` or the context length. Call it after the last [`Self::push`] of a
+    /// step.
     pub(super) fn finish(&mut self, ops: &mut Vec<CellOp>, finished: &mut Vec<(SequenceId, FinishReason)>) {
-        for place in (0..self.running.len()).rev() {
-            let (sequence, _) = &self.running[place];
+        for index in (0..self.running.len()).rev() {
+            let (sequence, _) = &self.running[index];
             let full = sequence.tokens.len() >= self.limits.context_length as usize;
-            if sequence.told && (full || sequence.generated() >= sequence.max_tokens) {
+            if sequence.prefill_reported && (full || sequence.generated() >= sequence.max_tokens) {
                 finished.push((sequence.id, FinishReason::Length));
-                self.stop(place, ops);
+                self.stop(index, ops);
             }
         }
     }
 
-    /// Appends what was stored and removed since the last call.
+    /// Appends the blocks stored and removed since the last call.
     pub(super) fn drain_events(&mut self, events: &mut Vec<KvEvent>) {
         self.cache.drain_events(events);
     }
 
-    /// Forgets the whole cache and all running sequences, whose ids it returns. What waits goes on waiting.
+    /// Empties the cache and removes all running sequences, whose ids it returns. Waiting sequences stay.
     pub(super) fn reset(&mut self) -> Vec<SequenceId> {
         let waiting = std::mem::take(&mut self.waiting);
         let before = std::mem::replace(
@@ -292,12 +298,12 @@ impl<P> Schedule<P> {
         before.running.iter().map(|(sequence, _)| sequence.id).collect()
     }
 
-    /// Whether nothing is left to do.
+    /// Whether there is no sequence.
     pub(super) fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Its work now.
+    /// The current load.
     pub(super) fn load(&self) -> LoadReport {
         let pool = self.cache.pool();
         LoadReport {
@@ -309,107 +315,110 @@ impl<P> Schedule<P> {
         }
     }
 
-    /// Starts those that wait, in order, as long as there is room for their tokens beside what the running ones still
-    /// need for theirs.
+    /// Starts waiting sequences in order, while there are blocks for their tokens beside those that the running
+    /// sequences need for theirs.
     fn admit(&mut self, ops: &mut Vec<CellOp>) {
         while let Some(sequence) = self.waiting.front() {
-            // A block of headroom each, or the next decode would preempt at once who has just come.
-            let promised: u32 = self
+            // One spare block for each sequence. Without it, the next decode could preempt the sequence just admitted.
+            let reserved: u32 = self
                 .running
                 .iter()
-                .map(|(other, held)| self.blocks(other.tokens.len() + 1).saturating_sub(held.blocks()) + 1)
+                .map(|(other, cells)| self.blocks(other.tokens.len() + 1).saturating_sub(cells.blocks()) + 1)
                 .sum();
             if !self
                 .cache
-                .admits(&sequence.hashes, sequence.tokens.len() + 1, promised)
+                .admits(&sequence.hashes, sequence.tokens.len() + 1, reserved)
             {
                 return;
             }
-            let Some(owner) = self.owners.pop() else { return };
+            let Some(owner) = self.free_owners.pop() else {
+                return;
+            };
             let Some(sequence) = self.waiting.pop_front() else {
                 return;
             };
-            let mut held = self.cache.hold(owner);
+            let mut cells = self.cache.new_sequence(owner);
             self.cache
-                .share(&mut held, &sequence.tokens, &sequence.hashes, ops);
-            self.running.push((sequence, held));
+                .share(&mut cells, &sequence.tokens, &sequence.hashes, ops);
+            self.running.push((sequence, cells));
         }
     }
 
-    /// One token for each sequence past its prompt. Where there is no room for it, the newest sequences give way.
+    /// Plans one token for each sequence whose prefill is done. Preempts the newest sequences if blocks run out.
     fn plan_decodes(&mut self, ops: &mut Vec<CellOp>) {
-        let mut place = 0;
-        while place < self.running.len() {
-            let (sequence, held) = &mut self.running[place];
+        let mut index = 0;
+        while index < self.running.len() {
+            let (sequence, cells) = &mut self.running[index];
             let end = sequence.tokens.len() as u32;
-            if end - held.computed() > 1 {
-                place += 1;
-            } else if self.cache.grow(held, end, ops).is_ok() {
+            if end - cells.computed() > 1 {
+                index += 1;
+            } else if self.cache.grow(cells, end, ops).is_ok() {
                 self.chunks.push(Chunk {
-                    place,
-                    owner: held.owner(),
+                    index,
+                    owner: cells.owner(),
                     start: end - 1,
                     count: 1,
-                    picks: true,
+                    is_last: true,
                 });
-                place += 1;
+                index += 1;
             } else {
-                // It is the last or after `place`, so not planned yet.
+                // The newest sequence is at `index` or after it, so it has no chunk yet.
                 self.preempt_newest(ops);
             }
         }
     }
 
-    /// Prompts, oldest first, with what the decodes left of the step's tokens.
+    /// Plans chunks of the prompts, oldest first, with the tokens that the decodes left of the budget.
     fn plan_prefills(&mut self, ops: &mut Vec<CellOp>) {
         let size = self.limits.block_size;
         let mut budget = self.limits.batch_tokens.saturating_sub(self.chunks.len() as u32);
-        for (place, (sequence, held)) in self.running.iter_mut().enumerate() {
+        for (index, (sequence, cells)) in self.running.iter_mut().enumerate() {
             let total = sequence.tokens.len() as u32;
-            if total - held.computed() <= 1 {
+            if total - cells.computed() <= 1 {
                 continue;
             }
-            self.cache.share(held, &sequence.tokens, &sequence.hashes, ops);
-            let start = held.computed();
-            let mut end = total.min(start + budget).min(self.cache.reach(held));
+            self.cache.share(cells, &sequence.tokens, &sequence.hashes, ops);
+            let start = cells.computed();
+            let mut end = total.min(start + budget).min(self.cache.reach(cells));
             if end < total {
-                // Whole blocks, so that the cache can be asked again before the next chunk.
+                // Full blocks, so that the sequence can share cached blocks before its next chunk.
                 end -= end % size;
             }
             let next = &sequence.hashes[(start / size) as usize..];
             if end <= start || next.first().is_some_and(|hash| self.in_flight.contains(hash)) {
                 continue;
             }
-            if self.cache.grow(held, end, ops).is_err() {
+            if self.cache.grow(cells, end, ops).is_err() {
                 continue;
             }
             self.in_flight
                 .extend(&next[..(end / size - start / size) as usize]);
             budget -= end - start;
             self.chunks.push(Chunk {
-                place,
-                owner: held.owner(),
+                index,
+                owner: cells.owner(),
                 start,
                 count: end - start,
-                picks: end == total,
+                is_last: end == total,
             });
         }
     }
 
-    /// The newest running sequence goes back to the head of the queue.
+    /// Moves the newest running sequence back to the head of the queue.
     fn preempt_newest(&mut self, ops: &mut Vec<CellOp>) {
-        if let Some(place) = self.running.len().checked_sub(1)
-            && let Some(sequence) = self.stop(place, ops)
+        if let Some(index) = self.running.len().checked_sub(1)
+            && let Some(sequence) = self.stop(index, ops)
         {
             self.waiting.push_front(sequence);
         }
     }
 
-    fn stop(&mut self, place: usize, ops: &mut Vec<CellOp>) -> Option<Sequence<P>> {
-        debug_assert!(place < self.running.len());
-        let (sequence, held) = self.running.remove(place);
-        self.owners.push(held.owner());
-        self.cache.release(held, ops);
+    /// Removes a running sequence and releases its cells.
+    fn stop(&mut self, index: usize, ops: &mut Vec<CellOp>) -> Option<Sequence<S>> {
+        debug_assert!(index < self.running.len());
+        let (sequence, cells) = self.running.remove(index);
+        self.free_owners.push(cells.owner());
+        self.cache.release(cells, ops);
         Some(sequence)
     }
 

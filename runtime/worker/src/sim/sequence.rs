@@ -1,8 +1,8 @@
-//! One sequence of the simulated engine: how far it has come, and the KV blocks it holds.
+//! One sequence of the simulated engine: its progress and the KV blocks it holds.
 
 use signalbox_protocol::{BlockHasher, SequenceHash};
 
-use super::words::TokenSource;
+use super::tokens::TokenSource;
 use crate::{
     block_pool::{BlockPool, BlockTable, OutOfBlocks},
     engine::{NewSequence, SequenceId},
@@ -11,87 +11,87 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
-    /// Alternatives to tell with each token; `None` for no log probabilities.
+    /// Number of alternatives to report with each token; `None` for no log probabilities.
     pub(super) logprobs: Option<u32>,
     pub(super) source: TokenSource,
-    /// The prompt, then what was generated.
+    /// The prompt, then the generated tokens.
     tokens: Vec<u32>,
     prompt_tokens: usize,
-    /// Length at which it is over.
-    limit: usize,
-    /// Identities of the whole blocks of `tokens`, as far as they are known.
+    /// The number of tokens, prompt included, at which the sequence ends.
+    max_length: usize,
+    /// Hashes of the full blocks of `tokens`, as far as they are computed.
     hashes: Vec<SequenceHash>,
     hasher: BlockHasher,
     table: BlockTable,
-    /// Leading tokens whose KV is in the cache.
+    /// Number of leading tokens whose KV is in the cache.
     computed: usize,
-    /// Tokens of the prompt that were found in the cache and not computed for this sequence.
+    /// Number of prompt tokens found in the cache.
     cached: usize,
-    /// It gave its blocks back once: what it finds from then on may be its own work.
+    /// Whether the sequence was preempted once. Blocks that it finds in the cache from then on may be its own.
     preempted: bool,
-    /// Whether the prompt's prefill was reported: once, however often it is preempted.
-    reported: bool,
+    /// Whether the end of the prefill was reported. It is reported once, even after a preemption.
+    prefill_reported: bool,
 }
 
 impl Sequence {
-    /// `limit`: length of prompt and answer together at which it is over.
-    pub(super) fn new(new: NewSequence, source: TokenSource, limit: usize) -> Self {
+    /// `max_length`: the number of tokens, prompt included, at which the sequence ends.
+    pub(super) fn new(new: NewSequence, source: TokenSource, max_length: usize) -> Self {
         let mut tokens = new.tokens;
         let prompt_tokens = tokens.len();
-        tokens.reserve_exact(limit - prompt_tokens);
+        tokens.reserve_exact(max_length - prompt_tokens);
         Self {
             id: new.id,
             logprobs: new.sampling.logprobs,
             source,
             tokens,
             prompt_tokens,
-            limit,
+            max_length,
             hashes: new.blocks,
             hasher: new.hasher,
             table: BlockTable::default(),
             computed: 0,
             cached: 0,
             preempted: false,
-            reported: false,
+            prefill_reported: false,
         }
     }
 
-    /// Tokens whose KV is still to be computed before the next one can be generated.
+    /// Number of tokens to compute before the next one can be generated.
     pub(super) fn remaining(&self) -> usize {
         self.tokens.len() - self.computed
     }
 
-    /// It has generated a token and nothing but that one is to be computed.
+    /// Whether the last generated token is the only one to compute.
     pub(super) fn is_decoding(&self) -> bool {
         self.remaining() == 1 && self.tokens.len() > self.prompt_tokens
     }
 
-    /// Blocks it needs to generate its next token.
+    /// KV blocks that the sequence needs to generate its next token.
     pub(super) fn needed_blocks(&self) -> usize {
         self.tokens.len().div_ceil(self.hasher.block_size())
     }
 
-    /// The blocks it may share.
+    /// Hashes of the blocks that the sequence may share.
     pub(super) fn shareable(&self) -> &[SequenceHash] {
         shareable(&self.tokens, &self.hashes, self.hasher)
     }
 
-    /// Tokens to compute next within `budget`: up to a block's edge where it cannot be all, so that others can share
-    /// what it computes and it can share what they do.
+    /// Number of tokens to compute next, at most `budget`. A chunk that is not the last ends at the end of a block, so
+    /// that other sequences can share the computed blocks and this sequence can share theirs.
     pub(super) fn next_chunk(&self, budget: usize) -> usize {
         let remaining = self.remaining();
         if remaining <= budget {
             return remaining;
         }
-        let beyond_edge = (self.computed + budget) % self.hasher.block_size();
-        if beyond_edge < budget {
-            budget - beyond_edge
+        let in_last_block = (self.computed + budget) % self.hasher.block_size();
+        if in_last_block < budget {
+            budget - in_last_block
         } else {
             budget
         }
     }
 
-    /// Takes what others have computed meanwhile. Only where it stands at a block's edge.
+    /// Takes the blocks that other sequences have computed since. Takes none if the sequence has an unsealed block.
     pub(super) fn share(&mut self, pool: &mut BlockPool) {
         let shareable = shareable(&self.tokens, &self.hashes, self.hasher);
         let shared = pool.share(&mut self.table, shareable) * self.hasher.block_size();
@@ -101,7 +101,7 @@ impl Sequence {
         }
     }
 
-    /// Computes the KV of its next `count` tokens and seals the blocks they fill.
+    /// Computes the KV of the next `count` tokens and seals the blocks that become full.
     pub(super) fn compute(&mut self, pool: &mut BlockPool, count: usize) -> Result<(), OutOfBlocks> {
         let size = self.hasher.block_size();
         let computed = self.computed + count;
@@ -111,37 +111,37 @@ impl Sequence {
         }
         self.computed = computed;
         while (self.table.sealed() + 1) * size <= computed {
-            let place = self.table.sealed();
-            if place == self.hashes.len() {
-                let block = &self.tokens[place * size..(place + 1) * size];
+            let index = self.table.sealed();
+            if index == self.hashes.len() {
+                let block = &self.tokens[index * size..(index + 1) * size];
                 self.hashes
                     .push(self.hasher.next(self.hashes.last().copied(), block));
             }
-            pool.seal(&mut self.table, self.hashes[place]);
+            pool.seal(&mut self.table, self.hashes[index]);
         }
         Ok(())
     }
 
-    /// Gives its blocks back. What it had computed is to be computed again, except what stays cached.
+    /// Releases the sequence's blocks. Its tokens must be computed again, except those in blocks that stay cached.
     pub(super) fn release(&mut self, pool: &mut BlockPool) {
         pool.release(&mut self.table);
         self.computed = 0;
         self.preempted = true;
     }
 
-    /// The number of prompt tokens found in the cache: once, when the prompt is whole there.
+    /// The number of prompt tokens found in the cache. Returned once, when the prefill is done.
     pub(super) fn report_prefill(&mut self) -> Option<u32> {
-        let first = !self.reported && self.computed >= self.prompt_tokens;
-        self.reported |= first;
+        let first = !self.prefill_reported && self.computed >= self.prompt_tokens;
+        self.prefill_reported |= first;
         first.then_some(self.cached as u32)
     }
 
-    /// Whether no further token may be generated.
-    pub(super) fn is_over(&self) -> bool {
-        self.tokens.len() >= self.limit && (self.generated() > 0 || self.remaining() == 0)
+    /// Whether the sequence has all its tokens.
+    pub(super) fn is_done(&self) -> bool {
+        self.tokens.len() >= self.max_length && (self.generated() > 0 || self.remaining() == 0)
     }
 
-    /// Tokens generated so far.
+    /// Number of generated tokens.
     pub(super) fn generated(&self) -> usize {
         self.tokens.len() - self.prompt_tokens
     }
@@ -151,7 +151,7 @@ impl Sequence {
     }
 }
 
-/// The last token is always computed, since the next one follows from its logits.
+/// The last token is always computed, because the next token is sampled from its logits.
 fn shareable<'a>(tokens: &[u32], hashes: &'a [SequenceHash], hasher: BlockHasher) -> &'a [SequenceHash] {
     let most = tokens.len().saturating_sub(1) / hasher.block_size();
     &hashes[..most.min(hashes.len())]

@@ -43,16 +43,17 @@ fn prompt(first: u32, length: u32) -> Vec<u32> {
     (first..first + length).collect()
 }
 
-/// What an engine said over some steps.
+/// The results of an engine over several steps.
 #[derive(Debug, Default)]
-struct Told {
+struct Results {
     answers: BTreeMap<SequenceId, Vec<u32>>,
     cached: BTreeMap<SequenceId, u32>,
     finished: Vec<SequenceId>,
+    /// The cached blocks according to the KV events.
     content: HashSet<SequenceHash>,
 }
 
-impl Told {
+impl Results {
     fn take(&mut self, output: StepOutput) {
         assert!(output.failed.is_empty());
         let mut in_step = HashSet::new();
@@ -88,7 +89,7 @@ impl Told {
                 return;
             }
         }
-        panic!("the engine never came to rest");
+        panic!("the engine never became idle");
     }
 
     fn answer(&self, request: u64) -> &[u32] {
@@ -103,23 +104,23 @@ impl Told {
 #[test]
 fn a_repeated_prompt_is_found_in_the_cache_except_its_last_token() {
     let mut engine = engine(config());
-    let mut told = Told::default();
+    let mut results = Results::default();
     for request in 0..2 {
         engine.submit(sequence(request, prompt(0, 40), 5)).unwrap();
-        told.run(&mut engine);
+        results.run(&mut engine);
     }
-    assert_eq!((told.cached(0), told.cached(1)), (0, 36));
-    assert_eq!(told.answer(0), told.answer(1));
-    assert_eq!(told.answer(0).len(), 5);
-    assert!(told.answer(0).iter().all(|token| (1000..1100).contains(token)));
-    let answered = [prompt(0, 40), told.answer(0).to_vec()].concat();
+    assert_eq!((results.cached(0), results.cached(1)), (0, 36));
+    assert_eq!(results.answer(0), results.answer(1));
+    assert_eq!(results.answer(0).len(), 5);
+    assert!(results.answer(0).iter().all(|token| (1000..1100).contains(token)));
+    let answered = [prompt(0, 40), results.answer(0).to_vec()].concat();
     engine.submit(sequence(2, answered, 1)).unwrap();
-    told.run(&mut engine);
-    assert_eq!(told.cached(2), 44, "what was generated is cached too");
+    results.run(&mut engine);
+    assert_eq!(results.cached(2), 44, "generated blocks are cached too");
 }
 
 #[test]
-fn choices_of_one_prompt_compute_it_once() {
+fn the_choices_of_one_request_compute_the_prompt_once() {
     let mut engine = engine(config());
     for choice in 0..4 {
         let id = SequenceId::new(1, choice);
@@ -130,11 +131,11 @@ fn choices_of_one_prompt_compute_it_once() {
             })
             .unwrap();
     }
-    let mut told = Told::default();
-    told.run(&mut engine);
-    let cached: Vec<u32> = told.cached.values().copied().collect();
+    let mut results = Results::default();
+    results.run(&mut engine);
+    let cached: Vec<u32> = results.cached.values().copied().collect();
     assert_eq!(cached, [0, 40, 40, 40]);
-    let answers: HashSet<_> = told.answers.values().collect();
+    let answers: HashSet<_> = results.answers.values().collect();
     assert!(answers.len() > 1, "each choice has its own answer");
 }
 
@@ -149,7 +150,7 @@ fn long_prompts_are_computed_in_chunks_while_others_decode() {
         let mut output = StepOutput::default();
         engine.step(&mut output);
         assert_eq!(output.tokens[0].sequence, SequenceId::new(0, 0));
-        // 15 tokens of budget beside the decoding one: chunks of 12 up to a block's edge, then the rest.
+        // 15 tokens of budget are left beside the decoding one: chunks of 12, up to the end of a block, then the rest.
         assert_eq!(output.prefilled.len(), 0, "step {step}");
     }
     let mut output = StepOutput::default();
@@ -159,7 +160,7 @@ fn long_prompts_are_computed_in_chunks_while_others_decode() {
 }
 
 #[test]
-fn running_sequences_and_waiting_ones_are_bounded() {
+fn running_and_waiting_sequences_are_bounded() {
     let mut engine = engine(SimConfig {
         max_sequences: 2,
         max_waiting: 1,
@@ -172,13 +173,13 @@ fn running_sequences_and_waiting_ones_are_bounded() {
     assert_eq!(refused.kind, ErrorKind::Overloaded);
     engine.step(&mut StepOutput::default());
     assert_eq!((engine.load().running, engine.load().waiting), (2, 1));
-    let mut told = Told::default();
-    told.run(&mut engine);
-    assert_eq!(told.finished.len(), 3);
+    let mut results = Results::default();
+    results.run(&mut engine);
+    assert_eq!(results.finished.len(), 3);
 }
 
 #[test]
-fn what_can_never_run_is_refused_with_the_numbers() {
+fn a_sequence_that_can_never_run_is_refused_with_the_numbers() {
     let mut engine = engine(SimConfig {
         kv_blocks: 4,
         ..config()
@@ -186,7 +187,7 @@ fn what_can_never_run_is_refused_with_the_numbers() {
     assert_eq!(
         engine.info().context_length,
         16,
-        "a context the cache cannot hold is none"
+        "the context length is reduced to what the cache holds"
     );
     let refused = engine.submit(sequence(0, prompt(0, 16), 1)).unwrap_err();
     assert_eq!(refused.kind, ErrorKind::ContextLengthExceeded);
@@ -198,7 +199,7 @@ fn what_can_never_run_is_refused_with_the_numbers() {
 }
 
 #[test]
-fn a_cancelled_sequence_frees_its_blocks_at_once_and_leaves_them_cached() {
+fn a_cancelled_sequence_releases_its_blocks_at_once_and_they_stay_cached() {
     let mut engine = engine(config());
     engine.submit(sequence(0, prompt(0, 16), 50)).unwrap();
     engine.submit(sequence(1, prompt(0, 16), 50)).unwrap();
@@ -214,7 +215,7 @@ fn a_cancelled_sequence_frees_its_blocks_at_once_and_leaves_them_cached() {
 }
 
 #[test]
-fn steps_take_the_time_of_the_model() {
+fn steps_take_the_time_of_the_timing_model() {
     let mut engine = engine(SimConfig {
         speedup: 2.0,
         ..config()
@@ -236,7 +237,7 @@ fn steps_take_the_time_of_the_model() {
 }
 
 #[test]
-fn settings_that_cannot_work_are_named() {
+fn invalid_settings_are_named() {
     let new = |config| {
         SimEngine::new(config, [1].into())
             .map(|_| ())
@@ -266,54 +267,54 @@ fn settings_that_cannot_work_are_named() {
     );
     assert_eq!(
         SimEngine::new(config(), [].into()).unwrap_err(),
-        SimError::NoWords
+        SimError::EmptyVocabulary
     );
 }
 
 proptest! {
-    /// However requests are mixed, cut into chunks and preempted: each ends, with the answer it gets alone, and the
-    /// events tell the content of the cache.
+    /// Requests are mixed, split into chunks and preempted. Each still ends with the answer that it gets alone, and the
+    /// events give the content of the cache.
     #[test]
-    fn every_request_is_answered_as_if_it_were_alone(
+    fn every_request_gets_the_answer_that_it_gets_alone(
         requests in prop::collection::vec((0..3u32, 1..60u32, 1..40u32, 0..6usize), 1..12),
         kv_blocks in 25..40u32,
         cancelled in 0..12u64,
     ) {
         let config = SimConfig { kv_blocks, context_length: 100, max_sequences: 4, max_batched_tokens: 8, ..config() };
         let mut together = engine(config.clone());
-        let mut told = Told::default();
+        let mut results = Results::default();
         for (request, (first, length, max_tokens, steps)) in requests.iter().enumerate() {
             together.submit(sequence(request as u64, prompt(*first, *length), *max_tokens)).unwrap();
             for _ in 0..*steps {
                 let mut output = StepOutput::default();
                 together.step(&mut output);
-                told.take(output);
+                results.take(output);
                 let load = together.load();
                 prop_assert!(load.running <= 4 && load.active_kv_blocks <= load.used_kv_blocks);
                 prop_assert!(load.used_kv_blocks <= kv_blocks);
             }
         }
         together.cancel(SequenceId::new(cancelled, 0));
-        told.run(&mut together);
+        results.run(&mut together);
         for (request, (first, length, max_tokens, _)) in requests.iter().enumerate() {
             if request as u64 == cancelled {
                 continue;
             }
-            let mut alone = Told::default();
+            let mut alone = Results::default();
             let mut engine = engine(config.clone());
             engine.submit(sequence(request as u64, prompt(*first, *length), *max_tokens)).unwrap();
             alone.run(&mut engine);
-            prop_assert_eq!(told.answer(request as u64), alone.answer(request as u64));
+            prop_assert_eq!(results.answer(request as u64), alone.answer(request as u64));
             prop_assert_eq!(alone.answer(request as u64).len() as u32, *max_tokens);
-            prop_assert!(told.cached(request as u64) < *length);
+            prop_assert!(results.cached(request as u64) < *length);
         }
         let load = together.load();
         prop_assert_eq!((load.running, load.waiting, load.active_kv_blocks), (0, 0, 0));
-        prop_assert_eq!(told.content.len() as u32, load.used_kv_blocks, "only sealed blocks outlive their sequences");
+        prop_assert_eq!(results.content.len() as u32, load.used_kv_blocks, "only sealed blocks stay cached after their sequences");
     }
 }
 
-/// Steps are O(running sequences): what an engine costs beside the time it simulates. Run with
+/// Measures the time that a simulated token takes, beside the time it simulates. Run with
 /// `cargo test --release -p signalbox-worker -- --ignored --nocapture the_cost_of_a_simulated_token`.
 #[test]
 #[ignore = "prints a measurement, asserts nothing"]

@@ -1,11 +1,11 @@
-//! How long a step would take on a real device.
+//! The timing model: how long a step would take on a real device.
 //!
-//! The polynomials are those of the mocker of NVIDIA Dynamo (`lib/mocker`, its default timing), so that results can
-//! be compared with it: there they were fitted to a GPU's measured prefill and decode times.
+//! The polynomials are the default timing of NVIDIA Dynamo's mocker (`lib/mocker`), so that results can be compared
+//! with it. Dynamo fitted them to measured prefill and decode times of a GPU.
 
 use std::time::Duration;
 
-/// What one step computes.
+/// The work of one step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct StepWork {
     /// Prompt tokens whose KV is computed.
@@ -15,8 +15,8 @@ pub(super) struct StepWork {
 }
 
 impl StepWork {
-    /// Milliseconds for this work with `active_share` (0 to 1) of the KV cache held by running sequences. The prefill
-    /// part and the decode part of a mixed step follow one another.
+    /// Milliseconds for this work while running sequences hold `active_share` (0 to 1) of the KV cache. In a step with
+    /// both, prefill and decode follow one another.
     pub(super) fn duration_ms(self, active_share: f64) -> f64 {
         let mut total_ms = 0.0;
         if self.prefill_tokens > 0 {
@@ -28,19 +28,19 @@ impl StepWork {
         total_ms
     }
 
-    /// The time to wait for this work when everything is `speedup` times faster; `None` for no waiting at all.
+    /// The time for this work on a device that is `speedup` times faster; `None` if it takes no time.
     pub(super) fn pace(self, active_share: f64, speedup: f64) -> Option<Duration> {
         let paced_ms = self.duration_ms(active_share) / speedup;
         (speedup > 0.0 && paced_ms > 0.0).then(|| Duration::from_secs_f64(paced_ms / 1e3))
     }
 }
 
-/// Prefill of `t` new tokens in one batch, in milliseconds.
+/// The time of a prefill of `t` new tokens in one batch, in milliseconds.
 fn prefill_ms(t: f64) -> f64 {
     4.209989e-7 * t * t + 1.518344e-2 * t + 16.50142
 }
 
-/// One token for every running sequence with the share `p` of the KV cache active, in milliseconds.
+/// The time of one token for every running sequence with the share `p` of the KV cache active, in milliseconds.
 fn decode_ms(p: f64) -> f64 {
     (-25.74 * p * p + 54.01 * p + 5.74).max(1.0)
 }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_takes_its_prefill_and_its_decode() {
+    fn the_time_of_a_step_is_its_prefill_plus_its_decode() {
         let prefill = StepWork {
             prefill_tokens: 1000,
             decoding: 0,
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn speedup_divides_and_zero_means_no_waiting() {
+    fn speedup_divides_the_time_and_zero_means_no_time() {
         let work = StepWork {
             prefill_tokens: 0,
             decoding: 1,

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// llama.cpp's cells, naively: each knows the tokens up to and with its own, and to whom it belongs. Panics where
-/// llama.cpp would fail, or where a token would see the KV of another text.
+/// A simple model of llama.cpp's cells. Each cell has the tokens of its sequence up to its own, and its owners. Panics
+/// if llama.cpp would fail, or if a token would attend to the KV of another text.
 #[derive(Debug, Default)]
 struct Cells {
     cells: Vec<(Vec<u32>, BTreeSet<CellOwner>)>,
@@ -18,7 +18,7 @@ impl Cells {
             match op {
                 CellOp::Share { from, to, positions } => {
                     for (_, owners) in self.at(from, positions) {
-                        assert!(owners.insert(to), "shared twice");
+                        assert!(owners.insert(to), "a cell is shared with an owner once");
                     }
                 }
                 CellOp::Release { owner, positions } => {
@@ -53,31 +53,31 @@ impl Cells {
         assert_eq!(
             seen.len() + 1,
             text.len(),
-            "a sequence's cells are whole and single"
+            "a sequence has one cell for each of its tokens"
         );
         assert!(
             seen.iter().all(|tokens| text.starts_with(tokens)),
-            "the KV is that of the sequence's own text"
+            "the cells have the sequence's own text"
         );
-        assert!(self.cells.len() < self.capacity, "no cell is free");
+        assert!(self.cells.len() < self.capacity, "a cell is free");
         self.cells.push((text.to_vec(), [owner].into()));
     }
 
-    /// The texts that end with a block held by a lane.
-    fn kept(&self, first_lane: CellOwner, block: usize) -> BTreeMap<Vec<u32>, usize> {
-        let mut kept = BTreeMap::new();
+    /// The texts whose last block is owned by a lane.
+    fn cached(&self, first_lane: CellOwner, block: usize) -> BTreeMap<Vec<u32>, usize> {
+        let mut cached = BTreeMap::new();
         for (tokens, owners) in &self.cells {
             let lanes = owners.iter().filter(|&&owner| owner >= first_lane).count();
-            assert!(lanes <= 1, "a cell lies in one lane");
+            assert!(lanes <= 1, "a cell has at most one lane");
             if lanes == 1 && tokens.len().is_multiple_of(block) {
-                *kept.entry(tokens.clone()).or_default() += 1;
+                *cached.entry(tokens.clone()).or_default() += 1;
             }
         }
-        kept
+        cached
     }
 }
 
-/// What a model with a memory for all of its text says next.
+/// The next token of a model that depends on all tokens of the text.
 fn next_token(text: &[u32]) -> u32 {
     text.iter()
         .fold(7_u32, |sum, token| sum.wrapping_mul(31).wrapping_add(*token + 1))
@@ -85,20 +85,20 @@ fn next_token(text: &[u32]) -> u32 {
         % 2
 }
 
-/// A schedule with its cells, and all that was ever said about it.
+/// A schedule with its cells, and the record of all results.
 struct Rig {
     schedule: Schedule<()>,
     cells: Cells,
     ops: Vec<CellOp>,
     texts: HashMap<SequenceId, Vec<u32>>,
-    /// Prompt tokens computed for a sequence whose prefill was not told yet.
+    /// Prompt tokens computed for each sequence whose prefill is not reported yet.
     computed: HashMap<SequenceId, u32>,
     prefilled: Vec<(SequenceId, u32)>,
     finished: Vec<(SequenceId, FinishReason)>,
-    /// What a reader of the events believes.
+    /// The cached blocks according to the events.
     replayed: BTreeSet<SequenceHash>,
-    /// Texts that ever had this identity.
-    meant: HashMap<SequenceHash, BTreeSet<Vec<u32>>>,
+    /// All texts that had a hash.
+    texts_of_hash: HashMap<SequenceHash, BTreeSet<Vec<u32>>>,
     submitted: u64,
 }
 
@@ -117,7 +117,7 @@ impl Rig {
             prefilled: Vec::new(),
             finished: Vec::new(),
             replayed: BTreeSet::new(),
-            meant: HashMap::new(),
+            texts_of_hash: HashMap::new(),
             submitted: 0,
         }
     }
@@ -126,7 +126,7 @@ impl Rig {
         BlockHasher::new("m", "", salt, self.schedule.limits.block_size as usize)
     }
 
-    /// `hashed` are the tokens whose identities the prompt comes with: others than its own where somebody made two
+    /// Submits a prompt with the hashes of the tokens `hashed`. Other tokens than those of the prompt simulate two
     /// prompts with the same hash.
     fn submit_as(&mut self, prompt: &[u32], hashed: &[u32], salt: &str, max_tokens: u32) -> SequenceId {
         let hasher = self.hasher(salt);
@@ -159,40 +159,40 @@ impl Rig {
         let chunks = self.schedule.chunks().to_vec();
         assert!(
             !chunks.is_empty() || self.schedule.is_idle(),
-            "there is something to do"
+            "a step has a chunk if there is a sequence"
         );
         assert!(chunks.iter().map(|chunk| chunk.count).sum::<u32>() <= limits.batch_tokens);
         for chunk in &chunks {
-            let (sequence, _) = &self.schedule.running[chunk.place];
+            let (sequence, _) = &self.schedule.running[chunk.index];
             assert_eq!(sequence.tokens, self.texts[&sequence.id]);
             let computed = &sequence.tokens[chunk.start as usize..][..chunk.count as usize];
             assert_eq!(self.schedule.tokens(chunk), computed);
             for end in chunk.start..chunk.start + chunk.count {
                 self.cells.compute(chunk.owner, &sequence.tokens[..=end as usize]);
             }
-            if !sequence.told {
+            if !sequence.prefill_reported {
                 *self.computed.entry(sequence.id).or_default() += chunk.count;
             }
             for (block, hash) in (1..).zip(&sequence.hashes) {
                 let text = sequence.tokens[..block * limits.block_size as usize].to_vec();
-                self.meant.entry(*hash).or_default().insert(text);
+                self.texts_of_hash.entry(*hash).or_default().insert(text);
             }
         }
-        let told = self.prefilled.len();
+        let before = self.prefilled.len();
         self.schedule.computed(&mut self.ops, &mut self.prefilled);
-        for (id, cached) in &self.prefilled[told..] {
+        for (id, cached) in &self.prefilled[before..] {
             let prompt = self.texts[id].len() as u32;
             assert_eq!(
                 *cached,
                 prompt.saturating_sub(self.computed[id]),
-                "what was not computed was found"
+                "the prompt tokens that were not computed count as cached"
             );
             assert!(*cached < prompt);
         }
         for (index, chunk) in chunks.iter().enumerate() {
-            let text = self.schedule.running[chunk.place].0.tokens.clone();
-            if let (id, Some(())) = self.schedule.picker(index)
-                && chunk.picks
+            let text = self.schedule.running[chunk.index].0.tokens.clone();
+            if let (id, Some(())) = self.schedule.sampler(index)
+                && chunk.is_last
             {
                 let token = next_token(&text);
                 self.schedule.push(index, token);
@@ -212,16 +212,16 @@ impl Rig {
                 KvEvent::Stored { parent, blocks, .. } => {
                     assert!(
                         parent.is_none_or(|hash| self.replayed.contains(&hash)),
-                        "stored after nothing"
+                        "the parent of a stored block is cached"
                     );
                     blocks
                         .into_iter()
-                        .for_each(|hash| assert!(self.replayed.insert(hash), "stored twice"));
+                        .for_each(|hash| assert!(self.replayed.insert(hash), "a block is stored once"));
                 }
                 KvEvent::Removed { blocks, .. } => {
                     blocks
                         .iter()
-                        .for_each(|hash| assert!(self.replayed.remove(hash), "removed what was not there"));
+                        .for_each(|hash| assert!(self.replayed.remove(hash), "a removed block is cached"));
                 }
                 KvEvent::Cleared => self.replayed.clear(),
             }
@@ -229,18 +229,19 @@ impl Rig {
         let Limits {
             block_size, capacity, ..
         } = self.schedule.limits;
-        let kept = self
+        let cached = self
             .cells
-            .kept(capacity.max_sequences as CellOwner, block_size as usize);
+            .cached(capacity.max_sequences as CellOwner, block_size as usize);
         assert_eq!(
-            kept.values().sum::<usize>(),
+            cached.values().sum::<usize>(),
             self.replayed.len(),
-            "events say what lanes hold"
+            "the events give the blocks of the lanes"
         );
         for hash in &self.replayed {
+            let mut texts = self.texts_of_hash[hash].iter();
             assert!(
-                self.meant[hash].iter().any(|text| kept.contains_key(text)),
-                "{hash:?} is not there"
+                texts.any(|text| cached.contains_key(text)),
+                "block {hash:?} is not cached"
             );
         }
         let load = self.schedule.load();
@@ -283,7 +284,7 @@ fn text(seed: u32, len: usize) -> Vec<u32> {
 }
 
 #[test]
-fn a_prompt_seen_before_is_computed_from_its_last_block_on() {
+fn a_cached_prompt_is_computed_from_its_last_block_on() {
     let mut rig = Rig::new(limits(32, 4, 64));
     let first = rig.submit(&text(1, 20), 5);
     rig.run();
@@ -305,12 +306,12 @@ fn an_answer_is_cached_for_the_next_turn() {
     assert_eq!(
         rig.cached(second),
         16,
-        "20 tokens, the last of which was never computed"
+        "the text has 20 tokens, and the last one was never computed"
     );
 }
 
 #[test]
-fn of_equal_prompts_at_once_one_is_computed() {
+fn one_of_several_equal_prompts_is_computed() {
     let mut rig = Rig::new(limits(64, 8, 200));
     let all: Vec<_> = (0..8).map(|_| rig.submit(&text(1, 18), 20)).collect();
     rig.run();
@@ -322,19 +323,19 @@ fn of_equal_prompts_at_once_one_is_computed() {
 }
 
 #[test]
-fn running_answers_go_on_beside_a_long_prompt() {
+fn running_answers_continue_beside_a_long_prompt() {
     let mut rig = Rig::new(limits(64, 4, 12));
     let running = rig.submit(&text(1, 3), 50);
     rig.step();
     rig.submit(&text(2, 100), 1);
     for tokens in 5..15 {
         rig.step();
-        assert_eq!(rig.texts[&running].len(), tokens, "a token each step");
+        assert_eq!(rig.texts[&running].len(), tokens, "one token in each step");
     }
 }
 
 #[test]
-fn when_room_runs_out_the_newest_gives_way_and_ends_later() {
+fn when_blocks_run_out_the_newest_sequence_is_preempted_and_finishes_later() {
     let mut rig = Rig::new(limits(10, 2, 64));
     let old = rig.submit(&text(1, 10), 25);
     let new = rig.submit(&text(2, 10), 25);
@@ -345,13 +346,13 @@ fn when_room_runs_out_the_newest_gives_way_and_ends_later() {
     );
     assert_eq!([old, new].map(|id| rig.texts[&id].len()), [35, 35]);
     assert_eq!(
-        [old, new].map(|id| rig.prefilled.iter().filter(|told| told.0 == id).count()),
+        [old, new].map(|id| rig.prefilled.iter().filter(|prefill| prefill.0 == id).count()),
         [1, 1]
     );
 }
 
 #[test]
-fn the_contexts_end_ends_an_answer() {
+fn an_answer_ends_at_the_context_length() {
     let mut rig = Rig::new(Limits {
         context_length: 18,
         ..limits(8, 2, 64)
@@ -365,7 +366,7 @@ fn the_contexts_end_ends_an_answer() {
 }
 
 #[test]
-fn a_forged_hash_gets_no_foreign_kv() {
+fn a_prompt_with_a_forged_hash_gets_no_kv_of_another_prompt() {
     let mut rig = Rig::new(limits(32, 4, 64));
     rig.submit(&text(1, 20), 4);
     rig.run();
@@ -374,9 +375,9 @@ fn a_forged_hash_gets_no_foreign_kv() {
     assert_eq!(rig.cached(forged), 0);
     let honest = rig.submit(&text(1, 20), 1);
     rig.run();
-    assert_eq!(rig.cached(honest), 16, "and spoils nobody else's");
+    assert_eq!(rig.cached(honest), 16, "the cached prompt is unaffected");
 
-    // The same block after another one is another block.
+    // A block with the same tokens and another parent is another block.
     let hasher = rig.hasher("");
     let crossed = [text(3, 4), text(1, 20)[4..].to_vec()].concat();
     let hashes = [hasher.hash(&text(3, 4)), hasher.hash(&text(1, 20))[1..].to_vec()].concat();
@@ -388,7 +389,7 @@ fn a_forged_hash_gets_no_foreign_kv() {
 }
 
 #[test]
-fn without_reuse_nothing_outlives_its_sequence() {
+fn without_reuse_no_block_stays_cached() {
     let mut rig = Rig::new(Limits {
         reuse: false,
         ..limits(32, 4, 64)
@@ -401,24 +402,23 @@ fn without_reuse_nothing_outlives_its_sequence() {
     assert!(rig.replayed.is_empty());
 }
 
-/// There are fewer lanes than first blocks of short prompts: the oldest make room.
+/// There are fewer lanes than cached first blocks.
 #[test]
-fn more_prompts_than_lanes_evict_the_least_recently_used() {
+fn more_prompts_than_lanes_evict_the_least_recently_used_blocks() {
     let mut rig = Rig::new(limits(400, 128, 200));
     let prompt = |seed| text(seed, 5);
     for seed in 0..150 {
         rig.submit(&prompt(seed), 1);
         rig.run();
     }
-    let kept = rig.replayed.len();
-    assert_eq!(kept, 128);
+    assert_eq!(rig.replayed.len(), 128);
     let [oldest, newest] = [0, 149].map(|seed| rig.submit(&prompt(seed), 1));
     rig.run();
     assert_eq!([oldest, newest].map(|id| rig.cached(id)), [0, 4]);
 }
 
 #[test]
-fn what_can_never_run_is_refused_with_its_reason() {
+fn a_sequence_that_can_never_run_is_refused_with_the_reason() {
     let mut rig = Rig::new(limits(8, 1, 8));
     let hasher = rig.hasher("");
     let submit = |rig: &mut Rig, prompt: Vec<u32>, hashes: Vec<SequenceHash>| {
@@ -439,7 +439,7 @@ fn what_can_never_run_is_refused_with_its_reason() {
 }
 
 #[test]
-fn a_reset_forgets_the_cache_and_spares_the_queue() {
+fn a_reset_empties_the_cache_and_keeps_the_waiting_sequences() {
     let mut rig = Rig::new(limits(32, 1, 64));
     let running = rig.submit(&text(1, 20), 9);
     let waiting = rig.submit(&text(2, 20), 9);
@@ -481,8 +481,9 @@ fn action() -> impl Strategy<Value = Action> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever comes: every token sees its own text's KV only, no cell too many is used, the events tell what is
-    /// cached, the counts are honest, everything ends, and the answer is the one that a model without a cache gives.
+    /// Every token attends to the KV of its own text only. The cells do not exceed the capacity. The events give the
+    /// cached blocks. The numbers of cached tokens are right. Every sequence ends, with the answer of a model without a
+    /// cache.
     #[test]
     fn every_history_keeps_the_promises(
         block_size in 1..5_u32,
@@ -495,17 +496,17 @@ proptest! {
         let context_length = (kv_blocks * block_size).min(24);
         let batch_tokens = max_sequences + block_size + extra;
         let mut rig = Rig::new(Limits { block_size, context_length, batch_tokens, capacity, reuse: true });
-        let mut asked = Vec::new();
+        let mut submitted = Vec::new();
         for action in actions {
             match action {
                 Action::Submit { mut prompt, forged, salted, max_tokens } => {
                     prompt.truncate(context_length as usize - 1);
                     let hashed: Vec<_> = prompt.iter().map(|token| token ^ u32::from(forged)).collect();
                     let id = rig.submit_as(&prompt, &hashed, if salted { "s" } else { "" }, max_tokens);
-                    asked.push((id, prompt.clone(), max_tokens));
+                    submitted.push((id, prompt.clone(), max_tokens));
                 }
                 Action::Cancel { nth } => {
-                    asked.retain(|(id, ..)| id.0 != nth || rig.finished.iter().any(|(other, _)| other == id));
+                    submitted.retain(|(id, ..)| id.0 != nth || rig.finished.iter().any(|(other, _)| other == id));
                     rig.schedule.cancel(SequenceId(nth), &mut rig.ops);
                     rig.check();
                 }
@@ -515,8 +516,8 @@ proptest! {
         rig.run();
         prop_assert_eq!(rig.schedule.load().active_kv_blocks, 0);
         prop_assert_eq!(rig.cells.cells.len(), rig.replayed.len() * block_size as usize);
-        prop_assert_eq!(rig.finished.len(), asked.len());
-        for (id, mut expected, max_tokens) in asked {
+        prop_assert_eq!(rig.finished.len(), submitted.len());
+        for (id, mut expected, max_tokens) in submitted {
             for _ in 0..max_tokens.min(context_length - expected.len() as u32) {
                 expected.push(next_token(&expected));
             }

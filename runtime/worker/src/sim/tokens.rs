@@ -1,4 +1,4 @@
-//! What the simulated model says: tokens that look random and never change.
+//! The tokens of simulated answers: they look random, and the same request gives the same tokens.
 
 use std::sync::Arc;
 
@@ -6,16 +6,16 @@ use signalbox_tokenize::ModelText;
 
 use crate::engine::{SequenceId, TokenLogprobs};
 
-/// Tokens of `text`'s vocabulary that are ordinary text by themselves: valid UTF-8 without control characters, not
-/// special, not the end of a generation. What a simulated engine may say.
+/// The tokens that a simulated engine may generate: those that are readable text by themselves. They are valid UTF-8
+/// without control characters, not special, and do not end a generation.
 ///
-/// Looks at every token of the vocabulary once: up to a second for the largest ones.
+/// Decodes every token of the vocabulary once, which takes up to a second for the largest vocabularies.
 pub fn ordinary_tokens(text: &ModelText) -> Arc<[u32]> {
     (0..text.vocab_size())
         .filter(|token| {
             let bytes = text.token_bytes(*token);
             let readable = std::str::from_utf8(&bytes).is_ok_and(is_readable);
-            // A special token has bytes, but leaves no text.
+            // A special token has bytes, but decodes to no text.
             readable
                 && !text.eos_tokens().contains(token)
                 && text.decode(&[*token]).is_ok_and(|decoded| is_readable(&decoded))
@@ -30,8 +30,8 @@ fn is_readable(text: &str) -> bool {
             .any(|c| c.is_control() || c == char::REPLACEMENT_CHARACTER)
 }
 
-/// The tokens of one sequence: a function of the engine's seed, the request's, the prompt, the choice and the
-/// position, and of nothing else. Two 64-bit words, no state that moves.
+/// Generates the tokens of one sequence. A token depends on the engine's seed, the request's seed, the prompt, the
+/// choice and the position, and on nothing else.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TokenSource {
     start: u64,
@@ -39,7 +39,7 @@ pub(super) struct TokenSource {
 
 impl TokenSource {
     pub(super) fn new(engine_seed: u64, request_seed: Option<u64>, prompt: &[u32], id: SequenceId) -> Self {
-        // Without a seed the prompt alone decides, so that the same request is answered the same.
+        // Without a request seed the tokens depend on the prompt alone, so the same request gets the same answer.
         let words = prompt.iter().map(|token| u64::from(*token)).chain([
             prompt.len() as u64,
             request_seed.map_or(0, |seed| scramble(seed ^ 1)),
@@ -52,14 +52,14 @@ impl TokenSource {
 
     /// The token at `position` of the answer, out of `vocabulary`.
     pub(super) fn token(self, position: usize, vocabulary: &[u32]) -> u32 {
-        vocabulary[self.pick(position, vocabulary.len())]
+        vocabulary[self.index(position, vocabulary.len())]
     }
 
-    /// Made-up log probabilities for [`Self::token`]: it is always the likeliest, all probabilities together are
-    /// below 1, and alternatives are distinct tokens.
+    /// Simulated log probabilities for [`Self::token`]. That token is always the likeliest, all probabilities together
+    /// are below 1, and the alternatives are distinct tokens.
     pub(super) fn logprobs(self, position: usize, top: u32, vocabulary: &[u32]) -> TokenLogprobs {
-        let first = self.pick(position, vocabulary.len());
-        let fraction = (scramble(self.at(position)) >> 11) as f64 / (1u64 << 53) as f64;
+        let first = self.index(position, vocabulary.len());
+        let fraction = (scramble(self.random(position)) >> 11) as f64 / (1u64 << 53) as f64;
         let probability = 0.5 + 0.4 * fraction;
         let count = (top as usize).min(vocabulary.len());
         let top = (0..count)
@@ -81,12 +81,14 @@ impl TokenSource {
         }
     }
 
-    fn pick(self, position: usize, count: usize) -> usize {
-        // The high half of the product spreads 64 bits evenly over `count` places.
-        ((u128::from(self.at(position)) * count as u128) >> 64) as usize
+    /// A random index below `count` for this position.
+    fn index(self, position: usize, count: usize) -> usize {
+        // The high half of the product spreads 64 bits evenly over `count` values.
+        ((u128::from(self.random(position)) * count as u128) >> 64) as usize
     }
 
-    fn at(self, position: usize) -> u64 {
+    /// 64 random bits for this position.
+    fn random(self, position: usize) -> u64 {
         scramble(self.start.wrapping_add((position as u64).wrapping_mul(GOLDEN)))
     }
 }
@@ -94,7 +96,7 @@ impl TokenSource {
 /// 2⁶⁴ divided by the golden ratio: SplitMix64's increment.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// SplitMix64's output function (Steele, Lea, Flood 2014): each bit of the input changes half of the output's.
+/// SplitMix64's output function (Steele, Lea, Flood 2014): each bit of the input changes half of the output's bits.
 fn scramble(word: u64) -> u64 {
     let word = word.wrapping_add(GOLDEN);
     let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -115,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_depends_on_seeds_prompt_and_choice_alone() {
+    fn the_tokens_depend_on_seeds_prompt_and_choice_alone() {
         let base = answer(1, None, &[1, 2], 0);
         assert_eq!(base, answer(1, None, &[1, 2], 0));
         let others = [
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_log_probabilities_are_probabilities() {
+    fn simulated_log_probabilities_add_up_to_less_than_one() {
         let vocabulary: Vec<u32> = (0..50).collect();
         let source = TokenSource::new(1, None, &[1], SequenceId::new(0, 0));
         for position in 0..100 {
