@@ -1,7 +1,8 @@
 //! Checks the cost of the hot paths, in instructions, against recorded bounds. Counts are repeatable where times are
 //! not: a change that makes a path more expensive is seen here on any machine.
 //!
-//! callgrind counts in `runtime/http/examples/hot_paths.rs`, built with the optimisation of a release.
+//! callgrind counts in `runtime/http/examples/hot_paths.rs`. This workspace's crates are built with the optimisation of a
+//! release, their dependencies as for all tests.
 
 use std::{
     env,
@@ -52,15 +53,18 @@ fn the_hot_paths_take_no_more_instructions_than_recorded() -> anyhow::Result<()>
     Ok(())
 }
 
+/// Builds the program from optimised crates of this workspace, on the dependencies that the tests have built. It selects
+/// the packages and features of `make test`: with others, cargo would build the dependencies once more.
 fn build() -> anyhow::Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut features = vec!["signalbox-http/bench-support"];
+    if cfg!(feature = "llama") {
+        features.extend(["runtime/llama", "signalbox-integration-tests/llama"]);
+    }
     let built = Command::new(&cargo)
-        .args(["build", "--profile=counted", "--package=signalbox-http"])
-        .args([
-            "--example=hot_paths",
-            "--features=bench-support",
-            "--message-format=json-render-diagnostics",
-        ])
+        .args(["build", "--config=.cargo/optimised.toml", "--workspace"])
+        .args(["--example=hot_paths", "--features", &features.join(",")])
+        .arg("--message-format=json-render-diagnostics")
         .current_dir(workspace_root())
         .output()
         .with_context(|| format!("{cargo:?}"))?;
