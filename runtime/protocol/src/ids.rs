@@ -1,8 +1,9 @@
-//! Names for workers and requests.
+//! Names for workers and requests, and numbers for clients' names.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The longest name of a worker, a router or a namespace, in bytes. Names appear in headers, NATS subjects, etcd keys
 /// and metric labels.
@@ -12,6 +13,18 @@ pub const MAX_NAME_LEN: usize = 64;
 pub fn is_name(text: &str) -> bool {
     let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     (1..=MAX_NAME_LEN).contains(&text.len()) && text.bytes().all(legal)
+}
+
+/// A number that stands for a client's name for something, such as a session or a LoRA adapter: XXH3-64 of the name's
+/// bytes. An empty name has 0, and no other name has: a hash of 0 becomes 1.
+///
+/// The number is the same on every router and in every release, because policies compare it and decision records keep it.
+pub fn name_hash(name: &str) -> u64 {
+    if name.is_empty() {
+        0
+    } else {
+        xxh3_64(name.as_bytes()).max(1)
+    }
 }
 
 /// A worker's name, stable over its restarts: 1 to 64 of `a-z A-Z 0-9 - _`.
@@ -125,6 +138,14 @@ mod tests {
             assert!(bad.parse::<WorkerId>().is_err(), "{bad:?}");
         }
         assert!(serde_json::from_str::<WorkerId>("\"a/b\"").is_err());
+    }
+
+    /// Computed with the `xxhash` package of Python.
+    #[test]
+    fn the_hash_of_a_name_never_changes_and_no_name_is_0() {
+        assert_eq!(name_hash("sql-adapter"), 0x88f0_c7e6_c82b_806b);
+        assert_eq!(name_hash("user-1"), 0x7c76_15c1_1438_e5c9);
+        assert_eq!(name_hash(""), 0);
     }
 
     #[test]

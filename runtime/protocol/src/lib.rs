@@ -30,7 +30,7 @@ pub use block::{BlockHasher, SequenceHash};
 pub use call::Call;
 pub use error::{ErrorKind, WireError};
 pub use generate::{AnswerFormat, FinishReason, GenerateRequest, SamplingParams, StreamSummary};
-pub use ids::{InvalidWorkerId, MAX_NAME_LEN, RequestId, WorkerEpoch, WorkerId, is_name};
+pub use ids::{InvalidWorkerId, MAX_NAME_LEN, RequestId, WorkerEpoch, WorkerId, is_name, name_hash};
 pub use kv_event::{CacheTier, KvEvent, KvEventBatch, KvSnapshot};
 pub use load::{LoadReport, ReplicaLoad, WorkerReport};
 pub use plane_status::{PlaneState, PlaneStatus};

@@ -14,7 +14,7 @@ use actix::prelude::*;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{Call, ErrorKind, GenerateRequest, SequenceHash, WireError};
+use signalbox_protocol::{Call, ErrorKind, GenerateRequest, SequenceHash, WireError, name_hash};
 use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream};
 use tracing::debug;
 
@@ -183,7 +183,7 @@ impl ReplicaState {
             expected_output_tokens: sampling.max_tokens.saturating_mul(sampling.n),
             priority: request.priority,
             session: request.session,
-            lora: lora_id(&request.generate.lora),
+            lora: name_hash(&request.generate.lora),
         };
         let links = self.links.borrow();
         let may_use = |worker: &WorkerEntry| !failed.contains(&worker.slot) && links.is_usable(worker);
@@ -260,15 +260,5 @@ fn no_candidate(reason: NoCandidate, model: &str) -> WireError {
             ErrorKind::Overloaded,
             format!("every worker for the model {model:?} has as many requests as it takes; try again"),
         ),
-    }
-}
-
-/// A number for a LoRA adapter's name; 0 for none.
-fn lora_id(lora: &str) -> u64 {
-    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-    if lora.is_empty() {
-        0
-    } else {
-        BuildHasherDefault::<DefaultHasher>::default().hash_one(lora)
     }
 }

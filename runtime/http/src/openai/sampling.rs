@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use signalbox_protocol::{SamplingParams, WireError};
-use xxhash_rust::xxh3::xxh3_64;
+use signalbox_protocol::{SamplingParams, WireError, name_hash};
 
 use super::{
     fields::{Fields, integer, wrong},
@@ -239,12 +238,8 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, WireError> {
 /// The conversation: `prompt_cache_key`, which is more exact and newer than `user`, or else `user`.
 fn session(fields: &mut Fields) -> Result<u64, WireError> {
     let user = fields.text("user")?;
-    let name = fields
-        .text("prompt_cache_key")?
-        .or(user)
-        .filter(|name| !name.is_empty());
-    // 0 means that there is none.
-    Ok(name.map_or(0, |name| xxh3_64(name.as_bytes()).max(1)))
+    let name = fields.text("prompt_cache_key")?.or(user);
+    Ok(name.map_or(0, |name| name_hash(&name)))
 }
 
 /// The number of likeliest tokens to be returned beside each token.
