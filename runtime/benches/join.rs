@@ -23,7 +23,7 @@ use signalbox_protocol::{
     AnswerFormat, CacheTier, GenerateRequest, KvEvent, RequestId, SamplingParams, SequenceHash, WorkerRole,
 };
 use signalbox_request_plane::{LinkConfig, ServerConfig};
-use signalbox_router::{ReplicaHandle, RouteRequest, Router, RouterConfig};
+use signalbox_router::{EventState, ReplicaHandle, RouteRequest, Router, RouterConfig};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use signalbox_worker::{
     runner::EngineThread,
@@ -118,7 +118,9 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
             answers += 1;
         }
         let instances = router.instances();
-        let exact = instances.iter().filter(|instance| instance.events == "following");
+        let exact = instances
+            .iter()
+            .filter(|instance| instance.events == EventState::Following);
         if exact.count() == workers.len() {
             break;
         }
@@ -137,7 +139,7 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
             instance.index_blocks
         );
     }
-    println!("{}", router.index_json()["bytes"]);
+    println!("{}", router.index_view().bytes);
     drop(registrations);
     router.stop();
 }

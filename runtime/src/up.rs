@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::bail;
-use signalbox_router::{InstanceView, Router};
+use signalbox_router::{EventState, InstanceView, Router, WorkerPhase};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -105,7 +105,9 @@ fn introduce(model: &ServedModel, is_engine_chosen: bool) {
 
 /// Returns once the router can route to all workers.
 async fn all_taken_in(router: &Router, workers: usize) {
-    let is_in = |instance: &&InstanceView| instance.state == "ready" && instance.events != "resyncing";
+    let is_in = |instance: &&InstanceView| {
+        instance.state == WorkerPhase::Ready && instance.events != EventState::Resyncing
+    };
     while router.instances().iter().filter(is_in).count() < workers {
         tokio::time::sleep(READY_POLL).await;
     }

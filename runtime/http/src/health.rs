@@ -1,26 +1,26 @@
-//! `/live`, `/ready` and `/health`: is the process there, may it get traffic, and who stands behind it.
+//! `/live`, `/ready` and `/health`: whether the process runs, whether it can take traffic, and which workers it has.
 //!
-//! Both of the latter tell how NATS and etcd are doing and depend on neither: a router without them serves with what
-//! it knows.
+//! `/ready` and `/health` report the status of NATS and etcd, but do not depend on it: a router goes on serving with the
+//! workers and KV blocks it already has while both are down.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use actix_web::{HttpResponse, web::Data};
 use serde_json::{Value, json};
 use signalbox_protocol::{PlaneStatus, WorkerRole};
-use signalbox_router::InstanceView;
+use signalbox_router::{InstanceView, WorkerPhase};
 
-use crate::frontend::Frontend;
+use crate::{admin::fleet::phase_name, frontend::Frontend};
 
-/// What every worker answers to.
+/// The endpoint of every worker.
 const ENDPOINT: &str = "generate";
 
-/// 200 as long as the process answers, while it drains too.
+/// 200 as long as the process answers, also while it drains.
 pub(crate) async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "live"}))
 }
 
-/// 200 once a model is served and until the process drains.
+/// 200 from the first model that is served until the process drains.
 pub(crate) async fn ready(frontend: Data<Frontend>) -> HttpResponse {
     let models: Vec<String> = frontend
         .router
@@ -42,12 +42,12 @@ pub(crate) async fn ready(frontend: Data<Frontend>) -> HttpResponse {
     }
 }
 
-/// How each plane is doing, by name.
+/// The status of each plane, by name.
 fn planes(frontend: &Frontend) -> BTreeMap<&'static str, PlaneStatus> {
     frontend.router.planes().into_iter().collect()
 }
 
-/// The workers, as Dynamo's `/health` tells them. 200 while at least one can take requests.
+/// The workers, in the shape of Dynamo's `/health`. 200 while at least one is ready and the process does not drain.
 pub(crate) async fn health(frontend: Data<Frontend>) -> HttpResponse {
     let instances = frontend.router.instances();
     let (healthy, mut report) = report(&frontend.namespace, &instances, frontend.traffic.is_draining());
@@ -60,7 +60,10 @@ pub(crate) async fn health(frontend: Data<Frontend>) -> HttpResponse {
 }
 
 fn report(namespace: &str, instances: &[InstanceView], draining: bool) -> (bool, Value) {
-    let healthy = !draining && instances.iter().any(|instance| instance.state == "ready");
+    let healthy = !draining
+        && instances
+            .iter()
+            .any(|instance| instance.state == WorkerPhase::Ready);
     let endpoints: BTreeSet<String> = instances
         .iter()
         .map(|instance| format!("{namespace}.{}.{ENDPOINT}", component(instance.card.role)))
@@ -83,7 +86,7 @@ fn describe(namespace: &str, instance: &InstanceView) -> Value {
         "transport": {"tcp": card.address},
         "model": card.model,
         "engine": card.engine,
-        "state": instance.state,
+        "state": phase_name(instance.state),
     })
 }
 
@@ -100,10 +103,11 @@ mod tests {
     use std::sync::Arc;
 
     use signalbox_protocol::{WorkerCapacity, WorkerCard, WorkerEpoch};
+    use signalbox_router::EventState;
 
     use super::*;
 
-    fn instance(state: &'static str) -> InstanceView {
+    fn instance(state: WorkerPhase) -> InstanceView {
         let card = WorkerCard {
             id: "worker-0".parse().unwrap(),
             epoch: WorkerEpoch(1),
@@ -128,20 +132,24 @@ mod tests {
             prefill_tokens: 0,
             decode_blocks: 0,
             index_blocks: 0,
-            events: "none",
+            events: EventState::None,
         }
     }
 
     #[test]
-    fn health_needs_one_ready_worker_and_names_all() {
-        let (healthy, report) = report("ns", &[instance("broken"), instance("ready")], false);
+    fn health_needs_one_ready_worker_and_lists_all_workers() {
+        let (healthy, report) = report(
+            "ns",
+            &[instance(WorkerPhase::Refused), instance(WorkerPhase::Ready)],
+            false,
+        );
         assert!(healthy);
         assert_eq!(report["status"], "healthy");
         assert_eq!(report["endpoints"], json!(["ns.worker.generate"]));
         let first = &report["instances"][0];
         assert_eq!(
             (&first["instance_id"], &first["state"]),
-            (&json!("worker-0"), &json!("broken"))
+            (&json!("worker-0"), &json!("refused"))
         );
         assert_eq!(first["transport"]["tcp"], "127.0.0.1:7000");
         assert_eq!(
@@ -151,9 +159,12 @@ mod tests {
     }
 
     #[test]
-    fn without_ready_workers_or_while_draining_it_is_unhealthy() {
+    fn a_router_without_ready_workers_or_that_drains_is_unhealthy() {
         assert!(!report("ns", &[], false).0);
-        assert!(!report("ns", &[instance("draining")], false).0);
-        assert_eq!(report("ns", &[instance("ready")], true).1["status"], "unhealthy");
+        assert!(!report("ns", &[instance(WorkerPhase::Draining)], false).0);
+        assert_eq!(
+            report("ns", &[instance(WorkerPhase::Ready)], true).1["status"],
+            "unhealthy"
+        );
     }
 }

@@ -39,10 +39,12 @@ mod worker_session;
 mod tests;
 
 pub use answer::{AnswerStream, RoutedAnswer};
+pub use load::EventState;
 pub use policy_replicator::{PolicyChange, PolicyChangeError, PolicyReplicator};
 pub use replica::{ReplicaHandle, RouteRequest};
 pub use replica_sync::ReplicaConfig;
-pub use router::{InstanceView, ModelView, Router, RouterConfig};
+pub use roster::WorkerPhase;
+pub use router::{IndexView, IndexedWorkerView, InstanceView, ModelView, Router, RouterConfig};
 /// Why the store of the policies did not do as told.
 pub use signalbox_event_plane::StoreError;
 /// The policies' lifecycle, for the admin API.

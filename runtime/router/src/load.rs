@@ -66,7 +66,7 @@ struct ReportedLoad {
 /// How far a worker's KV event stream can be trusted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum EventState {
+pub enum EventState {
     /// The worker publishes none.
     #[default]
     None = 0,
@@ -74,17 +74,6 @@ pub(crate) enum EventState {
     Resyncing = 1,
     /// The index equals the worker's cache, but for batches under way.
     Following = 2,
-}
-
-impl EventState {
-    /// As the admin API says it.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Resyncing => "resyncing",
-            Self::Following => "following",
-        }
-    }
 }
 
 /// A worker's counts at one moment.

@@ -103,7 +103,7 @@ pub(crate) struct WorkerEntry {
 
 /// Whether a worker may be given work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WorkerPhase {
+pub enum WorkerPhase {
     /// Its tokenizer is on the way here.
     Preparing,
     /// It may.
@@ -112,17 +112,6 @@ pub(crate) enum WorkerPhase {
     Draining,
     /// Its card contradicts that of the model's other workers.
     Refused,
-}
-
-impl WorkerPhase {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Preparing => "preparing",
-            Self::Ready => "ready",
-            Self::Draining => "draining",
-            Self::Refused => "refused",
-        }
-    }
 }
 
 impl ModelEntry {

@@ -1,4 +1,4 @@
-//! What every router replica of a process shares, and how it is started.
+//! The state that every router replica of a process shares, its start, and the views that the admin API shows.
 
 use std::sync::Arc;
 
@@ -8,36 +8,36 @@ use signalbox_discovery::Discovery;
 use signalbox_event_plane::{EventPlane, SharedStore};
 use signalbox_kv_index::SharedKvIndex;
 use signalbox_policy_host::PolicyRegistry;
-use signalbox_protocol::{PlaneStatus, ReplicaLoad, WorkerCard};
+use signalbox_protocol::{PlaneStatus, ReplicaLoad, WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_request_plane::LinkConfig;
 use signalbox_tokenize::ModelText;
 use tokio::sync::watch;
 
 use crate::{
-    load::LoadTable,
+    load::{EventState, LoadTable},
     policy_replicator::PolicyReplicator,
     replica_sync::{ReplicaConfig, ReplicaSync},
-    roster::{ModelEntry, RosterView},
+    roster::{ModelEntry, RosterView, WorkerEntry, WorkerPhase},
     worker_roster::WorkerRoster,
     worker_session::SessionContext,
 };
 
-/// How a router is put together.
+/// The parts that a router is started from.
 #[derive(Debug)]
 pub struct RouterConfig {
-    /// Tell who is present. A worker that several name counts once.
+    /// Where workers are found. A worker that several of them list counts once.
     pub discovery: Vec<Arc<dyn Discovery>>,
-    /// Carries KV events here.
+    /// Carries the workers' KV events to this router.
     pub events: Arc<dyn EventPlane>,
-    /// Copy events from the workers' request plane into `events`: where nothing else carries them there.
+    /// Copy KV events from the workers' request plane into `events`. Needed if nothing else carries them there.
     pub feeds_events: bool,
-    /// Decides.
+    /// The policies that decide.
     pub policies: PolicyRegistry,
-    /// What `policies` are kept in agreement with.
+    /// The store that `policies` are kept equal to.
     pub policy_store: Arc<dyn SharedStore>,
-    /// Tells other routers what this one has in flight, and it what they have; `None`: it counts its own load only.
+    /// How this router and the others exchange what they have in flight; `None` to count this router's load only.
     pub replicas: Option<ReplicaConfig>,
-    /// The planes by name, as `/health` tells of them.
+    /// The planes by name, for `/health`.
     pub planes: Vec<(&'static str, watch::Receiver<PlaneStatus>)>,
     /// Bounds of every worker link.
     pub links: LinkConfig,
@@ -45,7 +45,7 @@ pub struct RouterConfig {
     pub index_bytes: usize,
 }
 
-/// What every router replica of a process shares: roster, index, load, policies. Clone = handle.
+/// The state that every router replica of a process shares: roster, KV index, load table, policies. Clone = handle.
 #[derive(Debug, Clone)]
 pub struct Router {
     pub(crate) view: Arc<ArcSwap<RosterView>>,
@@ -58,46 +58,77 @@ pub struct Router {
     arbiter: ArbiterHandle,
 }
 
-/// A model that is or was served here.
+/// A model that this router serves, or has served.
 #[derive(Debug, Clone)]
 pub struct ModelView {
-    /// As clients ask for it.
+    /// The name that clients ask for.
     pub name: String,
     /// Seconds since the Unix epoch when it was first served.
     pub created: u64,
-    /// Most tokens of prompt and answer together.
+    /// Most tokens of a prompt and its answer together.
     pub context_length: u32,
     /// Tokens per KV block.
     pub block_size: u32,
-    /// Its tokenizer and chat template.
+    /// The model's tokenizer and chat template.
     pub text: Arc<ModelText>,
 }
 
 /// A worker as `/health` and `/admin/v1/workers` show it.
 #[derive(Debug, Clone)]
 pub struct InstanceView {
-    /// What it says of itself.
+    /// The worker's own description of itself.
     pub card: Arc<WorkerCard>,
-    /// `preparing`, `ready`, `draining` or `refused`.
-    pub state: &'static str,
-    /// Whether discovery lists it; where not, it is kept because it answers.
+    /// Whether the worker may be given work.
+    pub state: WorkerPhase,
+    /// Whether discovery lists the worker. One that is not listed stays present for as long as its connection answers.
     pub listed: bool,
-    /// Requests from here that it works on.
+    /// This router's requests in flight on the worker.
     pub requests: u32,
-    /// Prompt tokens from here that it has yet to compute.
+    /// Prompt tokens of this router's requests that the worker has yet to compute.
     pub prefill_tokens: u32,
-    /// KV blocks of requests from here.
+    /// KV blocks of this router's requests.
     pub decode_blocks: u32,
-    /// What other routers have in flight there.
+    /// What all other routers together have in flight on the worker.
     pub others: ReplicaLoad,
-    /// KV blocks the index credits it with.
+    /// KV blocks that the index credits the worker with.
     pub index_blocks: usize,
-    /// Its KV event stream: `following`, `resyncing` or `none`.
-    pub events: &'static str,
+    /// The state of the worker's KV event stream.
+    pub events: EventState,
+}
+
+/// The KV index in figures, as `/admin/v1/index` shows it.
+#[derive(Debug, Clone)]
+pub struct IndexView {
+    /// Triples of a worker, a tier and a block that the worker holds on that tier.
+    pub memberships: usize,
+    /// Different blocks that any worker holds.
+    pub blocks: usize,
+    /// Memory of the index, in bytes.
+    pub bytes: usize,
+    /// Blocks that the index refused because of its bounds, since the start.
+    pub refused_stores: u64,
+    /// Every present worker, by name.
+    pub workers: Vec<IndexedWorkerView>,
+}
+
+/// A worker's part of the KV index.
+#[derive(Debug, Clone)]
+pub struct IndexedWorkerView {
+    /// The worker's name.
+    pub id: WorkerId,
+    /// The worker's incarnation.
+    pub epoch: WorkerEpoch,
+    /// KV blocks that the index credits the worker with.
+    pub blocks: usize,
+    /// Digest of those blocks and their tiers. Routers with the same digest credit the worker with the same blocks.
+    pub digest: u64,
+    /// The state of the worker's KV event stream.
+    pub events: EventState,
 }
 
 impl Router {
-    /// Starts the roster on an arbiter of its own, where the policy store is followed too. Needs an actix system.
+    /// Starts a router: its roster, its event streams and what follows the policy store run on a new arbiter. Needs an actix
+    /// system.
     pub fn start(config: RouterConfig) -> Self {
         let view = Arc::new(ArcSwap::from_pointee(RosterView::default()));
         let index = SharedKvIndex::new(config.index_bytes);
@@ -121,7 +152,7 @@ impl Router {
             });
         }
         let policies = PolicyReplicator::new(config.policies, config.policy_store);
-        // Refused only by an arbiter that has stopped, and this one has just started.
+        // An arbiter refuses a task only after it has stopped, and this one has just started.
         arbiter.spawn(policies.clone().follow());
         Self {
             view,
@@ -135,7 +166,8 @@ impl Router {
         }
     }
 
-    /// Ends the roster, its links and its event streams, and follows the policy store no more. Requests under way are the replicas' own.
+    /// Stops the roster, its links, its event streams and what follows the policy store. Requests in flight go on, because they
+    /// run on the links of the replicas.
     pub fn stop(&self) {
         self.arbiter.stop();
     }
@@ -153,7 +185,7 @@ impl Router {
         models
     }
 
-    /// A model by name, also while none of its workers is ready.
+    /// A model by name. A model stays known while none of its workers is ready.
     pub fn model(&self, name: &str) -> Option<ModelView> {
         self.view.load().models.get(name).map(|model| model_view(model))
     }
@@ -161,24 +193,24 @@ impl Router {
     /// Every present worker, by name.
     pub fn instances(&self) -> Vec<InstanceView> {
         let view = self.view.load();
-        let instance = |worker: &crate::roster::WorkerEntry| {
+        let instance = |worker: &WorkerEntry| {
             let load = self.load.get(worker.slot);
             InstanceView {
                 card: worker.card.clone(),
-                state: worker.phase.as_str(),
+                state: worker.phase,
                 listed: worker.listed,
                 requests: load.requests,
                 prefill_tokens: load.prefill_tokens,
                 decode_blocks: load.decode_blocks,
                 others: load.others,
                 index_blocks: self.index.read(|index| index.blocks_of(worker.slot)),
-                events: self.load.event_state(worker.slot).as_str(),
+                events: self.load.event_state(worker.slot),
             }
         };
         view.workers.iter().map(instance).collect()
     }
 
-    /// How each plane is doing, by name.
+    /// The status of each plane, by name.
     pub fn planes(&self) -> Vec<(&'static str, PlaneStatus)> {
         self.planes
             .iter()
@@ -186,40 +218,40 @@ impl Router {
             .collect()
     }
 
-    /// The policies and which of them decides.
+    /// The policies, and which of them decides for each model.
     pub fn policies(&self) -> &PolicyRegistry {
         self.policies.registry()
     }
 
-    /// Changes the policies, here and on all routers.
+    /// Changes the policies of this router and of all others.
     pub fn policy_replicator(&self) -> &PolicyReplicator {
         &self.policies
     }
 
-    /// The KV index in figures: totals, and blocks and digest of each worker.
-    pub fn index_json(&self) -> serde_json::Value {
+    /// The KV index in figures: totals, and the blocks and digest of each worker.
+    pub fn index_view(&self) -> IndexView {
         let view = self.view.load();
-        let worker = |worker: &crate::roster::WorkerEntry| {
+        let worker = |worker: &WorkerEntry| {
             let (blocks, digest) = self
                 .index
                 .read(|index| (index.blocks_of(worker.slot), index.digest(worker.slot)));
-            let figures = serde_json::json!({
-                "epoch": worker.card.epoch,
-                "blocks": blocks,
-                "digest": format!("{digest:016x}"),
-                "events": self.load.event_state(worker.slot).as_str(),
-            });
-            (worker.card.id.to_string(), figures)
+            IndexedWorkerView {
+                id: worker.card.id.clone(),
+                epoch: worker.card.epoch,
+                blocks,
+                digest,
+                events: self.load.event_state(worker.slot),
+            }
         };
-        let workers: serde_json::Map<_, _> = view.workers.iter().map(worker).collect();
+        let workers = view.workers.iter().map(worker).collect();
         let stats = self.index.read(|index| index.stats());
-        serde_json::json!({
-            "memberships": stats.memberships,
-            "blocks": stats.blocks,
-            "bytes": stats.bytes,
-            "refused_stores": stats.refused_stores,
-            "workers": workers,
-        })
+        IndexView {
+            memberships: stats.memberships,
+            blocks: stats.blocks,
+            bytes: stats.bytes,
+            refused_stores: stats.refused_stores,
+            workers,
+        }
     }
 }
 

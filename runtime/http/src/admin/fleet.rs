@@ -1,34 +1,73 @@
 //! `GET /admin/v1/workers`, `GET /admin/v1/index` and `GET /metrics`.
 
 use actix_web::{HttpResponse, web::Data};
-use serde_json::{Value, json};
-use signalbox_router::InstanceView;
+use serde_json::{Map, Value, json};
+use signalbox_router::{EventState, IndexView, IndexedWorkerView, InstanceView, WorkerPhase};
 
 use super::Admin;
 
-/// Every known worker: its card, its state and what this router has it doing.
+/// Every present worker: its card, its state, and the load that this router counts for it.
 pub(crate) async fn workers(admin: Data<Admin>) -> HttpResponse {
-    let workers: Vec<Value> = admin.router.instances().iter().map(describe).collect();
+    let workers: Vec<Value> = admin.router.instances().iter().map(worker_json).collect();
     HttpResponse::Ok().json(json!({"workers": workers}))
 }
 
-fn describe(instance: &InstanceView) -> Value {
+fn worker_json(instance: &InstanceView) -> Value {
     json!({
         "card": *instance.card,
-        "state": instance.state,
+        "state": phase_name(instance.state),
         "listed": instance.listed,
         "requests": instance.requests,
         "active_prefill_tokens": instance.prefill_tokens,
         "active_decode_blocks": instance.decode_blocks,
         "other_routers": instance.others,
         "index_blocks": instance.index_blocks,
-        "kv_events": instance.events,
+        "kv_events": event_state_name(instance.events),
     })
 }
 
-/// The size of the KV index.
+/// The KV index in figures: totals, and the blocks and digest of each worker.
 pub(crate) async fn index(admin: Data<Admin>) -> HttpResponse {
-    HttpResponse::Ok().json(admin.router.index_json())
+    HttpResponse::Ok().json(index_json(&admin.router.index_view()))
+}
+
+fn index_json(index: &IndexView) -> Value {
+    let workers: Map<_, _> = index.workers.iter().map(indexed_worker_json).collect();
+    json!({
+        "memberships": index.memberships,
+        "blocks": index.blocks,
+        "bytes": index.bytes,
+        "refused_stores": index.refused_stores,
+        "workers": workers,
+    })
+}
+
+fn indexed_worker_json(worker: &IndexedWorkerView) -> (String, Value) {
+    let figures = json!({
+        "epoch": worker.epoch,
+        "blocks": worker.blocks,
+        "digest": format!("{:016x}", worker.digest),
+        "events": event_state_name(worker.events),
+    });
+    (worker.id.to_string(), figures)
+}
+
+/// A worker's phase as `/health` and the admin API write it.
+pub(crate) fn phase_name(phase: WorkerPhase) -> &'static str {
+    match phase {
+        WorkerPhase::Preparing => "preparing",
+        WorkerPhase::Ready => "ready",
+        WorkerPhase::Draining => "draining",
+        WorkerPhase::Refused => "refused",
+    }
+}
+
+fn event_state_name(state: EventState) -> &'static str {
+    match state {
+        EventState::None => "none",
+        EventState::Resyncing => "resyncing",
+        EventState::Following => "following",
+    }
 }
 
 /// All metrics in Prometheus' text format.
@@ -36,4 +75,36 @@ pub(crate) async fn metrics(admin: Data<Admin>) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
         .body(admin.metrics.render())
+}
+
+#[cfg(test)]
+mod tests {
+    use signalbox_protocol::WorkerEpoch;
+
+    use super::*;
+
+    #[test]
+    fn the_index_is_shown_with_the_figures_of_each_worker() {
+        let worker = IndexedWorkerView {
+            id: "worker-0".parse().unwrap(),
+            epoch: WorkerEpoch(7),
+            blocks: 3,
+            digest: 0xab,
+            events: EventState::Following,
+        };
+        let index = IndexView {
+            memberships: 5,
+            blocks: 4,
+            bytes: 1_024,
+            refused_stores: 2,
+            workers: vec![worker],
+        };
+        let expected = json!({
+            "memberships": 5, "blocks": 4, "bytes": 1024, "refused_stores": 2,
+            "workers": {
+                "worker-0": {"epoch": 7, "blocks": 3, "digest": "00000000000000ab", "events": "following"},
+            },
+        });
+        assert_eq!(index_json(&index), expected);
+    }
 }
