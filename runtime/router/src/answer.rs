@@ -1,62 +1,65 @@
-//! An answer under way from a worker to a client.
+//! The answer to a request, from a worker to a client.
 
 use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
 };
 
 use bytes::Bytes;
 use futures_util::Stream;
-use signalbox_protocol::{ErrorKind, StreamSummary, WireError, WorkerId};
-use signalbox_request_plane::{LinkError, ResponseEvent, ResponseStream};
-use tokio::time::{Sleep, sleep_until};
+use signalbox_protocol::{StreamSummary, WireError, WorkerId};
+use signalbox_request_plane::{ResponseEvent, ResponseStream};
+use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::load::Reservation;
+use crate::{client_errors, load::Reservation};
+
+#[cfg(test)]
+mod tests;
 
 /// A request that a worker has begun to answer. Dropping it cancels the work at the engine.
 #[derive(Debug)]
 pub struct RoutedAnswer {
-    /// Who answers.
+    /// The worker that answers.
     pub worker: WorkerId,
     /// `name@version` of the policy that decided.
     pub policy: Arc<str>,
-    /// Leading KV blocks of the prompt that the worker was known to hold.
+    /// Leading KV blocks of the prompt that the index credited the worker with on its device.
     pub overlap_blocks: u32,
-    /// The answer.
+    /// The answer itself.
     pub stream: AnswerStream,
 }
 
-/// The answer's bytes as the client shall read them: server-sent events, or one JSON document in pieces.
+/// The bytes of an answer, ready for the client: server-sent events, or one JSON document in pieces.
 ///
-/// An error is the last item; what came before it was delivered and is not sent again.
+/// An error is the last item. The bytes before it were delivered, and are not sent again.
 #[derive(Debug)]
 pub struct AnswerStream {
     first: Option<Bytes>,
-    /// Gone once the stream ended, and the load with it.
-    open: Option<Open>,
+    /// `None` after the stream ended, so that its load is released then.
+    open: Option<OpenAnswer>,
     summary: Option<StreamSummary>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenAnswer {
     response: ResponseStream,
     _reservation: Reservation,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl AnswerStream {
+    /// An answer that began with the bytes `first`. It holds `reservation` until its end.
     pub(crate) fn new(
         first: Bytes,
         response: ResponseStream,
         reservation: Reservation,
         deadline: Instant,
     ) -> Self {
-        let deadline = Box::pin(sleep_until(deadline.into()));
+        let deadline = Box::pin(sleep_until(deadline));
         Self {
             first: Some(first),
-            open: Some(Open {
+            open: Some(OpenAnswer {
                 response,
                 _reservation: reservation,
                 deadline,
@@ -65,7 +68,7 @@ impl AnswerStream {
         }
     }
 
-    /// An answer without a byte.
+    /// An answer that ended without a byte.
     pub(crate) fn ended(summary: StreamSummary) -> Self {
         Self {
             first: None,
@@ -74,7 +77,7 @@ impl AnswerStream {
         }
     }
 
-    /// What the answer took; there once the stream ended well.
+    /// Token counts of the answer; `None` until the stream has ended without an error.
     pub fn summary(&self) -> Option<StreamSummary> {
         self.summary
     }
@@ -96,40 +99,15 @@ impl Stream for AnswerStream {
                 self.summary = Some(summary);
                 None
             }
-            Poll::Ready(Some(Err(error))) => Some(lost(error)),
-            Poll::Ready(None) => Some(WireError::new(
-                ErrorKind::Internal,
-                "the worker's answer ended without its end",
-            )),
-            // Asked only while there is nothing to pass on: tokens come far apart.
+            Poll::Ready(Some(Err(error))) => Some(client_errors::worker_failed(error)),
+            Poll::Ready(None) => Some(client_errors::no_end()),
+            // The deadline is checked only while no bytes are ready, which costs nothing per chunk.
             Poll::Pending => {
                 ready!(open.deadline.as_mut().poll(cx));
-                Some(WireError::new(
-                    ErrorKind::DeadlineExceeded,
-                    "the answer was not whole within the request's deadline",
-                ))
+                Some(client_errors::not_whole_in_time())
             }
         };
         self.open = None;
         Poll::Ready(error.map(Err))
-    }
-}
-
-/// What a client is told of a failed link.
-pub(crate) fn lost(error: LinkError) -> WireError {
-    match error {
-        LinkError::Refused(error) => error,
-        LinkError::Lost { .. } => WireError::new(
-            ErrorKind::Unavailable,
-            "the worker answering this request was lost; send the request again",
-        ),
-        LinkError::Unreachable { .. } | LinkError::Draining { .. } => WireError::new(
-            ErrorKind::Unavailable,
-            "the chosen worker cannot be reached; send the request again",
-        ),
-        LinkError::Full { .. } => WireError::new(
-            ErrorKind::Overloaded,
-            "the connection to the chosen worker holds as many requests as it may",
-        ),
     }
 }

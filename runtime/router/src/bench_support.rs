@@ -1,10 +1,7 @@
-//! Decisions among made-up workers, with all that belongs to one and no worker behind: for benches, which could not have
-//! a thousand.
+//! For benches: a whole decision among any number of workers that exist only in the tables. No bench could start a thousand
+//! workers.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
@@ -14,6 +11,7 @@ use signalbox_protocol::{
 };
 use signalbox_request_plane::ResponseStream;
 use signalbox_tokenize::ModelText;
+use tokio::time::Instant;
 
 use crate::{
     AnswerStream,
@@ -24,8 +22,8 @@ use crate::{
 
 const BLOCK_SIZE: u32 = 16;
 
-/// A worker's answer on its way to a client, as [`ReplicaHandle`](crate::ReplicaHandle) hands it over, due in an hour.
-/// Needs a tokio runtime.
+/// An answer that began with the bytes `first`, as [`ReplicaHandle`](crate::ReplicaHandle) returns it. Its deadline is an
+/// hour away. Needs a tokio runtime.
 pub fn answer(first: Bytes, response: ResponseStream) -> AnswerStream {
     let reservation = LoadTable::default().reserve(WorkerSlot(0), 1, 1);
     AnswerStream::new(
@@ -36,23 +34,23 @@ pub fn answer(first: Bytes, response: ResponseStream) -> AnswerStream {
     )
 }
 
-/// One thread's decider, the workers it decides among, and what they hold.
+/// One thread's decider, and the model, the index and the load table it reads.
 #[derive(Debug)]
 pub struct BenchRouter {
     decider: Decider,
     index: SharedKvIndex,
     load: LoadTable,
     model: ModelEntry,
-    /// Of the latest requests, so that workers are busy: the oldest ends when the next is decided.
-    held: Vec<Option<Reservation>>,
-    next: usize,
+    /// The reservations of the latest requests, which keep workers busy. The next decision ends the oldest one.
+    reservations: Vec<Option<Reservation>>,
+    oldest: usize,
 }
 
 impl BenchRouter {
-    /// `workers` of one model, decided on by whatever `policies` have active, `in_flight` requests at a time.
+    /// A model with this number of workers. The default policy of `policies` decides, and `in_flight` requests stay reserved.
     ///
     /// # Errors
-    /// None: every name it makes up is one.
+    /// None: the names `worker-0`, `worker-1`, … are valid.
     pub fn new(
         workers: u32,
         in_flight: usize,
@@ -103,12 +101,12 @@ impl BenchRouter {
             index,
             load,
             model,
-            held: (0..in_flight.max(1)).map(|_| None).collect(),
-            next: 0,
+            reservations: (0..in_flight.max(1)).map(|_| None).collect(),
+            oldest: 0,
         })
     }
 
-    /// A worker stores these blocks, one after the other.
+    /// Credits a worker with a chain of blocks on its device.
     pub fn store(&self, worker: u32, blocks: Vec<SequenceHash>) {
         let stored = KvEvent::Stored {
             tier: CacheTier::Device,
@@ -120,13 +118,14 @@ impl BenchRouter {
         self.load.refresh_indexed_blocks(slot, &self.index);
     }
 
-    /// What the index takes, in bytes, and the (worker, block) pairs it knows.
+    /// Size of the index: bytes, and pairs of a worker and a block it holds.
     pub fn index_size(&self) -> (usize, usize) {
         let stats = self.index.read(|index| index.stats());
         (stats.bytes, stats.memberships)
     }
 
-    /// Decides on a prompt of these blocks: the worker's number and its overlap; `None` where nobody can be had.
+    /// Decides on a prompt of these blocks. Returns the chosen worker's number and its overlap in blocks, or `None` if no worker
+    /// can take the request.
     pub fn decide(&mut self, blocks: &[SequenceHash]) -> Option<(u32, u32)> {
         let demand = Demand {
             prompt_tokens: blocks.len() as u32 * BLOCK_SIZE + 3,
@@ -140,9 +139,9 @@ impl BenchRouter {
             .decider
             .decide(&self.model, demand, None::<fn(&WorkerEntry) -> bool>)
             .ok()?;
-        let place = self.next;
-        self.next = (place + 1) % self.held.len();
-        self.held[place] = Some(placement.reservation);
+        let oldest = self.oldest;
+        self.oldest = (oldest + 1) % self.reservations.len();
+        self.reservations[oldest] = Some(placement.reservation);
         Some((placement.worker.slot.0, placement.overlap_blocks))
     }
 }

@@ -1,4 +1,4 @@
-//! The candidates of one decision, as the columns a policy sees.
+//! The candidates of one decision, as the columns that a policy reads.
 
 use itertools::izip;
 use signalbox_kv_index::{OverlapScores, WorkerSlot};
@@ -10,18 +10,20 @@ use crate::{
     roster::{ReadyWorkers, WorkerColumns, WorkerEntry},
 };
 
-/// Why a request has no candidate.
+/// Why a decision has no candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoCandidate {
-    /// No ready worker serves the model, or none can be reached.
+    /// No ready worker of the model can be reached, or each one that can has failed this request.
     Unavailable,
-    /// Every reachable worker has as many requests as it takes.
+    /// Every ready worker that can be reached has as many requests as it takes.
     Busy,
 }
 
-/// Fills `columns` with those of `workers` that may be given a request now. `rows[i]` is the place of row `i`'s worker
-/// in `workers`. `may_use` says whether this request may go to a worker: its link works and it did not fail this
-/// request before; `None` where it may go to all of them.
+/// Fills `columns` with a row for each worker that can take the request now, and `rows` with the place of each row's worker
+/// in `workers`.
+///
+/// A worker is left out if it has as many requests as it takes, or if `may_use` returns false for it: its link is down, or
+/// it already failed this request. `None` allows every worker.
 pub(crate) fn assemble(
     workers: &ReadyWorkers,
     load: &LoadTable,
@@ -49,8 +51,8 @@ pub(crate) fn assemble(
     }
 }
 
-/// A row for each worker. Few columns a pass: what a pass walks along stays in registers then, and much of it becomes
-/// vector instructions.
+/// Fills `columns` with a row for each worker. Each pass walks few columns, so that its pointers stay in registers and the
+/// compiler turns much of it into vector instructions.
 fn fill(workers: &ReadyWorkers, load: &LoadTable, overlaps: &OverlapScores, columns: &mut Candidates) {
     columns.resize(workers.len());
     let WorkerColumns { slots, kv_blocks, .. } = workers.columns();
@@ -66,14 +68,15 @@ fn fill(workers: &ReadyWorkers, load: &LoadTable, overlaps: &OverlapScores, colu
         &mut columns.requests,
         &mut columns.kv_blocks_used,
     ) {
-        // Nobody past the table's end has a slot.
+        // The roster gives out no slot past the end of the table, so the default is never taken.
         let (own, used_blocks) = load.own(WorkerSlot(slot)).unwrap_or_default();
         (*prefill, *decode, *requests) = (own.prefill_tokens, own.decode_blocks, own.requests);
         *used = used_blocks;
     }
 }
 
-/// The overlaps of the workers in `slots`; 0 where nobody holds anything, as mostly below the device.
+/// Fills `column` with the overlaps of the workers in `slots`. `overlaps` is empty if no worker holds a block on that tier,
+/// which is usual for host and disk.
 fn gather(overlaps: &[u32], slots: &[u32], column: &mut [u32]) {
     if overlaps.is_empty() {
         return column.fill(0);
@@ -83,7 +86,8 @@ fn gather(overlaps: &[u32], slots: &[u32], column: &mut [u32]) {
     }
 }
 
-/// Without a way out in the middle, so that it is vector instructions.
+/// Whether a worker has as many requests as it takes. The loop does not stop at the first such worker, so that the compiler
+/// turns it into vector instructions.
 fn any_busy(requests: &[u32], most_requests: &[u32]) -> bool {
     requests
         .iter()
@@ -91,7 +95,7 @@ fn any_busy(requests: &[u32], most_requests: &[u32]) -> bool {
         .fold(false, |busy, (requests, most)| busy | (requests >= most))
 }
 
-/// The columns that few policies want, for the rows there are.
+/// Fills the optional columns for the rows that `columns` has. A decision calls this only for a policy that wants them.
 pub(crate) fn fill_optional(
     workers: &ReadyWorkers,
     load: &LoadTable,
@@ -121,7 +125,7 @@ pub(crate) fn fill_optional(
     }
     let roles = &workers.columns().roles;
     for (traits, &place, &slot) in izip!(&mut columns.traits, rows, &columns.worker) {
-        *traits = role_traits(roles[place]) | certainty_traits(load.event_state(WorkerSlot(slot)));
+        *traits = role_traits(roles[place]) | event_traits(load.event_state(WorkerSlot(slot)));
     }
 }
 
@@ -133,10 +137,13 @@ fn role_traits(role: WorkerRole) -> u32 {
     }
 }
 
-fn certainty_traits(events: EventState) -> u32 {
+fn event_traits(events: EventState) -> u32 {
     if events == EventState::Resyncing {
         candidate_traits::PARTIAL
     } else {
         0
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,9 +17,11 @@
 //! (the index holds what present workers hold, in order).
 
 mod answer;
+mod attempts;
 #[cfg(feature = "bench-support")]
 pub mod bench_support;
 mod candidates;
+mod client_errors;
 mod decide;
 mod event_stream;
 mod fetch;
@@ -35,6 +37,8 @@ mod tokenizer_loads;
 mod worker_roster;
 mod worker_session;
 
+#[cfg(test)]
+mod test_support;
 #[cfg(test)]
 mod tests;
 

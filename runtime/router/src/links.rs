@@ -3,67 +3,77 @@
 use std::{cell::Cell, collections::HashSet};
 
 use signalbox_protocol::WorkerEpoch;
-use signalbox_request_plane::{LinkHandle, LinkState, StateChanges};
+use signalbox_request_plane::{LinkConfig, LinkHandle, LinkState, StateChanges};
 
-use crate::{
-    roster::{RosterView, WorkerEntry},
-    router::Router,
-};
+use crate::roster::WorkerEntry;
+
+#[cfg(test)]
+mod tests;
 
 /// This thread's links, by worker slot.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Links {
+    config: LinkConfig,
     by_slot: Vec<Option<(WorkerEpoch, LinkHandle)>>,
+    /// Counts the changes of state of all these links.
     changes: StateChanges,
-    /// Whether all are usable, and after how many changes they were asked; `None` since the links are others.
+    /// The last answer of [`Links::are_all_usable`], and the count of changes it was computed at; `None` after a link was
+    /// opened or closed.
     all_usable: Cell<Option<(u64, bool)>>,
 }
 
 impl Links {
-    /// Opens links to newcomers and closes those to workers that left.
-    pub(crate) fn follow(&mut self, view: &RosterView, router: &Router) {
-        let present: HashSet<_> = view
-            .workers
+    pub(crate) fn new(config: LinkConfig) -> Self {
+        Self {
+            config,
+            by_slot: Vec::new(),
+            changes: StateChanges::default(),
+            all_usable: Cell::new(None),
+        }
+    }
+
+    /// Opens links to the workers that are new, and closes links to workers that are not among `workers`.
+    pub(crate) fn follow(&mut self, workers: &[WorkerEntry]) {
+        let present: HashSet<_> = workers
             .iter()
             .map(|worker| (worker.slot.0 as usize, worker.card.epoch))
             .collect();
         for (slot, entry) in self.by_slot.iter_mut().enumerate() {
-            let gone = entry
+            let has_left = entry
                 .as_ref()
                 .is_some_and(|(epoch, _)| !present.contains(&(slot, *epoch)));
-            if gone && let Some((_, link)) = entry.take() {
+            if has_left && let Some((_, link)) = entry.take() {
                 link.close();
                 self.all_usable.set(None);
             }
         }
-        for worker in &view.workers {
-            let _ = self.get(worker, router);
+        for worker in workers {
+            let _ = self.get(worker);
         }
     }
 
-    /// The worker's link, opened now where there is none.
-    pub(crate) fn get(&mut self, worker: &WorkerEntry, router: &Router) -> LinkHandle {
-        let place = worker.slot.0 as usize;
-        if self.by_slot.len() <= place {
-            self.by_slot.resize_with(place + 1, || None);
+    /// The link to a worker. Opens one if the worker has none, or has one to an earlier incarnation.
+    pub(crate) fn get(&mut self, worker: &WorkerEntry) -> LinkHandle {
+        let slot = worker.slot.0 as usize;
+        if self.by_slot.len() <= slot {
+            self.by_slot.resize_with(slot + 1, || None);
         }
-        match &self.by_slot[place] {
+        match &self.by_slot[slot] {
             Some((epoch, link)) if *epoch == worker.card.epoch => link.clone(),
-            stale => {
-                if let Some((_, link)) = stale {
+            earlier => {
+                if let Some((_, link)) = earlier {
                     link.close();
                 }
-                let link = LinkHandle::start(worker.card.address.clone(), router.links.clone(), None);
+                let link = LinkHandle::start(worker.card.address.clone(), self.config.clone(), None);
                 link.count_changes(self.changes.clone());
-                self.by_slot[place] = Some((worker.card.epoch, link.clone()));
+                self.by_slot[slot] = Some((worker.card.epoch, link.clone()));
                 self.all_usable.set(None);
                 link
             }
         }
     }
 
-    /// Whether a request may be given to the worker: not while its link waits to dial again. A link not opened yet
-    /// is worth a try.
+    /// Whether the worker may be a candidate: its link is up or is being dialled, or no link to it was opened yet.
     pub(crate) fn is_usable(&self, worker: &WorkerEntry) -> bool {
         match self.by_slot.get(worker.slot.0 as usize) {
             Some(Some((epoch, link))) if *epoch == worker.card.epoch => is_usable(link),
@@ -71,10 +81,10 @@ impl Links {
         }
     }
 
-    /// Whether [`Links::is_usable`] is true of every worker: mostly so, and then nobody needs to be asked.
+    /// Whether every link is usable. That is the usual case, and a decision then skips [`Links::is_usable`] for each worker.
     pub(crate) fn are_all_usable(&self) -> bool {
         let changes = self.changes.count();
-        if let Some((_, all)) = self.all_usable.get().filter(|(seen, _)| *seen == changes) {
+        if let Some((_, all)) = self.all_usable.get().filter(|(count, _)| *count == changes) {
             return all;
         }
         let all = self.by_slot.iter().flatten().all(|(_, link)| is_usable(link));

@@ -1,49 +1,49 @@
 //! The router replica of one HTTP thread.
 //!
-//! [`RouterReplica`] is an actor on the thread's arbiter: the roster tells it of changes, and it keeps one link to
-//! every worker. Requests do not queue in its mailbox: [`ReplicaHandle::route`] works on the replica's state
-//! directly, on the same thread, so that deciding costs no hop.
+//! [`RouterReplica`] is an actor on the thread's arbiter: the roster notifies it of changes, and it keeps one link to
+//! every worker. Requests do not queue in its mailbox: [`ReplicaHandle::route`] works on the replica's state directly, on
+//! the same thread, so that a decision costs no hop.
 
-use std::{
-    cell::RefCell,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use actix::prelude::*;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{Call, ErrorKind, GenerateRequest, SequenceHash, WireError, name_hash};
+use signalbox_protocol::{Call, GenerateRequest, SequenceHash, WireError, name_hash};
 use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream};
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use crate::{
-    answer::{AnswerStream, RoutedAnswer, lost},
+    answer::{AnswerStream, RoutedAnswer},
+    attempts::{Attempts, NextStep, Setback, may_move},
     candidates::NoCandidate,
+    client_errors,
     decide::{Decider, Demand, Placement},
     links::Links,
     load::Reservation,
-    roster::{ModelEntry, WorkerEntry},
+    roster::{ModelEntry, RosterView, WorkerEntry},
     router::Router,
-    worker_roster::{RegisterReplica, RosterChanged},
+    worker_roster::{RegisterReplica, RosterChanged, WorkerRoster},
 };
 
-/// Most workers one request is tried on. More would turn a request that kills workers into an outage.
-const MAX_ATTEMPTS: usize = 4;
+#[cfg(test)]
+mod tests;
 
 /// One request to route.
 #[derive(Debug)]
 pub struct RouteRequest {
-    /// What to generate; `deadline_ms` counts from now.
+    /// What to generate; `deadline_ms` counts from the call of [`ReplicaHandle::route`].
     pub generate: GenerateRequest,
-    /// The prompt.
+    /// Token ids of the prompt.
     pub tokens: Vec<u32>,
     /// The client's body, for engines that read it themselves.
     pub body: Bytes,
-    /// Greater is more urgent; 0 is usual.
+    /// A greater number is more urgent; 0 is usual.
     pub priority: i32,
-    /// Hash of the client's session or user; 0 for none.
+    /// Hash of the client's session or user ([`name_hash`]); 0 for none.
     pub session: u64,
 }
 
@@ -54,9 +54,10 @@ pub struct ReplicaHandle {
     _actor: Addr<RouterReplica>,
 }
 
+/// What the requests of one thread work on.
 #[derive(Debug)]
 struct ReplicaState {
-    router: Router,
+    view: Arc<ArcSwap<RosterView>>,
     decider: RefCell<Decider>,
     links: RefCell<Links>,
 }
@@ -64,6 +65,7 @@ struct ReplicaState {
 #[derive(Debug)]
 struct RouterReplica {
     state: Rc<ReplicaState>,
+    roster: Addr<WorkerRoster>,
 }
 
 impl Actor for RouterReplica {
@@ -73,9 +75,9 @@ impl Actor for RouterReplica {
         let changes = ctx.address().recipient();
         #[expect(
             clippy::disallowed_methods,
-            reason = "a control message, once in the thread's life"
+            reason = "a control message, sent once per replica"
         )]
-        self.state.router.roster.do_send(RegisterReplica(changes));
+        self.roster.do_send(RegisterReplica(changes));
         self.state.update_links();
     }
 }
@@ -91,82 +93,91 @@ impl Handler<RosterChanged> for RouterReplica {
 impl ReplicaHandle {
     /// Starts this thread's replica. Call it on an arbiter.
     pub fn start(router: Router) -> Self {
-        let (index, load) = (router.index.clone(), router.load.clone());
-        let decider = RefCell::new(Decider::new(index, load, router.policies().clone()));
+        let policies = router.policies().clone();
         let state = Rc::new(ReplicaState {
-            router,
-            decider,
-            links: RefCell::default(),
+            view: router.view,
+            decider: RefCell::new(Decider::new(router.index, router.load, policies)),
+            links: RefCell::new(Links::new(router.links)),
         });
+        let actor = RouterReplica {
+            state: state.clone(),
+            roster: router.roster,
+        };
         Self {
-            _actor: RouterReplica { state: state.clone() }.start(),
             state,
+            _actor: actor.start(),
         }
     }
 
-    /// Decides, sends, and answers when the worker's first bytes are here. Until then a worker that fails or refuses
-    /// for want of room is replaced by another one.
+    /// Chooses a worker, sends the request there, and returns when the worker's first bytes have arrived. Until then a
+    /// worker that fails, or that refuses the request for lack of room, is replaced by another one.
+    ///
+    /// # Errors
+    /// No worker serves the model, none can take the request, the worker refused it, or the deadline passed: each as the
+    /// client is to receive it.
     pub async fn route(&self, request: RouteRequest) -> Result<RoutedAnswer, WireError> {
-        let deadline = Instant::now() + Duration::from_millis(request.generate.deadline_ms);
-        match tokio::time::timeout_at(deadline.into(), self.try_workers(request, deadline)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(WireError::new(
-                ErrorKind::DeadlineExceeded,
-                "no worker answered within the request's deadline",
-            )),
-        }
-    }
-
-    async fn try_workers(
-        &self,
-        mut request: RouteRequest,
-        deadline: Instant,
-    ) -> Result<RoutedAnswer, WireError> {
-        let view = self.state.router.view.load_full();
-        let model = view
-            .models
-            .get(&request.generate.model)
-            .ok_or_else(|| no_model(&request.generate.model))?;
-        let blocks = model
-            .hasher(&request.generate.lora, &request.generate.cache_salt)
-            .hash(&request.tokens);
-        let mut failed: Vec<WorkerSlot> = Vec::new();
-        let mut last_error = None;
-        for _ in 0..MAX_ATTEMPTS {
-            // Workers may have come or gone since the last attempt.
-            let view = self.state.router.view.load_full();
-            let Some(model) = view.models.get(&model.name) else {
-                break;
-            };
-            let placement = match self.state.decide(model, &request, &blocks, &failed) {
-                Ok(placement) => placement,
-                Err(reason) => return Err(last_error.unwrap_or_else(|| no_candidate(reason, &model.name))),
-            };
-            request.generate.deadline_ms =
-                u64::try_from(deadline.saturating_duration_since(Instant::now()).as_millis())
-                    .unwrap_or(u64::MAX);
-            let worker = placement.worker.clone();
-            match self.state.attempt(placement, &mut request, deadline).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) if may_move(&error) => {
-                    debug!(request.id = %request.generate.id, worker.id = %worker.card.id, %error, "trying another worker");
-                    metrics::counter!("signalbox_requests_moved_total").increment(1);
-                    failed.push(worker.slot);
-                    last_error = Some(lost(error));
-                }
-                Err(error) => return Err(lost(error)),
-            }
-        }
-        Err(last_error.unwrap_or_else(|| no_candidate(NoCandidate::Unavailable, &model.name)))
+        self.state.route(request).await
     }
 }
 
 impl ReplicaState {
-    /// Opens links to newcomers and closes those to workers that left.
+    /// Opens links to workers that joined, and closes links to workers that left.
     fn update_links(&self) {
-        self.links
-            .borrow_mut()
-            .follow(&self.router.view.load(), &self.router);
+        self.links.borrow_mut().follow(&self.view.load().workers);
+    }
+
+    async fn route(&self, mut request: RouteRequest) -> Result<RoutedAnswer, WireError> {
+        let deadline = Instant::now() + Duration::from_millis(request.generate.deadline_ms);
+        let view = self.view.load_full();
+        let model = view
+            .models
+            .get(&request.generate.model)
+            .ok_or_else(|| client_errors::no_model(&request.generate.model))?;
+        let blocks = model
+            .hasher(&request.generate.lora, &request.generate.cache_salt)
+            .hash(&request.tokens);
+        let mut attempts = Attempts::new(&model.name);
+        loop {
+            let attempt = self.attempt(&mut request, &blocks, attempts.failed(), deadline);
+            let setback = match timeout_at(deadline, attempt).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(setback)) => setback,
+                Err(_) => Setback::DeadlinePassed,
+            };
+            match attempts.after(setback) {
+                NextStep::DecideAgain => {}
+                NextStep::GiveUp(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Decides on a worker, sends the request there, and waits for its first bytes.
+    async fn attempt(
+        &self,
+        request: &mut RouteRequest,
+        blocks: &[SequenceHash],
+        failed: &[WorkerSlot],
+        deadline: Instant,
+    ) -> Result<RoutedAnswer, Setback> {
+        // Loaded for each attempt, because workers may have joined or left since the last one.
+        let view = self.view.load_full();
+        let model = view
+            .models
+            .get(&request.generate.model)
+            .ok_or(Setback::ModelGone)?;
+        let placement = self
+            .decide(model, request, blocks, failed)
+            .map_err(Setback::NoCandidate)?;
+        request.generate.deadline_ms =
+            u64::try_from(deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
+        let worker = placement.worker.clone();
+        self.send(placement, request, deadline).await.map_err(|error| {
+            if may_move(&error) {
+                debug!(request.id = %request.generate.id, worker.id = %worker.card.id, %error, "the worker failed before its first bytes");
+                metrics::counter!("signalbox_requests_moved_total").increment(1);
+            }
+            Setback::WorkerFailed { worker: worker.slot, error }
+        })
     }
 
     fn decide(
@@ -192,20 +203,20 @@ impl ReplicaState {
     }
 
     /// Sends the request to the chosen worker and waits for its first bytes.
-    async fn attempt(
+    async fn send(
         &self,
         placement: Placement,
         request: &mut RouteRequest,
         deadline: Instant,
     ) -> Result<RoutedAnswer, LinkError> {
-        let link = self.links.borrow_mut().get(&placement.worker, &self.router);
+        let link = self.links.borrow_mut().get(&placement.worker);
         let parts = CallParts {
             call: Call::Generate(request.generate.clone()),
             tokens: std::mem::take(&mut request.tokens),
             body: request.body.clone(),
         };
         let opened = link.open(&parts);
-        // For another worker, should this one fail.
+        // The tokens go back into the request, for another worker if this one fails.
         request.tokens = parts.tokens;
         let mut response = opened?;
         let mut reservation = placement.reservation;
@@ -222,6 +233,7 @@ impl ReplicaState {
     }
 }
 
+/// The first event of an answer. When it arrives, successful or not, the reserved prefill load is released.
 async fn first_bytes(
     response: &mut ResponseStream,
     reservation: &mut Reservation,
@@ -232,33 +244,4 @@ async fn first_bytes(
         .unwrap_or(Ok(ResponseEvent::End(Default::default())));
     reservation.first_token();
     event
-}
-
-/// Whether another worker may do better.
-fn may_move(error: &LinkError) -> bool {
-    match error {
-        LinkError::Refused(error) => matches!(error.kind, ErrorKind::Overloaded | ErrorKind::Unavailable),
-        _ => true,
-    }
-}
-
-fn no_model(name: &str) -> WireError {
-    WireError {
-        kind: ErrorKind::NotFound,
-        message: format!("no worker serves the model {name:?}; GET /v1/models lists those that are served"),
-        param: Some("model".into()),
-    }
-}
-
-fn no_candidate(reason: NoCandidate, model: &str) -> WireError {
-    match reason {
-        NoCandidate::Unavailable => WireError::new(
-            ErrorKind::Unavailable,
-            format!("no worker for the model {model:?} can be reached right now"),
-        ),
-        NoCandidate::Busy => WireError::new(
-            ErrorKind::Overloaded,
-            format!("every worker for the model {model:?} has as many requests as it takes; try again"),
-        ),
-    }
 }

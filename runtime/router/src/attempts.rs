@@ -1,0 +1,265 @@
+//! The attempts of one request, as a pure state: which workers failed it, and whether to try another one.
+//!
+//! `replica.rs` decides, sends and waits. It reports each attempt that brought no answer here, and performs the step that
+//! comes back. With the first bytes of an answer the attempts are over: a request never moves after them, and a
+//! later failure is the last item of its [`AnswerStream`](crate::AnswerStream).
+
+use signalbox_kv_index::WorkerSlot;
+use signalbox_protocol::{ErrorKind, WireError};
+use signalbox_request_plane::LinkError;
+
+use crate::{candidates::NoCandidate, client_errors};
+
+/// Most workers that one request is tried on. More would turn a request that kills workers into an outage.
+const MAX_ATTEMPTS: usize = 4;
+
+/// The attempts so far of a request for `model`.
+#[derive(Debug)]
+pub(crate) struct Attempts<'a> {
+    model: &'a str,
+    failed: Vec<WorkerSlot>,
+    /// Of the latest worker in `failed`, as the client receives it.
+    last_error: Option<WireError>,
+}
+
+/// Why there is no answer yet.
+#[derive(Debug)]
+pub(crate) enum Setback {
+    /// The decision had no candidate.
+    NoCandidate(NoCandidate),
+    /// The view no longer has the model.
+    ModelGone,
+    /// The worker refused the request, or the link to it failed, before the first bytes of an answer.
+    WorkerFailed { worker: WorkerSlot, error: LinkError },
+    /// The deadline passed before the first bytes of an answer.
+    DeadlinePassed,
+}
+
+/// What to do after a setback.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NextStep {
+    /// Decide again, without the workers in [`Attempts::failed`].
+    DecideAgain,
+    /// Answer the client with this error.
+    GiveUp(WireError),
+}
+
+impl<'a> Attempts<'a> {
+    pub(crate) fn new(model: &'a str) -> Self {
+        Self {
+            model,
+            failed: Vec::new(),
+            last_error: None,
+        }
+    }
+
+    /// The workers that the next decision excludes.
+    pub(crate) fn failed(&self) -> &[WorkerSlot] {
+        &self.failed
+    }
+
+    /// The step after an attempt that brought no answer.
+    ///
+    /// An error of a worker is of more use to the client than a lack of candidates, so the latest one is preferred.
+    pub(crate) fn after(&mut self, setback: Setback) -> NextStep {
+        match setback {
+            Setback::NoCandidate(reason) => self.give_up(reason),
+            Setback::ModelGone => self.give_up(NoCandidate::Unavailable),
+            Setback::DeadlinePassed => NextStep::GiveUp(client_errors::no_answer_in_time()),
+            Setback::WorkerFailed { error, .. } if !may_move(&error) => {
+                NextStep::GiveUp(client_errors::worker_failed(error))
+            }
+            Setback::WorkerFailed { worker, error } => {
+                self.failed.push(worker);
+                self.last_error = Some(client_errors::worker_failed(error));
+                if self.failed.len() < MAX_ATTEMPTS {
+                    NextStep::DecideAgain
+                } else {
+                    self.give_up(NoCandidate::Unavailable)
+                }
+            }
+        }
+    }
+
+    fn give_up(&mut self, reason: NoCandidate) -> NextStep {
+        let error = self.last_error.take();
+        NextStep::GiveUp(error.unwrap_or_else(|| client_errors::no_candidate(reason, self.model)))
+    }
+}
+
+/// Whether another worker may answer a request that failed with this error. Every failure of a link may move; of a
+/// worker's own errors only a lack of room or a departure, because the others repeat on every worker.
+pub(crate) fn may_move(error: &LinkError) -> bool {
+    match error {
+        LinkError::Refused(error) => matches!(error.kind, ErrorKind::Overloaded | ErrorKind::Unavailable),
+        LinkError::Unreachable { .. }
+        | LinkError::Lost { .. }
+        | LinkError::Draining { .. }
+        | LinkError::Full { .. } => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(kind: ErrorKind) -> LinkError {
+        LinkError::Refused(WireError::new(kind, format!("refused as {kind:?}")))
+    }
+
+    fn lost() -> LinkError {
+        LinkError::Lost {
+            address: "a:1".into(),
+            reason: "reset".into(),
+        }
+    }
+
+    fn unreachable() -> LinkError {
+        LinkError::Unreachable {
+            address: "a:1".into(),
+            reason: "refused".into(),
+        }
+    }
+
+    fn failed(worker: u32, error: LinkError) -> Setback {
+        Setback::WorkerFailed {
+            worker: WorkerSlot(worker),
+            error,
+        }
+    }
+
+    /// The kind of the error that ends the attempts, or `None` for another decision.
+    fn kind_of(step: &NextStep) -> Option<ErrorKind> {
+        match step {
+            NextStep::DecideAgain => None,
+            NextStep::GiveUp(error) => Some(error.kind),
+        }
+    }
+
+    #[test]
+    fn the_first_setback_leads_to_another_decision_or_to_an_error() {
+        use ErrorKind::*;
+        let (address, limit) = (String::from("a:1"), 1);
+        let draining = LinkError::Draining {
+            address: address.clone(),
+        };
+        let full = LinkError::Full { address, limit };
+        let table = [
+            (
+                "no candidate can be reached",
+                Setback::NoCandidate(NoCandidate::Unavailable),
+                Some(Unavailable),
+            ),
+            (
+                "every candidate is busy",
+                Setback::NoCandidate(NoCandidate::Busy),
+                Some(Overloaded),
+            ),
+            ("the model is gone", Setback::ModelGone, Some(Unavailable)),
+            (
+                "the deadline passed",
+                Setback::DeadlinePassed,
+                Some(DeadlineExceeded),
+            ),
+            ("the worker is unreachable", failed(0, unreachable()), None),
+            ("the worker was lost", failed(0, lost()), None),
+            ("the worker drains", failed(0, draining), None),
+            ("the link is full", failed(0, full), None),
+            ("the worker has no room", failed(0, refused(Overloaded)), None),
+            ("the worker is leaving", failed(0, refused(Unavailable)), None),
+            (
+                "the request is invalid",
+                failed(0, refused(InvalidRequest)),
+                Some(InvalidRequest),
+            ),
+            (
+                "the prompt is too long",
+                failed(0, refused(ContextLengthExceeded)),
+                Some(ContextLengthExceeded),
+            ),
+            (
+                "the worker's deadline passed",
+                failed(0, refused(DeadlineExceeded)),
+                Some(DeadlineExceeded),
+            ),
+            (
+                "the worker has a defect",
+                failed(0, refused(Internal)),
+                Some(Internal),
+            ),
+        ];
+        for (name, setback, expected) in table {
+            let mut attempts = Attempts::new("m");
+            let step = attempts.after(setback);
+            assert_eq!(kind_of(&step), expected, "{name}");
+            let excluded = usize::from(expected.is_none());
+            assert_eq!(attempts.failed().len(), excluded, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_failed_worker_is_excluded_from_the_next_decision() {
+        let mut attempts = Attempts::new("m");
+        assert_eq!(attempts.failed(), []);
+        for worker in [7, 3, 5] {
+            assert_eq!(attempts.after(failed(worker, lost())), NextStep::DecideAgain);
+        }
+        assert_eq!(attempts.failed(), [7, 3, 5].map(WorkerSlot));
+    }
+
+    #[test]
+    fn the_fourth_failed_worker_ends_the_attempts_with_its_error() {
+        let mut attempts = Attempts::new("m");
+        for worker in 0..3 {
+            assert_eq!(attempts.after(failed(worker, lost())), NextStep::DecideAgain);
+        }
+        let step = attempts.after(failed(3, refused(ErrorKind::Overloaded)));
+        assert_eq!(
+            step,
+            NextStep::GiveUp(WireError::new(ErrorKind::Overloaded, "refused as Overloaded"))
+        );
+    }
+
+    #[test]
+    fn the_latest_error_of_a_worker_is_preferred_over_a_lack_of_candidates() {
+        let lacks = [
+            Setback::NoCandidate(NoCandidate::Unavailable),
+            Setback::NoCandidate(NoCandidate::Busy),
+            Setback::ModelGone,
+        ];
+        for lack in lacks {
+            let name = format!("{lack:?}");
+            let mut attempts = Attempts::new("m");
+            attempts.after(failed(0, lost()));
+            attempts.after(failed(1, refused(ErrorKind::Overloaded)));
+            let expected = WireError::new(ErrorKind::Overloaded, "refused as Overloaded");
+            assert_eq!(attempts.after(lack), NextStep::GiveUp(expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_error_that_does_not_move_is_preferred_over_an_earlier_one() {
+        let mut attempts = Attempts::new("m");
+        attempts.after(failed(0, lost()));
+        let step = attempts.after(failed(1, refused(ErrorKind::InvalidRequest)));
+        assert_eq!(kind_of(&step), Some(ErrorKind::InvalidRequest));
+    }
+
+    #[test]
+    fn the_deadline_is_preferred_over_an_earlier_error() {
+        let mut attempts = Attempts::new("m");
+        attempts.after(failed(0, refused(ErrorKind::Overloaded)));
+        let step = attempts.after(Setback::DeadlinePassed);
+        assert_eq!(step, NextStep::GiveUp(client_errors::no_answer_in_time()));
+    }
+
+    #[test]
+    fn errors_name_the_model_of_the_request() {
+        for setback in [Setback::ModelGone, Setback::NoCandidate(NoCandidate::Busy)] {
+            let NextStep::GiveUp(error) = Attempts::new("llama-3").after(setback) else {
+                panic!("another decision");
+            };
+            assert!(error.message.contains("\"llama-3\""), "{error}");
+        }
+    }
+}

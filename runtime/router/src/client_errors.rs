@@ -1,0 +1,72 @@
+//! The errors that a client receives when its request could not be routed or its answer broke off.
+
+use signalbox_protocol::{ErrorKind, WireError};
+use signalbox_request_plane::LinkError;
+
+use crate::candidates::NoCandidate;
+
+/// No worker serves the model, and none has served it before.
+pub(crate) fn no_model(name: &str) -> WireError {
+    WireError {
+        kind: ErrorKind::NotFound,
+        message: format!("no worker serves the model {name:?}; GET /v1/models lists those that are served"),
+        param: Some("model".into()),
+    }
+}
+
+/// The model is known, but none of its workers can take the request.
+pub(crate) fn no_candidate(reason: NoCandidate, model: &str) -> WireError {
+    match reason {
+        NoCandidate::Unavailable => WireError::new(
+            ErrorKind::Unavailable,
+            format!("no worker for the model {model:?} can be reached right now"),
+        ),
+        NoCandidate::Busy => WireError::new(
+            ErrorKind::Overloaded,
+            format!("every worker for the model {model:?} has as many requests as it takes; try again"),
+        ),
+    }
+}
+
+/// The deadline passed before the first bytes of the answer.
+pub(crate) fn no_answer_in_time() -> WireError {
+    WireError::new(
+        ErrorKind::DeadlineExceeded,
+        "no worker answered within the request's deadline",
+    )
+}
+
+/// The deadline passed after the first bytes and before the end of the answer.
+pub(crate) fn not_whole_in_time() -> WireError {
+    WireError::new(
+        ErrorKind::DeadlineExceeded,
+        "the answer was not whole within the request's deadline",
+    )
+}
+
+/// The stream from the worker stopped with neither an end nor an error.
+pub(crate) fn no_end() -> WireError {
+    WireError::new(
+        ErrorKind::Internal,
+        "the worker's answer stopped without an end or an error",
+    )
+}
+
+/// The worker refused the request, or the link to it failed. A worker's own error passes unchanged.
+pub(crate) fn worker_failed(error: LinkError) -> WireError {
+    match error {
+        LinkError::Refused(error) => error,
+        LinkError::Lost { .. } => WireError::new(
+            ErrorKind::Unavailable,
+            "the worker answering this request was lost; send the request again",
+        ),
+        LinkError::Unreachable { .. } | LinkError::Draining { .. } => WireError::new(
+            ErrorKind::Unavailable,
+            "the chosen worker cannot be reached; send the request again",
+        ),
+        LinkError::Full { .. } => WireError::new(
+            ErrorKind::Overloaded,
+            "the connection to the chosen worker holds as many requests as it may",
+        ),
+    }
+}

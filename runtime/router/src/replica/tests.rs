@@ -1,0 +1,255 @@
+//! A request among workers whose engine is the test: which worker gets it, when it moves, and how it ends.
+
+use signalbox_kv_index::SharedKvIndex;
+use signalbox_protocol::ErrorKind;
+use signalbox_request_plane::{LinkConfig, Responder};
+
+use super::*;
+use crate::{
+    load::LoadTable,
+    test_support::{PATIENCE, TestWorker, entry, model, policies, request, silent_address, soon, summary},
+};
+
+/// No process listens there, so a dial is refused at once.
+const CLOSED_PORT: &str = "127.0.0.1:1";
+
+/// A replica's state without its actor.
+struct Rig {
+    replica: ReplicaState,
+    load: LoadTable,
+    /// Make worker 0 the one with the least load, worker 1 the next, and so on.
+    _steering: Vec<Reservation>,
+}
+
+impl Rig {
+    /// With one worker at each address, in the slots from 0 on. Each takes two requests, of which the steering holds one.
+    fn new(addresses: &[&str], links: LinkConfig) -> Self {
+        let workers: Vec<_> = (0..)
+            .zip(addresses)
+            .map(|(slot, address)| entry(slot, address))
+            .collect();
+        let model = Arc::new(model(workers.clone()));
+        let view = RosterView {
+            models: [("m".to_owned(), model)].into(),
+            workers,
+        };
+        let (index, load) = (SharedKvIndex::new(1 << 20), LoadTable::default());
+        let slots = 0..addresses.len() as u32;
+        Self {
+            replica: ReplicaState {
+                view: Arc::new(ArcSwap::from_pointee(view)),
+                decider: RefCell::new(Decider::new(index, load.clone(), policies())),
+                links: RefCell::new(Links::new(links)),
+            },
+            _steering: slots
+                .map(|slot| load.reserve(WorkerSlot(slot), 0, 10 * slot))
+                .collect(),
+            load,
+        }
+    }
+
+    fn with(workers: &[&TestWorker]) -> Self {
+        let addresses: Vec<_> = workers.iter().map(|worker| worker.address.as_str()).collect();
+        Self::new(&addresses, LinkConfig::default())
+    }
+
+    async fn route(&self) -> Result<RoutedAnswer, WireError> {
+        soon(self.replica.route(request(PATIENCE))).await
+    }
+
+    /// Requests in flight on a worker, without the one that steers.
+    fn requests(&self, slot: u32) -> u32 {
+        self.load.get(WorkerSlot(slot)).requests - 1
+    }
+
+    fn prefill_tokens(&self, slot: u32) -> u32 {
+        self.load.get(WorkerSlot(slot)).prefill_tokens
+    }
+}
+
+fn no_room() -> WireError {
+    WireError::new(ErrorKind::Overloaded, "the worker has no room")
+}
+
+fn answer(responder: Responder) {
+    responder.queue(1, b"first").unwrap();
+    responder.end(summary());
+}
+
+async fn bytes_of(answer: RoutedAnswer) -> Vec<Result<Bytes, WireError>> {
+    soon(answer.stream.collect()).await
+}
+
+#[actix_rt::test]
+async fn an_unknown_model_is_not_found() {
+    let rig = Rig::new(&[], LinkConfig::default());
+    let mut request = request(PATIENCE);
+    request.generate.model = "other".into();
+    let error = rig.replica.route(request).await.unwrap_err();
+    assert_eq!(
+        (error.kind, error.param.as_deref()),
+        (ErrorKind::NotFound, Some("model"))
+    );
+}
+
+#[actix_rt::test]
+async fn a_model_without_workers_is_unavailable_and_one_with_full_workers_overloaded() {
+    let none = Rig::new(&[], LinkConfig::default());
+    assert_eq!(none.route().await.unwrap_err().kind, ErrorKind::Unavailable);
+    let worker = TestWorker::start().await;
+    let full = Rig::with(&[&worker]);
+    let _second = full.load.reserve(WorkerSlot(0), 1, 1);
+    assert_eq!(full.route().await.unwrap_err().kind, ErrorKind::Overloaded);
+    assert!(worker.has_no_call());
+}
+
+#[actix_rt::test]
+async fn the_first_bytes_release_the_prefill_load_and_the_end_releases_the_rest() {
+    let mut worker = TestWorker::start().await;
+    let rig = Rig::with(&[&worker]);
+    let engine = async {
+        let (parts, responder) = worker.call().await;
+        assert_eq!(parts.tokens, request(PATIENCE).tokens);
+        assert_eq!((rig.requests(0), rig.prefill_tokens(0)), (1, 40));
+        responder.queue(1, b"first").unwrap();
+        responder.flush();
+        responder
+    };
+    let (answer, responder) = tokio::join!(rig.route(), engine);
+    let mut answer = answer.unwrap();
+    assert_eq!(answer.worker.as_str(), "worker-0");
+    assert_eq!((rig.requests(0), rig.prefill_tokens(0)), (1, 0));
+    responder.end(summary());
+    assert_eq!(soon(answer.stream.next()).await, Some(Ok(Bytes::from("first"))));
+    assert_eq!(soon(answer.stream.next()).await, None);
+    assert_eq!(rig.requests(0), 0);
+}
+
+#[actix_rt::test]
+async fn a_request_moves_with_its_prompt_when_the_worker_has_no_room() {
+    let (mut first, mut second) = (TestWorker::start().await, TestWorker::start().await);
+    let rig = Rig::with(&[&first, &second]);
+    let engines = async {
+        first.call().await.1.fail(no_room());
+        let (parts, responder) = second.call().await;
+        assert_eq!((rig.requests(0), rig.requests(1)), (0, 1));
+        answer(responder);
+        parts
+    };
+    let (routed, parts) = tokio::join!(rig.route(), engines);
+    let routed = routed.unwrap();
+    assert_eq!(routed.worker.as_str(), "worker-1");
+    let sent = request(PATIENCE);
+    assert_eq!((parts.tokens, parts.body), (sent.tokens, sent.body));
+    assert_eq!(bytes_of(routed).await, [Ok(Bytes::from("first"))]);
+    assert_eq!((rig.requests(0), rig.requests(1)), (0, 0));
+}
+
+#[actix_rt::test]
+async fn a_request_moves_when_its_worker_is_lost_before_the_first_bytes() {
+    let (mut first, mut second) = (TestWorker::start().await, TestWorker::start().await);
+    let rig = Rig::with(&[&first, &second]);
+    let engines = async {
+        let (_, responder) = first.call().await;
+        first.stop().await;
+        answer(second.call().await.1);
+        drop(responder);
+    };
+    let (routed, ()) = tokio::join!(rig.route(), engines);
+    assert_eq!(routed.unwrap().worker.as_str(), "worker-1");
+}
+
+#[actix_rt::test]
+async fn a_request_does_not_move_after_its_first_bytes() {
+    let (mut first, second) = (TestWorker::start().await, TestWorker::start().await);
+    let rig = Rig::with(&[&first, &second]);
+    let engine = async {
+        let (_, responder) = first.call().await;
+        responder.queue(1, b"first").unwrap();
+        responder.flush();
+        responder
+    };
+    let (routed, _responder) = tokio::join!(rig.route(), engine);
+    first.stop().await;
+    let received = bytes_of(routed.unwrap()).await;
+    assert_eq!(received[0], Ok(Bytes::from("first")));
+    assert_eq!(received[1].as_ref().unwrap_err().kind, ErrorKind::Unavailable);
+    assert_eq!(received.len(), 2);
+    assert!(second.has_no_call());
+}
+
+#[actix_rt::test]
+async fn an_error_in_the_request_is_not_tried_on_another_worker() {
+    let (mut first, second) = (TestWorker::start().await, TestWorker::start().await);
+    let rig = Rig::with(&[&first, &second]);
+    let error = WireError::invalid_param("max_tokens", "max_tokens is 0; give 1 or more");
+    let engine = async { first.call().await.1.fail(error.clone()) };
+    let (routed, ()) = tokio::join!(rig.route(), engine);
+    assert_eq!(routed.unwrap_err(), error);
+    assert!(second.has_no_call());
+    assert_eq!(rig.requests(0), 0);
+}
+
+#[actix_rt::test]
+async fn the_error_of_the_last_worker_is_returned_when_every_worker_refuses() {
+    let (mut first, mut second) = (TestWorker::start().await, TestWorker::start().await);
+    let rig = Rig::with(&[&first, &second]);
+    let last = WireError::new(ErrorKind::Overloaded, "the last worker has no room");
+    let engines = async {
+        first.call().await.1.fail(no_room());
+        second.call().await.1.fail(last.clone());
+    };
+    let (routed, ()) = tokio::join!(rig.route(), engines);
+    assert_eq!(routed.unwrap_err(), last);
+    assert!(
+        first.has_no_call() && second.has_no_call(),
+        "no worker is tried twice"
+    );
+    assert_eq!((rig.requests(0), rig.requests(1)), (0, 0));
+}
+
+#[actix_rt::test]
+async fn a_request_that_is_dropped_before_its_first_bytes_is_cancelled_and_released() {
+    let mut worker = TestWorker::start().await;
+    let rig = Rig::with(&[&worker]);
+    let mut routing = Box::pin(rig.route());
+    let (_, responder) = tokio::select! {
+        _ = &mut routing => panic!("no bytes were sent"),
+        call = worker.call() => call,
+    };
+    assert_eq!(rig.requests(0), 1);
+    drop(routing);
+    assert_eq!((rig.requests(0), rig.prefill_tokens(0)), (0, 0));
+    soon(responder.cancelled()).await;
+}
+
+#[actix_rt::test]
+async fn a_request_ends_at_its_deadline_when_its_worker_sends_nothing() {
+    let (_silent, address) = silent_address();
+    tokio::time::pause();
+    let links = LinkConfig {
+        // The link dials for the whole test, so the request waits on it.
+        connect_timeout: Duration::from_secs(3_600),
+        ..LinkConfig::default()
+    };
+    let rig = Rig::new(&[&address], links);
+    let began = Instant::now();
+    let error = rig
+        .replica
+        .route(request(Duration::from_secs(5)))
+        .await
+        .unwrap_err();
+    assert_eq!(error, client_errors::no_answer_in_time());
+    let waited = began.elapsed();
+    assert!((5..6).contains(&waited.as_secs()), "{waited:?}");
+    assert_eq!((rig.requests(0), rig.prefill_tokens(0)), (0, 0));
+}
+
+#[actix_rt::test]
+async fn a_request_moves_from_a_worker_that_cannot_be_reached() {
+    let mut second = TestWorker::start().await;
+    let rig = Rig::new(&[CLOSED_PORT, &second.address], LinkConfig::default());
+    let engine = async { answer(second.call().await.1) };
+    let (routed, ()) = tokio::join!(rig.route(), engine);
+    assert_eq!(routed.unwrap().worker.as_str(), "worker-1");
+}

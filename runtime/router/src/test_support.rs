@@ -1,0 +1,213 @@
+//! What the tests of several files need: workers that exist only in tables, and a worker whose engine is the test.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use signalbox_kv_index::WorkerSlot;
+use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
+use signalbox_protocol::{
+    AnswerFormat, Call, GenerateRequest, RequestId, SamplingParams, StreamSummary, WorkerCapacity,
+    WorkerCard, WorkerEpoch, WorkerRole,
+};
+use signalbox_request_plane::{CallHandler, CallParts, Responder, Server, ServerConfig, ServerHandle};
+use signalbox_tokenize::{ModelArtifacts, ModelText};
+use tokio::sync::mpsc;
+
+use crate::{
+    RouteRequest,
+    roster::{ModelEntry, Roster, WorkerEntry, WorkerPhase},
+};
+
+/// Far longer than anything in a test takes, and short enough to see a test that hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn card(name: &str, epoch: u64) -> Arc<WorkerCard> {
+    Arc::new(WorkerCard {
+        id: name.parse().unwrap(),
+        epoch: WorkerEpoch(epoch),
+        model: "m".into(),
+        address: "127.0.0.1:1".into(),
+        engine: "sim".into(),
+        block_size: 16,
+        context_length: 1_024,
+        artifacts_digest: "d".into(),
+        role: WorkerRole::Aggregated,
+        capacity: WorkerCapacity {
+            kv_blocks: 64,
+            max_sequences: 1,
+            max_waiting: 1,
+        },
+        kv_events: true,
+        labels: Default::default(),
+    })
+}
+
+pub(crate) fn text() -> Arc<ModelText> {
+    Arc::new(ModelText::load(&ModelArtifacts::byte_level()).unwrap())
+}
+
+/// A worker that is present and ready.
+pub(crate) fn join(roster: &mut Roster, card: &Arc<WorkerCard>) -> WorkerSlot {
+    let slot = roster.join(card.clone(), |_| true).unwrap();
+    roster.ready(card, text(), 1);
+    slot
+}
+
+/// The ready worker `worker-SLOT` at an address.
+pub(crate) fn entry(slot: u32, address: &str) -> WorkerEntry {
+    WorkerEntry {
+        slot: WorkerSlot(slot),
+        card: Arc::new(WorkerCard {
+            address: address.into(),
+            ..(*card(&format!("worker-{slot}"), 1)).clone()
+        }),
+        phase: WorkerPhase::Ready,
+        listed: true,
+    }
+}
+
+/// The model `m` and its ready workers.
+pub(crate) fn model(workers: Vec<WorkerEntry>) -> ModelEntry {
+    ModelEntry {
+        name: "m".into(),
+        created: 0,
+        context_length: 1_024,
+        block_size: 16,
+        artifacts_digest: "d".into(),
+        text: text(),
+        decisions: Arc::default(),
+        workers: workers.into_iter().collect(),
+    }
+}
+
+/// The built-in policies, with `kv-aware` as the default. Compiled once for all tests.
+pub(crate) fn policies() -> PolicyRegistry {
+    static REGISTRY: OnceLock<PolicyRegistry> = OnceLock::new();
+    let start = || {
+        // Tests run beside each other on few cores, and a policy that is only slow must not count as a fault.
+        let limits = PolicyLimits {
+            decide_budget_ms: 10_000,
+            configure_budget_ms: 10_000,
+            ..PolicyLimits::default()
+        };
+        PolicyRegistry::new(PolicyEngine::new(limits).unwrap(), "kv-aware").unwrap()
+    };
+    REGISTRY.get_or_init(start).clone()
+}
+
+/// A request to the model `m` with a prompt of 40 tokens: two whole blocks and a rest.
+pub(crate) fn request(deadline: Duration) -> RouteRequest {
+    RouteRequest {
+        generate: GenerateRequest {
+            id: RequestId::from_random(1),
+            model: "m".into(),
+            deadline_ms: deadline.as_millis() as u64,
+            lora: String::new(),
+            cache_salt: String::new(),
+            sampling: SamplingParams::default(),
+            format: AnswerFormat {
+                chat: true,
+                stream: true,
+                include_usage: false,
+                echo: None,
+                created: 0,
+            },
+        },
+        tokens: (0..40).collect(),
+        body: Bytes::from_static(b"{}"),
+        priority: 0,
+        session: 0,
+    }
+}
+
+/// The same request, as a link takes it.
+pub(crate) fn call_parts() -> CallParts {
+    let request = request(PATIENCE);
+    CallParts {
+        call: Call::Generate(request.generate),
+        tokens: request.tokens,
+        body: request.body,
+    }
+}
+
+pub(crate) fn summary() -> StreamSummary {
+    StreamSummary {
+        prompt_tokens: 40,
+        cached_tokens: 32,
+        completion_tokens: 2,
+    }
+}
+
+/// An address that accepts connections and never sends a hello, for as long as the listener is kept.
+pub(crate) fn silent_address() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+/// A worker's server that hands each call to the test.
+pub(crate) struct TestWorker {
+    pub(crate) address: String,
+    server: ServerHandle,
+    calls: mpsc::Receiver<(CallParts, Responder)>,
+}
+
+struct HandOver(mpsc::Sender<(CallParts, Responder)>);
+
+impl CallHandler for HandOver {
+    fn call(&self, parts: CallParts, responder: Responder) {
+        assert!(
+            self.0.try_send((parts, responder)).is_ok(),
+            "more calls than the test takes"
+        );
+    }
+}
+
+impl TestWorker {
+    pub(crate) async fn start() -> Self {
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = Server::bind(any_port, ServerConfig::default()).await.unwrap();
+        let (sender, calls) = mpsc::channel(8);
+        Self {
+            address: server.address(),
+            server: server.serve(card("worker-0", 1), Arc::new(HandOver(sender))),
+            calls,
+        }
+    }
+
+    /// The next call that arrives.
+    pub(crate) async fn call(&mut self) -> (CallParts, Responder) {
+        soon(self.calls.recv()).await.unwrap()
+    }
+
+    /// Whether no call has arrived since the last one that was taken.
+    pub(crate) fn has_no_call(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// Closes the connections of all routers, with streams open.
+    pub(crate) async fn stop(&self) {
+        soon(self.server.drain(Duration::ZERO)).await;
+    }
+}
+
+/// Waits for a future that must complete, so that a test fails instead of hanging.
+pub(crate) async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .expect("the test waits for something that does not happen")
+}
+
+/// Polls a condition that must become true.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    soon(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
