@@ -1,8 +1,9 @@
-//! What a decision costs with all that belongs to it: the prompt's blocks looked up, the candidates' columns filled, the
-//! policy asked, its answer checked, the load reserved. `cargo bench --package signalbox-router [-- POLICY… WORKERS… large]`.
+//! The cost of a whole decision: look up the prompt's blocks, fill the candidates' columns, call the policy, check its answer,
+//! reserve the load. `cargo bench --package signalbox-router [-- POLICY… WORKERS… large]`.
 //!
-//! Each figure is the least of several medians: machines that share processors are only ever slower than that. Policies or
-//! numbers of workers that are named are the only ones. `large`: 1,024 workers hold 100,000 blocks each. Takes some gigabytes.
+//! Each figure is the lowest of several medians, because other work on the machine only ever makes a median higher. Arguments
+//! that name policies or numbers of workers limit the bench to them. `large` adds a run in which 1,024 workers hold 100,000
+//! blocks each; it takes some gigabytes of memory.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
@@ -17,7 +18,7 @@ use signalbox_tokenize::{ModelArtifacts, ModelText};
 const PROMPT: u64 = 31;
 const MEDIANS: usize = 9;
 const SAMPLES: usize = 101;
-/// Decisions in one sample: enough that reading the clock costs nothing.
+/// Decisions in one sample: enough that the cost of reading the clock does not show.
 const DECISIONS: usize = 50;
 
 fn main() -> anyhow::Result<()> {
@@ -42,7 +43,7 @@ fn main() -> anyhow::Result<()> {
             let workers = workers.parse()?;
             let registry = PolicyRegistry::new(engine.clone(), policy)?;
             let mut router = BenchRouter::new(workers, 2 * workers as usize, text.clone(), registry)?;
-            // Each holds the beginnings of as many prompts as are asked for, and not of the same length.
+            // Each worker holds beginnings of different lengths of all prompts.
             for worker in 0..workers {
                 for prompt in 0..PROMPTS {
                     let held = (u64::from(worker) * 7 + prompt) % (PROMPT + 1);
@@ -58,11 +59,12 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Different prompts that are decided in turn.
 const PROMPTS: u64 = 64;
 
-/// The first of a prompt's blocks.
+/// The first `length` blocks of a prompt.
 fn blocks(prompt: u64, length: u64) -> Vec<SequenceHash> {
-    // SplitMix64, as good as the real hashes for a table.
+    // SplitMix64: spreads over a hash table as well as the real hashes do.
     let mix = |value: u64| {
         let mut z = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -83,7 +85,7 @@ fn report(policy: &str, workers: u32, router: &mut BenchRouter) {
             turn += 1;
             assert!(
                 router.decide(&prompts[turn % prompts.len()]).is_some(),
-                "somebody is free"
+                "a worker has room"
             );
         }
         began.elapsed().as_nanos() as f64 / DECISIONS as f64
@@ -98,7 +100,7 @@ fn report(policy: &str, workers: u32, router: &mut BenchRouter) {
     println!("{policy:<16}{workers:>10}{least:>16.0}{held:>16}");
 }
 
-/// A tenth of what each holds is held by all, as system prompts are.
+/// Every worker holds the same blocks in a tenth of its cache, as with a shared system prompt.
 fn large(engine: &PolicyEngine, text: Arc<ModelText>) -> anyhow::Result<()> {
     const WORKERS: u32 = 1_024;
     const CHAIN: u64 = 1_000;
@@ -108,12 +110,12 @@ fn large(engine: &PolicyEngine, text: Arc<ModelText>) -> anyhow::Result<()> {
     let began = Instant::now();
     for worker in 0..WORKERS {
         for chain in 0..CHAINS {
-            let owner = if chain % 10 == 0 {
+            let prompt = if chain % 10 == 0 {
                 chain
             } else {
                 u64::from(worker + 1) * CHAINS + chain
             };
-            router.store(worker, blocks(owner, CHAIN));
+            router.store(worker, blocks(prompt, CHAIN));
         }
     }
     let (bytes, held) = router.index_size();

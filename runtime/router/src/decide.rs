@@ -1,5 +1,5 @@
-//! One decision: candidates, policy, verdict, reservation. Synchronous, and without allocation once its buffers
-//! have grown to the cluster's size.
+//! One decision: list the candidates, call the policy, select a candidate, reserve its load. Synchronous. It allocates
+//! nothing after its buffers have grown to the size of the cluster.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -17,45 +17,54 @@ use crate::{
     candidates::{NoCandidate, assemble, fill_optional},
     load::{LoadTable, Reservation},
     roster::{ModelEntry, WorkerEntry},
-    selection,
+    selection::select_row,
 };
 
-/// Most counters kept at hand; policies come and go, and an old label costs a look-up again.
+#[cfg(test)]
+mod tests;
+
+/// Most counters that a thread keeps at hand, one per policy version. At the limit all are dropped, and each costs one
+/// look-up in the registry of metrics again.
 const MAX_COUNTERS: usize = 64;
 
-/// What a decision needs of a request.
+/// What a decision reads of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Demand<'a> {
     pub(crate) prompt_tokens: u32,
+    /// The whole KV blocks of the prompt.
     pub(crate) blocks: &'a [SequenceHash],
     pub(crate) expected_output_tokens: u32,
     pub(crate) priority: i32,
+    /// Hash of the client's session or user; 0 for none.
     pub(crate) session: u64,
+    /// Hash of the LoRA adapter's name; 0 for the base model.
     pub(crate) lora: u64,
 }
 
-/// The outcome.
+/// The chosen worker and the load reserved there.
 #[derive(Debug)]
 pub(crate) struct Placement {
     pub(crate) worker: WorkerEntry,
-    /// `name@version` of who decided.
+    /// `name@version` of the policy that decided.
     pub(crate) policy: Arc<str>,
-    /// Leading prompt blocks the worker holds on its device.
+    /// Leading KV blocks of the prompt that the worker holds on its device.
     pub(crate) overlap_blocks: u32,
     pub(crate) reservation: Reservation,
 }
 
-/// One thread's means to decide.
+/// Makes the decisions of one thread: its policy runners, and the buffers it fills anew for each decision.
 #[derive(Debug)]
 pub(crate) struct Decider {
     index: SharedKvIndex,
     load: LoadTable,
     policies: PolicyRegistry,
-    /// By model.
+    /// By the name of the model.
     runners: HashMap<String, PolicyRunner>,
-    random: StdRng,
+    /// Draws the seed of each decision, and nothing else.
+    seeds: StdRng,
     overlaps: OverlapScores,
     columns: Candidates,
+    /// For each row of `columns`, the place of its worker among the model's workers.
     rows: Vec<usize>,
     decision: Decision,
     counters: Vec<(Arc<str>, Counter)>,
@@ -69,7 +78,7 @@ impl Decider {
             load,
             policies,
             runners: HashMap::new(),
-            random: StdRng::from_rng(&mut rand::rng()),
+            seeds: StdRng::from_rng(&mut rand::rng()),
             overlaps: OverlapScores::default(),
             columns: Candidates::default(),
             rows: Vec::new(),
@@ -79,7 +88,8 @@ impl Decider {
         }
     }
 
-    /// Picks one of `model`'s workers, of those that `may_use` allows if it is given, and reserves the load there.
+    /// Chooses one of `model`'s workers and reserves the request's load there. `may_use` limits the choice; `None` allows
+    /// every worker.
     pub(crate) fn decide(
         &mut self,
         model: &ModelEntry,
@@ -106,7 +116,7 @@ impl Decider {
             priority: demand.priority,
             session: demand.session,
             lora: demand.lora,
-            seed: self.random.random(),
+            seed: self.seeds.random(),
             decision_number: model.decisions.fetch_add(1, Relaxed),
         };
         let runner = self
@@ -124,7 +134,7 @@ impl Decider {
             },
             &mut self.decision,
         );
-        let row = self.row(&request);
+        let row = self.selected_row(&request);
         debug_assert!(
             row < self.rows.len(),
             "P-1: a decision names a candidate of its own snapshot"
@@ -151,16 +161,15 @@ impl Decider {
         })
     }
 
-    /// The row the policy's answer names. A policy that excludes every candidate would strand the request: the
-    /// fallback names one then.
-    fn row(&mut self, request: &RequestFeatures) -> usize {
+    /// The row of the candidate that `self.decision` selects. A decision that excludes every candidate would leave the
+    /// request without a worker, so the fallback decides then.
+    fn selected_row(&mut self, request: &RequestFeatures) -> usize {
         let candidates = self.rows.len();
-        let mut draw = |below: u32| self.random.random_range(0..below.max(1));
-        if let Some(row) = selection::select_row(&self.decision, candidates, &mut draw) {
+        if let Some(row) = select_row(&self.decision, candidates, request.seed) {
             return row;
         }
         Fallback.decide(request, &self.columns, &mut self.decision);
-        selection::select_row(&self.decision, candidates, &mut draw).unwrap_or(0)
+        select_row(&self.decision, candidates, request.seed).unwrap_or(0)
     }
 
     fn count(&mut self, policy: &Arc<str>) {
