@@ -1,4 +1,5 @@
-//! Whole answers over a worker link: tokenizer files, KV snapshots; and the endless ones: events, load.
+//! Calls to a worker beside its requests. [`fetch`] collects a whole answer: a tokenizer, a KV snapshot. [`watch`] reads
+//! an endless one: KV events, load reports.
 
 use std::{ops::ControlFlow, time::Duration};
 
@@ -7,7 +8,7 @@ use futures_util::StreamExt;
 use signalbox_protocol::Call;
 use signalbox_request_plane::{CallParts, LinkError, LinkHandle, ResponseEvent};
 
-/// Longest a worker may take for a whole answer: a large tokenizer over a slow network.
+/// Longest time for a whole answer: a large tokenizer over a slow network.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a fetch failed.
@@ -17,13 +18,13 @@ pub(crate) enum FetchError {
     Link(#[from] LinkError),
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
-    #[error("the answer was not whole after {} s", FETCH_TIMEOUT.as_secs())]
+    #[error("the answer was not complete after {} s", FETCH_TIMEOUT.as_secs())]
     TimedOut,
-    #[error("the answer ended early")]
+    #[error("the answer is cut short")]
     CutShort,
 }
 
-/// All pieces of the answer to `call`, at most `max_bytes`.
+/// The whole answer to `call`, of at most `max_bytes` bytes.
 pub(crate) async fn fetch(link: &LinkHandle, call: Call, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
     let whole = async {
         let mut stream = link.open(parts(call))?;
@@ -44,17 +45,18 @@ pub(crate) async fn fetch(link: &LinkHandle, call: Call, max_bytes: usize) -> Re
         .unwrap_or(Err(FetchError::TimedOut))
 }
 
-/// Hands each piece of an endless answer to `take` until that has enough, or the stream fails or ends.
+/// Passes each piece of an endless answer to `receive`. Returns `Break` when `receive` does, and `Continue` when the
+/// stream ends.
 pub(crate) async fn watch(
     link: &LinkHandle,
     call: Call,
-    mut take: impl FnMut(Bytes) -> ControlFlow<()>,
+    mut receive: impl FnMut(Bytes) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, LinkError> {
     let mut stream = link.open(parts(call))?;
     while let Some(event) = stream.next().await {
         match event? {
             ResponseEvent::Data { bytes, .. } => {
-                if take(bytes).is_break() {
+                if receive(bytes).is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
             }

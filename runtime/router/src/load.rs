@@ -1,11 +1,11 @@
-//! How busy each worker is: what this router has in flight there, and what the worker says itself.
+//! How busy each worker is: the requests that this router has in flight on it, and what the worker reports.
 //!
-//! One table for the process, indexed by [`WorkerSlot`]. Decisions on every HTTP thread read it without a lock; a
-//! [`Reservation`] changes it exactly twice or thrice: when made, at the first token, and at its end. The end is
-//! its `Drop`, so a request that fails, is cancelled or panics is released like one that finished.
+//! The process has one table, indexed by [`WorkerSlot`]. Decisions on every HTTP thread read it without a lock. A
+//! [`Reservation`] changes it when it is made, at the first token, and at its end. The end is its `Drop`: a
+//! request that fails, is cancelled or panics is released like one that finished.
 //!
-//! What other routers have in flight stands beside it, kept by replica sync. Every change of what this router has
-//! rings a changes for it, without waiting and, while the last ring was not answered, without any cost.
+//! The table also holds what other routers have in flight; replica sync keeps that part. Each change of this router's
+//! own part raises a signal for replica sync. Raising it never waits, and costs one read while it is raised already.
 
 use std::sync::{
     Arc,
@@ -19,10 +19,10 @@ use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{ReplicaLoad, WorkerReport};
 use tokio::sync::Notify;
 
-/// Most workers one router knows: the table is allocated whole, 64 bytes each.
+/// Most workers of one router. The table is allocated whole, 64 bytes for each.
 pub(crate) const MAX_WORKERS: u32 = 4_096;
 
-/// The counts of all workers. Clone = handle.
+/// The load of all workers. Clone = handle.
 #[derive(Debug, Clone)]
 pub(crate) struct LoadTable {
     own: Arc<[OwnLoad]>,
@@ -30,25 +30,25 @@ pub(crate) struct LoadTable {
     changes: Arc<ChangeSignal>,
 }
 
-/// Rings when this router's load changed since it was last answered.
+/// Wakes one listener when this router's load has changed since the listener last returned.
 #[derive(Debug, Default)]
 struct ChangeSignal {
     raised: AtomicBool,
     listener: Notify,
 }
 
-/// What every decision reads of every worker, as close together as can be: among a thousand workers, fetching the cache
-/// lines that other threads changed is most of what a decision takes.
+/// What every decision reads of every worker. It is as small as possible: with a thousand workers, fetching the cache
+/// lines that other threads changed is most of the time of a decision.
 #[derive(Debug, Default)]
 struct OwnLoad {
     prefill_tokens: AtomicU32,
     decode_blocks: AtomicU32,
     requests: AtomicU32,
-    /// The greater of the two that [`ReportedLoad`] has.
+    /// The greater of `reported_used_blocks` and `indexed_blocks` in [`ReportedLoad`].
     used_blocks: AtomicU32,
 }
 
-/// What others say of a worker. All of it is written by one thread.
+/// What other processes report about a worker. One thread writes all of it.
 #[derive(Debug, Default)]
 struct ReportedLoad {
     others_prefill_tokens: AtomicU32,
@@ -56,40 +56,40 @@ struct ReportedLoad {
     others_requests: AtomicU32,
     reported_waiting: AtomicU32,
     reported_used_blocks: AtomicU32,
-    /// KV blocks of its that the index knows.
+    /// KV blocks that the index credits the worker with.
     indexed_blocks: AtomicU32,
-    /// The number its next batch of KV events will have, as the worker last said.
+    /// The sequence number of the worker's next batch of KV events, as it last reported.
     reported_next_batch: AtomicU64,
     event_state: AtomicU8,
 }
 
-/// How far a worker's KV event stream can be trusted.
+/// How well the KV index matches a worker's KV cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum EventState {
-    /// The worker publishes none.
+    /// The worker publishes no KV events.
     #[default]
     None = 0,
-    /// Batches are missing; nothing is credited until a snapshot is here.
+    /// Batches are missing. The index holds no credit of the worker until a snapshot arrives.
     Resyncing = 1,
-    /// The index equals the worker's cache, but for batches under way.
+    /// The index equals the worker's KV cache, except for batches under way.
     Following = 2,
 }
 
-/// A worker's counts at one moment.
+/// A worker's load at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct WorkerLoad {
     pub(crate) prefill_tokens: u32,
     pub(crate) decode_blocks: u32,
     pub(crate) requests: u32,
-    /// What other routers have in flight there.
+    /// What other routers have in flight on the worker.
     pub(crate) others: ReplicaLoad,
     pub(crate) reported_waiting: u32,
     pub(crate) event_state: EventState,
 }
 
 impl WorkerLoad {
-    /// What this router has in flight there.
+    /// What this router has in flight on the worker.
     pub(crate) fn own(&self) -> ReplicaLoad {
         ReplicaLoad {
             prefill_tokens: self.prefill_tokens,
@@ -110,7 +110,7 @@ impl Default for LoadTable {
 }
 
 impl LoadTable {
-    /// A worker's counts now; zero for a slot past the table's end.
+    /// A worker's load now; zero for a slot past the table's end.
     pub(crate) fn get(&self, worker: WorkerSlot) -> WorkerLoad {
         let (Some((own, _)), Some((others, reported_waiting))) = (self.own(worker), self.others(worker))
         else {
@@ -126,8 +126,9 @@ impl LoadTable {
         }
     }
 
-    /// What this router has in flight on a worker, and the KV blocks in use there: as it last reported, or
-    /// as its events say, which come with every prompt, if that is more. `None` for a slot past the table's end.
+    /// What this router has in flight on a worker, and the number of KV blocks in use on it. The latter is the greater
+    /// of what the worker last reported and what the index credits it with; the index changes with every prompt, and
+    /// reports are slower. `None` for a slot past the table's end.
     pub(crate) fn own(&self, worker: WorkerSlot) -> Option<(ReplicaLoad, u32)> {
         let slot = self.own.get(worker.0 as usize)?;
         let own = ReplicaLoad {
@@ -138,8 +139,8 @@ impl LoadTable {
         Some((own, slot.used_blocks.load(Relaxed)))
     }
 
-    /// What other routers have in flight on a worker, and the requests that wait in its engine; `None` for a slot past the
-    /// table's end.
+    /// What other routers have in flight on a worker, and the number of requests that wait in its engine. `None` for a
+    /// slot past the table's end.
     pub(crate) fn others(&self, worker: WorkerSlot) -> Option<(ReplicaLoad, u32)> {
         let reported = self.reported(worker)?;
         let others = ReplicaLoad {
@@ -166,7 +167,7 @@ impl LoadTable {
         }
     }
 
-    /// Takes over what a worker said of itself.
+    /// Stores what a worker reports about itself.
     pub(crate) fn report(&self, worker: WorkerSlot, report: &WorkerReport) {
         if let Some(reported) = self.reported(worker) {
             reported.reported_waiting.store(report.load.waiting, Relaxed);
@@ -178,7 +179,7 @@ impl LoadTable {
         }
     }
 
-    /// Takes over how many blocks the index credits a worker with, after that changed.
+    /// Stores how many blocks the index credits a worker with. Called after each change of the index for that worker.
     pub(crate) fn refresh_indexed_blocks(&self, worker: WorkerSlot, index: &SharedKvIndex) {
         self.set_indexed_blocks(worker, index.read(|index| index.blocks_of(worker)));
     }
@@ -195,20 +196,20 @@ impl LoadTable {
         if let (Some(own), Some(reported)) = (self.own.get(worker.0 as usize), self.reported(worker)) {
             let used_blocks = reported.reported_used_blocks.load(Relaxed);
             let used = used_blocks.max(reported.indexed_blocks.load(Relaxed));
-            // Left alone where it is right: storing would take the cache line from every thread that decides.
+            // Stored only when it changes: each store takes the cache line from every thread that decides.
             if own.used_blocks.load(Relaxed) != used {
                 own.used_blocks.store(used, Relaxed);
             }
         }
     }
 
-    /// The number the worker's next batch of KV events will have, as it last said; 0 before it said anything.
+    /// The sequence number of the worker's next batch of KV events, as it last reported; 0 before its first report.
     pub(crate) fn reported_next_batch(&self, worker: WorkerSlot) -> u64 {
         self.reported(worker)
             .map_or(0, |reported| reported.reported_next_batch.load(Relaxed))
     }
 
-    /// Takes over what other routers have in flight on a worker together.
+    /// Stores what all other routers together have in flight on a worker.
     pub(crate) fn set_others(&self, worker: WorkerSlot, others: ReplicaLoad) {
         if let Some(reported) = self.reported(worker) {
             reported
@@ -219,7 +220,7 @@ impl LoadTable {
         }
     }
 
-    /// Waits until this router's load changes, or has changed since the last time this returned. For one listener.
+    /// Waits until this router's load has changed since the last return of this method. For one listener.
     pub(crate) async fn changed(&self) {
         self.changes.listener.notified().await;
         self.changes.raised.store(false, Release);
@@ -236,7 +237,7 @@ impl LoadTable {
         }
     }
 
-    /// Forgets what a worker that left had said. Reservations still held release themselves.
+    /// Forgets all reports about a worker that left. Reservations that are still held release themselves.
     pub(crate) fn forget_reports(&self, worker: WorkerSlot) {
         self.report(worker, &WorkerReport::default());
         self.set_others(worker, ReplicaLoad::default());
@@ -261,7 +262,7 @@ impl ReportedLoad {
 
 impl ChangeSignal {
     fn raise(&self) {
-        // Read first: while nobody answered, threads share the flag's cache line instead of taking it in turns.
+        // Read first: while the signal is raised, all threads share the flag's cache line instead of taking it in turns.
         if !self.raised.load(Relaxed) && !self.raised.swap(true, AcqRel) {
             self.listener.notify_one();
         }
@@ -278,7 +279,7 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// The prompt is computed: its prefill tokens are load no more. Later calls change nothing.
+    /// The prompt is computed: its prefill tokens no longer count. Later calls change nothing.
     pub(crate) fn first_token(&mut self) {
         let tokens = std::mem::take(&mut self.prefill_tokens);
         if let Some(own) = self.table.own.get(self.worker.0 as usize)
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_change_rings_and_a_ring_is_not_lost_while_nobody_listens() {
+    async fn every_change_raises_the_signal_until_a_listener_takes_it() {
         let table = LoadTable::default();
         let mut request = table.reserve(WORKER, 100, 7);
         table.changed().await;
@@ -362,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_in_use_are_what_is_known_of_most() {
+    fn blocks_in_use_are_the_greater_of_the_reported_and_the_indexed_ones() {
         let table = LoadTable::default();
         let used = || table.own(WORKER).map(|(_, used)| used);
         let mut report = WorkerReport::default();
@@ -378,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_past_the_table_is_no_load_and_no_panic() {
+    fn a_slot_past_the_tables_end_has_no_load() {
         let table = LoadTable::default();
         drop(table.reserve(WorkerSlot(MAX_WORKERS), 1, 1));
         assert_eq!(table.get(WorkerSlot(MAX_WORKERS)), WorkerLoad::default());

@@ -1,8 +1,8 @@
-//! Who waits for which tokenizer.
+//! Which workers wait for which tokenizer.
 //!
-//! A large tokenizer takes a second and some hundred megabytes to load, and the workers of a model have the same one. So
-//! it is loaded once for all that wait for it, however many come at once: from one of them, and from another where
-//! that one fails or leaves.
+//! A large tokenizer takes a second and some hundred megabytes to load, and all workers of a model have the same one. So
+//! each tokenizer is loaded once for all workers that wait for it. One of these workers supplies it; if that worker fails
+//! or leaves, the next one does.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,28 +11,28 @@ use std::{
 
 use signalbox_protocol::WorkerCard;
 
-/// By digest, the workers that wait; the first is the one asked.
+/// The waiting workers by digest of their tokenizer. The first of each queue supplies the tokenizer.
 #[derive(Debug, Default)]
 pub(crate) struct TokenizerLoads(HashMap<String, VecDeque<Arc<WorkerCard>>>);
 
 impl TokenizerLoads {
-    /// The worker waits for its tokenizer; whether it is the first to, so that a load is to begin.
+    /// Adds a worker that waits for its tokenizer. Returns whether it is the first, so that the load has to begin.
     pub(crate) fn wait(&mut self, card: Arc<WorkerCard>) -> bool {
         let waiting = self.0.entry(card.artifacts_digest.clone()).or_default();
         waiting.push_back(card);
         waiting.len() == 1
     }
 
-    /// Whom to ask now: whoever was asked before comes last. Those not present any more are forgotten; `None` where
-    /// nobody is left, and the next to wait is the first again.
+    /// The worker that supplies the tokenizer now. The previous supplier moves to the end of the queue, and workers that
+    /// left are removed. Returns `None` when no worker is left; the next worker that waits is the first again.
     pub(crate) fn next(
         &mut self,
         digest: &str,
         is_present: impl Fn(&WorkerCard) -> bool,
     ) -> Option<Arc<WorkerCard>> {
         let waiting = self.0.get_mut(digest)?;
-        let asked = waiting.len().min(1);
-        waiting.rotate_left(asked);
+        let suppliers = waiting.len().min(1);
+        waiting.rotate_left(suppliers);
         waiting.retain(|card| is_present(card));
         if waiting.is_empty() {
             self.0.remove(digest);
@@ -41,7 +41,7 @@ impl TokenizerLoads {
         waiting.front().cloned()
     }
 
-    /// The tokenizer is here: everyone who waited for it.
+    /// The tokenizer is loaded: removes and returns the workers that waited for it.
     pub(crate) fn loaded(&mut self, digest: &str) -> impl Iterator<Item = Arc<WorkerCard>> + use<> {
         self.0.remove(digest).into_iter().flatten()
     }
@@ -76,20 +76,20 @@ mod tests {
         assert_eq!(begins, [true, false, true, false]);
         let served: Vec<_> = loads.loaded("1").map(|card| card.id.to_string()).collect();
         assert_eq!(served, ["a", "b", "d"]);
-        assert!(loads.wait(card("e", "1")), "known by then, or to be loaded anew");
+        assert!(loads.wait(card("e", "1")), "a later load begins anew");
     }
 
     #[test]
-    fn another_is_asked_where_one_fails_and_those_that_left_are_not() {
+    fn the_next_worker_supplies_the_tokenizer_when_one_fails_or_leaves() {
         let mut loads = TokenizerLoads::default();
         for id in ["a", "b", "c"] {
             loads.wait(card(id, "1"));
         }
         let everyone = ["a", "b", "c"];
-        let asked: Vec<_> = (0..4).filter_map(|_| next(&mut loads, "1", &everyone)).collect();
-        assert_eq!(asked, ["b", "c", "a", "b"]);
+        let suppliers: Vec<_> = (0..4).filter_map(|_| next(&mut loads, "1", &everyone)).collect();
+        assert_eq!(suppliers, ["b", "c", "a", "b"]);
         assert_eq!(next(&mut loads, "1", &["a"]), Some("a".into()));
         assert_eq!(next(&mut loads, "1", &[]), None);
-        assert!(loads.wait(card("d", "1")), "nobody waits, so this one begins");
+        assert!(loads.wait(card("d", "1")), "no worker waits, so a load begins");
     }
 }

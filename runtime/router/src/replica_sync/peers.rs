@@ -1,8 +1,9 @@
-//! One model's load as its routers tell each other: the pure state behind the [`ReplicaSync`](super::ReplicaSync) actor.
+//! One model's load as its routers report it to each other: the pure state behind the
+//! [`ReplicaSync`](super::ReplicaSync) actor.
 //!
-//! [`PublishedLoad`] says what this router has in flight, as changes to what it said before. [`Peers`] holds what the others
-//! said, each router's words apart, so that one that dies is forgotten whole. A message that was missed is noticed by
-//! its number or by the next digest, and the origin is asked for all it has.
+//! [`PublishedLoad`] makes the updates of this router: each holds the changes since the one before. [`Peers`] holds the
+//! loads that the other routers reported, apart for each router, so that one that ends is forgotten whole. A lost
+//! message shows in the sequence number of the next one or in the next digest; then the origin is asked for its state.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -11,33 +12,33 @@ use std::{
 
 use signalbox_protocol::{ReplicaLoad, ReplicaUpdate, RouterId, WorkerEpoch, WorkerId, WorkerShare};
 
-/// A router that said nothing for this long, ten digests, is counted no more: it is gone, or cut off, and then what
-/// it said is too old to act on.
+/// A router that sent nothing for this long, ten digests, no longer counts. It is gone or cut off, and its last report is
+/// too old to use.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Shortest time between two questions to one origin: the answer to the first is under way.
+/// Shortest time between two requests for the state of one origin: the answer to the first is under way.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Most routers counted, so that messages with ever new names cannot fill the memory.
+/// Most routers counted, so that messages with ever new ids cannot fill the memory.
 const MAX_ORIGINS: usize = 256;
 
-/// Most workers taken from one origin: as many as a router knows.
+/// Most workers counted for one origin: as many as a router can have.
 const MAX_SHARES: usize = crate::load::MAX_WORKERS as usize;
 
 /// One incarnation of a worker.
 pub(super) type WorkerIncarnation = (WorkerId, WorkerEpoch);
 
-/// What this router said of its own load.
+/// The load that this router has published.
 #[derive(Debug, Default)]
-pub(super) struct PublishedLoad {
-    /// Number of the last changes.
+pub(crate) struct PublishedLoad {
+    /// Sequence number of the last changes.
     sequence: u64,
-    /// Only workers with load.
+    /// Only workers that this router has requests on.
     published: BTreeMap<WorkerIncarnation, ReplicaLoad>,
 }
 
 impl PublishedLoad {
-    /// What changed since the last call, where anything did. `now` is the load on every present worker.
+    /// The changes since the last call; `None` if there are none. `now` is this router's load on every present worker.
     pub(super) fn changes(
         &mut self,
         now: impl Iterator<Item = (WorkerIncarnation, ReplicaLoad)>,
@@ -62,7 +63,7 @@ impl PublishedLoad {
         })
     }
 
-    /// All of it, for whoever missed something.
+    /// The whole load, for a router that lost a message.
     pub(super) fn state(&self) -> ReplicaUpdate {
         ReplicaUpdate::State {
             sequence: self.sequence,
@@ -74,7 +75,7 @@ impl PublishedLoad {
         }
     }
 
-    /// What lets others see whether they missed something.
+    /// A digest of the load, with which another router finds out whether it lost a message.
     pub(super) fn digest(&self) -> ReplicaUpdate {
         let shares: Vec<_> = self
             .published
@@ -88,11 +89,11 @@ impl PublishedLoad {
     }
 }
 
-/// What the other routers said.
+/// The loads of the other routers.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     origins: HashMap<RouterId, Origin>,
-    /// When each origin that something is missing of was last asked.
+    /// When the state of each origin was last requested, for origins of which a message was lost.
     asked: HashMap<RouterId, Instant>,
 }
 
@@ -103,17 +104,17 @@ struct Origin {
     last_received: Instant,
 }
 
-/// What a message calls for.
+/// What follows from a message.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct UpdateEffect {
-    /// Workers whose load by others is another one now.
+    /// The workers whose load from other routers may have changed.
     pub(super) changed: HashSet<WorkerIncarnation>,
-    /// Ask this origin for its state.
+    /// Request the state of this origin.
     pub(super) ask: Option<RouterId>,
 }
 
 impl Peers {
-    /// Takes over what `origin` said; questions are not for this state.
+    /// Applies an update from `origin`. An [`ReplicaUpdate::Ask`] changes nothing: the actor answers it.
     pub(super) fn receive(&mut self, origin: &RouterId, update: ReplicaUpdate, now: Instant) -> UpdateEffect {
         let is_new = !self.origins.contains_key(origin);
         if is_new && self.origins.len() >= MAX_ORIGINS {
@@ -133,14 +134,14 @@ impl Peers {
             (ReplicaUpdate::Changes { sequence, workers }, None) if sequence == 1 => {
                 self.replace(origin, sequence, workers, now)
             }
-            // One that came before, or is contained in the state that overtook it.
+            // A repeated message, or one whose changes are part of a state that overtook it.
             (ReplicaUpdate::Changes { sequence, .. }, Some(known)) if sequence <= known.sequence => {
                 known.last_received = now;
                 UpdateEffect::default()
             }
             (ReplicaUpdate::Digest { sequence, digest }, Some(known)) => {
                 known.last_received = now;
-                // A digest that changes overtook is about what is no more.
+                // Changes overtook a digest with a lower sequence number: it describes an earlier load.
                 if sequence < known.sequence || (sequence == known.sequence && digest == known.digest()) {
                     return UpdateEffect::default();
                 }
@@ -151,20 +152,20 @@ impl Peers {
         }
     }
 
-    /// Forgets an origin; the workers whose load by others is another one now.
+    /// Forgets an origin. Returns the workers that it had requests on.
     pub(super) fn forget(&mut self, origin: &RouterId) -> HashSet<WorkerIncarnation> {
         self.asked.remove(origin);
         let forgotten = self.origins.remove(origin);
         forgotten.map_or_else(HashSet::new, |origin| origin.shares.into_keys().collect())
     }
 
-    /// Forgets those that said nothing for long.
+    /// Forgets the origins that sent nothing for [`SILENCE`]. Returns the workers that they had requests on.
     pub(super) fn expire(&mut self, now: Instant) -> HashSet<WorkerIncarnation> {
-        let silent = |origin: &Origin| now.saturating_duration_since(origin.last_received) >= SILENCE;
+        let is_silent = |origin: &Origin| now.saturating_duration_since(origin.last_received) >= SILENCE;
         let gone: Vec<_> = self
             .origins
             .iter()
-            .filter(|(_, origin)| silent(origin))
+            .filter(|(_, origin)| is_silent(origin))
             .map(|(id, _)| id.clone())
             .collect();
         self.asked
@@ -172,7 +173,7 @@ impl Peers {
         gone.iter().flat_map(|id| self.forget(id)).collect()
     }
 
-    /// What all of them have in flight on a worker.
+    /// What all other routers together have in flight on a worker.
     pub(super) fn load(&self, worker: &WorkerIncarnation) -> ReplicaLoad {
         self.origins
             .values()
@@ -180,7 +181,7 @@ impl Peers {
             .fold(ReplicaLoad::default(), |sum, load| sum.saturating_add(*load))
     }
 
-    /// Who is counted.
+    /// The routers that are counted.
     pub(super) fn origins(&self) -> impl Iterator<Item = &RouterId> {
         self.origins.keys()
     }
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_say_what_is_new_and_what_ended_and_nothing_else() {
+    fn changes_hold_what_began_and_what_ended_and_nothing_else() {
         let mut own = PublishedLoad::default();
         assert_eq!(own.changes(loads(&[0, 0]).into_iter()), None);
         let changed = |update: Option<ReplicaUpdate>| match update {
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missed_message_makes_the_origin_be_asked_once() {
+    fn after_a_lost_message_the_origin_is_asked_once() {
         let (mut own, mut peers, now) = (PublishedLoad::default(), Peers::default(), Instant::now());
         let a = origin("a");
         let first = own.changes(loads(&[1]).into_iter()).unwrap();
@@ -305,9 +306,9 @@ mod tests {
         assert_eq!(
             peers.receive(&a, first, now),
             UpdateEffect::default(),
-            "it came twice"
+            "it is a repetition"
         );
-        let _missed = own.changes(loads(&[2]).into_iter());
+        let _lost = own.changes(loads(&[2]).into_iter());
         let third = own.changes(loads(&[3]).into_iter()).unwrap();
         assert_eq!(peers.receive(&a, third.clone(), now).ask, Some(a.clone()));
         assert_eq!(
@@ -318,7 +319,7 @@ mod tests {
         assert_eq!(
             peers.load(&worker(0)),
             load(1),
-            "until it answers, what it said last counts"
+            "until it answers, its last report counts"
         );
         peers.receive(&a, own.state(), now);
         assert_eq!(peers.load(&worker(0)), load(3));
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_joiner_learns_of_an_origin_by_its_digest() {
+    fn a_digest_from_an_unknown_origin_requests_its_state() {
         let (mut own, mut peers, now) = (PublishedLoad::default(), Peers::default(), Instant::now());
         own.changes(loads(&[4]).into_iter());
         own.changes(loads(&[5]).into_iter());
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_router_that_is_silent_or_gone_is_forgotten_whole() {
+    fn a_router_that_is_silent_or_left_is_forgotten_whole() {
         let (mut own, mut peers, now) = (PublishedLoad::default(), Peers::default(), Instant::now());
         own.changes(loads(&[1, 1]).into_iter());
         for name in ["a", "b"] {
@@ -353,14 +354,14 @@ mod tests {
         peers.receive(&origin("a"), own.digest(), almost);
         assert!(
             peers.expire(now + SILENCE).is_empty(),
-            "a digest is a sign of incarnation"
+            "a digest ends the silence"
         );
         assert_eq!(peers.expire(almost + SILENCE).len(), 2);
         assert!(peers.load(&worker(1)).is_idle());
     }
 
     #[test]
-    fn ever_new_names_fill_no_memory() {
+    fn ever_new_router_ids_stay_within_the_bound() {
         let (mut peers, now) = (Peers::default(), Instant::now());
         for number in 0..10_000 {
             let state = ReplicaUpdate::State {
@@ -382,8 +383,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is lost, repeated or overtaken: once a digest and the answer to a question got through, a peer
-        /// thinks of the origin's load what is true.
+        /// Whatever was lost, repeated or overtaken: once a digest and the state that it leads to have arrived, a peer
+        /// has the origin's true load.
         #[test]
         fn a_lossy_channel_ends_in_agreement(steps in prop::collection::vec((0usize..3, 0u32..3, 0u8..4), 0..60)) {
             let (mut own, mut peers, mut now) = (PublishedLoad::default(), Peers::default(), Instant::now());
