@@ -44,7 +44,7 @@ pub(crate) struct WorkerSession {
     pub(crate) link: LinkHandle,
     shared: SessionContext,
     events: Option<Addr<EventStream>>,
-    is_over: Rc<Cell<bool>>,
+    worker_left: Rc<Cell<bool>>,
     _watches: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -84,7 +84,7 @@ impl WorkerSession {
             link,
             shared,
             events: None,
-            is_over: Rc::default(),
+            worker_left: Rc::default(),
             _watches: watches,
         };
         session.follow_events();
@@ -108,7 +108,7 @@ impl WorkerSession {
             plane: self.shared.plane.clone(),
             index: self.shared.index.clone(),
             load: self.shared.load.clone(),
-            is_over: self.is_over.clone(),
+            worker_left: self.worker_left.clone(),
         };
         self.events = Some(EventStream::new(config).start());
     }
@@ -116,7 +116,7 @@ impl WorkerSession {
 
 impl Drop for WorkerSession {
     fn drop(&mut self) {
-        self.is_over.set(true);
+        self.worker_left.set(true);
         if let Some(events) = self.events.take() {
             #[expect(
                 clippy::disallowed_methods,
