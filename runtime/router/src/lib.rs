@@ -1,4 +1,4 @@
-//! The decision and the life of a request.
+//! The decision about a request, and its way from arrival to end.
 //!
 //! ```text
 //! discovery ──▶ WorkerRoster ──▶ WorkerSession: control link, load watch, EventStream ──▶ KV index
@@ -8,11 +8,11 @@
 //! ```
 //!
 //! [`Router`] is what all threads share: the roster's view, the KV index, the load table, the policies. Each
-//! HTTP thread has a replica of its own ([`ReplicaHandle`]) with its links and policy instances, so that a request is
+//! HTTP thread has a replica of its own ([`ReplicaHandle`]) with its links and policy instances. So a request is
 //! decided and streamed on the thread that accepted it, and no token crosses threads. [`PolicyReplicator`] keeps the
-//! policies as all routers agreed.
+//! policies equal to those that all routers agreed on. [`ActorHandle`] starts a long-running actor again when it fails.
 //!
-//! Promised here: R-1 (load is counted exactly from reservation to end), R-2 (no token twice: a request moves to
+//! This crate keeps R-1 (load counts exactly from reservation to end), R-2 (no token is sent twice: a request moves to
 //! another worker only before its first bytes), P-1 (a decision names a candidate of its own snapshot), K-1 and K-2
 //! (the index holds what present workers hold, in order).
 
@@ -33,14 +33,13 @@ mod replica_sync;
 mod roster;
 mod router;
 mod selection;
+mod supervisor;
 mod tokenizer_loads;
 mod worker_roster;
 mod worker_session;
 
 #[cfg(test)]
 mod test_support;
-#[cfg(test)]
-mod tests;
 
 pub use answer::{AnswerStream, RoutedAnswer};
 pub use load::EventState;
@@ -49,7 +48,8 @@ pub use replica::{ReplicaHandle, RouteRequest};
 pub use replica_sync::ReplicaConfig;
 pub use roster::WorkerPhase;
 pub use router::{IndexView, IndexedWorkerView, InstanceView, ModelView, Router, RouterConfig};
-/// Why the store of the policies did not do as told.
+/// Why the policy store refused or failed.
 pub use signalbox_event_plane::StoreError;
 /// The policies' lifecycle, for the admin API.
 pub use signalbox_policy_host as policies;
+pub use supervisor::ActorHandle;

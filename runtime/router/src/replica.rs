@@ -26,7 +26,7 @@ use crate::{
     load::Reservation,
     roster::{ModelEntry, RosterView, WorkerEntry},
     router::Router,
-    worker_roster::{RegisterReplica, RosterChanged, WorkerRoster},
+    worker_roster::{RosterChanged, RosterListeners},
 };
 
 #[cfg(test)]
@@ -65,7 +65,7 @@ struct ReplicaState {
 #[derive(Debug)]
 struct RouterReplica {
     state: Rc<ReplicaState>,
-    roster: Addr<WorkerRoster>,
+    roster_listeners: RosterListeners,
 }
 
 impl Actor for RouterReplica {
@@ -73,11 +73,7 @@ impl Actor for RouterReplica {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let changes = ctx.address().recipient();
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a control message, sent once per replica"
-        )]
-        self.roster.do_send(RegisterReplica(changes));
+        self.roster_listeners.register(changes);
         self.state.update_links();
     }
 }
@@ -101,7 +97,7 @@ impl ReplicaHandle {
         });
         let actor = RouterReplica {
             state: state.clone(),
-            roster: router.roster,
+            roster_listeners: router.roster_listeners,
         };
         Self {
             state,

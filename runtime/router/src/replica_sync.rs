@@ -1,9 +1,12 @@
-//! Tells the other routers what this one has in flight, and counts what they have.
+//! Exchanges with the other routers what each has in flight.
 //!
-//! One [`ReplicaSync`] actor a process. It is advisory: nothing waits for it, and what it misses makes decisions worse
-//! for a moment, never wrong. Changes go out in batches, a few milliseconds after the first; every second a digest lets
-//! the others see whether they missed any; a router that joins asks everybody for all they have. A router that left
-//! discovery, or said nothing for ten seconds, is forgotten whole.
+//! A process has one [`ReplicaSync`] actor. It is advisory: nothing waits for it, and a lost message makes decisions worse
+//! for a moment, never wrong. Changes are sent in batches, a few milliseconds after the first. Every second a digest
+//! lets the other routers find out whether they lost a message. A router that joins requests the state of all others. A
+//! router that left discovery, or sent nothing for ten seconds, is forgotten whole.
+//!
+//! When the actor fails, the next one requests the state of all others. What this router has published outlasts the
+//! failure: the others compare sequence numbers with it.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -15,6 +18,7 @@ use actix::prelude::*;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use parking_lot::Mutex;
 use signalbox_discovery::Discovery;
 use signalbox_event_plane::Broadcast;
 use signalbox_protocol::{ReplicaMessage, ReplicaUpdate, RouterCard, RouterId};
@@ -24,23 +28,23 @@ use tracing::{debug, info};
 use crate::{
     load::LoadTable,
     roster::RosterView,
-    worker_roster::{RegisterReplica, RosterChanged, WorkerRoster},
+    worker_roster::{RosterChanged, RosterListeners},
 };
 use peers::{Peers, PublishedLoad, WorkerIncarnation};
 
 mod peers;
 
-/// What changes within this time goes out together: far less than the 100 ms after which another router should know,
-/// and at most 200 messages a second.
+/// Changes within this time are sent together: at most 200 messages a second, and far less than the 100 ms within which
+/// the other routers should have a change.
 const BATCH_WINDOW: Duration = Duration::from_millis(5);
 
-/// How often the others can see whether they missed something.
+/// How often the others can find out whether they lost a message.
 const DIGEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How a router takes part.
+/// How a router takes part in replica sync.
 #[derive(Debug, Clone)]
 pub struct ReplicaConfig {
-    /// This incarnation of this router; the name it registers under.
+    /// This incarnation of this router: the id that it registers.
     pub id: RouterId,
     /// Carries the messages.
     pub broadcast: Arc<dyn Broadcast>,
@@ -52,20 +56,18 @@ pub(crate) struct ReplicaSync {
     config: ReplicaConfig,
     load: LoadTable,
     view: Arc<ArcSwap<RosterView>>,
-    roster: Addr<WorkerRoster>,
-    /// Tells which routers are registered.
+    listeners: RosterListeners,
+    /// The sources of the registered routers.
     discovery: Vec<Arc<dyn Discovery>>,
-    models: HashMap<String, ModelSync>,
+    published: PublishedLoads,
+    /// The load of the other routers, by model.
+    peers: HashMap<String, Peers>,
 }
 
-/// What is said of one model.
-#[derive(Debug, Default)]
-struct ModelSync {
-    own: PublishedLoad,
-    peers: Peers,
-}
+/// What this router has published, by model. Kept apart from the actor, so that it outlasts its failure. Clone = handle.
+pub(crate) type PublishedLoads = Arc<Mutex<HashMap<String, PublishedLoad>>>;
 
-/// A message came in on a model's topic.
+/// A message arrived on a model's topic.
 struct ReceivedMessage {
     model: Arc<str>,
     bytes: Bytes,
@@ -74,7 +76,7 @@ struct ReceivedMessage {
 /// This router's load changed.
 struct LoadChanged;
 
-/// Who was registered and who is now.
+/// The routers that were registered, and those that are now.
 struct RoutersChange {
     before: Arc<BTreeMap<RouterId, RouterCard>>,
     now: Arc<BTreeMap<RouterId, RouterCard>>,
@@ -85,27 +87,30 @@ impl ReplicaSync {
         config: ReplicaConfig,
         load: LoadTable,
         view: Arc<ArcSwap<RosterView>>,
-        roster: Addr<WorkerRoster>,
+        listeners: RosterListeners,
         discovery: Vec<Arc<dyn Discovery>>,
+        published: PublishedLoads,
     ) -> Self {
         Self {
             config,
             load,
             view,
-            roster,
+            listeners,
             discovery,
-            models: HashMap::new(),
+            published,
+            peers: HashMap::new(),
         }
     }
 
-    /// Begins to speak and listen of models that are new.
+    /// Starts to listen on the topics of new models, and requests what the other routers have in flight for them.
     fn follow_models(&mut self, ctx: &mut Context<Self>) {
         let view = self.view.load_full();
         for name in view.models.keys() {
-            if self.models.contains_key(name) {
+            if self.peers.contains_key(name) {
                 continue;
             }
-            self.models.insert(name.clone(), ModelSync::default());
+            self.peers.insert(name.clone(), Peers::default());
+            self.published.lock().entry(name.clone()).or_default();
             let listener = self.config.broadcast.listen(name);
             let model: Arc<str> = name.as_str().into();
             ctx.add_stream(stream::unfold(
@@ -123,10 +128,11 @@ impl ReplicaSync {
         }
     }
 
-    fn publish_changes(&mut self) {
+    /// Sends what has changed in this router's load since the last call.
+    fn publish_changes(&self) {
         let view = self.view.load_full();
-        let mut update = Vec::new();
-        for (model, sync) in &mut self.models {
+        let mut updates = Vec::new();
+        for (model, published) in &mut *self.published.lock() {
             let now = view
                 .workers
                 .iter()
@@ -137,9 +143,9 @@ impl ReplicaSync {
                         self.load.get(worker.slot).own(),
                     )
                 });
-            update.extend(sync.own.changes(now).map(|changes| (model.clone(), changes)));
+            updates.extend(published.changes(now).map(|changes| (model.clone(), changes)));
         }
-        for (model, changes) in update {
+        for (model, changes) in updates {
             self.send(&model, changes);
         }
     }
@@ -151,13 +157,13 @@ impl ReplicaSync {
         };
         match serde_json::to_vec(&message) {
             Ok(json) => self.config.broadcast.send(model, json.into()),
-            Err(error) => debug!(%error, "a message to other routers could not be written"),
+            Err(error) => debug!(%error, "a message to other routers cannot be encoded"),
         }
     }
 
-    /// Counts anew what other routers have on these workers.
+    /// Counts anew what the other routers have in flight on these workers.
     fn recount(&self, model: &str, workers: impl IntoIterator<Item = WorkerIncarnation>) {
-        let Some(sync) = self.models.get(model) else {
+        let Some(peers) = self.peers.get(model) else {
             return;
         };
         let view = self.view.load();
@@ -168,13 +174,20 @@ impl ReplicaSync {
             if let Some(worker) = place.ok().and_then(|place| view.workers.get(place))
                 && worker.card.epoch == incarnation.1
             {
-                self.load.set_others(worker.slot, sync.peers.load(&incarnation));
+                self.load.set_others(worker.slot, peers.load(&incarnation));
             }
         }
     }
 
+    /// Counts anew what the other routers have in flight on every present worker.
+    fn recount_all(&self) {
+        for worker in &self.view.load().workers {
+            self.recount(&worker.card.model, [(worker.card.id.clone(), worker.card.epoch)]);
+        }
+    }
+
     fn receive(&mut self, model: &str, message: ReplicaMessage) {
-        let Some(sync) = self.models.get_mut(model) else {
+        let Some(peers) = self.peers.get_mut(model) else {
             return;
         };
         let ReplicaMessage { origin, update } = message;
@@ -183,12 +196,11 @@ impl ReplicaSync {
         }
         if let ReplicaUpdate::Ask { of } = &update {
             if of.as_ref().is_none_or(|of| *of == self.config.id) {
-                let state = sync.own.state();
-                self.send(model, state);
+                self.send_published(model, PublishedLoad::state);
             }
             return;
         }
-        let effect = sync.peers.receive(&origin, update, Instant::now());
+        let effect = peers.receive(&origin, update, Instant::now());
         self.recount(model, effect.changed);
         if let Some(of) = effect.ask {
             metrics::counter!("signalbox_replica_resyncs_total").increment(1);
@@ -196,28 +208,34 @@ impl ReplicaSync {
         }
     }
 
-    /// Lets others check what they know, and forgets those that are silent.
+    fn send_published(&self, model: &str, update: impl Fn(&PublishedLoad) -> ReplicaUpdate) {
+        let update = self.published.lock().get(model).map(update);
+        if let Some(update) = update {
+            self.send(model, update);
+        }
+    }
+
+    /// Lets the others check their copy of this router's load, and forgets those that have become silent.
     fn exchange_digests(&mut self) {
-        let models: Vec<String> = self.models.keys().cloned().collect();
+        let models: Vec<String> = self.peers.keys().cloned().collect();
         let mut counted = HashSet::new();
         for model in models {
-            let Some(sync) = self.models.get_mut(&model) else {
+            let Some(peers) = self.peers.get_mut(&model) else {
                 continue;
             };
-            let digest = sync.own.digest();
-            let changed = sync.peers.expire(Instant::now());
-            counted.extend(sync.peers.origins().cloned());
+            let changed = peers.expire(Instant::now());
+            counted.extend(peers.origins().cloned());
             self.recount(&model, changed);
-            self.send(&model, digest);
+            self.send_published(&model, PublishedLoad::digest);
         }
         metrics::gauge!("signalbox_replicas").set(counted.len() as f64);
     }
 
     fn forget(&mut self, origin: &RouterId) {
         let forgotten: Vec<_> = self
-            .models
+            .peers
             .iter_mut()
-            .map(|(model, sync)| (model.clone(), sync.peers.forget(origin)))
+            .map(|(model, peers)| (model.clone(), peers.forget(origin)))
             .collect();
         for (model, workers) in forgotten {
             self.recount(&model, workers);
@@ -229,12 +247,11 @@ impl Actor for ReplicaSync {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "a control message, once in the actor's incarnation"
-        )]
-        self.roster.do_send(RegisterReplica(ctx.address().recipient()));
+        self.listeners.register(ctx.address().recipient());
         self.follow_models(ctx);
+        // After a failure: the counts are those of the failed actor, and it may have missed a change of this router's load.
+        self.recount_all();
+        self.publish_changes();
         ctx.add_stream(stream::unfold(self.load.clone(), async |load| {
             load.changed().await;
             tokio::time::sleep(BATCH_WINDOW).await;
@@ -247,7 +264,7 @@ impl Actor for ReplicaSync {
     }
 }
 
-/// Who is registered, at every change; the sender lives as long as discovery.
+/// The registered routers, at every change. The stream ends with discovery.
 fn registrations(
     routers: watch::Receiver<Arc<BTreeMap<RouterId, RouterCard>>>,
 ) -> impl Stream<Item = RoutersChange> {
@@ -265,7 +282,7 @@ fn registrations(
 impl StreamHandler<RoutersChange> for ReplicaSync {
     fn handle(&mut self, change: RoutersChange, _: &mut Self::Context) {
         for id in change.before.keys().filter(|id| !change.now.contains_key(*id)) {
-            info!(router.id = %id, "router left; its load counts no more");
+            info!(router.id = %id, "router left; its load no longer counts");
             self.forget(id);
         }
     }
@@ -286,7 +303,7 @@ impl StreamHandler<ReceivedMessage> for ReplicaSync {
         match serde_json::from_slice(&received.bytes) {
             Ok(message) => self.receive(&received.model, message),
             Err(error) => {
-                debug!(model = %received.model, %error, "a message of another router could not be read")
+                debug!(model = %received.model, %error, "a message of another router cannot be read")
             }
         }
     }
@@ -299,9 +316,18 @@ impl Handler<RosterChanged> for ReplicaSync {
 
     fn handle(&mut self, _: RosterChanged, ctx: &mut Self::Context) {
         self.follow_models(ctx);
-        let view = self.view.load_full();
-        for worker in &view.workers {
-            self.recount(&worker.card.model, [(worker.card.id.clone(), worker.card.epoch)]);
-        }
+        self.recount_all();
     }
 }
+
+#[cfg(test)]
+impl Handler<crate::supervisor::Panic> for ReplicaSync {
+    type Result = ();
+
+    fn handle(&mut self, _: crate::supervisor::Panic, _: &mut Self::Context) {
+        panic!("this panic is part of the test");
+    }
+}
+
+#[cfg(test)]
+mod tests;

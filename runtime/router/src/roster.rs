@@ -1,34 +1,37 @@
-//! Who is present, what they serve, and whether they may be given work.
+//! Which workers are present, which model each serves, and whether it may be given requests.
 //!
-//! [`Roster`] is the pure state behind the `WorkerRoster` actor: it gives every worker a dense slot, groups workers
-//! by model, and publishes an immutable [`RosterView`] after each change. Decisions read the view and nothing else.
+//! [`Roster`] is the pure state behind the `WorkerRoster` actor. It gives every worker a dense slot, groups the workers
+//! by model, and makes an immutable [`RosterView`] after each change. Decisions read the view and nothing else.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::Deref,
     sync::{Arc, atomic::AtomicU64},
 };
 
+use signalbox_discovery::Departure;
 use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{BlockHasher, WorkerCard, WorkerEpoch, WorkerId, WorkerRole};
 use signalbox_tokenize::ModelText;
 
 use crate::load::MAX_WORKERS;
 
-/// Most models remembered, so that cards with ever new model names cannot fill the memory.
+/// Most models kept, so that cards with ever new model names cannot fill the memory.
 const MAX_MODELS: usize = 1_024;
 
-/// Everything a decision needs to know of workers and models at one moment.
+/// Everything that a decision reads about workers and models, at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct RosterView {
-    /// By the name clients ask for. Models whose workers all left stay, so that a client is told "no worker now"
-    /// rather than "no such model".
+    /// The models by the name that clients request. A model stays when its last worker leaves, so that the error for a
+    /// client is "no worker now" rather than "no such model".
     pub(crate) models: HashMap<String, Arc<ModelEntry>>,
-    /// Everybody, ready or not, by name.
+    /// Every present worker, ready or not, ordered by id.
     pub(crate) workers: Vec<WorkerEntry>,
+    /// How many slots have been given out. A slot below this number that no present worker has is vacant.
+    pub(crate) slots: u32,
 }
 
-/// A model and the workers that may be given work for it.
+/// A model and the workers that may be given requests for it.
 #[derive(Debug)]
 pub(crate) struct ModelEntry {
     pub(crate) name: String,
@@ -38,25 +41,26 @@ pub(crate) struct ModelEntry {
     pub(crate) block_size: u32,
     pub(crate) artifacts_digest: String,
     pub(crate) text: Arc<ModelText>,
-    /// Decisions made for the model by this process so far: round robin counts with it.
+    /// How many decisions this process has made for the model. Round robin uses it as its counter.
     pub(crate) decisions: Arc<AtomicU64>,
-    /// Ready workers, ordered by name. Policies are promised no order of rows (`wit/types.wit`).
+    /// The ready workers, ordered by id. Policies are promised no order of rows (`wit/types.wit`).
     pub(crate) workers: ReadyWorkers,
 }
 
-/// The workers that may be given work, and beside them what every decision reads of each.
+/// The workers that may be given requests, and the columns that every decision reads of them.
 #[derive(Debug, Default)]
 pub(crate) struct ReadyWorkers {
     entries: Vec<WorkerEntry>,
     columns: WorkerColumns,
 }
 
-/// What a decision reads of workers that does not change while they are present: a row for each, in their order.
+/// The properties of workers that do not change while they are present. Each column has one row for each worker, in
+/// the order of the workers.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerColumns {
     pub(crate) slots: Vec<u32>,
     pub(crate) kv_blocks: Vec<u32>,
-    /// Most requests a worker takes, running and waiting.
+    /// Most requests that a worker accepts, running and waiting together.
     pub(crate) most_requests: Vec<u32>,
     pub(crate) roles: Vec<WorkerRole>,
 }
@@ -97,20 +101,20 @@ pub(crate) struct WorkerEntry {
     pub(crate) slot: WorkerSlot,
     pub(crate) card: Arc<WorkerCard>,
     pub(crate) phase: WorkerPhase,
-    /// Whether discovery lists it; where not, it is present by its connection alone.
+    /// Whether discovery lists the worker. An unlisted worker is present only while its connection answers.
     pub(crate) listed: bool,
 }
 
-/// Whether a worker may be given work.
+/// Whether a worker may be given requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkerPhase {
-    /// Its tokenizer is on the way here.
+    /// Not yet: its tokenizer is being loaded.
     Preparing,
-    /// It may.
+    /// Yes.
     Ready,
-    /// It finishes what it has and leaves.
+    /// No longer: it finishes the requests that it has, and leaves.
     Draining,
-    /// Its card contradicts that of the model's other workers.
+    /// No: its card contradicts the cards of the model's other workers.
     Refused,
 }
 
@@ -121,13 +125,33 @@ impl ModelEntry {
     }
 }
 
-/// Why a worker is not taken in.
+/// Why a worker cannot join.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RosterError {
-    #[error("worker {0} is present already in this or a later epoch")]
+    #[error("worker {0} is present already, in this epoch or a later one")]
     Known(WorkerId),
-    #[error("{MAX_WORKERS} workers are present; worker {0} is one too many")]
+    #[error("{MAX_WORKERS} workers are present, which is the most; worker {0} is one too many")]
     Full(WorkerId),
+}
+
+/// How a worker joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Joined {
+    /// It is new, and has this slot. If another incarnation of it was present, this one took its place.
+    New(WorkerSlot),
+    /// It was present, but unlisted; discovery lists it again.
+    Relisted,
+}
+
+/// What happened to a worker that discovery no longer lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Departed {
+    /// It left.
+    Left,
+    /// It stays present, unlisted, for as long as its connection answers.
+    Kept,
+    /// This incarnation was not present.
+    Unknown,
 }
 
 /// The changeable state.
@@ -135,37 +159,70 @@ pub(crate) enum RosterError {
 pub(crate) struct Roster {
     workers: BTreeMap<WorkerId, WorkerEntry>,
     models: HashMap<String, Arc<ModelEntry>>,
-    /// Slots given out so far; those of workers that left wait in `vacant`.
+    /// How many slots have been given out. The slots of workers that left are in `vacant`.
     slots: u32,
     vacant: Vec<WorkerSlot>,
 }
 
 impl Roster {
-    /// Takes in a worker that may not be given work yet. `is_unused` tells whether no request of a slot's previous
-    /// worker is under way any more; only then is the slot given again.
+    /// The state that made a view, for an actor that takes over from a failed one.
+    ///
+    /// Each worker keeps its slot and its phase. Each is unlisted until discovery lists it again: a worker that left
+    /// in the meantime is never reported as left, and stays only while its connection answers.
+    pub(crate) fn restore(view: &RosterView) -> Self {
+        let unlisted = |entry: &WorkerEntry| {
+            let entry = WorkerEntry {
+                listed: false,
+                ..entry.clone()
+            };
+            (entry.card.id.clone(), entry)
+        };
+        let taken: HashSet<_> = view.workers.iter().map(|entry| entry.slot).collect();
+        let slots = (0..view.slots).map(WorkerSlot);
+        Self {
+            workers: view.workers.iter().map(unlisted).collect(),
+            models: view.models.clone(),
+            slots: view.slots,
+            vacant: slots.filter(|slot| !taken.contains(slot)).collect(),
+        }
+    }
+
+    /// Every present worker, ordered by id.
+    pub(crate) fn workers(&self) -> impl Iterator<Item = &WorkerEntry> {
+        self.workers.values()
+    }
+
+    /// Discovery lists a worker. A new one may not be given requests until it is [`ready`](Self::ready).
+    ///
+    /// A vacant slot is given out again only if `is_unused` returns true for it: no request of the slot's previous worker
+    /// may be under way. An error changes nothing.
     pub(crate) fn join(
         &mut self,
         card: Arc<WorkerCard>,
         is_unused: impl Fn(WorkerSlot) -> bool,
-    ) -> Result<WorkerSlot, RosterError> {
-        if self
-            .workers
-            .get(&card.id)
-            .is_some_and(|known| known.card.epoch >= card.epoch)
-        {
-            return Err(RosterError::Known(card.id.clone()));
+    ) -> Result<Joined, RosterError> {
+        if let Some(known) = self.workers.get_mut(&card.id) {
+            if !known.listed && known.card == card {
+                known.listed = true;
+                return Ok(Joined::Relisted);
+            }
+            if known.listed && known.card.epoch >= card.epoch {
+                return Err(RosterError::Known(card.id.clone()));
+            }
         }
-        if let Some(earlier) = self.workers.remove(&card.id) {
-            self.vacant.push(earlier.slot);
-        }
+        let earlier_slot = self.workers.get(&card.id).map(|earlier| earlier.slot);
         let slot = match self.vacant.iter().position(|slot| is_unused(*slot)) {
             Some(place) => self.vacant.swap_remove(place),
             None if self.slots < MAX_WORKERS => {
                 self.slots += 1;
                 WorkerSlot(self.slots - 1)
             }
-            None => return Err(RosterError::Full(card.id.clone())),
+            None => earlier_slot
+                .filter(|slot| is_unused(*slot))
+                .ok_or_else(|| RosterError::Full(card.id.clone()))?,
         };
+        self.vacant
+            .extend(earlier_slot.filter(|earlier| *earlier != slot));
         let entry = WorkerEntry {
             slot,
             card: card.clone(),
@@ -173,10 +230,10 @@ impl Roster {
             listed: true,
         };
         self.workers.insert(card.id.clone(), entry);
-        Ok(slot)
+        Ok(Joined::New(slot))
     }
 
-    /// The text side of a model that is served already, where a worker with this card agrees with it.
+    /// The tokenizer and chat template that this card names, if a worker with the same ones has joined before.
     pub(crate) fn known_text(&self, card: &WorkerCard) -> Option<Arc<ModelText>> {
         let model = self
             .models
@@ -185,18 +242,19 @@ impl Roster {
         Some(model.text.clone())
     }
 
-    /// The worker may be given work, unless its card contradicts the model's other workers.
+    /// The worker may be given requests from now on, unless its card contradicts the cards of the model's other workers.
     ///
-    /// Returns its phase now; `None` where this life of the worker left meanwhile.
+    /// Returns its new phase; `None` if this incarnation of the worker left in the meantime.
     pub(crate) fn ready(
         &mut self,
         card: &WorkerCard,
         text: Arc<ModelText>,
         now_unix: u64,
     ) -> Option<WorkerPhase> {
-        let is_here = |entry: &&mut WorkerEntry| entry.card.epoch == card.epoch;
-        // Who left defines no model.
-        self.workers.get_mut(&card.id).filter(is_here)?;
+        // A worker that left must not define a model.
+        self.workers
+            .get(&card.id)
+            .filter(|entry| entry.card.epoch == card.epoch)?;
         let phase = if self.fit_model(card, text, now_unix) {
             WorkerPhase::Ready
         } else {
@@ -206,7 +264,7 @@ impl Roster {
         Some(phase)
     }
 
-    /// Whether `card` agrees with its model, which it defines where no other worker serves it now.
+    /// Whether `card` agrees with its model. If no ready worker serves the model, the card defines it.
     fn fit_model(&mut self, card: &WorkerCard, text: Arc<ModelText>, now_unix: u64) -> bool {
         let served =
             |entry: &WorkerEntry| entry.card.model == card.model && entry.phase == WorkerPhase::Ready;
@@ -232,30 +290,68 @@ impl Roster {
         true
     }
 
-    /// The worker finishes what it has; returns whether that is news.
-    pub(crate) fn drain(&mut self, id: &WorkerId, epoch: WorkerEpoch) -> bool {
-        match self.workers.get_mut(id) {
-            Some(entry) if entry.card.epoch == epoch && entry.phase == WorkerPhase::Ready => {
-                entry.phase = WorkerPhase::Draining;
-                true
-            }
-            _ => false,
+    /// Discovery no longer lists a worker. `answers`: whether the control link to this incarnation is up.
+    pub(crate) fn depart(
+        &mut self,
+        id: &WorkerId,
+        epoch: WorkerEpoch,
+        departure: Departure,
+        answers: bool,
+    ) -> Departed {
+        if departure == Departure::LeaseEnded
+            && answers
+            && let Some(entry) = self.workers.get_mut(id)
+            && entry.card.epoch == epoch
+        {
+            entry.listed = false;
+            return Departed::Kept;
+        }
+        match self.leave(id, epoch) {
+            Some(_) => Departed::Left,
+            None => Departed::Unknown,
         }
     }
 
-    /// Discovery lists the worker, or does no more; returns whether that is news.
-    pub(crate) fn set_listed(&mut self, id: &WorkerId, listed: bool) -> bool {
-        self.workers
-            .get_mut(id)
-            .is_some_and(|entry| std::mem::replace(&mut entry.listed, listed) != listed)
+    /// The worker at this address drains. Returns its card if it was ready until now.
+    pub(crate) fn drain(&mut self, address: &str) -> Option<Arc<WorkerCard>> {
+        let entry = self
+            .workers
+            .values_mut()
+            .find(|entry| entry.card.address == address)?;
+        if entry.phase != WorkerPhase::Ready {
+            return None;
+        }
+        entry.phase = WorkerPhase::Draining;
+        Some(entry.card.clone())
     }
 
-    /// Whether discovery lists the worker; an absent one counts as listed.
-    pub(crate) fn is_listed(&self, id: &WorkerId) -> bool {
-        self.workers.get(id).is_none_or(|entry| entry.listed)
+    /// The control link to this address is down: the worker there leaves if it is unlisted. Returns its card.
+    pub(crate) fn lose(&mut self, address: &str) -> Option<Arc<WorkerCard>> {
+        self.leave_unlisted(address, |_| true)
     }
 
-    /// The worker is gone; returns the slot that is vacant now.
+    /// The control link to this address is up, and the worker there has this epoch. If the roster has it unlisted in
+    /// another epoch, that incarnation leaves. Returns its card.
+    pub(crate) fn reach(&mut self, address: &str, epoch: WorkerEpoch) -> Option<Arc<WorkerCard>> {
+        self.leave_unlisted(address, |card| card.epoch != epoch)
+    }
+
+    fn leave_unlisted(
+        &mut self,
+        address: &str,
+        may_leave: impl Fn(&WorkerCard) -> bool,
+    ) -> Option<Arc<WorkerCard>> {
+        let card = self
+            .workers
+            .values()
+            .find(|entry| entry.card.address == address)
+            .filter(|entry| !entry.listed && may_leave(&entry.card))
+            .map(|entry| entry.card.clone())?;
+        self.leave(&card.id, card.epoch);
+        Some(card)
+    }
+
+    /// Removes an incarnation of a worker. Returns the slot that is vacant now.
     pub(crate) fn leave(&mut self, id: &WorkerId, epoch: WorkerEpoch) -> Option<WorkerSlot> {
         let slot = self
             .workers
@@ -267,7 +363,7 @@ impl Roster {
         Some(slot)
     }
 
-    /// What decisions shall see from now on.
+    /// What decisions read from now on.
     pub(crate) fn view(&self) -> RosterView {
         let workers: Vec<_> = self.workers.values().cloned().collect();
         let models = self.models.iter().map(|(name, model)| {
@@ -288,6 +384,10 @@ impl Roster {
         RosterView {
             models: models.collect(),
             workers,
+            slots: self.slots,
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,9 +16,10 @@ use tokio::sync::watch;
 use crate::{
     load::{EventState, LoadTable},
     policy_replicator::PolicyReplicator,
-    replica_sync::{ReplicaConfig, ReplicaSync},
+    replica_sync::{PublishedLoads, ReplicaConfig, ReplicaSync},
     roster::{ModelEntry, RosterView, WorkerEntry, WorkerPhase},
-    worker_roster::WorkerRoster,
+    supervisor::ActorHandle,
+    worker_roster::{RosterListeners, WorkerRoster},
     worker_session::SessionContext,
 };
 
@@ -52,7 +53,12 @@ pub struct Router {
     pub(crate) index: SharedKvIndex,
     pub(crate) load: LoadTable,
     pub(crate) links: LinkConfig,
-    pub(crate) roster: Addr<WorkerRoster>,
+    /// The actors that follow the view.
+    pub(crate) roster_listeners: RosterListeners,
+    /// Held so that the actor is started again if it fails.
+    _roster: ActorHandle<WorkerRoster>,
+    /// Held likewise.
+    _replica_sync: Option<ActorHandle<ReplicaSync>>,
     planes: Arc<[(&'static str, watch::Receiver<PlaneStatus>)]>,
     policies: PolicyReplicator,
     arbiter: ArbiterHandle,
@@ -142,15 +148,33 @@ impl Router {
             present: Arc::default(),
         };
         let arbiter = Arbiter::new().handle();
-        let (discovery, roster_view) = (config.discovery.clone(), view.clone());
-        let roster =
-            WorkerRoster::start_in_arbiter(&arbiter, |_| WorkerRoster::new(session, discovery, roster_view));
-        if let Some(replicas) = config.replicas {
-            let (load, view, roster) = (load.clone(), view.clone(), roster.clone());
-            ReplicaSync::start_in_arbiter(&arbiter, |_| {
-                ReplicaSync::new(replicas, load, view, roster, config.discovery)
-            });
-        }
+        let roster_listeners = RosterListeners::default();
+        let roster = {
+            let (discovery, view) = (config.discovery.clone(), view.clone());
+            let listeners = roster_listeners.clone();
+            ActorHandle::start_in_arbiter(&arbiter, "worker_roster", move || {
+                WorkerRoster::new(
+                    session.clone(),
+                    discovery.clone(),
+                    view.clone(),
+                    listeners.clone(),
+                )
+            })
+        };
+        let replica_sync = config.replicas.map(|replicas| {
+            let (load, view, listeners) = (load.clone(), view.clone(), roster_listeners.clone());
+            let published = PublishedLoads::default();
+            ActorHandle::start_in_arbiter(&arbiter, "replica_sync", move || {
+                ReplicaSync::new(
+                    replicas.clone(),
+                    load.clone(),
+                    view.clone(),
+                    listeners.clone(),
+                    config.discovery.clone(),
+                    published.clone(),
+                )
+            })
+        });
         let policies = PolicyReplicator::new(config.policies, config.policy_store);
         // An arbiter refuses a task only after it has stopped, and this one has just started.
         arbiter.spawn(policies.clone().follow());
@@ -159,7 +183,9 @@ impl Router {
             index,
             load,
             links: config.links,
-            roster,
+            roster_listeners,
+            _roster: roster,
+            _replica_sync: replica_sync,
             planes: config.planes.into(),
             policies,
             arbiter,

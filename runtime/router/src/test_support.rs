@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     RouteRequest,
-    roster::{ModelEntry, Roster, WorkerEntry, WorkerPhase},
+    roster::{Joined, ModelEntry, Roster, WorkerEntry, WorkerPhase},
 };
 
 /// Far longer than anything in a test takes, and short enough to see a test that hangs.
@@ -52,9 +52,12 @@ pub(crate) fn text() -> Arc<ModelText> {
 
 /// A worker that is present and ready.
 pub(crate) fn join(roster: &mut Roster, card: &Arc<WorkerCard>) -> WorkerSlot {
-    let slot = roster.join(card.clone(), |_| true).unwrap();
+    let joined = roster.join(card.clone(), |_| true).unwrap();
     roster.ready(card, text(), 1);
-    slot
+    match joined {
+        Joined::New(slot) => slot,
+        Joined::Relisted => panic!("the worker is present already"),
+    }
 }
 
 /// The ready worker `worker-SLOT` at an address.

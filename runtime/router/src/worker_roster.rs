@@ -1,11 +1,14 @@
-//! Takes workers in and lets them go: the actor around [`Roster`].
+//! Lets workers join and leave: the actor around [`Roster`].
 //!
-//! It reads discovery, prepares each newcomer (a control link, its tokenizer, its KV events), and publishes the new
-//! view; replicas are told, so that they open links ahead of the first request. One a process, on an arbiter of its
-//! own, away from the HTTP threads.
+//! It follows discovery, prepares each new worker (a control link, its tokenizer, its KV events), and publishes the new
+//! view. Replicas get a [`RosterChanged`] then, so that they open links ahead of the first request. A process has one, on
+//! an arbiter apart from the HTTP threads.
 //!
-//! A worker whose lease ended is kept for as long as its connection answers: an etcd that is unwell must not take away
-//! workers that are well.
+//! A worker whose lease ended is kept for as long as its connection answers: an etcd that fails must not remove workers
+//! that work.
+//!
+//! When the actor fails, the view stays published. The next one continues from that view and follows discovery anew; the
+//! sessions of the failed one end with it, and their credit in the KV index with them (K-1).
 
 use std::{
     collections::HashMap,
@@ -16,7 +19,9 @@ use std::{
 use actix::prelude::*;
 use arc_swap::ArcSwap;
 use futures_util::stream;
+use parking_lot::Mutex;
 use signalbox_discovery::{Departure, Discovery, WorkerChange};
+use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_request_plane::{LinkEvent, LinkHandle, LinkState};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
@@ -24,20 +29,17 @@ use tracing::{info, warn};
 
 use crate::{
     fetch::fetch,
-    roster::{Roster, RosterView, WorkerPhase},
+    roster::{Departed, Joined, Roster, RosterView, WorkerPhase},
     tokenizer_loads::TokenizerLoads,
     worker_session::{SessionContext, WorkerSession},
 };
 
-/// Largest tokenizer and template taken from a worker.
+/// Largest tokenizer and template accepted from a worker.
 const MAX_ARTIFACT_BYTES: usize = 128 << 20;
 
-/// Wait before a tokenizer is asked for again, doubled up to the longest after each failure.
+/// Wait before a tokenizer is requested again, doubled up to the longest after each failure.
 const ARTIFACT_RETRY: Duration = Duration::from_millis(100);
 const ARTIFACT_RETRY_MAX: Duration = Duration::from_secs(5);
-
-/// How often the actors of sessions are looked after.
-const SUPERVISION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Messages that may wait: link events come from as many links as there are workers.
 const MAILBOX: usize = 4_096;
@@ -47,77 +49,98 @@ const MAILBOX: usize = 4_096;
 pub(crate) struct WorkerRoster {
     roster: Roster,
     sessions: HashMap<WorkerId, WorkerSession>,
-    texts: TokenizerLoads,
-    shared: SessionContext,
+    tokenizer_loads: TokenizerLoads,
+    context: SessionContext,
     discovery: Vec<Arc<dyn Discovery>>,
     view: Arc<ArcSwap<RosterView>>,
-    replicas: Vec<Recipient<RosterChanged>>,
+    listeners: RosterListeners,
 }
 
-/// Tells a replica that the view changed. A hint: the view itself is read at every decision.
+/// The view changed. Only a hint: every decision reads the view itself.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct RosterChanged;
 
-/// A replica wants to be told of changes.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct RegisterReplica(pub(crate) Recipient<RosterChanged>);
+/// The actors that receive [`RosterChanged`]. They are kept apart from the roster's actor, and so outlast its failure.
+/// Clone = handle.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RosterListeners(Arc<Mutex<Vec<Recipient<RosterChanged>>>>);
+
+impl RosterListeners {
+    /// From now on `listener` receives a [`RosterChanged`] after each change. Read the view after this call.
+    pub(crate) fn register(&self, listener: Recipient<RosterChanged>) {
+        self.0.lock().push(listener);
+    }
+
+    fn notify(&self) {
+        let mut listeners = self.0.lock();
+        // A closed mailbox belongs to an actor that ended; a full one needs no second hint.
+        listeners.retain(|listener| listener.connected());
+        for listener in listeners.iter() {
+            let _ = listener.try_send(RosterChanged);
+        }
+    }
+}
 
 impl WorkerRoster {
+    /// An actor that continues from the published view, which is empty at first.
     pub(crate) fn new(
-        shared: SessionContext,
+        context: SessionContext,
         discovery: Vec<Arc<dyn Discovery>>,
         view: Arc<ArcSwap<RosterView>>,
+        listeners: RosterListeners,
     ) -> Self {
         Self {
-            roster: Roster::default(),
+            roster: Roster::restore(&view.load()),
             sessions: HashMap::new(),
-            texts: TokenizerLoads::default(),
-            shared,
+            tokenizer_loads: TokenizerLoads::default(),
+            context,
             discovery,
             view,
-            replicas: Vec::new(),
+            listeners,
         }
     }
 
-    fn joined(&mut self, ctx: &mut Context<Self>, card: Arc<WorkerCard>) {
-        if self.roster.set_listed(&card.id, true)
-            && let Some(session) = self.sessions.get(&card.id)
-        {
-            if session.card == card {
-                info!(worker.id = %card.id, "worker is listed again");
-                return self.publish();
+    fn joined(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>) {
+        let load = &self.context.load;
+        let is_unused = |slot| load.get(slot).requests == 0;
+        match self.roster.join(card.clone(), is_unused) {
+            Ok(Joined::New(slot)) => {
+                info!(worker.id = %card.id, model = %card.model, address = %card.address, engine = %card.engine, "worker joined");
+                self.start_session(ctx, card, slot);
+                self.prepare(ctx, card);
             }
-            let (id, epoch) = (session.card.id.clone(), session.card.epoch);
-            self.drop_worker(&id, epoch, "another card took its place");
-        }
-        let load = self.shared.load.clone();
-        let slot = match self
-            .roster
-            .join(card.clone(), |slot| load.get(slot).requests == 0)
-        {
-            Ok(slot) => slot,
-            Err(error) => return warn!(%error, "worker not taken in"),
-        };
-        // An earlier life's session ends before the new one begins, and its blocks with it.
-        self.sessions.remove(&card.id);
-        let session =
-            WorkerSession::start(card.clone(), slot, self.shared.clone(), ctx.address().recipient());
-        self.sessions.insert(card.id.clone(), session);
-        info!(worker.id = %card.id, model = %card.model, address = %card.address, engine = %card.engine, "worker joined");
-        match self.roster.known_text(&card) {
-            Some(text) => self.prepared(&card, text),
-            None if self.texts.wait(card.clone()) => {
-                self.load_text(ctx, &card.artifacts_digest, ARTIFACT_RETRY)
-            }
-            None => {}
+            Ok(Joined::Relisted) => info!(worker.id = %card.id, "worker is listed again"),
+            Err(error) => return warn!(%error, "worker not accepted"),
         }
         self.publish();
     }
 
-    /// Has one of the workers that wait for a tokenizer give it; where that fails, the next one, and so on until one
-    /// could or none is left.
+    fn start_session(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>, slot: WorkerSlot) {
+        // The session of an earlier incarnation ends before the new one starts, and its credit with it.
+        self.sessions.remove(&card.id);
+        let session = WorkerSession::start(
+            card.clone(),
+            slot,
+            self.context.clone(),
+            ctx.address().recipient(),
+        );
+        self.sessions.insert(card.id.clone(), session);
+    }
+
+    /// Makes a new worker ready, now or when its tokenizer is loaded.
+    fn prepare(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>) {
+        match self.roster.known_text(card) {
+            Some(text) => self.prepared(card, text),
+            None if self.tokenizer_loads.wait(card.clone()) => {
+                self.load_text(ctx, &card.artifacts_digest, ARTIFACT_RETRY);
+            }
+            None => {}
+        }
+    }
+
+    /// Loads a tokenizer from one of the workers that wait for it. If that fails, tries the next worker, until one
+    /// supplies the tokenizer or none is left.
     fn load_text(&mut self, ctx: &mut Context<Self>, digest: &str, retry: Duration) {
         let sessions = &self.sessions;
         let is_present = |card: &WorkerCard| {
@@ -125,7 +148,7 @@ impl WorkerRoster {
                 .get(&card.id)
                 .is_some_and(|session| session.card.epoch == card.epoch)
         };
-        let Some(card) = self.texts.next(digest, is_present) else {
+        let Some(card) = self.tokenizer_loads.next(digest, is_present) else {
             return;
         };
         let Some(link) = self.sessions.get(&card.id).map(|session| session.link.clone()) else {
@@ -135,7 +158,7 @@ impl WorkerRoster {
         ctx.spawn(loaded.map(move |text, actor, ctx| match text {
             Ok(text) => actor.loaded(&card.artifacts_digest, &text),
             Err(reason) => {
-                warn!(worker.id = %card.id, reason, "a worker's tokenizer could not be loaded; trying again");
+                warn!(worker.id = %card.id, reason, retry_in = ?retry, "a worker's tokenizer was not loaded");
                 ctx.run_later(retry, move |actor, ctx| {
                     actor.load_text(ctx, &card.artifacts_digest, (retry * 2).min(ARTIFACT_RETRY_MAX));
                 });
@@ -143,15 +166,14 @@ impl WorkerRoster {
         }));
     }
 
-    /// A tokenizer is here, for everyone who waited for it.
+    /// A tokenizer is loaded: every worker that waited for it is prepared.
     fn loaded(&mut self, digest: &str, text: &Arc<ModelText>) {
-        for card in self.texts.loaded(digest) {
+        for card in self.tokenizer_loads.loaded(digest) {
             self.prepared(&card, text.clone());
         }
         self.publish();
     }
 
-    /// The newcomer's tokenizer is here.
     fn prepared(&mut self, card: &WorkerCard, text: Arc<ModelText>) {
         let now_unix = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -166,48 +188,35 @@ impl WorkerRoster {
         }
     }
 
-    fn left(&mut self, id: &WorkerId, epoch: WorkerEpoch, departure: Departure) {
-        let answers = |session: &WorkerSession| {
+    fn departed(&mut self, id: &WorkerId, epoch: WorkerEpoch, departure: Departure) {
+        let answers = self.sessions.get(id).is_some_and(|session| {
             session.link.state() == LinkState::Up
                 && session.link.card().is_some_and(|card| card.epoch == epoch)
-        };
-        if departure == Departure::LeaseEnded && self.sessions.get(id).is_some_and(answers) {
-            // Also what a worker looks like that leaves politely: its answers under way end first.
-            info!(worker.id = %id, "worker is listed no more, but answers: kept until it does not");
-            self.roster.set_listed(id, false);
-            self.publish();
-        } else {
-            self.drop_worker(id, epoch, "discovery lists it no more");
+        });
+        match self.roster.depart(id, epoch, departure, answers) {
+            Departed::Left => self.end_session(id, "discovery no longer lists it"),
+            Departed::Kept => {
+                // A worker that drains looks like this too: its answers under way end first.
+                info!(worker.id = %id, "discovery no longer lists the worker; it is kept while its connection answers");
+                self.publish();
+            }
+            Departed::Unknown => {}
         }
     }
 
-    fn drop_worker(&mut self, id: &WorkerId, epoch: WorkerEpoch, reason: &str) {
-        if self.roster.leave(id, epoch).is_some() {
-            self.sessions.remove(id);
-            info!(worker.id = %id, reason, "worker left");
-            self.publish();
-        }
+    /// A worker left the roster.
+    fn end_session(&mut self, id: &WorkerId, reason: &str) {
+        self.sessions.remove(id);
+        info!(worker.id = %id, reason, "worker left");
+        self.publish();
     }
 
-    /// The worker that is dialled at this address.
-    fn card_at(&self, address: &str) -> Option<Arc<WorkerCard>> {
-        let session = self
-            .sessions
-            .values()
-            .find(|session| session.card.address == address)?;
-        Some(session.card.clone())
-    }
-
-    fn publish(&mut self) {
+    fn publish(&self) {
         let view = self.roster.view();
-        self.shared.present.store(view.workers.len() as u64, Relaxed);
+        self.context.present.store(view.workers.len() as u64, Relaxed);
         metrics::gauge!("signalbox_workers").set(view.workers.len() as f64);
         self.view.store(Arc::new(view));
-        // A full mailbox needs no second hint; a closed one belongs to a thread that ended.
-        self.replicas.retain(|replica| replica.connected());
-        for replica in &self.replicas {
-            let _ = replica.try_send(RosterChanged);
-        }
+        self.listeners.notify();
     }
 }
 
@@ -216,23 +225,27 @@ impl Actor for WorkerRoster {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
+        let restored: Vec<_> = self.roster.workers().cloned().collect();
+        for worker in restored {
+            self.start_session(ctx, &worker.card, worker.slot);
+            if worker.phase == WorkerPhase::Preparing {
+                self.prepare(ctx, &worker.card);
+            }
+        }
         for discovery in &self.discovery {
             ctx.add_stream(stream::unfold(discovery.watch(), async |mut watch| {
                 let change = watch.next().await;
                 Some((change, watch))
             }));
         }
-        ctx.run_interval(SUPERVISION_INTERVAL, |actor, _| {
-            actor.sessions.values_mut().for_each(WorkerSession::follow_events);
-        });
     }
 }
 
 impl StreamHandler<WorkerChange> for WorkerRoster {
     fn handle(&mut self, change: WorkerChange, ctx: &mut Self::Context) {
         match change {
-            WorkerChange::Joined(card) => self.joined(ctx, card),
-            WorkerChange::Left { id, epoch, departure } => self.left(&id, epoch, departure),
+            WorkerChange::Joined(card) => self.joined(ctx, &card),
+            WorkerChange::Left { id, epoch, departure } => self.departed(&id, epoch, departure),
         }
     }
 }
@@ -243,38 +256,32 @@ impl Handler<LinkEvent> for WorkerRoster {
     fn handle(&mut self, event: LinkEvent, _: &mut Self::Context) {
         match event {
             LinkEvent::Draining { address } => {
-                if let Some(card) = self.card_at(&address)
-                    && self.roster.drain(&card.id, card.epoch)
-                {
+                if let Some(card) = self.roster.drain(&address) {
                     info!(worker.id = %card.id, "worker drains");
                     self.publish();
                 }
             }
             LinkEvent::Down { address, reason } => {
-                if let Some(card) = self.card_at(&address)
-                    && !self.roster.is_listed(&card.id)
-                {
-                    self.drop_worker(&card.id, card.epoch, &reason);
+                if let Some(card) = self.roster.lose(&address) {
+                    self.end_session(&card.id, &reason);
                 }
             }
-            LinkEvent::Up { address, card: now } => {
-                // Another life of it may listen there by now, which discovery has yet to tell of.
-                if let Some(card) = self.card_at(&address)
-                    && !self.roster.is_listed(&card.id)
-                    && card.epoch != now.epoch
-                {
-                    self.drop_worker(&card.id, card.epoch, "another life of it answers");
+            // Another incarnation may listen at the address before discovery reports it.
+            LinkEvent::Up { address, card } => {
+                if let Some(earlier) = self.roster.reach(&address, card.epoch) {
+                    self.end_session(&earlier.id, "another incarnation answers at its address");
                 }
             }
         }
     }
 }
 
-impl Handler<RegisterReplica> for WorkerRoster {
+#[cfg(test)]
+impl Handler<crate::supervisor::Panic> for WorkerRoster {
     type Result = ();
 
-    fn handle(&mut self, replica: RegisterReplica, _: &mut Self::Context) {
-        self.replicas.push(replica.0);
+    fn handle(&mut self, _: crate::supervisor::Panic, _: &mut Self::Context) {
+        panic!("this panic is part of the test");
     }
 }
 
@@ -291,7 +298,7 @@ async fn load_text(link: LinkHandle, expected: String) -> Result<Arc<ModelText>,
         let artifacts = ModelArtifacts::from_bytes(&bytes).map_err(|error| error.to_string())?;
         if artifacts.digest() != expected {
             return Err(format!(
-                "its digest is {}, the card says {expected}",
+                "its digest is {}, the worker's card has {expected}",
                 artifacts.digest()
             ));
         }
@@ -301,3 +308,6 @@ async fn load_text(link: LinkHandle, expected: String) -> Result<Arc<ModelText>,
     });
     loaded.await.map_err(|error| error.to_string())?
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,5 @@
-//! What a router keeps running for each present worker beside its requests: a control link, the KV event feed and
-//! the load watch. All of it ends when the session is dropped.
+//! What a router runs for each present worker beside its requests: a control link, the load watch, the KV event stream
+//! and, where no NATS carries the events, their feed. All of it ends when the session is dropped.
 
 use std::{
     cell::Cell,
@@ -16,24 +16,25 @@ use actix::prelude::*;
 use signalbox_event_plane::{EventPlane, decode_batch};
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerReport};
-use signalbox_request_plane::{LinkConfig, LinkEvent, LinkHandle};
+use signalbox_request_plane::{LinkConfig, LinkError, LinkEvent, LinkHandle};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, warn};
+use tracing::{debug, info_span, warn};
 
 use crate::{
     event_stream::{EventStream, EventStreamConfig, StopFollowing},
     fetch::watch,
     load::LoadTable,
+    supervisor::ActorHandle,
 };
 
-/// Wait before a watch that ended is opened again: the link itself backs off longer where the worker is away.
+/// Wait before a watch that ended is opened again. The link itself backs off longer while the worker is unreachable.
 const WATCH_RETRY: Duration = Duration::from_millis(100);
 
-/// Shortest time between two load reports of a worker. Routers know their own requests at once; the reports add
-/// what others send and how the cache fills, which moves slowly.
+/// Shortest time between two load reports of a worker. A router counts its own requests at once; the reports add the
+/// requests of others and the use of the KV cache, which change slowly.
 const LOAD_INTERVAL_MS: u64 = 200;
-/// About the most reports of all workers together in a second: in a large fleet each reports less often, or reading them
-/// would cost as much as routing.
+/// About the most load reports of all workers together in a second. The workers of a large fleet report less often each:
+/// reading more reports would cost as much as routing.
 const REPORTS_PER_SECOND: u64 = 1_000;
 
 /// One present worker.
@@ -43,7 +44,8 @@ pub(crate) struct WorkerSession {
     pub(crate) slot: WorkerSlot,
     pub(crate) link: LinkHandle,
     shared: SessionContext,
-    events: Option<Addr<EventStream>>,
+    /// `None` for a worker that publishes no KV events.
+    events: Option<ActorHandle<EventStream>>,
     worker_left: Rc<Cell<bool>>,
     _watches: Vec<AbortOnDropHandle<()>>,
 }
@@ -52,7 +54,7 @@ pub(crate) struct WorkerSession {
 #[derive(Debug, Clone)]
 pub(crate) struct SessionContext {
     pub(crate) plane: Arc<dyn EventPlane>,
-    /// Copy events from the worker's request plane into `plane`: where no NATS carries them there.
+    /// Whether to copy events from the worker's request plane into `plane`, where no NATS carries them.
     pub(crate) feeds_plane: bool,
     pub(crate) index: SharedKvIndex,
     pub(crate) load: LoadTable,
@@ -62,7 +64,7 @@ pub(crate) struct SessionContext {
 }
 
 impl WorkerSession {
-    /// Dials the worker and follows what it says.
+    /// Dials the worker, and follows its load reports and KV events.
     pub(crate) fn start(
         card: Arc<WorkerCard>,
         slot: WorkerSlot,
@@ -78,39 +80,30 @@ impl WorkerSession {
                 shared.plane.clone(),
             )));
         }
-        let mut session = Self {
+        let worker_left = Rc::new(Cell::new(false));
+        let events = card.kv_events.then(|| {
+            let config = EventStreamConfig {
+                card: card.clone(),
+                slot,
+                link: link.clone(),
+                plane: shared.plane.clone(),
+                index: shared.index.clone(),
+                load: shared.load.clone(),
+                worker_left: worker_left.clone(),
+            };
+            // The span names the worker in the log line of a failure.
+            let _span = info_span!("worker", worker.id = %card.id).entered();
+            ActorHandle::start("event_stream", move || EventStream::new(config.clone()))
+        });
+        Self {
             card,
             slot,
             link,
             shared,
-            events: None,
-            worker_left: Rc::default(),
+            events,
+            worker_left,
             _watches: watches,
-        };
-        session.follow_events();
-        session
-    }
-
-    /// Starts the event stream's actor, also where it ended by a panic: its address is closed then, and nothing
-    /// else would start it again.
-    pub(crate) fn follow_events(&mut self) {
-        let is_running = self.events.as_ref().is_some_and(Addr::connected);
-        if !self.card.kv_events || is_running {
-            return;
         }
-        if self.events.is_some() {
-            warn!(worker.id = %self.card.id, "the KV event stream's actor failed; starting it again");
-        }
-        let config = EventStreamConfig {
-            card: self.card.clone(),
-            slot: self.slot,
-            link: self.link.clone(),
-            plane: self.shared.plane.clone(),
-            index: self.shared.index.clone(),
-            load: self.shared.load.clone(),
-            worker_left: self.worker_left.clone(),
-        };
-        self.events = Some(EventStream::new(config).start());
     }
 }
 
@@ -120,13 +113,13 @@ impl Drop for WorkerSession {
         if let Some(events) = self.events.take() {
             #[expect(
                 clippy::disallowed_methods,
-                reason = "a control message, once in the actor's life"
+                reason = "a control message, sent once to each actor"
             )]
-            events.do_send(StopFollowing);
+            events.address().do_send(StopFollowing);
         }
         self.link.close();
-        // K-1: the index holds no block of an absent worker. The actor may still be handed a message before it stops,
-        // and sees that it is over.
+        // K-1: the index holds no block of an absent worker. The actor may still receive a message before it stops; it
+        // ignores the message, since `worker_left` is set.
         self.shared.index.remove_worker(self.slot);
         self.shared.load.forget_reports(self.slot);
         self.shared.plane.forget(&self.card.id);
@@ -138,22 +131,22 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> AbortOnDropHandle<()> {
 }
 
 async fn watch_load(link: LinkHandle, slot: WorkerSlot, shared: SessionContext) {
-    let right_interval = || report_interval_ms(shared.present.load(Relaxed));
+    let ideal_interval = || report_interval_ms(shared.present.load(Relaxed));
     loop {
-        let interval_ms = right_interval();
-        let take = |bytes: bytes::Bytes| {
+        let interval_ms = ideal_interval();
+        let receive = |bytes: bytes::Bytes| {
             match serde_json::from_slice::<WorkerReport>(&bytes) {
                 Ok(report) => shared.load.report(slot, &report),
-                Err(error) => debug!(%error, "a load report could not be read"),
+                Err(error) => debug!(%error, "a load report cannot be read"),
             }
-            if is_about(interval_ms, right_interval()) {
+            if is_about(interval_ms, ideal_interval()) {
                 ControlFlow::Continue(())
             } else {
                 ControlFlow::Break(())
             }
         };
-        match watch(&link, Call::WatchLoad { interval_ms }, take).await {
-            // The fleet grew or shrank: ask for another interval.
+        match watch(&link, Call::WatchLoad { interval_ms }, receive).await {
+            // The fleet grew or shrank: request another interval.
             Ok(ControlFlow::Break(())) => continue,
             Ok(ControlFlow::Continue(())) => {}
             Err(error) => debug!(%error, "load reports interrupted"),
@@ -166,17 +159,18 @@ fn report_interval_ms(workers: u64) -> u64 {
     LOAD_INTERVAL_MS.max(workers * 1000 / REPORTS_PER_SECOND)
 }
 
-/// Whether an interval asked for before is still good: hardly too short, and not more than twice as long as it needs to be.
-fn is_about(asked_ms: u64, right_ms: u64) -> bool {
-    (asked_ms / 2..=asked_ms + asked_ms / 8).contains(&right_ms)
+/// Whether the requested interval is still close enough to the ideal one: at most an eighth too short, and at most twice
+/// as long.
+fn is_about(requested_ms: u64, ideal_ms: u64) -> bool {
+    (requested_ms / 2..=requested_ms + requested_ms / 8).contains(&ideal_ms)
 }
 
-/// Copies the worker's batches into the plane, from the one after the last copied. Where the worker no longer keeps
-/// it, from the next: the event stream sees the gap and takes a snapshot.
+/// Copies the worker's batches into the plane, starting after the last batch copied. If the worker no longer keeps the
+/// next batch, copying continues with the next one published: the event stream finds the gap and fetches a snapshot.
 async fn feed_events(link: LinkHandle, card: Arc<WorkerCard>, plane: Arc<dyn EventPlane>) {
     let next: Rc<Cell<Option<(WorkerEpoch, u64)>>> = Rc::default();
     loop {
-        let take = |bytes: bytes::Bytes| {
+        let receive = |bytes: bytes::Bytes| {
             match decode_batch(&bytes) {
                 Ok(batch) if batch.epoch == card.epoch => {
                     next.set(Some((batch.epoch, batch.sequence + 1)));
@@ -185,14 +179,14 @@ async fn feed_events(link: LinkHandle, card: Arc<WorkerCard>, plane: Arc<dyn Eve
                 Ok(batch) => {
                     debug!(worker.id = %card.id, epoch = %batch.epoch, "a batch of another epoch is ignored")
                 }
-                Err(error) => warn!(worker.id = %card.id, %error, "a KV event batch could not be read"),
+                Err(error) => warn!(worker.id = %card.id, %error, "a KV event batch cannot be read"),
             }
             ControlFlow::Continue(())
         };
-        let wanted = next.get();
-        match watch(&link, Call::WatchKvEvents { after: wanted }, take).await {
-            Err(signalbox_request_plane::LinkError::Refused(error)) if wanted.is_some() => {
-                warn!(worker.id = %card.id, %error, "KV events were missed");
+        let after = next.get();
+        match watch(&link, Call::WatchKvEvents { after }, receive).await {
+            Err(LinkError::Refused(error)) if after.is_some() => {
+                warn!(worker.id = %card.id, %error, "KV events are missing");
                 next.set(None);
             }
             Err(error) => debug!(worker.id = %card.id, %error, "KV events interrupted"),
@@ -215,19 +209,22 @@ mod tests {
     }
 
     #[test]
-    fn however_a_fleet_grows_or_shrinks_it_reports_about_as_often_as_it_should() {
-        let mut asked = LOAD_INTERVAL_MS;
+    fn the_reports_stay_near_their_bound_while_a_fleet_grows_and_shrinks() {
+        let mut requested = LOAD_INTERVAL_MS;
         for workers in (1..4_096).chain((1..4_096).rev()) {
-            let right = report_interval_ms(workers);
-            if !is_about(asked, right) {
-                asked = right;
+            let ideal = report_interval_ms(workers);
+            if !is_about(requested, ideal) {
+                requested = ideal;
             }
-            let reports = workers * 1000 / asked;
+            let reports = workers * 1000 / requested;
             assert!(
                 reports <= REPORTS_PER_SECOND * 9 / 8,
                 "{reports}/s of {workers} workers"
             );
-            assert!(asked <= 2 * right + 1, "{asked} ms where {right} would do");
+            assert!(
+                requested <= 2 * ideal + 1,
+                "{requested} ms where {ideal} ms is enough"
+            );
         }
     }
 }

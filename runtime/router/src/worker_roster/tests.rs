@@ -1,0 +1,193 @@
+use signalbox_discovery::{MemoryDiscovery, Registration};
+use signalbox_event_plane::MemoryPlane;
+use signalbox_kv_index::SharedKvIndex;
+use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
+use signalbox_request_plane::LinkConfig;
+use tokio::sync::watch;
+
+use super::*;
+use crate::{
+    load::LoadTable,
+    supervisor::{ActorHandle, Panic},
+    test_support::{card, soon},
+};
+
+/// Counts the changes of the view that it is notified of.
+struct Listener(watch::Sender<u64>);
+
+impl Actor for Listener {
+    type Context = Context<Self>;
+}
+
+impl Handler<RosterChanged> for Listener {
+    type Result = ();
+
+    fn handle(&mut self, _: RosterChanged, _: &mut Self::Context) {
+        self.0.send_modify(|changes| *changes += 1);
+    }
+}
+
+/// A supervised roster of workers that cannot be reached.
+struct Fleet {
+    discovery: Arc<MemoryDiscovery>,
+    context: SessionContext,
+    view: Arc<ArcSwap<RosterView>>,
+    changes: watch::Receiver<u64>,
+    actor: ActorHandle<WorkerRoster>,
+    _listener: Addr<Listener>,
+}
+
+impl Fleet {
+    fn start() -> Self {
+        let discovery = Arc::new(MemoryDiscovery::default());
+        let context = SessionContext {
+            plane: MemoryPlane::new(),
+            feeds_plane: true,
+            index: SharedKvIndex::new(1 << 20),
+            load: LoadTable::default(),
+            links: LinkConfig::default(),
+            present: Arc::default(),
+        };
+        let (view, listeners) = (Arc::<ArcSwap<RosterView>>::default(), RosterListeners::default());
+        let (sender, changes) = watch::channel(0);
+        let listener = Listener(sender).start();
+        listeners.register(listener.clone().recipient());
+        let actor = {
+            let (context, discovery, view) = (context.clone(), discovery.clone(), view.clone());
+            ActorHandle::start("worker_roster", move || {
+                let discovery: Vec<Arc<dyn Discovery>> = vec![discovery.clone()];
+                WorkerRoster::new(context.clone(), discovery, view.clone(), listeners.clone())
+            })
+        };
+        Self {
+            discovery,
+            context,
+            view,
+            changes,
+            actor,
+            _listener: listener,
+        }
+    }
+
+    /// Registers a worker at an address that no link can dial.
+    fn register(&self, name: &str, epoch: u64) -> Registration {
+        let card = WorkerCard {
+            address: format!("nats:{name}"),
+            ..(*card(name, epoch)).clone()
+        };
+        self.discovery.register(Arc::new(card)).unwrap()
+    }
+
+    /// Waits until the published view has these workers: id, epoch, and whether discovery lists it.
+    async fn has(&mut self, expected: &[(&str, u64, bool)]) {
+        loop {
+            let view = self.view.load_full();
+            let workers = view.workers.iter();
+            if workers
+                .map(|worker| (worker.card.id.as_str(), worker.card.epoch.0, worker.listed))
+                .eq(expected.iter().copied())
+            {
+                return;
+            }
+            soon(self.changes.changed()).await.unwrap();
+        }
+    }
+
+    async fn panic(&self) {
+        assert!(self.actor.address().send(Panic).await.is_err());
+    }
+
+    fn slot(&self, name: &str) -> WorkerSlot {
+        let view = self.view.load();
+        let mut workers = view.workers.iter();
+        workers
+            .find(|worker| worker.card.id.as_str() == name)
+            .unwrap()
+            .slot
+    }
+
+    /// Credits a worker with one KV block. Returns its number of blocks.
+    fn credit(&self, slot: WorkerSlot, block: u64) -> usize {
+        let stored = KvEvent::Stored {
+            tier: CacheTier::Device,
+            parent: None,
+            blocks: vec![SequenceHash(block)],
+        };
+        self.context.index.apply_all(slot, &[stored]);
+        self.blocks(slot)
+    }
+
+    fn blocks(&self, slot: WorkerSlot) -> usize {
+        self.context.index.read(|index| index.blocks_of(slot))
+    }
+}
+
+#[actix_rt::test]
+async fn workers_join_leave_and_restart_as_discovery_reports() {
+    let mut fleet = Fleet::start();
+    let a = fleet.register("a", 1);
+    let _b = fleet.register("b", 1);
+    fleet.has(&[("a", 1, true), ("b", 1, true)]).await;
+    assert_eq!(fleet.context.present.load(Relaxed), 2);
+    let slot = fleet.slot("a");
+    assert_eq!(fleet.credit(slot, 1), 1);
+    let restarted = fleet.register("a", 2);
+    fleet.has(&[("a", 2, true), ("b", 1, true)]).await;
+    assert_eq!(fleet.blocks(slot), 0, "K-1: no block of an earlier epoch");
+    drop(a);
+    drop(restarted);
+    fleet.has(&[("b", 1, true)]).await;
+}
+
+#[actix_rt::test]
+async fn after_a_panic_workers_join_and_leave_again() {
+    let mut fleet = Fleet::start();
+    let a = fleet.register("a", 1);
+    let b = fleet.register("b", 1);
+    fleet.has(&[("a", 1, true), ("b", 1, true)]).await;
+    let slots = ["a", "b"].map(|name| fleet.slot(name));
+    assert_eq!(fleet.credit(slots[0], 1), 1);
+    let published = fleet.view.load_full();
+
+    fleet.panic().await;
+    assert!(
+        Arc::ptr_eq(&published, &fleet.view.load()),
+        "the view stays until another one replaces it"
+    );
+    assert_eq!(fleet.blocks(slots[0]), 0, "K-1: the credit ends with the session");
+    let _c = fleet.register("c", 1);
+    fleet.has(&[("a", 1, true), ("b", 1, true), ("c", 1, true)]).await;
+    assert_eq!(["a", "b"].map(|name| fleet.slot(name)), slots);
+    drop((a, b));
+    fleet.has(&[("c", 1, true)]).await;
+}
+
+#[actix_rt::test]
+async fn a_worker_that_left_while_the_actor_was_down_is_removed() {
+    let mut fleet = Fleet::start();
+    let a = fleet.register("a", 1);
+    let _b = fleet.register("b", 1);
+    fleet.has(&[("a", 1, true), ("b", 1, true)]).await;
+    fleet.panic().await;
+    drop(a);
+    fleet.has(&[("b", 1, true)]).await;
+}
+
+#[actix_rt::test]
+async fn requests_in_flight_hold_their_slot_over_a_panic() {
+    let mut fleet = Fleet::start();
+    let a = fleet.register("a", 1);
+    fleet.has(&[("a", 1, true)]).await;
+    let slot = fleet.slot("a");
+    let request = fleet.context.load.reserve(slot, 1, 1);
+    drop(a);
+    fleet.has(&[]).await;
+    fleet.panic().await;
+    let _b = fleet.register("b", 1);
+    fleet.has(&[("b", 1, true)]).await;
+    assert_ne!(fleet.slot("b"), slot);
+    drop(request);
+    let _c = fleet.register("c", 1);
+    fleet.has(&[("b", 1, true), ("c", 1, true)]).await;
+    assert_eq!(fleet.slot("c"), slot);
+}
