@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use actix::Addr;
 use anyhow::Context;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
@@ -20,7 +19,7 @@ use crate::{
     child_protocol::{ChildNotice, settings_line},
     cli::{LOG_JSON_VARIABLE, LOG_VARIABLE},
     settings::{LogSettings, WorkerSettings},
-    static_workers::{AddWorker, RemoveWorker, StaticWorkers},
+    static_workers::StaticAddresses,
 };
 
 /// Shortest and longest wait before a worker is started again. The wait doubles with each exit.
@@ -42,7 +41,7 @@ pub(crate) struct ChildWorker {
     pub(crate) settings: WorkerSettings,
     pub(crate) log: LogSettings,
     /// Gets the child's address while the child takes requests.
-    pub(crate) workers: Addr<StaticWorkers>,
+    pub(crate) workers: StaticAddresses,
     pub(crate) reports: mpsc::Sender<ChildReport>,
     pub(crate) stop: CancellationToken,
 }
@@ -116,7 +115,7 @@ impl ChildWorker {
                 }
                 Ok(ChildNotice::Ready { address: own }) => {
                     *has_started = true;
-                    let _ = self.workers.send(AddWorker(own.clone())).await;
+                    self.workers.add(own.clone()).await;
                     address = Some(own);
                     self.report(ChildReport::Ready).await;
                 }
@@ -128,7 +127,7 @@ impl ChildWorker {
         }
         // Before the child ends, so that its end does not count as a lost connection.
         if let Some(address) = address {
-            let _ = self.workers.send(RemoveWorker(address)).await;
+            self.workers.remove(&address).await;
         }
         let status = self.end(&mut child).await?;
         Ok(reason.unwrap_or_else(|| format!("its process ended ({status})")))

@@ -5,7 +5,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use actix::prelude::*;
 use anyhow::Context;
 use signalbox_discovery::{Discovery, EtcdDiscovery, MemoryDiscovery, Registration};
 use signalbox_http::{HttpServer, RunningHttp};
@@ -19,7 +18,7 @@ use crate::{
     planes::{self, Events},
     settings::RouterSettings,
     shutdown,
-    static_workers::{AddWorker, StaticWorkers},
+    static_workers::StaticAddresses,
     telemetry,
 };
 
@@ -28,7 +27,7 @@ pub(crate) struct RouterProcess {
     pub(crate) http: RunningHttp,
     pub(crate) router: Router,
     /// The workers that are known by address.
-    pub(crate) workers: Addr<StaticWorkers>,
+    pub(crate) workers: StaticAddresses,
     registration: Option<(Arc<EtcdDiscovery>, Registration)>,
     grace: Duration,
 }
@@ -54,7 +53,7 @@ impl RouterProcess {
                 .transpose()?,
             ..LinkConfig::default()
         };
-        let workers = StaticWorkers::new(known_by_address.clone(), links.clone()).start();
+        let workers = StaticAddresses::new(known_by_address.clone(), links.clone());
         let mut discovery: Vec<Arc<dyn Discovery>> = vec![known_by_address];
         discovery.extend(etcd.clone().map(|etcd| etcd as Arc<dyn Discovery>));
         let membership_status = etcd
@@ -87,7 +86,7 @@ impl RouterProcess {
             index_bytes: settings.index_bytes,
         });
         for address in &planes.static_workers {
-            workers.send(AddWorker(address.clone())).await?;
+            workers.add(address.clone()).await;
         }
         let http = HttpServer::bind(settings.http, router.clone(), metrics)?.run()?;
         let card = RouterCard {
