@@ -17,8 +17,9 @@ use std::{
 
 use bytes::Bytes;
 use signalbox_discovery::{Discovery, MemoryDiscovery};
-use signalbox_event_plane::{MemoryPlane, MemoryStore};
+use signalbox_event_plane::MemoryPlane;
 use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
+use signalbox_policy_store::MemoryStore;
 use signalbox_protocol::{
     AnswerFormat, CacheTier, GenerateRequest, KvEvent, RequestId, SamplingParams, SequenceHash, WorkerRole,
 };

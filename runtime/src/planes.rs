@@ -7,10 +7,10 @@ use std::{path::Path, sync::Arc};
 
 use signalbox_discovery::EtcdDiscovery;
 use signalbox_event_plane::{
-    Broadcast, DirectoryStore, EventPlane, MemoryPlane, MemoryStore, NatsBroadcast, NatsPlane,
-    NatsPlaneConfig, NatsStore, Retention, SharedStore,
+    Broadcast, EventPlane, MemoryPlane, NatsBroadcast, NatsPlane, NatsPlaneConfig, Retention,
 };
 use signalbox_nats::NatsConnection;
+use signalbox_policy_store::{DirectoryStore, MemoryStore, NatsStore, SharedStore};
 use signalbox_protocol::{PlaneState, PlaneStatus};
 use tokio::sync::watch;
 

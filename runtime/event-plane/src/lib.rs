@@ -16,9 +16,6 @@
 //!   at all.
 //! - [`Broadcast`]: short messages among routers, which may be lost: [`MemoryBroadcast`], [`NatsBroadcast`].
 //!
-//! Beside the events, a [`SharedStore`] keeps what all routers must agree on: the uploaded policies, and which of
-//! them decides for which model.
-//!
 //! It knows neither the index nor the engines, and decides nothing about routing.
 
 mod broadcast;
@@ -29,7 +26,6 @@ mod memory;
 mod nats;
 mod plane;
 mod retained;
-mod store;
 mod subject;
 
 pub use broadcast::{Broadcast, Listener, MemoryBroadcast, NatsBroadcast};
@@ -40,7 +36,3 @@ pub use memory::MemoryPlane;
 pub use nats::{NatsPlane, NatsPlaneConfig};
 pub use plane::{Delivery, DeliverySource, EventPlane, Subscription};
 pub use retained::Retention;
-pub use store::{
-    DirectoryStore, MAX_KEY_BYTES, MAX_OBJECT_BYTES, MAX_VALUE_BYTES, MemoryStore, NatsStore, Revision,
-    SharedStore, StoreChange, StoreEntry, StoreError, StoreFuture, StoreWatch, StoreWatchSource,
-};

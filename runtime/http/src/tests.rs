@@ -14,7 +14,8 @@ use bytes::Bytes;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde_json::Value;
 use signalbox_discovery::{Discovery, MemoryDiscovery, Registration};
-use signalbox_event_plane::{MemoryPlane, MemoryStore};
+use signalbox_event_plane::MemoryPlane;
+use signalbox_policy_store::MemoryStore;
 use signalbox_protocol::{Call, GenerateRequest, StreamSummary, WorkerCard};
 use signalbox_request_plane::{CallHandler, CallParts, LinkConfig, Responder, Server, ServerConfig};
 use signalbox_router::{

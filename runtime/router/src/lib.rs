@@ -49,7 +49,7 @@ pub use replica_sync::ReplicaConfig;
 pub use roster::WorkerPhase;
 pub use router::{IndexView, IndexedWorkerView, InstanceView, ModelView, Router, RouterConfig};
 /// Why the policy store refused or failed.
-pub use signalbox_event_plane::StoreError;
+pub use signalbox_policy_store::StoreError;
 /// The policies' lifecycle, for the admin API.
 pub use signalbox_policy_host as policies;
 pub use supervisor::ActorHandle;

@@ -19,7 +19,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use signalbox_event_plane::{Revision, SharedStore, StoreEntry, StoreError};
+use signalbox_policy_store::{Revision, SharedStore, StoreEntry, StoreError};
 use signalbox_policy_host::{Activation, PolicyRegistry, PreparedPolicy, RegistryError, Succession};
 
 use entries::{ActiveEntry, ChosenPolicy, Subject, object, settings_text};

@@ -1,9 +1,9 @@
-//! What the policy store holds, as every router reads and writes it. `event-plane/README.md` describes it for others.
+//! What the policy store holds, as every router reads and writes it. `policy-store/README.md` describes it for others.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use signalbox_event_plane::MAX_VALUE_BYTES;
+use signalbox_policy_store::MAX_VALUE_BYTES;
 use signalbox_policy_host::{Activation, PolicyRecord};
 
 /// Choices a model can be rolled back through.

@@ -8,7 +8,7 @@ use std::{collections::HashMap, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
-use signalbox_event_plane::{Revision, StoreChange, StoreEntry, StoreError};
+use signalbox_policy_store::{Revision, StoreChange, StoreEntry, StoreError};
 use signalbox_policy_host::Succession;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};

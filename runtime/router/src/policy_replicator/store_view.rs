@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use signalbox_event_plane::Revision;
+use signalbox_policy_store::Revision;
 
 use super::entries::{ActiveEntry, ChosenPolicy, UploadEntry};
 

@@ -5,7 +5,7 @@ mod away;
 use std::{fs, path::Path, sync::OnceLock, time::Duration};
 
 use serde_json::json;
-use signalbox_event_plane::{DirectoryStore, MemoryStore, NatsStore, StoreChange};
+use signalbox_policy_store::{DirectoryStore, MemoryStore, NatsStore, StoreChange};
 use signalbox_nats::{NatsConfig, NatsConnection};
 use signalbox_policy_host::{
     Decision, PolicyEngine, PolicyLimits, PolicyRecord, builtin_policies, trial_requests,

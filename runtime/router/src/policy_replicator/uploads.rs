@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use signalbox_event_plane::{Revision, StoreError};
+use signalbox_policy_store::{Revision, StoreError};
 use signalbox_policy_host::PolicyRecord;
 
 use super::{

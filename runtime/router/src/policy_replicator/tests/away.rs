@@ -1,7 +1,7 @@
 //! The store, or a part of it, is away.
 
 use bytes::Bytes;
-use signalbox_event_plane::{StoreEntry, StoreFuture, StoreWatch};
+use signalbox_policy_store::{StoreEntry, StoreFuture, StoreWatch};
 
 use super::*;
 

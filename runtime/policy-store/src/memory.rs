@@ -5,10 +5,10 @@ use std::{collections::HashMap, sync::Arc};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{
-    Revision, SharedStore, StoreEntry, StoreError, StoreFuture, StoreWatch,
+use crate::{
     bounds::{MAX_OBJECTS_BYTES, check_digest, check_object, digest_of},
     entries::{Entries, Table},
+    store::{Revision, SharedStore, StoreEntry, StoreError, StoreFuture, StoreWatch},
 };
 
 /// Objects and entries for as long as the process lives.
@@ -87,7 +87,7 @@ impl SharedStore for MemoryStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::conformance;
+    use crate::conformance;
 
     #[tokio::test]
     async fn it_behaves_as_a_store() {

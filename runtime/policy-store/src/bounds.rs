@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::StoreError;
+use crate::store::StoreError;
 
 /// Longest key: a model's name with a prefix. Encoded for NATS it is at most three times as long, well within the
 /// 4,096 bytes of a protocol line there.
@@ -15,11 +15,11 @@ pub const MAX_OBJECT_BYTES: usize = 1 << 20;
 
 /// All entries together: those of the thousand models of a large cluster, with ordinary settings, a hundred times
 /// over.
-pub(super) const MAX_ENTRIES_BYTES: usize = 64 << 20;
+pub(crate) const MAX_ENTRIES_BYTES: usize = 64 << 20;
 /// All objects together: four times the versions a router keeps, all of the largest size.
-pub(super) const MAX_OBJECTS_BYTES: usize = 256 << 20;
+pub(crate) const MAX_OBJECTS_BYTES: usize = 256 << 20;
 
-pub(super) fn check_key(key: &str) -> Result<(), StoreError> {
+pub(crate) fn check_key(key: &str) -> Result<(), StoreError> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         return Err(StoreError::Refused(format!(
             "a key of {} bytes; it has 1 to {MAX_KEY_BYTES}",
@@ -29,7 +29,7 @@ pub(super) fn check_key(key: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
-pub(super) fn check_value(value: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn check_value(value: &[u8]) -> Result<(), StoreError> {
     if value.len() > MAX_VALUE_BYTES {
         return Err(StoreError::Refused(format!(
             "a value of {} bytes; {MAX_VALUE_BYTES} is the most",
@@ -42,7 +42,7 @@ pub(super) fn check_value(value: &[u8]) -> Result<(), StoreError> {
     Ok(())
 }
 
-pub(super) fn check_object(bytes: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn check_object(bytes: &[u8]) -> Result<(), StoreError> {
     if bytes.len() > MAX_OBJECT_BYTES {
         return Err(StoreError::Refused(format!(
             "an object of {} bytes; {MAX_OBJECT_BYTES} is the most",
@@ -53,7 +53,7 @@ pub(super) fn check_object(bytes: &[u8]) -> Result<(), StoreError> {
 }
 
 /// Refuses what is no digest: it becomes the name of a file.
-pub(super) fn check_digest(digest: &str) -> Result<(), StoreError> {
+pub(crate) fn check_digest(digest: &str) -> Result<(), StoreError> {
     let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     if digest.len() == 64 && digest.bytes().all(is_digit) {
         return Ok(());
@@ -65,7 +65,7 @@ pub(super) fn check_digest(digest: &str) -> Result<(), StoreError> {
 }
 
 /// SHA-256 in hexadecimal.
-pub(super) fn digest_of(bytes: &[u8]) -> String {
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -73,7 +73,7 @@ pub(super) fn digest_of(bytes: &[u8]) -> String {
 }
 
 /// The bytes, if they are those that `digest` names.
-pub(super) fn verified(digest: &str, bytes: Bytes) -> Result<Bytes, StoreError> {
+pub(crate) fn verified(digest: &str, bytes: Bytes) -> Result<Bytes, StoreError> {
     let found = digest_of(&bytes);
     if found == digest {
         return Ok(bytes);

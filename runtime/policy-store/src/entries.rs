@@ -10,14 +10,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{
-    Revision, StoreChange, StoreEntry, StoreError, StoreWatch, StoreWatchSource,
+use crate::{
     bounds::{MAX_ENTRIES_BYTES, check_key, check_value},
+    store::{Revision, StoreChange, StoreEntry, StoreError, StoreWatch, StoreWatchSource},
 };
 
 /// Entries by key, changed one step at a time.
 #[derive(Debug)]
-pub(super) struct Entries {
+pub(crate) struct Entries {
     /// Held through a whole change, its way to the disk included; `table` is held for moments only.
     changing: Mutex<()>,
     table: Mutex<Table>,
@@ -26,14 +26,14 @@ pub(super) struct Entries {
 
 /// All entries at some moment.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Table {
+pub(crate) struct Table {
     /// The last change, which may have been a removal.
-    pub(super) revision: Revision,
-    pub(super) entries: BTreeMap<String, StoreEntry>,
+    pub(crate) revision: Revision,
+    pub(crate) entries: BTreeMap<String, StoreEntry>,
 }
 
 impl Entries {
-    pub(super) fn new(table: Table) -> Arc<Self> {
+    pub(crate) fn new(table: Table) -> Arc<Self> {
         Arc::new(Self {
             changing: Mutex::default(),
             table: Mutex::new(table),
@@ -41,13 +41,13 @@ impl Entries {
         })
     }
 
-    pub(super) fn get(&self, key: &str) -> Result<Option<StoreEntry>, StoreError> {
+    pub(crate) fn get(&self, key: &str) -> Result<Option<StoreEntry>, StoreError> {
         check_key(key)?;
         Ok(self.table.lock().entries.get(key).cloned())
     }
 
     /// `keep` makes the change last; only then does anybody see it.
-    pub(super) fn set(
+    pub(crate) fn set(
         &self,
         key: &str,
         value: Bytes,
@@ -76,7 +76,7 @@ impl Entries {
         })
     }
 
-    pub(super) fn remove(
+    pub(crate) fn remove(
         &self,
         key: &str,
         expected: Revision,
@@ -113,7 +113,7 @@ impl Entries {
         Ok(done)
     }
 
-    pub(super) fn watch(self: &Arc<Self>) -> StoreWatch {
+    pub(crate) fn watch(self: &Arc<Self>) -> StoreWatch {
         let mut changed = self.changed.subscribe();
         changed.mark_changed();
         StoreWatch::new(Follower {

@@ -19,12 +19,12 @@ use signalbox_nats::{
 use signalbox_protocol::PlaneState;
 use tokio::{io::AsyncReadExt, time::timeout};
 
-use super::{
-    Revision, SharedStore, StoreEntry, StoreError, StoreFuture, StoreWatch,
+use crate::{
     bounds::{
         MAX_ENTRIES_BYTES, MAX_OBJECT_BYTES, MAX_OBJECTS_BYTES, MAX_VALUE_BYTES, check_digest, check_key,
         check_object, check_value, digest_of, verified,
     },
+    store::{Revision, SharedStore, StoreEntry, StoreError, StoreFuture, StoreWatch},
 };
 use keys::KeySpace;
 use watch::Follower;

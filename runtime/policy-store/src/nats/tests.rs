@@ -12,7 +12,7 @@ use tokio::{
 use super::*;
 use crate::{
     StoreChange,
-    store::conformance::{self, conflict, entry, next, next_set, set},
+    conformance::{self, conflict, entry, next, next_set, set},
 };
 
 async fn connect(server: &NatsServer) -> NatsConnection {

@@ -12,19 +12,6 @@ use std::{fmt::Debug, path::PathBuf, pin::Pin};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-mod bounds;
-#[cfg(test)]
-pub(crate) mod conformance;
-mod directory;
-mod entries;
-mod memory;
-mod nats;
-
-pub use bounds::{MAX_KEY_BYTES, MAX_OBJECT_BYTES, MAX_VALUE_BYTES};
-pub use directory::DirectoryStore;
-pub use memory::MemoryStore;
-pub use nats::NatsStore;
-
 /// Where an operation of a store ends.
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 

@@ -20,13 +20,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Revision, SharedStore, StoreEntry, StoreError, StoreFuture, StoreWatch,
+use crate::{
     bounds::{
         MAX_OBJECT_BYTES, MAX_OBJECTS_BYTES, check_digest, check_key, check_object, check_value, digest_of,
         verified,
     },
     entries::{Entries, Table},
+    store::{Revision, SharedStore, StoreEntry, StoreError, StoreFuture, StoreWatch},
 };
 
 const ENTRIES: &str = "entries.json";

@@ -1,7 +1,7 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::conformance::{self, entry, next, next_set, set};
+use crate::conformance::{self, entry, next, next_set, set};
 
 fn folder() -> TempDir {
     TempDir::new().unwrap()
