@@ -1,4 +1,4 @@
-//! How every store behaves: one body of tests for all implementations.
+//! The conformance tests, which every kind of store passes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,24 +10,24 @@ use crate::{
     StoreError, StoreWatch,
 };
 
-/// Only ends a test that would hang.
+/// Fails a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Of `policy`, by `sha256sum`.
+/// The digest of `policy`, from `sha256sum`.
 const POLICY_DIGEST: &str = "823412d1eacb67956220e532959f0104603057c88704863ca38e7cd188fda812";
 
-/// Checks stores that `store` makes, each empty.
+/// Checks the stores that `store` creates. Each is empty.
 pub(crate) async fn of(mut store: impl FnMut() -> Arc<dyn SharedStore>) {
     objects_are_found_by_their_digest(&*store()).await;
     objects_out_of_bounds_are_refused(&*store()).await;
-    an_entry_changes_only_from_the_revision_looked_at(&*store()).await;
+    an_entry_changes_only_from_its_present_revision(&*store()).await;
     a_removed_entry_can_be_set_again(&*store()).await;
     entries_out_of_bounds_are_refused(&*store()).await;
     any_text_is_a_key(&*store()).await;
-    of_many_who_change_one_entry_one_succeeds(&*store()).await;
-    a_watch_tells_what_is_there_and_then_what_changes(&*store()).await;
-    a_watch_of_nothing_is_complete_at_once(&*store()).await;
-    a_watch_that_is_slow_ends_with_what_is_there(&*store()).await;
+    of_many_changes_from_one_revision_one_succeeds(&*store()).await;
+    a_watch_delivers_the_present_entries_and_then_their_changes(&*store()).await;
+    a_watch_of_an_empty_store_is_complete_at_once(&*store()).await;
+    a_slow_watch_delivers_the_newest_revision(&*store()).await;
 }
 
 async fn objects_are_found_by_their_digest(store: &dyn SharedStore) {
@@ -62,7 +62,7 @@ async fn objects_out_of_bounds_are_refused(store: &dyn SharedStore) {
     }
 }
 
-async fn an_entry_changes_only_from_the_revision_looked_at(store: &dyn SharedStore) {
+async fn an_entry_changes_only_from_its_present_revision(store: &dyn SharedStore) {
     assert_eq!(store.get("a").await.unwrap(), None);
     let first = set(store, "a", "1", Revision::ABSENT).await;
     assert!(first > Revision::ABSENT);
@@ -100,7 +100,7 @@ async fn entries_out_of_bounds_are_refused(store: &dyn SharedStore) {
     refused(store.set("a", large.clone(), Revision::ABSENT).await, "65536");
     let binary = Bytes::from_static(&[0xff]);
     refused(store.set("a", binary, Revision::ABSENT).await, "UTF-8");
-    // What is within them is taken, also where encoding makes the key longer.
+    // The longest key and value are accepted, although the encoding makes the key longer.
     let longest = "ü".repeat(MAX_KEY_BYTES / 2);
     let value = large.slice(1..);
     let revision = store
@@ -131,14 +131,14 @@ async fn any_text_is_a_key(store: &dyn SharedStore) {
     }
     let mut watch = store.watch();
     for key in keys {
-        let (told, entry) = next_set(&mut watch).await;
-        assert_eq!((told.as_str(), &entry.value[..]), (key, key.as_bytes()));
+        let (delivered, entry) = next_set(&mut watch).await;
+        assert_eq!((delivered.as_str(), &entry.value[..]), (key, key.as_bytes()));
         assert_eq!(store.get(key).await.unwrap(), Some(entry));
     }
     assert_eq!(next(&mut watch).await, StoreChange::Complete);
 }
 
-async fn of_many_who_change_one_entry_one_succeeds(store: &dyn SharedStore) {
+async fn of_many_changes_from_one_revision_one_succeeds(store: &dyn SharedStore) {
     for expected in [Revision::ABSENT, Revision(0)] {
         let expected = store
             .get("a")
@@ -161,7 +161,7 @@ async fn of_many_who_change_one_entry_one_succeeds(store: &dyn SharedStore) {
     }
 }
 
-async fn a_watch_tells_what_is_there_and_then_what_changes(store: &dyn SharedStore) {
+async fn a_watch_delivers_the_present_entries_and_then_their_changes(store: &dyn SharedStore) {
     let b = set(store, "b", "1", Revision::ABSENT).await;
     let gone = set(store, "gone", "1", Revision::ABSENT).await;
     let a = set(store, "a", "1", Revision::ABSENT).await;
@@ -171,7 +171,7 @@ async fn a_watch_tells_what_is_there_and_then_what_changes(store: &dyn SharedSto
     assert_eq!(next_set(&mut watch).await, ("a".into(), entry("1", a)));
     assert_eq!(next_set(&mut watch).await, ("b".into(), entry("2", b)));
     assert_eq!(next(&mut watch).await, StoreChange::Complete);
-    // One who stops waiting misses nothing.
+    // A reader that stops waiting misses nothing.
     assert_eq!(watch.next().now_or_never(), None);
     let a = set(store, "a", "2", a).await;
     assert_eq!(next_set(&mut watch).await, ("a".into(), entry("2", a)));
@@ -183,27 +183,27 @@ async fn a_watch_tells_what_is_there_and_then_what_changes(store: &dyn SharedSto
     assert_eq!(next_set(&mut watch).await, ("b".into(), entry("3", b)));
 }
 
-async fn a_watch_of_nothing_is_complete_at_once(store: &dyn SharedStore) {
+async fn a_watch_of_an_empty_store_is_complete_at_once(store: &dyn SharedStore) {
     let mut watch = store.watch();
     assert_eq!(next(&mut watch).await, StoreChange::Complete);
     let a = set(store, "a", "1", Revision::ABSENT).await;
     assert_eq!(next_set(&mut watch).await, ("a".into(), entry("1", a)));
 }
 
-async fn a_watch_that_is_slow_ends_with_what_is_there(store: &dyn SharedStore) {
+async fn a_slow_watch_delivers_the_newest_revision(store: &dyn SharedStore) {
     let mut watch = store.watch();
     let mut last = Revision::ABSENT;
     for number in 0..200 {
         last = set(store, "a", &number.to_string(), last).await;
     }
-    let mut told = Revision::ABSENT;
-    while told < last {
+    let mut delivered = Revision::ABSENT;
+    while delivered < last {
         if let StoreChange::Set { entry, .. } = next(&mut watch).await {
-            assert!(entry.revision > told, "{} after {told}", entry.revision);
-            told = entry.revision;
+            assert!(entry.revision > delivered, "{} after {delivered}", entry.revision);
+            delivered = entry.revision;
         }
     }
-    assert_eq!(told, last);
+    assert_eq!(delivered, last);
 }
 
 pub(crate) async fn set(store: &dyn SharedStore, key: &str, value: &str, expected: Revision) -> Revision {

@@ -1,12 +1,12 @@
 //! The store in a folder, for a router without NATS.
 //!
 //! ```text
-//! entries.json      all entries with their revisions, replaced whole at every change
+//! entries.json      all entries with their revisions, replaced as a whole at every change
 //! objects/<digest>  the objects
-//! lock              held by the process that uses the folder
+//! lock              locked by the process that uses the folder
 //! ```
 //!
-//! What is written is synced before it takes the place of what was there, so that a crash leaves the one or the other.
+//! A file is replaced only after its successor is synced to the disk, so that a crash leaves one or the other.
 
 use std::{
     collections::BTreeMap,
@@ -32,10 +32,10 @@ use crate::{
 const ENTRIES: &str = "entries.json";
 const OBJECTS: &str = "objects";
 const LOCK: &str = "lock";
-/// The layout this release writes, and the only one it reads.
+/// The version of `entries.json` that this release writes, and the only one that it reads.
 const FORMAT: u32 = 1;
 
-/// Objects and entries in a folder that this process has to itself.
+/// Objects and entries in a folder that no other process uses.
 #[derive(Debug)]
 pub struct DirectoryStore(Arc<Folder>);
 
@@ -43,9 +43,9 @@ pub struct DirectoryStore(Arc<Folder>);
 struct Folder {
     path: PathBuf,
     entries: Arc<Entries>,
-    /// Held while an object is written: two writers of the same bytes would write to one file.
+    /// Held while an object is written: two writers of the same bytes would write to the same file.
     writing: Mutex<()>,
-    /// Unlocked by being closed, also when the process ends in any way.
+    /// The operating system unlocks the file when it closes it, however the process ends.
     _lock: File,
 }
 
@@ -64,11 +64,11 @@ struct FileEntry {
 }
 
 impl DirectoryStore {
-    /// Opens a folder, made where it is missing. Blocking, for as long as reading the entries takes.
+    /// Opens a folder, and creates it if it is missing. Blocks while it reads the entries.
     ///
     /// # Errors
-    /// [`StoreError::Folder`]: it cannot be made, read or written, another process uses it, or its entries are
-    /// damaged. Nothing is changed then.
+    /// [`StoreError::Folder`]: the folder cannot be created, read or written; another process uses it; or its entries
+    /// are damaged. Nothing is changed then.
     pub fn open(path: impl Into<PathBuf>) -> Result<Arc<Self>, StoreError> {
         let path = path.into();
         let objects = path.join(OBJECTS);
@@ -83,7 +83,7 @@ impl DirectoryStore {
         }))))
     }
 
-    /// Runs what reads and writes files where it may block.
+    /// Runs `work`, which reads or writes files, on a thread that may block.
     fn blocking<'a, T: Send + 'static>(
         &self,
         work: impl FnOnce(&Folder) -> Result<T, StoreError> + Send + 'static,
@@ -92,7 +92,9 @@ impl DirectoryStore {
         Box::pin(async move {
             tokio::task::spawn_blocking(move || work(&folder))
                 .await
-                .unwrap_or_else(|error| Err(StoreError::Unavailable(format!("it broke off: {error}"))))
+                .unwrap_or_else(|error| {
+                    Err(StoreError::Unavailable(format!("the operation failed: {error}")))
+                })
         })
     }
 }
@@ -151,14 +153,14 @@ impl Folder {
         check_object(bytes)?;
         let digest = digest_of(bytes);
         let _one_at_a_time = self.writing.lock();
-        // Bytes that were damaged are replaced, which is how a damaged object is mended.
+        // A damaged object is written again: an upload repairs it.
         if self.object(&digest).is_ok() {
             return Ok(digest);
         }
         let stored = self.stored_bytes()?;
         if stored + bytes.len() as u64 > MAX_OBJECTS_BYTES as u64 {
             return Err(StoreError::Refused(format!(
-                "its objects have {stored} bytes together; {MAX_OBJECTS_BYTES} is the most"
+                "all objects together have {stored} bytes; {MAX_OBJECTS_BYTES} is the most"
             )));
         }
         replace(&self.object_path(&digest), bytes)?;
@@ -194,7 +196,7 @@ impl Folder {
     fn stored_bytes(&self) -> Result<u64, StoreError> {
         let path = self.path.join(OBJECTS);
         let files = fs::read_dir(&path).map_err(|error| unusable(&path, &error))?;
-        // One that vanishes between the listing and the look counts as nothing.
+        // A file that vanishes after it was listed counts as empty.
         let length = |file: io::Result<fs::DirEntry>| file.ok()?.metadata().ok().map(|file| file.len());
         Ok(files.filter_map(length).sum())
     }
@@ -228,8 +230,8 @@ fn lock(path: &Path) -> Result<File, StoreError> {
         Err(TryLockError::WouldBlock) => Err(StoreError::Folder {
             path: path.parent().unwrap_or(path).to_owned(),
             reason:
-                "another process uses this folder; give each router a folder of its own, or let them share \
-                     policies over NATS"
+                "another process uses this folder; give each router its own folder, or let routers share policies \
+                     over NATS"
                     .into(),
         }),
         Err(TryLockError::Error(error)) => Err(unusable(path, &error)),
@@ -239,7 +241,7 @@ fn lock(path: &Path) -> Result<File, StoreError> {
 fn read_entries(path: &Path) -> Result<Table, StoreError> {
     let damaged = |reason: String| StoreError::Folder {
         path: path.to_owned(),
-        reason: format!("{reason}; restore it, or remove it to start without policies"),
+        reason: format!("{reason}; restore the file, or remove it to start without policies"),
     };
     let json = match fs::read(path) {
         Ok(json) => json,
@@ -247,10 +249,10 @@ fn read_entries(path: &Path) -> Result<Table, StoreError> {
         Err(error) => return Err(unusable(path, &error)),
     };
     let file: EntriesFile =
-        serde_json::from_slice(&json).map_err(|error| damaged(format!("it is damaged: {error}")))?;
+        serde_json::from_slice(&json).map_err(|error| damaged(format!("the file is damaged: {error}")))?;
     if file.format != FORMAT {
         return Err(damaged(format!(
-            "it is of format {}, this release reads {FORMAT}",
+            "the file has format {}; this release reads format {FORMAT}",
             file.format
         )));
     }
@@ -265,7 +267,7 @@ fn read_entries(path: &Path) -> Result<Table, StoreError> {
             .map_err(|error| damaged(error.to_string()))?;
         if revision == Revision::ABSENT || revision > file.revision {
             return Err(damaged(format!(
-                "{key:?} has revision {revision}, and the last is {}",
+                "{key:?} has revision {revision}, but the last revision is {}",
                 file.revision
             )));
         }
@@ -274,7 +276,7 @@ fn read_entries(path: &Path) -> Result<Table, StoreError> {
     Ok(table)
 }
 
-/// Writes a file beside its place, and puts it there once it is on the disk.
+/// Replaces a file: writes its successor beside it, syncs that to the disk, and renames it.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let new = path.with_extension("new");
     let written = || {
@@ -282,7 +284,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&new, path)?;
-        // The name itself lasts only when its folder is synced; elsewhere that cannot be asked for.
+        // The new name is durable only after the folder is synced too, which only Unix offers.
         #[cfg(unix)]
         if let Some(folder) = path.parent() {
             File::open(folder)?.sync_all()?;

@@ -1,4 +1,4 @@
-//! The entries of a store within this process, and the watches on them.
+//! Entries that this process holds in memory, and the watches on them: for the memory and the directory store.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -15,19 +15,19 @@ use crate::{
     store::{Revision, StoreChange, StoreEntry, StoreError, StoreWatch, StoreWatchSource},
 };
 
-/// Entries by key, changed one step at a time.
+/// Entries by key. Changes are made one after the other.
 #[derive(Debug)]
 pub(crate) struct Entries {
-    /// Held through a whole change, its way to the disk included; `table` is held for moments only.
+    /// Held during a whole change, writing to the disk included. `table` is locked for moments only.
     changing: Mutex<()>,
     table: Mutex<Table>,
     changed: watch::Sender<()>,
 }
 
-/// All entries at some moment.
+/// All entries at one moment.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Table {
-    /// The last change, which may have been a removal.
+    /// The number of the last change, which may have been a removal.
     pub(crate) revision: Revision,
     pub(crate) entries: BTreeMap<String, StoreEntry>,
 }
@@ -46,7 +46,7 @@ impl Entries {
         Ok(self.table.lock().entries.get(key).cloned())
     }
 
-    /// `keep` makes the change last; only then does anybody see it.
+    /// Sets an entry. `keep` writes the new table to durable storage; readers see the change only after that.
     pub(crate) fn set(
         &self,
         key: &str,
@@ -69,7 +69,7 @@ impl Entries {
                 .sum();
             if bytes > MAX_ENTRIES_BYTES {
                 return Err(StoreError::Refused(format!(
-                    "its entries would have {bytes} bytes together; {MAX_ENTRIES_BYTES} is the most"
+                    "all entries together would have {bytes} bytes; {MAX_ENTRIES_BYTES} is the most"
                 )));
             }
             Ok(revision)
@@ -116,69 +116,71 @@ impl Entries {
     pub(crate) fn watch(self: &Arc<Self>) -> StoreWatch {
         let mut changed = self.changed.subscribe();
         changed.mark_changed();
-        StoreWatch::new(Follower {
+        StoreWatch::new(EntriesWatch {
             entries: Arc::clone(self),
             changed,
-            told: BTreeSet::new(),
-            upto: Revision::ABSENT,
-            complete: false,
+            delivered: BTreeSet::new(),
+            read_up_to: Revision::ABSENT,
+            is_complete: false,
             queue: VecDeque::new(),
         })
     }
 }
 
-/// A watch: what it told so far.
+/// A watch on the entries.
 #[derive(Debug)]
-struct Follower {
+struct EntriesWatch {
     entries: Arc<Entries>,
     changed: watch::Receiver<()>,
-    /// The keys told and not taken back.
-    told: BTreeSet<String>,
-    upto: Revision,
-    complete: bool,
+    /// The keys whose entries were queued, unless their removal was queued too.
+    delivered: BTreeSet<String>,
+    /// The last change whose effects were queued.
+    read_up_to: Revision,
+    is_complete: bool,
+    /// Changes to deliver.
     queue: VecDeque<StoreChange>,
 }
 
-impl StoreWatchSource for Follower {
+impl StoreWatchSource for EntriesWatch {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = StoreChange> + Send + '_>> {
         Box::pin(async {
             loop {
                 if let Some(change) = self.queue.pop_front() {
                     return change;
                 }
-                // The sender lives as long as we hold the entries, so this only ever waits.
+                // An error would mean that the entries are gone, but this watch keeps them.
                 _ = self.changed.changed().await;
-                self.look();
+                self.queue_changes();
             }
         })
     }
 }
 
-impl Follower {
-    /// Queues what differs from what was told.
-    fn look(&mut self) {
+impl EntriesWatch {
+    /// Queues what has changed since the last call.
+    fn queue_changes(&mut self) {
         let table = self.entries.table.lock();
-        self.told.retain(|key| {
-            let there = table.entries.contains_key(key);
-            if !there {
+        self.delivered.retain(|key| {
+            let is_present = table.entries.contains_key(key);
+            if !is_present {
                 self.queue.push_back(StoreChange::Removed { key: key.clone() });
             }
-            there
+            is_present
         });
         let mut newer: Vec<_> = table
             .entries
             .iter()
-            .filter(|(_, entry)| entry.revision > self.upto)
+            .filter(|(_, entry)| entry.revision > self.read_up_to)
             .collect();
         newer.sort_by_key(|(_, entry)| entry.revision);
         for (key, entry) in newer {
-            self.told.insert(key.clone());
+            self.delivered.insert(key.clone());
             let (key, entry) = (key.clone(), entry.clone());
             self.queue.push_back(StoreChange::Set { key, entry });
         }
-        self.upto = table.revision;
-        if !self.complete {
-            self.complete = true;
+        self.read_up_to = table.revision;
+        if !self.is_complete {
+            self.is_complete = true;
             self.queue.push_back(StoreChange::Complete);
         }
     }

@@ -1,4 +1,4 @@
-//! The store within a process: the twin of the one in JetStream.
+//! The store in the memory of one process, with the semantics of the one in JetStream.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,7 +11,7 @@ use crate::{
     store::{Revision, SharedStore, StoreEntry, StoreError, StoreFuture, StoreWatch},
 };
 
-/// Objects and entries for as long as the process lives.
+/// Objects and entries in memory, until the process exits.
 #[derive(Debug)]
 pub struct MemoryStore {
     entries: Arc<Entries>,
@@ -34,7 +34,7 @@ impl MemoryStore {
         let stored: usize = objects.values().map(Bytes::len).sum();
         if !objects.contains_key(&digest) && stored + bytes.len() > MAX_OBJECTS_BYTES {
             return Err(StoreError::Refused(format!(
-                "its objects have {stored} bytes together; {MAX_OBJECTS_BYTES} is the most"
+                "all objects together have {stored} bytes; {MAX_OBJECTS_BYTES} is the most"
             )));
         }
         objects.insert(digest.clone(), bytes);
@@ -90,7 +90,7 @@ mod tests {
     use crate::conformance;
 
     #[tokio::test]
-    async fn it_behaves_as_a_store() {
+    async fn it_conforms_to_the_store() {
         conformance::of(|| MemoryStore::new()).await;
     }
 }

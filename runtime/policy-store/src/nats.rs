@@ -1,7 +1,7 @@
 //! The store in NATS JetStream, for a cluster: a key-value bucket and an object store bucket.
 //!
-//! Buckets that are missing are made, also after the server lost its data; one that an operator made beforehand, with
-//! more replicas for example, is taken as it is. `README.md` beside this crate's manifest describes keys and values.
+//! A missing bucket is created, also after the server lost its data. A bucket that an operator created, for example
+//! with more replicas, is used as it is. `README.md` beside this crate's manifest describes keys and values.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -27,22 +27,22 @@ use crate::{
     store::{Revision, SharedStore, StoreEntry, StoreError, StoreFuture, StoreWatch},
 };
 use keys::KeySpace;
-use watch::Follower;
+use watch::BucketWatch;
 
 mod keys;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-/// Both buckets are called so: the streams `KV_signalbox-policies` and `OBJ_signalbox-policies`.
+/// The name of both buckets. Their streams are `KV_signalbox-policies` and `OBJ_signalbox-policies`.
 const BUCKET: &str = "signalbox-policies";
-/// Values kept of a key, for operators to look at: as many as an activation remembers.
+/// Values that the bucket keeps per key, for operators to inspect: as many as an activation remembers.
 const HISTORY: i64 = 8;
-/// Room for the headers of a value's message: the expected revision.
+/// Room for the headers of a message, which hold the expected revision.
 const MAX_HEADER_BYTES: usize = 4 << 10;
-/// Longest wait for NATS, to be there and to answer: what an operator waits for a 503.
+/// Longest wait for the connection, and for an answer: an operator gets the 503 after this time.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Longest wait for an object: 1 MiB in eight pieces, each acknowledged, over a slow network.
+/// Longest wait for an object: 1 MiB in eight chunks, each acknowledged, over a slow network.
 const OBJECT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Objects and entries in JetStream. Clone = handle.
@@ -57,8 +57,8 @@ struct StoreClient {
 }
 
 impl NatsStore {
-    /// The store of one namespace: what different namespaces keep on one server does not meet. Waits for nothing;
-    /// call it inside a tokio runtime.
+    /// Opens the store of one namespace. Namespaces on the same server do not see each other's data. Does not wait for
+    /// the server. Call it inside a tokio runtime.
     pub fn start(connection: NatsConnection, namespace: &str) -> Arc<Self> {
         let jetstream = ContextBuilder::new()
             .timeout(PATIENCE)
@@ -77,7 +77,7 @@ impl NatsStore {
         let stored = objects.info(&name).await;
         let expected_len = bytes.len();
         if stored.is_ok_and(|stored| !stored.deleted && stored.size == expected_len) {
-            // What is there is believed only once it was read: this is how a damaged object is mended.
+            // The stored object is read to verify it; a damaged one is written again below.
             if self.object(&digest).await.is_ok() {
                 return Ok(digest);
             }
@@ -105,7 +105,7 @@ impl NatsStore {
             _ => unavailable(error),
         })?;
         let mut bytes = Vec::new();
-        // One more than there may be, to notice that there are more.
+        // One byte more than allowed, to detect an object that is too large.
         let mut limited = object.take(MAX_OBJECT_BYTES as u64 + 1);
         limited
             .read_to_end(&mut bytes)
@@ -115,7 +115,9 @@ impl NatsStore {
                 _ => unavailable(error),
             })?;
         if bytes.len() > MAX_OBJECT_BYTES {
-            return Err(damaged(format!("it has more than {MAX_OBJECT_BYTES} bytes")));
+            return Err(damaged(format!(
+                "it has more than the allowed {MAX_OBJECT_BYTES} bytes"
+            )));
         }
         verified(digest, bytes.into())
     }
@@ -149,7 +151,7 @@ impl NatsStore {
         let conflict = || StoreError::Conflict { key: key.to_owned() };
         let (bucket, encoded) = (self.entries().await?, self.0.keys.encode(key));
         if expected == Revision::ABSENT {
-            // Takes the place of a removed entry too, whose revision nobody knows.
+            // `create` also replaces the marker of a removed entry, whose revision is unknown here.
             let created = bucket.create(encoded, value).await;
             return created.map(Revision).map_err(|error| match error.kind() {
                 CreateErrorKind::AlreadyExists => conflict(),
@@ -184,13 +186,13 @@ impl NatsStore {
         })
     }
 
-    /// The bucket of entries, made where it is missing.
+    /// The bucket of entries; created if it is missing.
     async fn entries(&self) -> Result<kv::Store, StoreError> {
         if let Ok(bucket) = self.0.jetstream.get_key_value(BUCKET).await {
             return Ok(bucket);
         }
-        // As the client would make it, without a question about the account whose answer it reads from recent servers
-        // only.
+        // The same settings as the client's own call, which first requests account details that only recent servers
+        // send in the form it reads.
         let config = stream::Config {
             name: format!("KV_{BUCKET}"),
             description: Some("Signalbox: policies, and which of them decides".into()),
@@ -210,7 +212,7 @@ impl NatsStore {
         jetstream.get_key_value(BUCKET).await.map_err(unavailable)
     }
 
-    /// The bucket of objects, made where it is missing.
+    /// The bucket of objects; created if it is missing.
     async fn objects(&self) -> Result<ObjectStore, StoreError> {
         if let Ok(bucket) = self.0.jetstream.get_object_store(BUCKET).await {
             return Ok(bucket);
@@ -229,7 +231,7 @@ impl NatsStore {
             .map_err(unavailable)
     }
 
-    /// Waits until NATS is there, then for the answer, each for a bounded time.
+    /// Waits for the connection and then for the answer, each for a bounded time.
     async fn bounded<T>(
         &self,
         patience: Duration,
@@ -245,7 +247,7 @@ impl NatsStore {
         }
         timeout(patience, answer).await.unwrap_or_else(|_| {
             Err(StoreError::Unavailable(format!(
-                "NATS did not answer within {} s; look whether it took effect before trying again",
+                "NATS did not answer within {} s; check whether the change was made before trying again",
                 patience.as_secs()
             )))
         })
@@ -297,7 +299,7 @@ impl SharedStore for NatsStore {
     }
 
     fn watch(&self) -> StoreWatch {
-        StoreWatch::new(Follower::start(self.clone()))
+        StoreWatch::new(BucketWatch::start(self.clone()))
     }
 }
 

@@ -7,13 +7,13 @@ fn folder() -> TempDir {
     TempDir::new().unwrap()
 }
 
-/// Why a folder cannot be opened.
+/// The error of opening a folder.
 fn refusal(folder: &TempDir) -> String {
     DirectoryStore::open(folder.path()).unwrap_err().to_string()
 }
 
 #[tokio::test]
-async fn it_behaves_as_a_store() {
+async fn it_conforms_to_the_store() {
     let mut folders = Vec::new();
     conformance::of(|| {
         folders.push(folder());
@@ -23,7 +23,7 @@ async fn it_behaves_as_a_store() {
 }
 
 #[tokio::test]
-async fn what_was_stored_is_there_again() {
+async fn a_reopened_folder_has_what_was_stored() {
     let folder = folder();
     let store = DirectoryStore::open(folder.path().join("made")).unwrap();
     let digest = store.put_object("policy".into()).await.unwrap();
@@ -41,12 +41,12 @@ async fn what_was_stored_is_there_again() {
     assert_eq!(next(&mut watch).await, crate::StoreChange::Complete);
     assert!(
         set(&*store, "b", "2", Revision::ABSENT).await > b,
-        "no revision comes twice"
+        "each revision is used once"
     );
 }
 
 #[tokio::test]
-async fn a_folder_serves_one_at_a_time() {
+async fn a_folder_is_open_in_one_process_at_a_time() {
     let folder = folder();
     let first = DirectoryStore::open(folder.path()).unwrap();
     let refusal = refusal(&folder);
@@ -54,14 +54,14 @@ async fn a_folder_serves_one_at_a_time() {
         refusal.contains(folder.path().to_str().unwrap()) && refusal.contains("another process"),
         "{refusal}"
     );
-    // A watch alone does not hold the folder.
+    // A watch alone does not lock the folder.
     let _watch = first.watch();
     drop(first);
     DirectoryStore::open(folder.path()).unwrap();
 }
 
 #[tokio::test]
-async fn damaged_entries_are_told_with_their_file() {
+async fn damaged_entries_are_refused_and_their_file_is_named() {
     let cases = [
         ("", "damaged"),
         ("{\"format\": 1", "damaged"),
@@ -85,7 +85,7 @@ async fn damaged_entries_are_told_with_their_file() {
 }
 
 #[tokio::test]
-async fn a_damaged_object_is_told_and_mended_by_storing_it_again() {
+async fn a_damaged_object_is_reported_and_repaired_by_storing_it_again() {
     let folder = folder();
     let store = DirectoryStore::open(folder.path()).unwrap();
     let digest = store.put_object("policy".into()).await.unwrap();
@@ -100,11 +100,11 @@ async fn a_damaged_object_is_told_and_mended_by_storing_it_again() {
 }
 
 #[tokio::test]
-async fn a_change_that_cannot_be_kept_is_not_made() {
+async fn a_change_that_cannot_be_written_to_the_disk_is_not_made() {
     let folder = folder();
     let store = DirectoryStore::open(folder.path()).unwrap();
     let first = set(&*store, "a", "1", Revision::ABSENT).await;
-    // A folder in the place of the new file: writing it fails for everybody, root included.
+    // A folder has the name of the new file: writing that file fails even for root.
     fs::create_dir(folder.path().join("entries.new")).unwrap();
     let refusal = store.set("a", "2".into(), first).await.unwrap_err().to_string();
     assert!(refusal.contains(ENTRIES), "{refusal}");

@@ -1,8 +1,9 @@
-//! How keys are spelled in NATS.
+//! The encoding of keys in NATS.
 //!
-//! A key there is `{namespace}.{key}`, both encoded: letters, digits, `-`, `_` and `/` stand for themselves, every
-//! other byte is `=` and two hexadecimal digits. So `active/llama3:8b` of `default` is `default.active/llama3=3A8b`.
-//! Dots are encoded too: a subject's tokens end at them, and the first one ends the namespace.
+//! A key in NATS is `{namespace}.{key}`, both encoded: letters, digits, `-`, `_` and `/` stand for themselves, every
+//! other byte becomes `=` and two hexadecimal digits. So `active/llama3:8b` of `default` is
+//! `default.active/llama3=3A8b`. Dots are encoded too, because a dot ends a token of a subject; the only dot ends the
+//! namespace.
 
 /// The keys of one namespace within a bucket.
 #[derive(Debug)]
@@ -26,24 +27,24 @@ impl KeySpace {
         }
     }
 
-    /// A key as the bucket has it.
+    /// A key as the bucket stores it.
     pub(super) fn encode(&self, key: &str) -> String {
         let mut encoded = self.prefix.clone();
         encode(key, &mut encoded);
         encoded
     }
 
-    /// The key of a message's subject; `None` where it is none of this namespace.
+    /// The key that a message's subject stands for; `None` if it is not a key of this namespace.
     pub(super) fn decode_subject(&self, subject: &str) -> Option<String> {
         decode(subject.strip_prefix(&self.subjects)?.strip_prefix(&self.prefix)?)
     }
 
-    /// What the subjects of all keys of this namespace match.
+    /// The filter that matches the subjects of all keys of this namespace.
     pub(super) fn filter(&self) -> String {
         format!("{}{}>", self.subjects, self.prefix)
     }
 
-    /// The name of an object; the client encodes it.
+    /// The name of an object, which the client encodes itself.
     pub(super) fn object(&self, digest: &str) -> String {
         format!("{}/{digest}", self.namespace)
     }
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_spelled_as_documented() {
+    fn keys_are_encoded_as_documented() {
         let keys = KeySpace::new("signalbox-policies", "default");
         assert_eq!(keys.encode("active/llama3:8b"), "default.active/llama3=3A8b");
         assert_eq!(
@@ -97,9 +98,8 @@ mod tests {
     }
 
     proptest! {
-        /// Every key of every namespace comes back, spelled with what NATS allows, and meets no other namespace.
         #[test]
-        fn every_key_comes_back(namespace in "\\PC{0,12}", key in "\\PC{1,40}", other in "\\PC{0,12}") {
+        fn every_key_decodes_to_itself_in_its_own_namespace_only(namespace in "\\PC{0,12}", key in "\\PC{1,40}", other in "\\PC{0,12}") {
             let keys = KeySpace::new("b", &namespace);
             let encoded = keys.encode(&key);
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-/_=.".contains(&byte);

@@ -27,7 +27,7 @@ async fn store(server: &NatsServer) -> Arc<NatsStore> {
     NatsStore::start(connect(server).await, "test")
 }
 
-/// As soon as the store is there again.
+/// Sets an entry as soon as the store answers again.
 async fn set_when_back(store: &NatsStore, key: &str, value: &str, expected: Revision) -> Revision {
     loop {
         match store.set(key, value.to_owned().into(), expected).await {
@@ -38,7 +38,7 @@ async fn set_when_back(store: &NatsStore, key: &str, value: &str, expected: Revi
 }
 
 #[tokio::test]
-async fn it_behaves_as_a_store() {
+async fn it_conforms_to_the_store() {
     let server = NatsServer::started();
     let connection = connect(&server).await;
     let mut namespaces = 0;
@@ -50,7 +50,7 @@ async fn it_behaves_as_a_store() {
 }
 
 #[tokio::test]
-async fn of_two_stores_one_changes_an_entry_and_both_see_it() {
+async fn of_two_racing_clients_one_changes_an_entry_and_both_receive_it() {
     let server = NatsServer::started();
     let (a, b) = (store(&server).await, store(&server).await);
     let (mut at_a, mut at_b) = (a.watch(), b.watch());
@@ -83,7 +83,7 @@ async fn of_two_stores_one_changes_an_entry_and_both_see_it() {
 }
 
 #[tokio::test]
-async fn a_watch_goes_on_when_the_server_was_away() {
+async fn a_watch_continues_after_an_outage_of_the_server() {
     let mut server = NatsServer::started();
     let (a, b) = (store(&server).await, store(&server).await);
     let kept = set(&*a, "kept", "1", Revision::ABSENT).await;
@@ -112,22 +112,22 @@ async fn a_watch_goes_on_when_the_server_was_away() {
     assert_eq!(next_set(&mut watch).await, ("kept".into(), entry("2", kept)));
 }
 
-/// The way from one client to the server, which can be cut.
-struct Cable {
+/// Forwards the connections of one client to the server, and can be cut.
+struct TcpForwarder {
     address: SocketAddr,
     server: String,
     tasks: JoinSet<()>,
 }
 
-impl Cable {
+impl TcpForwarder {
     async fn to(server: &NatsServer) -> Self {
-        let mut cable = Self {
+        let mut forwarder = Self {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             server: server.url().replace("nats://", ""),
             tasks: JoinSet::new(),
         };
-        cable.join().await;
-        cable
+        forwarder.join().await;
+        forwarder
     }
 
     async fn join(&mut self) {
@@ -149,22 +149,22 @@ impl Cable {
 }
 
 #[tokio::test]
-async fn what_changed_while_one_was_away_is_told_and_nothing_else() {
+async fn a_reconnected_watch_delivers_the_changes_it_missed_and_nothing_else() {
     let server = NatsServer::started();
     let a = store(&server).await;
     set(&*a, "kept", "1", Revision::ABSENT).await;
     let removed = set(&*a, "removed", "1", Revision::ABSENT).await;
     let changed = set(&*a, "changed", "1", Revision::ABSENT).await;
-    let mut cable = Cable::to(&server).await;
+    let mut forwarder = TcpForwarder::to(&server).await;
     let config = NatsConfig {
-        url: format!("nats://{}", cable.address),
+        url: format!("nats://{}", forwarder.address),
         ..NatsConfig::default()
     };
     let connection = NatsConnection::start(&config, "test").await.unwrap();
     let mut status = connection.status();
     let mut watch = NatsStore::start(connection, "test").watch();
     while next(&mut watch).await != StoreChange::Complete {}
-    cable.cut().await;
+    forwarder.cut().await;
     status
         .wait_for(|status| status.state == PlaneState::Down)
         .await
@@ -174,7 +174,7 @@ async fn what_changed_while_one_was_away_is_told_and_nothing_else() {
     let changed = set(&*a, "changed", "3", changed).await;
     let new = set(&*a, "new", "1", Revision::ABSENT).await;
     assert_eq!(watch.next().now_or_never(), None);
-    cable.join().await;
+    forwarder.join().await;
     let removed = StoreChange::Removed {
         key: "removed".into(),
     };
@@ -189,7 +189,7 @@ async fn what_changed_while_one_was_away_is_told_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_server_may_come_late() {
+async fn a_server_may_start_late() {
     let mut server = NatsServer::prepare();
     let store = store(&server).await;
     let mut watch = store.watch();
@@ -213,7 +213,7 @@ async fn a_server_may_come_late() {
 }
 
 #[tokio::test]
-async fn a_server_that_lost_its_data_begins_anew() {
+async fn after_the_server_lost_its_data_the_store_starts_empty() {
     let mut server = NatsServer::started();
     let store = store(&server).await;
     let digest = store.put_object("policy".into()).await.unwrap();
@@ -223,7 +223,7 @@ async fn a_server_that_lost_its_data_begins_anew() {
     assert_eq!(next(&mut watch).await, StoreChange::Complete);
     server.wipe();
     server.start();
-    // The same revision as before the loss, and yet another entry.
+    // The new entry has the same revision as the one that was lost.
     let revision = set_when_back(&store, "a", "new", Revision::ABSENT).await;
     assert_eq!(next(&mut watch).await, StoreChange::Removed { key: "a".into() });
     assert_eq!(next_set(&mut watch).await, ("a".into(), entry("new", revision)));
@@ -233,9 +233,8 @@ async fn a_server_that_lost_its_data_begins_anew() {
     assert_eq!(store.get_object(&digest).await.unwrap(), "policy");
 }
 
-/// A server that hangs is like one that is away, for as long as it does.
 #[tokio::test]
-async fn a_server_that_hangs_holds_nobody_up() {
+async fn operations_end_while_the_server_hangs() {
     let server = NatsServer::started();
     let store = store(&server).await;
     let first = set(&*store, "a", "1", Revision::ABSENT).await;
@@ -255,7 +254,7 @@ async fn a_server_that_hangs_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn namespaces_do_not_meet() {
+async fn namespaces_are_separate() {
     let server = NatsServer::started();
     let connection = connect(&server).await;
     let (a, b) = (

@@ -1,8 +1,9 @@
-//! The watch on a bucket, over everything that can happen to the server.
+//! The watch on a bucket, which outlasts every failure of the server.
 //!
-//! One task reads a consumer of its own. Whenever something may have been missed (the connection changed, a heartbeat
-//! did not come, a message is missing) it begins anew with a list of what is there, and tells what differs from what
-//! it told before. A bucket that was made anew counts its revisions from 1 again: all that was told is taken back.
+//! One task reads a consumer of its own. When it may have missed a change (the connection changed, a heartbeat did not
+//! arrive, a message is missing), it lists all entries again and delivers the differences from what it delivered
+//! before. The revisions of a bucket that was created again begin at 1: then the task first delivers the removal of
+//! every entry.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,76 +22,81 @@ use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
 use super::{NatsStore, unavailable};
 use crate::store::{Revision, StoreChange, StoreEntry, StoreError, StoreWatchSource};
 
-/// Changes told ahead of the reader; then the task waits.
+/// Most changes that wait for the reader; then the task waits.
 const QUEUE: usize = 64;
-/// The server speaks at least this often; after twice that without a word it is asked for a new list.
+/// The server sends a message or a heartbeat at least this often; after twice this time without one, the task lists the
+/// entries again.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long the server answers to one request before it is asked again.
+/// How long the server serves one pull request before the client sends the next.
 const REQUEST: Duration = Duration::from_secs(30);
-/// How long the server keeps a consumer whose reader is gone.
+/// How long the server keeps a consumer without a reader.
 const INACTIVE: Duration = Duration::from_secs(30);
-/// Wait before the next attempt, doubled up to the longest after each failure.
+/// Wait before the next attempt, doubled after each failure up to the longest.
 const RETRY: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// The reader's end.
+/// The reader's end of a watch.
 #[derive(Debug)]
-pub(super) struct Follower {
+pub(super) struct BucketWatch {
     changes: mpsc::Receiver<StoreChange>,
     task: JoinHandle<()>,
 }
 
-impl Follower {
+impl BucketWatch {
     pub(super) fn start(store: NatsStore) -> Self {
         let (sender, changes) = mpsc::channel(QUEUE);
-        let task = tokio::spawn(Teller::new(sender).run(store));
+        let task = tokio::spawn(BucketReader::new(sender).run(store));
         Self { changes, task }
     }
 }
 
-impl Drop for Follower {
+impl Drop for BucketWatch {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl StoreWatchSource for Follower {
+impl StoreWatchSource for BucketWatch {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = StoreChange> + Send + '_>> {
         Box::pin(async {
             match self.changes.recv().await {
                 Some(change) => change,
-                // The task ended, which only the end of its runtime brings about: nothing changes any more.
+                // The task ends only with its runtime, and then no change can arrive.
                 None => std::future::pending().await,
             }
         })
     }
 }
 
-/// Why a list and what follows it came to an end.
+/// Why the reading of a consumer ended.
 enum WatchEnd {
-    /// Nobody reads any more.
+    /// The reader's end was dropped.
     Unread,
-    /// Something may have been missed.
+    /// A change may have been missed, for this reason.
     Interrupted(String),
 }
 
-/// The task: what it told so far.
-struct Teller {
+/// The reader's end was dropped, so that no change can be delivered.
+struct Unread;
+
+/// The task that reads a consumer and delivers changes.
+struct BucketReader {
     changes: mpsc::Sender<StoreChange>,
-    told: HashMap<String, Revision>,
-    /// When the bucket was made whose entries were told.
-    bucket_made: Option<String>,
-    complete: bool,
+    /// The entries that the reader has, by key.
+    delivered: HashMap<String, Revision>,
+    /// When the bucket of the delivered entries was created.
+    bucket_created: Option<String>,
+    is_complete: bool,
     retry: Duration,
 }
 
-impl Teller {
+impl BucketReader {
     fn new(changes: mpsc::Sender<StoreChange>) -> Self {
         Self {
             changes,
-            told: HashMap::new(),
-            bucket_made: None,
-            complete: false,
+            delivered: HashMap::new(),
+            bucket_created: None,
+            is_complete: false,
             retry: RETRY,
         }
     }
@@ -100,7 +106,7 @@ impl Teller {
             match self.follow(&store).await {
                 WatchEnd::Unread => return,
                 WatchEnd::Interrupted(reason) => {
-                    tracing::debug!(reason, "the watch on the policy bucket begins anew");
+                    tracing::debug!(reason, "the watch lists the policy bucket again");
                     sleep(self.retry).await;
                     self.retry = (self.retry * 2).min(RETRY_MAX);
                 }
@@ -108,7 +114,7 @@ impl Teller {
         }
     }
 
-    /// Tells what is there, then what changes, until something may have been missed.
+    /// Delivers the present entries, then their changes, until a change may have been missed.
     async fn follow(&mut self, store: &NatsStore) -> WatchEnd {
         let mut status = store.0.connection.status();
         if status
@@ -118,16 +124,16 @@ impl Teller {
         {
             return WatchEnd::Interrupted("the connection is closed".into());
         }
-        let (made, mut left, mut messages) = match list(store).await {
+        let (created, mut left, mut messages) = match list(store).await {
             Ok(listed) => listed,
             Err(error) => return WatchEnd::Interrupted(error.to_string()),
         };
-        if self.bucket_made.as_ref().is_some_and(|before| *before != made)
-            && self.take_back_all_but(&HashSet::new()).await.is_err()
+        let known_bucket = self.bucket_created.replace(created.clone());
+        if known_bucket.is_some_and(|known| known != created)
+            && self.remove_all_but(&HashSet::new()).await.is_err()
         {
             return WatchEnd::Unread;
         }
-        self.bucket_made = Some(made);
         let mut present = HashSet::new();
         let mut listing = true;
         let mut received = 0;
@@ -135,7 +141,7 @@ impl Teller {
             if listing && left == 0 {
                 listing = false;
                 self.retry = RETRY;
-                if self.listed(&present).await.is_err() {
+                if self.complete(&present).await.is_err() {
                     return WatchEnd::Unread;
                 }
             }
@@ -157,13 +163,13 @@ impl Teller {
             };
             received += 1;
             if sequence != received {
-                return WatchEnd::Interrupted(format!("message {received} is missing: {sequence} came"));
+                return WatchEnd::Interrupted(format!("message {received} is missing: {sequence} arrived"));
             }
             let Some(key) = store.0.keys.decode_subject(&message.subject) else {
-                tracing::warn!(subject = %message.subject, "a key in the policy bucket is not spelled as documented");
+                tracing::warn!(subject = %message.subject, "a key of the policy bucket does not have the documented encoding");
                 continue;
             };
-            let told = if is_removal(&message) {
+            let outcome = if is_removal(&message) {
                 present.remove(&key);
                 self.removed(key).await
             } else {
@@ -173,40 +179,40 @@ impl Teller {
                 }
                 self.set(key, StoreEntry { value, revision }).await
             };
-            if told.is_err() {
+            if outcome.is_err() {
                 return WatchEnd::Unread;
             }
         }
     }
 
-    async fn set(&mut self, key: String, entry: StoreEntry) -> Result<(), ()> {
-        if self.told.get(&key) == Some(&entry.revision) {
+    async fn set(&mut self, key: String, entry: StoreEntry) -> Result<(), Unread> {
+        if self.delivered.get(&key) == Some(&entry.revision) {
             return Ok(());
         }
-        self.told.insert(key.clone(), entry.revision);
-        self.tell(StoreChange::Set { key, entry }).await
+        self.delivered.insert(key.clone(), entry.revision);
+        self.deliver(StoreChange::Set { key, entry }).await
     }
 
-    async fn removed(&mut self, key: String) -> Result<(), ()> {
-        match self.told.remove(&key) {
-            Some(_) => self.tell(StoreChange::Removed { key }).await,
+    async fn removed(&mut self, key: String) -> Result<(), Unread> {
+        match self.delivered.remove(&key) {
+            Some(_) => self.deliver(StoreChange::Removed { key }).await,
             None => Ok(()),
         }
     }
 
-    /// The list is complete.
-    async fn listed(&mut self, present: &HashSet<String>) -> Result<(), ()> {
-        self.take_back_all_but(present).await?;
-        if !self.complete {
-            self.complete = true;
-            self.tell(StoreChange::Complete).await?;
+    /// Ends the list of present entries: removes those that the reader has and that are not `present`.
+    async fn complete(&mut self, present: &HashSet<String>) -> Result<(), Unread> {
+        self.remove_all_but(present).await?;
+        if !self.is_complete {
+            self.is_complete = true;
+            self.deliver(StoreChange::Complete).await?;
         }
         Ok(())
     }
 
-    async fn take_back_all_but(&mut self, present: &HashSet<String>) -> Result<(), ()> {
+    async fn remove_all_but(&mut self, present: &HashSet<String>) -> Result<(), Unread> {
         let gone: Vec<String> = self
-            .told
+            .delivered
             .keys()
             .filter(|key| !present.contains(*key))
             .cloned()
@@ -217,16 +223,16 @@ impl Teller {
         Ok(())
     }
 
-    /// Fails when nobody reads any more.
-    async fn tell(&self, change: StoreChange) -> Result<(), ()> {
-        self.changes.send(change).await.map_err(drop)
+    async fn deliver(&self, change: StoreChange) -> Result<(), Unread> {
+        self.changes.send(change).await.map_err(|_| Unread)
     }
 }
 
-/// When the bucket was made, how many of its newest values will come first, and the consumer that brings them.
+/// Starts a consumer. Returns when the bucket was created, how many present entries the consumer delivers first, and
+/// its messages.
 async fn list(store: &NatsStore) -> Result<(String, u64, pull::Stream), StoreError> {
     let bucket = store.entries().await?;
-    let made = bucket.stream.cached_info().created.to_string();
+    let created = bucket.stream.cached_info().created.to_string();
     let config = pull::Config {
         description: Some("Signalbox router".into()),
         deliver_policy: DeliverPolicy::LastPerSubject,
@@ -246,10 +252,10 @@ async fn list(store: &NatsStore) -> Result<(String, u64, pull::Stream), StoreErr
         .messages()
         .await
         .map_err(unavailable)?;
-    Ok((made, listed, messages))
+    Ok((created, listed, messages))
 }
 
-/// The mark that a deleted or purged key leaves.
+/// Whether a message marks a deleted or purged key.
 fn is_removal(message: &Message) -> bool {
     let operation = message
         .headers
