@@ -1,8 +1,8 @@
-//! Short messages among routers: what one has in flight, asked and told; lossy, and nothing is kept.
+//! Short messages among routers, for example what one has in flight. Messages may be lost, and none is stored.
 //!
-//! Whoever listens to a topic gets what is sent on it from then on, its own messages too: receivers tell them by
-//! their content. Nothing waits, so anything may be lost: while the carrier is away, when too much is sent at once,
-//! or by a listener that is slow. Whatever is said here must be said again, or be advice only.
+//! A listener of a topic receives every message sent on it from then on, those of its own process included; receivers
+//! recognise their own messages by the content. No call waits. Messages are lost while the transport is away, when too
+//! many are sent at once, and at a slow listener. So a message is either repeated or advice only.
 
 use std::fmt::Debug;
 
@@ -18,16 +18,17 @@ mod tests;
 pub use memory::MemoryBroadcast;
 pub use nats::NatsBroadcast;
 
-/// Messages that a listener may be behind; then it loses the oldest. A router says a few hundred short ones a second.
+/// Messages that wait for a slow listener; beyond, it loses the oldest. A router sends a few hundred short ones a
+/// second.
 const LISTENER_CAPACITY: usize = 1024;
 
-/// Longest topic, in bytes. With each escaped it still fits what NATS takes as a subject (4 KiB).
+/// Most bytes of a topic. With every byte escaped it still fits a NATS subject (4 KiB).
 const MAX_TOPIC_LEN: usize = 512;
 
-/// Longest message, in bytes: what a NATS server takes by default.
+/// Most bytes of a message: the default limit of a NATS server.
 const MAX_MESSAGE_LEN: usize = 1 << 20;
 
-/// Carries short messages to whoever listens.
+/// Carries short messages to the listeners of a topic.
 pub trait Broadcast: Send + Sync + Debug + 'static {
     /// Sends a message, and never waits. A message that cannot be sent now is dropped and counted in
     /// `signalbox_broadcast_dropped_total`.
@@ -35,20 +36,20 @@ pub trait Broadcast: Send + Sync + Debug + 'static {
     /// `topic`: any text of at most 512 bytes. `message`: at most 1 MiB.
     fn send(&self, topic: &str, message: Bytes);
 
-    /// Listens to a topic from now on: what this process sends afterwards is heard, what others send as soon as the
-    /// carrier knows of the listener.
+    /// Listens to a topic. The listener receives what this process sends from now on, and what other processes send as
+    /// soon as the transport knows of the listener.
     fn listen(&self, topic: &str) -> Listener;
 }
 
-/// One topic's messages as they arrive. Dropping it ends listening.
+/// The messages of one topic, as they arrive. Dropping it stops listening.
 #[derive(Debug)]
 pub struct Listener {
     messages: broadcast::Receiver<Bytes>,
 }
 
 impl Listener {
-    /// Waits for the next message; for ever once the broadcast it came from was dropped. Loses nothing when
-    /// cancelled. One that is more than 1,024 messages behind loses the oldest.
+    /// Waits for the next message; for ever once the broadcast was dropped. Dropping the future loses nothing. A
+    /// listener that is more than 1,024 messages behind loses the oldest.
     pub async fn next(&mut self) -> Bytes {
         loop {
             match self.messages.recv().await {
@@ -60,7 +61,7 @@ impl Listener {
     }
 }
 
-/// Whether any broadcast carries this; where not, that is told.
+/// Whether topic and message are within bounds. Logs and counts a message that is not.
 fn is_acceptable(topic: &str, message: &Bytes) -> bool {
     let acceptable = topic.len() <= MAX_TOPIC_LEN && message.len() <= MAX_MESSAGE_LEN;
     if !acceptable {
@@ -68,7 +69,7 @@ fn is_acceptable(topic: &str, message: &Bytes) -> bool {
         tracing::warn!(
             topic.len = topic.len(),
             message.len = message.len(),
-            "a broadcast is dropped: its topic is over 512 bytes or its message over 1 MiB"
+            "a broadcast was dropped: its topic is over 512 bytes or its message over 1 MiB"
         );
     }
     acceptable

@@ -1,4 +1,4 @@
-//! The bytes of KV event batches and snapshots, version 1. The layout is described in this crate's `README.md`.
+//! The bytes of KV event batches and snapshots, version 1. This crate's `README.md` describes the layout.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use signalbox_protocol::{CacheTier, KvEvent, KvEventBatch, KvSnapshot, SequenceHash, WorkerEpoch};
@@ -18,27 +18,27 @@ const CLEARED: u8 = 4;
 
 /// Version, kind, epoch, sequence, number of events.
 pub(crate) const HEADER_LEN: usize = 1 + 1 + 8 + 8 + 4;
-/// Kind, tier, number of blocks: the least an event takes.
+/// Kind, tier, number of blocks: the bytes of an event without hashes.
 const EVENT_LEN: usize = 1 + 1 + 4;
 const HASH_LEN: usize = 8;
 
-/// Bytes that are no KV events.
+/// Why bytes cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
-    /// Another release wrote them.
-    #[error("KV event batch of version {0}; this release reads version 1")]
+    /// The layout has another version.
+    #[error("the KV event batch has version {0}; this release reads version 1")]
     Version(u8),
-    /// They end too early, go on too long, or hold a value that means nothing.
-    #[error("KV event batch is cut short or damaged at byte {0}")]
+    /// The bytes end too early, have a rest, or hold an invalid value.
+    #[error("the KV event batch is truncated or damaged at byte {0}")]
     Malformed(usize),
 }
 
-/// The bytes of a batch: 22, and for each event 6 to 14 and 8 a block.
+/// Encodes a batch: 22 bytes, and for each event 6 or 14 and 8 per block.
 pub fn encode_batch(batch: &KvEventBatch) -> Bytes {
     encode(BATCH, batch.epoch, batch.sequence, &batch.events)
 }
 
-/// Reads what [`encode_batch`] wrote. Allocates no more than about eight times the bytes given, whatever they are.
+/// Decodes one batch. Allocates at most about eight times the length of `bytes`.
 pub fn decode_batch(bytes: &[u8]) -> Result<KvEventBatch, CodecError> {
     let (epoch, sequence, events) = decode(BATCH, bytes)?;
     Ok(KvEventBatch {
@@ -48,12 +48,12 @@ pub fn decode_batch(bytes: &[u8]) -> Result<KvEventBatch, CodecError> {
     })
 }
 
-/// Reads a message: one or more batches as [`encode_batch`] wrote them, one after the other. Allocates no more than
-/// about eight times the bytes given, whatever they are.
+/// Decodes a message: one or more batches, one after the other. Allocates at most about eight times the length of
+/// `bytes`.
 ///
-/// One damaged batch refuses the whole message: what comes after it cannot be told from garbage.
+/// One damaged batch makes the whole message invalid, because the start of the next batch is unknown then.
 pub fn decode_batches(bytes: &[u8]) -> Result<Vec<KvEventBatch>, CodecError> {
-    let mut input = Input { bytes, at: 0 };
+    let mut input = Input { bytes, position: 0 };
     let mut batches = Vec::new();
     loop {
         let (epoch, sequence, events) = input.numbered_events(BATCH)?;
@@ -62,18 +62,18 @@ pub fn decode_batches(bytes: &[u8]) -> Result<Vec<KvEventBatch>, CodecError> {
             sequence,
             events,
         });
-        if input.at == bytes.len() {
+        if input.position == bytes.len() {
             return Ok(batches);
         }
     }
 }
 
-/// The bytes of a snapshot, laid out as a batch.
+/// Encodes a snapshot, in the layout of a batch.
 pub fn encode_snapshot(snapshot: &KvSnapshot) -> Bytes {
     encode(SNAPSHOT, snapshot.epoch, snapshot.next_sequence, &snapshot.stored)
 }
 
-/// Reads what [`encode_snapshot`] wrote; events other than `Stored` are refused.
+/// Decodes a snapshot. Events other than `Stored` are an error.
 pub fn decode_snapshot(bytes: &[u8]) -> Result<KvSnapshot, CodecError> {
     let (epoch, next_sequence, stored) = decode(SNAPSHOT, bytes)?;
     Ok(KvSnapshot {
@@ -83,7 +83,7 @@ pub fn decode_snapshot(bytes: &[u8]) -> Result<KvSnapshot, CodecError> {
     })
 }
 
-/// Bytes that `event` takes in a batch.
+/// The bytes of an event in a batch.
 pub(crate) fn event_len(event: &KvEvent) -> usize {
     let hashes = match event {
         KvEvent::Stored { parent, blocks, .. } => usize::from(parent.is_some()) + blocks.len(),
@@ -122,27 +122,27 @@ fn encode(kind: u8, epoch: WorkerEpoch, sequence: u64, events: &[KvEvent]) -> By
 }
 
 fn put_count(bytes: &mut BytesMut, count: usize) {
-    debug_assert!(u32::try_from(count).is_ok(), "34 GB of hashes are in no cache");
+    debug_assert!(u32::try_from(count).is_ok(), "no cache holds 34 GB of hashes");
     bytes.put_u32_le(count as u32);
 }
 
 fn decode(kind: u8, bytes: &[u8]) -> Result<(WorkerEpoch, u64, Vec<KvEvent>), CodecError> {
-    let mut input = Input { bytes, at: 0 };
+    let mut input = Input { bytes, position: 0 };
     let decoded = input.numbered_events(kind)?;
-    if input.at != bytes.len() {
+    if input.position != bytes.len() {
         return Err(input.damaged(0));
     }
     Ok(decoded)
 }
 
-/// The bytes, read from the front.
+/// The bytes to decode, and how many of them were read.
 struct Input<'a> {
     bytes: &'a [u8],
-    at: usize,
+    position: usize,
 }
 
 impl Input<'_> {
-    /// A whole batch or snapshot.
+    /// Reads a whole batch or snapshot.
     fn numbered_events(&mut self, kind: u8) -> Result<(WorkerEpoch, u64, Vec<KvEvent>), CodecError> {
         match self.u8()? {
             VERSION => {}
@@ -199,10 +199,11 @@ impl Input<'_> {
         (0..count).map(|_| self.u64().map(SequenceHash)).collect()
     }
 
-    /// A number of things of at least `each` bytes, so that what is not there is not allocated for.
+    /// Reads the number of items that follow, of at least `each` bytes. Fails if the rest is too short for them, before
+    /// anything is allocated.
     fn count(&mut self, each: usize) -> Result<usize, CodecError> {
         let count = u32::from_le_bytes(self.take()?) as usize;
-        if count > (self.bytes.len() - self.at) / each {
+        if count > (self.bytes.len() - self.position) / each {
             Err(self.damaged(4))
         } else {
             Ok(count)
@@ -218,15 +219,15 @@ impl Input<'_> {
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
-        let Some((taken, _)) = self.bytes[self.at..].split_first_chunk() else {
+        let Some((taken, _)) = self.bytes[self.position..].split_first_chunk() else {
             return Err(CodecError::Malformed(self.bytes.len()));
         };
-        self.at += N;
+        self.position += N;
         Ok(*taken)
     }
 
-    /// What was read `back` bytes ago is wrong.
+    /// The error for a value that begins `back` bytes before the position.
     fn damaged(&self, back: usize) -> CodecError {
-        CodecError::Malformed(self.at - back)
+        CodecError::Malformed(self.position - back)
     }
 }

@@ -1,42 +1,41 @@
-//! The router side: keeps one worker's stream in order.
+//! The router side: the order of one worker's batches.
 
 use signalbox_protocol::WorkerEpoch;
 
-/// Where a router is in one worker's stream. Pure: it judges, the caller acts.
+/// A router's position in one worker's stream. Pure: it checks batches, and the caller acts on the result.
 ///
-/// A transport may repeat batches and lose them; what the cursor lets through is each batch once and in order, so
-/// that an index fed by it is exact.
+/// A transport may repeat or lose batches. The cursor accepts each batch once and in order, so that the index is exact.
 #[derive(Debug, Default, Clone)]
 pub struct StreamCursor {
-    /// The next batch wanted.
+    /// The next batch to apply.
     position: Option<(WorkerEpoch, u64)>,
 }
 
-/// What to do with a batch.
+/// What the caller does with a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchCheck {
-    /// Apply it: it is the next one, and the cursor has moved past it.
+    /// Apply the batch: it is the next one. The cursor has moved past it.
     Apply,
-    /// Ignore it: it was applied before, or is contained in the snapshot.
+    /// Ignore the batch: it was applied before, or the snapshot contains it.
     Duplicate,
-    /// Batches from `expected` on are missing: replay from there, or take a snapshot and
+    /// The batches from `expected` on are missing: replay from there, or take a snapshot and
     /// [`resume`](StreamCursor::resume). The cursor has not moved.
     Gap {
-        /// The batch that should have come.
+        /// The next batch to apply.
         expected: u64,
     },
-    /// Ignore it: a former life of the worker said it.
+    /// Ignore the batch: it is from an earlier incarnation of the worker.
     OldEpoch,
-    /// The worker began a new life. Whoever follows it forgets all that the old one held, calls
-    /// [`resume`](StreamCursor::resume) at batch 0 of the new epoch and judges the batch again: then it is the first
-    /// ([`Apply`](Self::Apply)) or tells a [`Gap`](Self::Gap) from 0. The cursor has not moved.
+    /// The batch is from a later incarnation of the worker. The caller drops all blocks of the earlier one, calls
+    /// [`resume`](StreamCursor::resume) at batch 0 of the new epoch and checks the batch again: the result is
+    /// [`Apply`](Self::Apply), or a [`Gap`](Self::Gap) from 0. The cursor has not moved.
     NewEpoch,
 }
 
 impl StreamCursor {
-    /// Judges a batch and, for [`BatchCheck::Apply`], moves past it.
+    /// Checks a batch and, for [`BatchCheck::Apply`], moves past it.
     ///
-    /// A cursor that has seen nothing yet takes batch 0 of any epoch, and finds a gap from 0 before any other.
+    /// A new cursor accepts batch 0 of any epoch; any other batch is a gap from 0.
     pub fn check(&mut self, epoch: WorkerEpoch, sequence: u64) -> BatchCheck {
         let expected = match self.position {
             Some((current, _)) if epoch < current => return BatchCheck::OldEpoch,
@@ -54,12 +53,12 @@ impl StreamCursor {
         BatchCheck::Apply
     }
 
-    /// Goes on from a snapshot: `next_sequence` is the first batch it does not contain.
+    /// Continues after a snapshot: `next_sequence` is the first batch that it does not contain.
     pub fn resume(&mut self, epoch: WorkerEpoch, next_sequence: u64) {
         self.position = Some((epoch, next_sequence));
     }
 
-    /// The next batch wanted; `None` before anything was applied or resumed.
+    /// The next batch to apply; `None` for a new cursor.
     pub fn position(&self) -> Option<(WorkerEpoch, u64)> {
         self.position
     }
@@ -85,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_met_in_the_middle_is_a_gap_from_its_beginning() {
+    fn a_stream_that_begins_in_the_middle_is_a_gap_from_0() {
         let mut cursor = StreamCursor::default();
         assert_eq!(cursor.check(FIRST, 7), BatchCheck::Gap { expected: 0 });
         assert_eq!(cursor.position(), None);
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_life_starts_over_and_the_old_one_is_silenced() {
+    fn a_new_epoch_starts_at_0_and_the_old_epoch_is_ignored() {
         let mut cursor = StreamCursor::default();
         cursor.resume(FIRST, 40);
         assert_eq!(cursor.check(SECOND, 0), BatchCheck::NewEpoch);
@@ -107,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_life_met_in_the_middle_is_a_gap_from_its_beginning() {
+    fn a_new_epoch_that_begins_in_the_middle_is_a_gap_from_0() {
         let mut cursor = StreamCursor::default();
         cursor.resume(FIRST, 40);
         assert_eq!(cursor.check(SECOND, 5), BatchCheck::NewEpoch);

@@ -1,22 +1,21 @@
-//! How KV cache events get from workers to routers, and how nobody is misled when some get lost.
+//! How KV cache events get from workers to routers, and how a router notices that events were lost.
 //!
 //! ```text
-//! worker   engine ─▶ EventLog: numbers, keeps the newest, mirrors the cache ─▶ EventPlane::publish
-//!                        │ snapshot                                                │
-//! router                 └──────────── request plane ──────────▶ StreamCursor ◀── Subscription
+//! worker   engine ─▶ EventLog: numbers, retains the newest, mirrors the cache ─▶ EventPlane::publish
+//!                        │ snapshot                                                  │
+//! router                 └──────────── request plane ──────────▶ StreamCursor ◀──── Subscription
 //!                                                                 apply, ignore, or resync
 //! ```
 //!
-//! - [`encode_batch`], [`decode_batches`]: the bytes, the same on every transport; `README.md` beside this crate's
+//! - [`encode_batch`], [`decode_batches`]: the bytes, the same on every transport. `README.md` beside this crate's
 //!   manifest describes them.
-//! - [`EventLog`]: the worker side. Batches of one worker life are numbered from 0 without holes.
-//! - [`EventPlane`]: delivers at least once and in order, and says [`Delivery::Skipped`] rather than hide a hole.
-//!   [`MemoryPlane`] does so within a process, [`NatsPlane`] over NATS JetStream.
-//! - [`StreamCursor`]: the router side. Judges each batch, so that a worker's changes apply in order, once, or not
-//!   at all.
+//! - [`EventLog`]: the worker side. The batches of one incarnation of a worker are numbered from 0 without gaps.
+//! - [`EventPlane`]: delivers batches at least once and in order, and reports a gap as [`Delivery::Skipped`].
+//!   [`MemoryPlane`] works within a process, [`NatsPlane`] over NATS JetStream.
+//! - [`StreamCursor`]: the router side. Checks each batch, so that a worker's batches apply in order and once.
 //! - [`Broadcast`]: short messages among routers, which may be lost: [`MemoryBroadcast`], [`NatsBroadcast`].
 //!
-//! It knows neither the index nor the engines, and decides nothing about routing.
+//! This crate knows neither the index nor the engines, and makes no routing decision.
 
 mod broadcast;
 mod codec;

@@ -1,5 +1,5 @@
-//! The worker side: numbers what the engine tells, keeps the newest for those who come late, and mirrors the cache
-//! for those who come too late for that.
+//! The worker side: numbers the events of the engine, retains the newest batches for replay, and mirrors the cache for
+//! snapshots.
 
 use std::sync::{
     Arc,
@@ -12,8 +12,8 @@ use signalbox_protocol::{KvEvent, KvEventBatch, KvSnapshot, WorkerEpoch};
 use tokio::sync::watch;
 
 use crate::{
-    encode_batch,
-    retained::{At, RetainedLog, Retention},
+    codec::encode_batch,
+    retained::{Lookup, RetainedLog, Retention},
 };
 
 mod batch;
@@ -23,142 +23,144 @@ mod tests;
 
 use mirror::Mirror;
 
-/// Numbers a worker's events, keeps the newest batches for replay and a mirror of the cache for snapshots. Cloning
-/// makes another handle to the same log.
+/// The log of one incarnation of a worker: numbered batches, the newest retained for replay, and a mirror of the cache
+/// for snapshots. Clone = handle.
 ///
-/// A snapshot and the numbering agree: it contains exactly what the batches before its `next_sequence` said.
+/// A snapshot contains exactly the effect of the batches before its `next_sequence`.
 #[derive(Debug, Clone)]
 pub struct EventLog {
-    shared: Arc<LogCell>,
+    cell: Arc<LogCell>,
 }
 
 #[derive(Debug)]
 struct LogCell {
     epoch: WorkerEpoch,
-    state: Mutex<State>,
-    /// The next sequence, to wake readers.
+    contents: Mutex<Contents>,
+    /// The next sequence; wakes the readers.
     published: watch::Sender<u64>,
-    reported_full: AtomicBool,
+    /// Whether the warning about too many blocks was logged.
+    warned_full: AtomicBool,
 }
 
 #[derive(Debug)]
-struct State {
-    /// A batch's sequence is its position.
+struct Contents {
+    /// The position of a batch is its sequence.
     batches: RetainedLog<Bytes>,
     mirror: Mirror,
 }
 
-/// A batch that a reader wants and the log no longer has, or never had.
+/// The log does not have the batch that a reader needs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("batch {wanted} of epoch {epoch} is no longer kept: the oldest is {oldest}")]
+#[error("batch {wanted} of epoch {epoch} is not retained; the oldest retained batch is {oldest}")]
 pub struct NotRetained {
-    /// The epoch asked for.
+    /// The epoch of the batch.
     pub epoch: WorkerEpoch,
-    /// The batch asked for.
+    /// The sequence of the batch.
     pub wanted: u64,
-    /// The oldest batch kept, of the log's own epoch.
+    /// The oldest retained batch, of the log's own epoch.
     pub oldest: u64,
 }
 
-/// Reads a log's batches one after the other.
+/// Reads the batches of a log one after the other.
 #[derive(Debug)]
 pub struct LogReader {
-    shared: Arc<LogCell>,
+    log: Arc<LogCell>,
     position: u64,
     published: watch::Receiver<u64>,
 }
 
 impl EventLog {
-    /// An empty log of one worker life.
+    /// An empty log of the incarnation with this epoch.
     pub fn new(epoch: WorkerEpoch) -> Self {
         Self::with_retention(epoch, Retention::default())
     }
 
-    /// An empty log that keeps more or less than by default.
+    /// An empty log with another retention than the default.
     pub fn with_retention(epoch: WorkerEpoch, retention: Retention) -> Self {
-        let state = State {
+        let contents = Contents {
             batches: RetainedLog::new(retention),
             mirror: Mirror::default(),
         };
         let published = watch::Sender::new(0);
-        let reported_full = AtomicBool::new(false);
+        let warned_full = AtomicBool::new(false);
         Self {
-            shared: Arc::new(LogCell {
+            cell: Arc::new(LogCell {
                 epoch,
-                state: Mutex::new(state),
+                contents: Mutex::new(contents),
                 published,
-                reported_full,
+                warned_full,
             }),
         }
     }
 
-    /// Appends one batch (nothing for no events; several where one would be too large) and wakes the readers. Never
+    /// Appends events as one batch and wakes the readers. No events make no batch, too many for one make several. Never
     /// waits.
     ///
-    /// Neighbouring events that say one thing are joined. Events must come in the order they happened, so callers
-    /// on several threads agree on it before they call.
+    /// Adjacent events of the same kind are merged. Callers pass events in the order in which they happened; several
+    /// threads must agree on that order.
     pub fn publish(&self, events: Vec<KvEvent>) {
         let LogCell {
             epoch,
-            state,
+            contents,
             published,
-            reported_full,
-        } = &*self.shared;
-        let mut state = state.lock();
-        let (events, refused) = state.mirror.apply_all(events);
-        for events in batch::split(batch::coalesce(events)) {
-            let sequence = state.batches.next();
+            warned_full,
+        } = &*self.cell;
+        let mut contents = contents.lock();
+        let (events, refused) = contents.mirror.apply_all(events);
+        for events in batch::split(batch::merge(events)) {
+            let sequence = contents.batches.next();
             let bytes = encode_batch(&KvEventBatch {
                 epoch: *epoch,
                 sequence,
                 events,
             });
             let len = bytes.len();
-            state.batches.push(bytes, len);
+            contents.batches.push(bytes, len);
         }
-        // Under the lock, so that the number never goes back.
-        published.send_replace(state.batches.next());
-        drop(state);
-        if refused > 0 && !reported_full.swap(true, Ordering::Relaxed) {
+        // Sent under the lock, so that the number never decreases.
+        published.send_replace(contents.batches.next());
+        drop(contents);
+        if refused > 0 && !warned_full.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 refused,
-                "more KV blocks than the event log holds: the rest is not told to routers"
+                "the engine stored more KV blocks than the event log holds; routers do not receive the rest"
             );
         }
     }
 
-    /// Everything the cache holds now, parents before children.
+    /// Everything that the cache holds now, parents before children.
     pub fn snapshot(&self) -> KvSnapshot {
         let (next_sequence, mirror) = {
-            let state = self.shared.state.lock();
-            (state.batches.next(), state.mirror.clone())
+            let contents = self.cell.contents.lock();
+            (contents.batches.next(), contents.mirror.clone())
         };
-        // Chains are put together outside the lock: that takes longer than copying.
+        // The chains are built outside the lock, because that takes longer than the copy.
         KvSnapshot {
-            epoch: self.shared.epoch,
+            epoch: self.cell.epoch,
             next_sequence,
             stored: mirror.chains(),
         }
     }
 
-    /// The number the next batch will have.
+    /// The sequence of the next batch.
     pub fn next_sequence(&self) -> u64 {
-        self.shared.state.lock().batches.next()
+        self.cell.contents.lock().batches.next()
     }
 
-    /// The worker life this log is of.
+    /// The epoch of the worker's incarnation.
     pub fn epoch(&self) -> WorkerEpoch {
-        self.shared.epoch
+        self.cell.epoch
     }
 
-    /// Reads from batch `after.1` of epoch `after.0` on; `None`: from the next batch on.
+    /// Reads from batch `after.1` of epoch `after.0` on; `None` means from the next batch on.
     ///
-    /// Fails where that batch is no longer kept, is of another epoch, or lies beyond the next one (then whoever
-    /// asks has not read this log): a snapshot helps.
+    /// # Errors
+    /// The batch is not retained any more, is of another epoch, or lies beyond the next one. Then the caller takes a
+    /// snapshot.
     pub fn read(&self, after: Option<(WorkerEpoch, u64)>) -> Result<LogReader, NotRetained> {
-        let state = self.shared.state.lock();
-        let (oldest, next) = (state.batches.oldest(), state.batches.next());
-        drop(state);
+        let contents = self.cell.contents.lock();
+        let (oldest, next) = (contents.batches.oldest(), contents.batches.next());
+        drop(contents);
         let position = match after {
             None => next,
             Some((epoch, wanted)) if epoch == self.epoch() && (oldest..=next).contains(&wanted) => wanted,
@@ -171,37 +173,38 @@ impl EventLog {
             }
         };
         Ok(LogReader {
-            shared: self.shared.clone(),
+            log: self.cell.clone(),
             position,
-            published: self.shared.published.subscribe(),
+            published: self.cell.published.subscribe(),
         })
     }
 }
 
 impl LogReader {
-    /// The next encoded batch; waits for one. An error when the reader fell behind what is kept: a snapshot and a
-    /// new reader from its `next_sequence` help.
+    /// Waits for the next encoded batch. Dropping the future loses nothing.
     ///
-    /// Loses nothing when cancelled.
+    /// # Errors
+    /// The batch is not retained any more, because the reader is too slow. Then the caller takes a snapshot and reads
+    /// from its `next_sequence` on.
     pub async fn next(&mut self) -> Result<Bytes, NotRetained> {
         loop {
-            // Marked as seen before looking, so that what comes in between wakes us.
+            // Marked as seen before the lookup, so that a batch published in between wakes the reader.
             self.published.borrow_and_update();
-            let found = self.shared.state.lock().batches.at(self.position);
+            let found = self.log.contents.lock().batches.get(self.position);
             match found {
-                At::Entry(batch) => {
+                Lookup::Entry(batch) => {
                     self.position += 1;
                     return Ok(batch);
                 }
-                At::Gone { oldest } => {
+                Lookup::Dropped { oldest } => {
                     return Err(NotRetained {
-                        epoch: self.shared.epoch,
+                        epoch: self.log.epoch,
                         wanted: self.position,
                         oldest,
                     });
                 }
-                // The sender lives as long as we hold `shared`, so this only ever waits.
-                At::Ahead => _ = self.published.changed().await,
+                // An error would mean that the log is gone, but this reader keeps it.
+                Lookup::NotWritten => _ = self.published.changed().await,
             }
         }
     }

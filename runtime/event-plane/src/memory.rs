@@ -1,8 +1,9 @@
 //! The event plane within a process.
 //!
-//! The twin of NATS JetStream: one bounded log for each worker; a subscription is a position in it, so a slow one
-//! holds nobody up and costs no memory. It skips what the log dropped, and says so. The plane over NATS keeps what
-//! it received in one of these: its subscriptions are the same.
+//! It has one bounded log per worker. A subscription is a position in the log, so that a slow one delays no other and
+//! costs no memory; when the log has dropped its next batch, it delivers
+//! [`Delivery::Skipped`](crate::Delivery::Skipped). The plane over NATS stores received batches in such a plane, and so
+//! has the same subscriptions.
 
 use std::{
     collections::HashMap,
@@ -14,7 +15,10 @@ use parking_lot::Mutex;
 use signalbox_protocol::{KvEventBatch, PlaneStatus, WorkerEpoch, WorkerId};
 use tokio::sync::watch;
 
-use crate::{EventPlane, Retention, Subscription};
+use crate::{
+    plane::{EventPlane, Subscription},
+    retained::Retention,
+};
 
 mod log;
 #[cfg(test)]
@@ -22,14 +26,14 @@ mod tests;
 
 use log::WorkerLog;
 
-/// A subscriber starts from a snapshot that is at most this old. So for this long after a loss, a worker met for the
-/// first time is one whose snapshot may be from before the loss.
+/// The greatest age of the snapshot that a subscriber starts from. So for this long after a loss, the snapshot behind
+/// the first subscription to a worker may be older than the loss.
 const OLDEST_SNAPSHOT: Duration = Duration::from_secs(60);
 
-/// The in-process twin of NATS JetStream: one bounded log a worker. Cloning makes another handle.
+/// The event plane within a process, with the semantics of [`NatsPlane`](crate::NatsPlane). Clone = handle.
 #[derive(Debug, Clone)]
 pub struct MemoryPlane {
-    shared: Arc<PlaneLogs>,
+    inner: Arc<PlaneLogs>,
 }
 
 #[derive(Debug)]
@@ -43,10 +47,10 @@ struct PlaneLogs {
 #[derive(Debug, Default)]
 struct Workers {
     logs: HashMap<WorkerId, Arc<WorkerLog>>,
-    /// Counts the batches of all, to tell who has been silent longest.
+    /// The number of published batches of all workers.
     published: u64,
-    /// When something was last lost that a worker without a log may have said.
-    lost: Option<Instant>,
+    /// When a batch was last lost that may be of a worker without a log.
+    last_loss: Option<Instant>,
 }
 
 impl MemoryPlane {
@@ -55,16 +59,16 @@ impl MemoryPlane {
         Self::with_retention(Retention::default())
     }
 
-    /// An empty plane that keeps more or less of each worker than by default.
+    /// An empty plane with another retention than the default.
     pub fn with_retention(retention: Retention) -> Arc<Self> {
         Arc::new(Self::bounded(retention, usize::MAX))
     }
 
-    /// An empty plane for workers that need not exist: past `max_workers`, those are forgotten that nobody follows
-    /// and that have been silent longest.
+    /// An empty plane for at most `max_workers`, some of which may not exist. Beyond that number it drops the logs
+    /// without subscriptions that have been silent for longest.
     pub(crate) fn bounded(retention: Retention, max_workers: usize) -> Self {
         Self {
-            shared: Arc::new(PlaneLogs {
+            inner: Arc::new(PlaneLogs {
                 retention,
                 max_workers,
                 workers: Mutex::default(),
@@ -73,17 +77,17 @@ impl MemoryPlane {
         }
     }
 
-    /// Something that any worker said may be lost: every subscription is told, or the next one where a worker has
-    /// none.
+    /// Reports that batches of any worker may be lost: every subscription delivers `Skipped`. When a worker has none,
+    /// its next subscription does.
     pub(crate) fn skip_all(&self) {
-        let mut workers = self.shared.workers.lock();
-        workers.lost = Some(Instant::now());
+        let mut workers = self.inner.workers.lock();
+        workers.last_loss = Some(Instant::now());
         workers.logs.values().for_each(|log| log.skip());
     }
 
-    /// Something that this worker said is lost.
+    /// Reports that batches of this worker are lost.
     pub(crate) fn skip(&self, worker: &WorkerId) {
-        if let Some(log) = self.shared.workers.lock().logs.get(worker) {
+        if let Some(log) = self.inner.workers.lock().logs.get(worker) {
             log.skip();
         }
     }
@@ -91,46 +95,48 @@ impl MemoryPlane {
 
 impl EventPlane for MemoryPlane {
     fn publish(&self, worker: &WorkerId, batch: Arc<KvEventBatch>) {
-        let mut workers = self.shared.workers.lock();
+        let mut workers = self.inner.workers.lock();
         workers.published += 1;
         let now = workers.published;
-        if !workers.logs.contains_key(worker) && !workers.make_room(self.shared.max_workers) {
+        if !workers.logs.contains_key(worker) && !workers.make_room(self.inner.max_workers) {
             return;
         }
-        let log = workers.log(worker, self.shared.retention);
+        let log = workers.log(worker, self.inner.retention);
         drop(workers);
         log.push(batch, now);
     }
 
     fn subscribe(&self, worker: &WorkerId, after: Option<(WorkerEpoch, u64)>) -> Subscription {
-        // Under the lock, so that nobody takes the log for one that is not followed.
-        let mut workers = self.shared.workers.lock();
-        workers.log(worker, self.shared.retention).follow(after)
+        // Under the lock, so that no other thread drops the log because it has no subscription yet.
+        let mut workers = self.inner.workers.lock();
+        workers.log(worker, self.inner.retention).follow(after)
     }
 
     fn forget(&self, worker: &WorkerId) {
-        let log = self.shared.workers.lock().logs.remove(worker);
+        let log = self.inner.workers.lock().logs.remove(worker);
         if let Some(log) = log {
             log.close();
         }
     }
 
     fn status(&self) -> watch::Receiver<PlaneStatus> {
-        self.shared.status.subscribe()
+        self.inner.status.subscribe()
     }
 }
 
 impl Workers {
     fn log(&mut self, worker: &WorkerId, retention: Retention) -> Arc<WorkerLog> {
-        let after_loss = self.lost.is_some_and(|lost| lost.elapsed() < OLDEST_SNAPSHOT);
+        let after_loss = self
+            .last_loss
+            .is_some_and(|loss| loss.elapsed() < OLDEST_SNAPSHOT);
         self.logs
             .entry(worker.clone())
             .or_insert_with(|| Arc::new(WorkerLog::new(retention, after_loss)))
             .clone()
     }
 
-    /// Makes room for one more; whether there is. A quarter goes at once, so that a flood of made-up workers costs
-    /// little for each.
+    /// Makes room for one more log. Returns whether there is room. It drops a quarter of all logs at once, so that a
+    /// flood of workers that do not exist costs little for each.
     fn make_room(&mut self, max_workers: usize) -> bool {
         if self.logs.len() < max_workers {
             return true;
@@ -139,13 +145,13 @@ impl Workers {
             .logs
             .iter()
             .filter(|(_, log)| !log.is_followed())
-            .map(|(worker, log)| (log.spoke(), worker.clone()))
+            .map(|(worker, log)| (log.last_published(), worker.clone()))
             .collect();
         silent.sort_unstable();
         silent.truncate((max_workers / 4).max(1));
         for (_, worker) in silent {
             self.logs.remove(&worker);
-            self.lost = Some(Instant::now());
+            self.last_loss = Some(Instant::now());
         }
         self.logs.len() < max_workers
     }

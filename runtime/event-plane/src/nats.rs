@@ -1,13 +1,13 @@
 //! The event plane over NATS JetStream.
 //!
 //! ```text
-//! worker   publish ─▶ PublishQueue: bounded, the newest stay ─▶ one task a worker ─▶ stream SIGNALBOX_KV_EVENTS
-//! router   subscribe ◀─ MemoryPlane: the newest of each worker ◀─ one Reader a process ◀┘
+//! worker   publish ─▶ PublishQueue: bounded, the newest stay ─▶ one task per worker ─▶ stream SIGNALBOX_KV_EVENTS
+//! router   subscribe ◀─ MemoryPlane: the newest of each worker ◀─ one Reader per process ◀┘
 //! ```
 //!
-//! Nothing waits for NATS: while it is away, an publish_queue keeps what its worker published last, and subscriptions are
-//! silent. When it is back both go on where they were, and what was lost meanwhile is told. `README.md` beside this
-//! crate's manifest describes subjects, stream and messages for other programs.
+//! No caller waits for NATS. While it is away, a publish queue keeps its worker's newest batches, and subscriptions
+//! deliver nothing. When it is back, both continue where they were, and subscriptions report what was lost. `README.md`
+//! beside this crate's manifest describes subjects, stream and messages for other programs.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -17,7 +17,13 @@ use signalbox_protocol::{KvEventBatch, PlaneStatus, WorkerEpoch, WorkerId};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{EventPlane, MemoryPlane, Retention, Subscription, encode_batch, subject::token};
+use crate::{
+    codec::encode_batch,
+    memory::MemoryPlane,
+    plane::{EventPlane, Subscription},
+    retained::Retention,
+    subject::token,
+};
 
 mod log_throttle;
 mod position;
@@ -29,38 +35,38 @@ mod tests;
 
 use publish_queue::PublishQueue;
 use reader::Reader;
-use stream::EventStore;
+use stream::StreamHandle;
 
-/// What a NATS event plane may be told.
+/// The settings of a NATS event plane.
 #[derive(Debug, Clone)]
 pub struct NatsPlaneConfig {
-    /// Whose events: the second token of their subjects. Planes of different namespaces share the stream and see
-    /// nothing of each other.
+    /// The second token of the subjects. Planes of different namespaces share the stream and receive nothing from each
+    /// other.
     pub namespace: String,
-    /// Copies of the stream in a cluster of NATS servers: 1, 3 or 5. All processes should say the same; the last to
-    /// connect decides.
+    /// Replicas of the stream in a cluster of NATS servers: 1, 3 or 5. All processes should have the same setting,
+    /// because the last one that connects decides.
     pub replicas: usize,
-    /// What is kept of a worker's batches that NATS has not taken yet.
+    /// How many batches wait for NATS, per worker.
     pub publish_queue: Retention,
-    /// Most batches of one message.
+    /// Most batches per message.
     pub max_batches_per_message: usize,
-    /// What is kept of each worker whose events are received, for subscriptions that come late or are slow. Memory
-    /// is at worst this times `max_workers`.
+    /// How many received batches are retained per worker, for late or slow subscriptions. The most memory is this times
+    /// `max_workers`.
     pub retention: Retention,
-    /// Most workers whose events are received; of more, those are forgotten that nobody follows and that have been
-    /// silent longest.
+    /// Most workers whose events are received. Beyond that number, workers without subscriptions that have been silent
+    /// for longest are forgotten.
     pub max_workers: usize,
 }
 
-/// KV events over NATS JetStream. Dropping it ends its tasks; what an publish_queue still holds is lost then.
+/// KV events over NATS JetStream. Dropping it ends its tasks, and the batches in its publish queues are lost.
 #[derive(Debug)]
 pub struct NatsPlane {
     config: NatsPlaneConfig,
-    store: EventStore,
+    stream: StreamHandle,
     received: MemoryPlane,
     runtime: Handle,
     tasks: Mutex<Tasks>,
-    /// Whether the consumer exists.
+    /// Whether a consumer has existed: from then on, received batches are complete or a loss is reported.
     reading: watch::Sender<bool>,
 }
 
@@ -68,12 +74,12 @@ pub struct NatsPlane {
 struct Tasks {
     _keeper: AbortOnDropHandle<()>,
     reader: Option<AbortOnDropHandle<()>>,
-    outboxes: HashMap<WorkerId, (Arc<PublishQueue>, AbortOnDropHandle<()>)>,
+    publish_queues: HashMap<WorkerId, (Arc<PublishQueue>, AbortOnDropHandle<()>)>,
 }
 
 impl Default for NatsPlaneConfig {
-    /// 8,192 workers received: more than one router serves; 2 GiB if all of them are busy. 256 batches a message: what an engine says in two seconds, so that an outage is made up for in few
-    /// messages.
+    /// 8,192 workers are more than one router serves, and need 2 GiB if all of them are busy. 256 batches per message
+    /// are two seconds of an engine, so that few messages catch up after an outage.
     fn default() -> Self {
         Self {
             namespace: "signalbox".into(),
@@ -87,30 +93,30 @@ impl Default for NatsPlaneConfig {
 }
 
 impl NatsPlane {
-    /// Starts the plane, whether or not NATS can be reached. Call it inside a tokio runtime, which its tasks run on.
+    /// Starts the plane; the server need not be reachable. Call it inside a tokio runtime, on which its tasks run.
     pub fn start(connection: NatsConnection, config: NatsPlaneConfig) -> Arc<Self> {
         let runtime = Handle::current();
-        let (store, keeper) = EventStore::start(connection, config.replicas);
+        let (stream, keeper) = StreamHandle::start(connection, config.replicas);
         Arc::new(Self {
-            store,
+            stream,
             received: MemoryPlane::bounded(config.retention, config.max_workers),
             runtime,
             tasks: Mutex::new(Tasks {
                 _keeper: keeper,
                 reader: None,
-                outboxes: HashMap::new(),
+                publish_queues: HashMap::new(),
             }),
             reading: watch::Sender::new(false),
             config,
         })
     }
 
-    /// Waits until what is published from now on will be received here. Starts to receive, as the first
-    /// subscription does.
+    /// Starts to receive, as the first subscription does, and waits until everything published from now on will be
+    /// received.
     pub async fn ready(&self) {
-        self.store.usable().await;
+        self.stream.usable().await;
         self.start_reading();
-        // The sender lives as long as this plane.
+        // Cannot fail, because this plane keeps the sender.
         _ = self.reading.subscribe().wait_for(|reading| *reading).await;
     }
 
@@ -119,7 +125,7 @@ impl NatsPlane {
         if tasks.reader.is_none() {
             let filter = subject(&self.config.namespace, "*");
             let reader = Reader::new(
-                self.store.clone(),
+                self.stream.clone(),
                 filter,
                 self.received.clone(),
                 self.reading.clone(),
@@ -133,14 +139,14 @@ impl NatsPlane {
             let publish_queue = Arc::new(PublishQueue::new(self.config.publish_queue));
             let sending = publish_queue::send_all(
                 publish_queue.clone(),
-                self.store.clone(),
+                self.stream.clone(),
                 subject(&self.config.namespace, worker.as_str()),
                 self.config.max_batches_per_message,
             );
             (publish_queue, AbortOnDropHandle::new(self.runtime.spawn(sending)))
         };
         let mut tasks = self.tasks.lock();
-        let (publish_queue, _) = tasks.outboxes.entry(worker.clone()).or_insert_with(new);
+        let (publish_queue, _) = tasks.publish_queues.entry(worker.clone()).or_insert_with(new);
         publish_queue.clone()
     }
 }
@@ -157,17 +163,17 @@ impl EventPlane for NatsPlane {
     }
 
     fn forget(&self, worker: &WorkerId) {
-        let publish_queue = self.tasks.lock().outboxes.remove(worker);
+        let publish_queue = self.tasks.lock().publish_queues.remove(worker);
         drop(publish_queue);
         self.received.forget(worker);
     }
 
     fn status(&self) -> watch::Receiver<PlaneStatus> {
-        self.store.status()
+        self.stream.status()
     }
 }
 
-/// `worker`: a name, which is a token as it is, or `*`.
+/// The subject of a worker's events. `worker` is a name, which is a valid token, or `*`.
 fn subject(namespace: &str, worker: &str) -> String {
     format!("signalbox.{}.kv_events.{worker}", token(namespace))
 }

@@ -1,4 +1,4 @@
-//! What carries events from workers to routers.
+//! What every event plane offers: publish a worker's batches, subscribe to them.
 
 use std::{fmt::Debug, pin::Pin, sync::Arc};
 
@@ -8,59 +8,59 @@ use tokio::sync::watch;
 #[cfg(test)]
 pub(crate) mod conformance;
 
-/// Carries the KV events of workers to whoever subscribes.
+/// Carries the KV events of workers to subscribers.
 ///
-/// Batches of a worker arrive in the order they were published, each at least once, or the hole is told as
-/// [`Delivery::Skipped`]. Nothing here waits: what cannot be sent is lost, and found by the subscriber's
-/// [`StreamCursor`](crate::StreamCursor).
+/// A worker's batches arrive in the order of publication, each at least once; a gap is reported as
+/// [`Delivery::Skipped`]. No call waits. A batch that cannot be sent is lost, and the subscriber's
+/// [`StreamCursor`](crate::StreamCursor) finds the gap.
 pub trait EventPlane: Send + Sync + Debug + 'static {
-    /// Hands over a batch of `worker`.
+    /// Publishes a batch of `worker`.
     fn publish(&self, worker: &WorkerId, batch: Arc<KvEventBatch>);
 
-    /// Follows a worker, which need not have published yet. `after`: the first batch wanted; `None`: what is
-    /// published from now on.
+    /// Subscribes to a worker, which need not have published yet. `after` is the first batch to deliver; `None` means
+    /// batches published from now on.
     fn subscribe(&self, worker: &WorkerId, after: Option<(WorkerEpoch, u64)>) -> Subscription;
 
-    /// The worker left for good: what it said is dropped and its subscriptions are closed. Should it publish again,
-    /// it is a new one.
+    /// Drops the batches of a worker that has left, and closes its subscriptions. If it publishes again, it counts as a
+    /// new worker.
     fn forget(&self, worker: &WorkerId);
 
-    /// How whatever carries the events is doing, and every change of that.
+    /// The state of the transport, and every change of it.
     fn status(&self) -> watch::Receiver<PlaneStatus>;
 }
 
-/// One worker's batches as they arrive.
+/// The batches of one worker, as they arrive.
 #[derive(Debug)]
 pub struct Subscription {
     source: Box<dyn DeliverySource>,
 }
 
-/// What a subscription gives.
+/// What a subscription delivers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delivery {
-    /// The next batch; perhaps one that came before.
+    /// The next batch, or one that was delivered before.
     Batch(Arc<KvEventBatch>),
-    /// Some before the next one may be missing.
+    /// Batches before the next one may be missing.
     Skipped,
-    /// The worker was forgotten: nothing comes any more.
+    /// The worker was forgotten; no batch follows.
     Closed,
 }
 
-/// Where a plane's subscriptions get their deliveries from.
+/// The source of a subscription's deliveries: one for each kind of plane.
 pub trait DeliverySource: Send + Debug + 'static {
     /// Waits for the next delivery. Dropping the future loses nothing; after `Closed` comes `Closed`.
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Delivery> + Send + '_>>;
 }
 
 impl Subscription {
-    /// A subscription to a plane of one's own.
+    /// A subscription that reads from `source`.
     pub fn new(source: impl DeliverySource) -> Self {
         Self {
             source: Box::new(source),
         }
     }
 
-    /// Waits for the next delivery. Loses nothing when cancelled; after `Closed` comes `Closed`.
+    /// Waits for the next delivery. Dropping the future loses nothing; after `Closed` comes `Closed`.
     pub async fn next(&mut self) -> Delivery {
         self.source.next().await
     }

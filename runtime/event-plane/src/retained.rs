@@ -1,19 +1,19 @@
-//! The newest entries of a stream, numbered, within a bound.
+//! The newest entries of a numbered stream, within a bound.
 
 use std::collections::VecDeque;
 
-/// How much of a stream is kept for those who come late.
+/// How much of a stream is retained for late or slow readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// Most batches.
     pub batches: usize,
-    /// Most bytes, as encoded. The newest batch is kept whatever its size.
+    /// Most bytes, as encoded. The newest batch is retained whatever its size.
     pub bytes: usize,
 }
 
 impl Retention {
-    /// What a router keeps of each worker it hears: ten seconds of a busy engine, where a subscriber that is on time is
-    /// behind by milliseconds; one that is not takes a snapshot. 256 MiB for a thousand workers that busy.
+    /// What a router retains of each worker: ten seconds of a busy engine. A subscriber is usually milliseconds behind,
+    /// and one that falls behind this takes a snapshot. A thousand busy workers need 256 MiB.
     pub const OF_A_ROUTER: Self = Self {
         batches: 1024,
         bytes: 256 << 10,
@@ -21,9 +21,8 @@ impl Retention {
 }
 
 impl Default for Retention {
-    /// 16,384 batches: an engine that steps a hundred times a second fills them in some three minutes, longer than
-    /// a router takes to reconnect. 16 MiB: two million blocks, past which a snapshot of the cache is the smaller
-    /// thing to send.
+    /// 16,384 batches: an engine with a hundred steps a second fills them in about three minutes, longer than a router
+    /// needs to reconnect. 16 MiB: two million blocks, beyond which a snapshot of the cache is smaller.
     fn default() -> Self {
         Self {
             batches: 16_384,
@@ -32,25 +31,25 @@ impl Default for Retention {
     }
 }
 
-/// The newest entries; the oldest go first.
+/// The newest entries. The oldest are dropped first.
 #[derive(Debug)]
 pub(crate) struct RetainedLog<T> {
     retention: Retention,
-    /// Each with its size.
+    /// Each with its size in bytes.
     entries: VecDeque<(T, usize)>,
-    /// Position of the first in `entries`.
+    /// The position of the first of `entries`.
     oldest: u64,
     bytes: usize,
 }
 
-/// What there is at a position.
+/// What the log has at a position.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum At<T> {
+pub(crate) enum Lookup<T> {
     Entry(T),
-    /// Not written yet.
-    Ahead,
-    /// No longer kept.
-    Gone {
+    /// The entry is not written yet.
+    NotWritten,
+    /// The entry is not retained any more.
+    Dropped {
         oldest: u64,
     },
 }
@@ -79,7 +78,7 @@ impl<T: Clone> RetainedLog<T> {
         }
     }
 
-    /// Drops the entries before `position`: they are needed no more.
+    /// Drops the entries before `position`.
     pub(crate) fn release(&mut self, position: u64) {
         while self.oldest < position
             && let Some((_, bytes)) = self.entries.pop_front()
@@ -93,22 +92,22 @@ impl<T: Clone> RetainedLog<T> {
         self.entries.len()
     }
 
-    pub(crate) fn at(&self, position: u64) -> At<T> {
+    pub(crate) fn get(&self, position: u64) -> Lookup<T> {
         let Some(index) = position.checked_sub(self.oldest) else {
-            return At::Gone { oldest: self.oldest };
+            return Lookup::Dropped { oldest: self.oldest };
         };
         match self.entries.get(index as usize) {
-            Some((entry, _)) => At::Entry(entry.clone()),
-            None => At::Ahead,
+            Some((entry, _)) => Lookup::Entry(entry.clone()),
+            None => Lookup::NotWritten,
         }
     }
 
-    /// The position of the first entry that is `wanted`; that of the next one to be written where none is.
-    pub(crate) fn first(&self, mut wanted: impl FnMut(&T) -> bool) -> u64 {
+    /// The position of the first entry that `is_wanted`, or else of the next entry to be written.
+    pub(crate) fn first(&self, mut is_wanted: impl FnMut(&T) -> bool) -> u64 {
         let index = self
             .entries
             .iter()
-            .position(|(entry, _)| wanted(entry))
+            .position(|(entry, _)| is_wanted(entry))
             .unwrap_or(self.entries.len());
         self.oldest + index as u64
     }
@@ -128,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_go_when_there_are_too_many_or_they_are_too_large() {
+    fn the_oldest_entries_are_dropped_when_there_are_too_many_or_too_many_bytes() {
         let mut log = RetainedLog::new(Retention {
             batches: 3,
             bytes: 100,
@@ -136,20 +135,24 @@ mod tests {
         for entry in 0..4 {
             log.push(entry, 10);
         }
-        assert_eq!(log.at(0), At::Gone { oldest: 1 });
+        assert_eq!(log.get(0), Lookup::Dropped { oldest: 1 });
         assert_eq!(
-            (log.at(1), log.at(3), log.at(4)),
-            (At::Entry(1), At::Entry(3), At::Ahead)
+            (log.get(1), log.get(3), log.get(4)),
+            (Lookup::Entry(1), Lookup::Entry(3), Lookup::NotWritten)
         );
         log.push(4, 85);
         assert_eq!((log.oldest(), log.next()), (3, 5), "10 and 85 bytes fit");
         log.push(5, 1000);
-        assert_eq!((log.oldest(), log.at(5)), (5, At::Entry(5)), "the newest stays");
+        assert_eq!(
+            (log.oldest(), log.get(5)),
+            (5, Lookup::Entry(5)),
+            "the newest stays"
+        );
         assert_eq!((log.first(|entry| *entry == 5), log.first(|_| false)), (5, 6));
     }
 
     #[test]
-    fn what_is_released_makes_room() {
+    fn released_entries_make_room() {
         let mut log = RetainedLog::new(Retention {
             batches: 10,
             bytes: 100,

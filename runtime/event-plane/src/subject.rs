@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-/// A name as one token: what is not in `A-Z a-z 0-9 _ -` becomes `%` and two upper-case hexadecimal digits a byte, as
-/// in URLs. No two names share a token, and none holds a dot, a space or a wildcard. The empty name is `%`.
+/// Encodes a name as one token: each byte outside `A-Z a-z 0-9 _ -` becomes `%` and two upper-case hexadecimal digits,
+/// as in URLs. Different names have different tokens, and no token has a dot, a space or a wildcard. The empty name is
+/// `%`.
 pub(crate) fn token(name: &str) -> String {
     if name.is_empty() {
         return "%".into();
@@ -27,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_has_no_meaning_of_its_own() {
+    fn separators_and_wildcards_are_escaped() {
         assert_eq!(token("meta-llama/Llama_3.1"), "meta-llama%2FLlama_3%2E1");
         assert_eq!(token("> * ü%"), "%3E%20%2A%20%C3%BC%25");
         assert_eq!(token(""), "%");
@@ -35,7 +36,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_are_told_apart(one: String, other: String) {
+        fn different_names_have_different_tokens(one: String, other: String) {
             prop_assert_eq!(token(&one) == token(&other), one == other);
             let legal = |c: char| c.is_ascii_alphanumeric() || "-_%".contains(c);
             prop_assert!(token(&one).chars().all(legal) && !token(&one).is_empty());

@@ -1,4 +1,4 @@
-//! What a router believes equals what the worker holds, whatever the network loses or repeats.
+//! A router's view of a worker equals the worker's cache, whatever the network loses or repeats.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -16,17 +16,17 @@ type Blocks = BTreeSet<(CacheTier, SequenceHash)>;
 #[derive(Debug, Clone)]
 enum Step {
     Publish(Vec<KvEvent>),
-    /// The worker starts a new life with an empty cache.
+    /// A new incarnation of the worker starts with an empty cache.
     Restart,
-    /// What is under way arrives, up to so many batches.
+    /// At most this many of the batches in flight arrive.
     Deliver(usize),
-    /// The next batch under way is lost.
+    /// The next batch in flight is lost.
     Lose,
-    /// A batch that arrived before arrives again.
+    /// A batch that has arrived arrives again.
     Repeat(prop::sample::Index),
 }
 
-/// A worker, its log, and what its cache really holds.
+/// A worker: its log, and the true contents of its cache.
 struct Worker {
     log: EventLog,
     reader: LogReader,
@@ -50,7 +50,7 @@ impl Worker {
         }
     }
 
-    /// Publishes, and gives what goes on the wire.
+    /// Publishes events, and returns the encoded batches.
     async fn publish(&mut self, events: Vec<KvEvent>) -> Vec<Bytes> {
         let before = self.log.snapshot().next_sequence;
         events.iter().for_each(|event| apply(&mut self.cache, event));
@@ -67,7 +67,7 @@ impl Worker {
 #[derive(Default)]
 struct Router {
     cursor: StreamCursor,
-    believed: Blocks,
+    credited: Blocks,
 }
 
 impl Router {
@@ -77,20 +77,20 @@ impl Router {
             BatchCheck::Apply => batch
                 .events
                 .iter()
-                .for_each(|event| apply(&mut self.believed, event)),
+                .for_each(|event| apply(&mut self.credited, event)),
             BatchCheck::Duplicate | BatchCheck::OldEpoch => {}
             BatchCheck::NewEpoch => {
-                self.believed.clear();
+                self.credited.clear();
                 self.cursor.resume(batch.epoch, 0);
                 self.receive(bytes, worker);
             }
             BatchCheck::Gap { .. } => {
                 let snapshot = decode_snapshot(&encode_snapshot(&worker.log.snapshot())).unwrap();
-                self.believed.clear();
+                self.credited.clear();
                 snapshot
                     .stored
                     .iter()
-                    .for_each(|event| apply(&mut self.believed, event));
+                    .for_each(|event| apply(&mut self.credited, event));
                 self.cursor.resume(snapshot.epoch, snapshot.next_sequence);
             }
         }
@@ -107,7 +107,7 @@ fn apply(held: &mut Blocks, event: &KvEvent) {
     }
 }
 
-/// Few blocks, so that they are stored, removed and stored again; block n follows block n / 2, which branches.
+/// Events of few blocks, so that a block is stored, removed and stored again. The parent of block n is block n / 2.
 fn event() -> impl Strategy<Value = KvEvent> {
     let tier =
         || prop_oneof![4 => Just(CacheTier::Device), 1 => Just(CacheTier::Host), 1 => Just(CacheTier::Disk)];
@@ -120,10 +120,10 @@ fn event() -> impl Strategy<Value = KvEvent> {
             blocks.into_iter().map(SequenceHash).collect(),
         )
     });
-    let some = prop::collection::vec((1u64..100).prop_map(SequenceHash), 0..6);
+    let removed = prop::collection::vec((1u64..100).prop_map(SequenceHash), 0..6);
     prop_oneof![
         10 => (tier(), chain).prop_map(|(tier, (parent, blocks))| KvEvent::Stored { tier, parent, blocks }),
-        8 => (tier(), some).prop_map(|(tier, blocks)| KvEvent::Removed { tier, blocks }),
+        8 => (tier(), removed).prop_map(|(tier, blocks)| KvEvent::Removed { tier, blocks }),
         1 => Just(KvEvent::Cleared),
     ]
 }
@@ -143,36 +143,36 @@ async fn play(steps: Vec<Step>) -> (Blocks, Blocks, Blocks) {
     let mut epoch = 1;
     let mut worker = Worker::new(epoch);
     let mut router = Router::default();
-    let mut under_way = VecDeque::new();
+    let mut in_flight = VecDeque::new();
     let mut arrived: Vec<Bytes> = Vec::new();
     for step in steps {
         match step {
-            Step::Publish(events) => under_way.extend(worker.publish(events).await),
+            Step::Publish(events) => in_flight.extend(worker.publish(events).await),
             Step::Restart => {
                 epoch += 1;
                 worker = Worker::new(epoch);
             }
             Step::Deliver(count) => {
-                for bytes in under_way.drain(..count.min(under_way.len())) {
+                for bytes in in_flight.drain(..count.min(in_flight.len())) {
                     router.receive(&bytes, &worker);
                     arrived.push(bytes);
                 }
             }
-            Step::Lose => _ = under_way.pop_front(),
+            Step::Lose => _ = in_flight.pop_front(),
             Step::Repeat(which) if !arrived.is_empty() => {
                 router.receive(&arrived[which.index(arrived.len())], &worker)
             }
             Step::Repeat(_) => {}
         }
     }
-    // One last batch arrives: if anything went missing before it, now it is noticed.
+    // One last batch arrives, which shows whether an earlier one was lost.
     let last = KvEvent::Stored {
         tier: CacheTier::Device,
         parent: None,
         blocks: vec![SequenceHash(1)],
     };
-    under_way.extend(worker.publish(vec![last]).await);
-    for bytes in under_way {
+    in_flight.extend(worker.publish(vec![last]).await);
+    for bytes in in_flight {
         router.receive(&bytes, &worker);
     }
     let mut mirrored = Blocks::new();
@@ -182,17 +182,17 @@ async fn play(steps: Vec<Step>) -> (Blocks, Blocks, Blocks) {
         .stored
         .iter()
         .for_each(|event| apply(&mut mirrored, event));
-    (worker.cache, mirrored, router.believed)
+    (worker.cache, mirrored, router.credited)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn a_router_ends_up_with_what_the_worker_holds(steps in steps()) {
+    fn the_router_ends_up_with_the_blocks_of_the_worker(steps in steps()) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let (cache, mirrored, believed) = runtime.block_on(play(steps));
+        let (cache, mirrored, credited) = runtime.block_on(play(steps));
         prop_assert_eq!(&mirrored, &cache, "the log mirrors the cache");
-        prop_assert_eq!(&believed, &cache, "the router believes it");
+        prop_assert_eq!(&credited, &cache, "the router credits the cache");
     }
 }

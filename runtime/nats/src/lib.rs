@@ -1,51 +1,50 @@
-//! The process's one connection to NATS, shared by everything that goes over it.
+//! The one connection of a process to NATS, shared by everything that uses NATS.
 //!
-//! [`NatsConnection::start`] never waits and fails only on settings that cannot be right: a server that is away is
-//! dialled again for ever, and [`NatsConnection::status`] says how that goes. What is published meanwhile is up to
-//! the caller: the client keeps a bounded number of messages and then makes callers wait, so callers that must not
-//! wait look at the status first.
+//! [`NatsConnection::start`] does not wait for the server and fails on invalid settings only. The connection is dialled
+//! for ever, and [`NatsConnection::status`] reports its state. While the server is away, the client queues a bounded
+//! number of messages and then makes callers wait; a caller that must not wait checks the status first.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-/// The client, for those that build on this crate.
+/// The client library, for crates that build on this one.
 pub use async_nats;
 use async_nats::{Client, ConnectOptions, Event, ServerAddr, ToServerAddrs};
 use signalbox_protocol::PlaneStatus;
 use tokio::sync::watch;
 
-/// A server is pinged this often; two pings without an answer end the connection. So a server that hangs is noticed
-/// within ten seconds, where the client's default would take two minutes.
+/// Time between pings; two pings without an answer end the connection. So a server that hangs is detected within ten
+/// seconds. The client's default would take two minutes.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Longest wait for a server's greeting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest wait between two attempts: a server that is back is used within two seconds.
+/// Longest wait between two attempts to connect: a server that is back is used within two seconds.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
-/// Where NATS is and how to be let in.
+/// The address of NATS and the credentials.
 #[derive(Clone, Default)]
 pub struct NatsConfig {
-    /// `nats://host:port` or `tls://host:port`, with `user:password@` where that is how to be let in; several of one
-    /// cluster with commas between.
+    /// `nats://host:port` or `tls://host:port`, with `user:password@` before the host if the server requires them;
+    /// several servers of one cluster are separated by commas.
     pub url: String,
-    /// A `.creds` file: user JWT and NKey.
+    /// A `.creds` file with a user JWT and an NKey.
     pub credentials: Option<PathBuf>,
-    /// Certificate authorities (PEM) to trust beside the system's.
+    /// Certificate authorities (PEM) to trust in addition to the system's.
     pub ca: Option<PathBuf>,
     /// The client's certificate and key (PEM).
     pub client_certificate: Option<(PathBuf, PathBuf)>,
 }
 
-/// Settings that cannot be right.
+/// Why the settings of NATS cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NatsError {
-    /// The address means nothing.
-    #[error("{url:?} is no NATS address: {reason}; give nats://host:4222[,nats://host:4222…]")]
+    /// The address cannot be parsed.
+    #[error("{url:?} is not a NATS address: {reason}; give nats://host:4222[,nats://host:4222…]")]
     Address {
-        /// As given, without a password.
+        /// The address, without its password.
         url: String,
-        /// The client's reason.
+        /// The reason that the client gives.
         reason: String,
     },
     /// A file is missing or unreadable, or the client refuses the settings.
@@ -61,10 +60,11 @@ pub struct NatsConnection {
 }
 
 impl NatsConnection {
-    /// Starts to connect, and keeps at it. Call it inside a tokio runtime; `name` is shown in the server's lists.
+    /// Starts to connect, and reconnects for ever. Call it inside a tokio runtime. The server lists the connection
+    /// under `name`.
     ///
     /// # Errors
-    /// See [`NatsError`]; a server that cannot be reached is none.
+    /// See [`NatsError`]. A server that cannot be reached is not an error.
     pub async fn start(config: &NatsConfig, name: &str) -> Result<Self, NatsError> {
         let servers = servers(&config.url)?;
         let (status_sender, status) = watch::channel(PlaneStatus::connecting("nats"));
@@ -75,7 +75,7 @@ impl NatsConnection {
             .ping_interval(PING_INTERVAL)
             .reconnect_delay_callback(reconnect_delay)
             .event_callback(move |event| {
-                note(&status_sender, &event);
+                on_event(&status_sender, &event);
                 std::future::ready(())
             });
         if let Some(path) = &config.credentials {
@@ -106,17 +106,17 @@ impl NatsConnection {
         Ok(Self { client, status })
     }
 
-    /// The client. Publishing with it waits while many messages are unsent.
+    /// The client. Publishing with it waits while its queue is full.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// How the connection is doing, and every change of that.
+    /// The state of the connection, and every change of it.
     pub fn status(&self) -> watch::Receiver<PlaneStatus> {
         self.status.clone()
     }
 
-    /// Whether a server answers right now.
+    /// Whether a server is connected now.
     pub fn is_up(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
@@ -149,7 +149,7 @@ fn servers(url: &str) -> Result<Vec<ServerAddr>, NatsError> {
         .map_err(|error| wrong(error.to_string()))
 }
 
-/// An address for messages and logs.
+/// An address without its password, for messages and logs.
 fn without_secrets(url: &str) -> String {
     let hide = |one: &str| match (one.find("://"), one.rfind('@')) {
         (Some(scheme), Some(at)) if scheme < at => format!("{}***{}", &one[..scheme + 3], &one[at..]),
@@ -159,7 +159,7 @@ fn without_secrets(url: &str) -> String {
     url.split(',').map(hide).collect::<Vec<_>>().join(",")
 }
 
-/// 0, then 10 ms doubled at each attempt.
+/// The wait before an attempt: none before the first, 20 ms before the second, then doubled each time.
 fn reconnect_delay(attempts: usize) -> Duration {
     match attempts {
         0 | 1 => Duration::ZERO,
@@ -167,24 +167,24 @@ fn reconnect_delay(attempts: usize) -> Duration {
     }
 }
 
-fn note(status: &watch::Sender<PlaneStatus>, event: &Event) {
+fn on_event(status: &watch::Sender<PlaneStatus>, event: &Event) {
     match event {
         Event::Connected => {
             status.send_if_modified(PlaneStatus::up);
         }
         Event::Disconnected | Event::Closed => down(status, "the connection is lost"),
         Event::ClientError(error) => {
-            // Told again at every attempt: only the first says something new.
+            // Each failed attempt reports the error again; the status changes at the first only.
             down(status, &error.to_string());
         }
         Event::SlowConsumer(subscription) => {
             tracing::warn!(
                 subscription,
-                "NATS messages were dropped: they came faster than they were read"
+                "NATS messages were dropped because they arrived faster than they were read"
             );
         }
-        Event::ServerError(error) => tracing::warn!(%error, "NATS server reports an error"),
-        Event::LameDuckMode => tracing::info!("NATS server is about to stop"),
+        Event::ServerError(error) => tracing::warn!(%error, "the NATS server reports an error"),
+        Event::LameDuckMode => tracing::info!("the NATS server is about to stop"),
         Event::Draining => {}
     }
 }
@@ -200,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    /// Only ends a test that would hang.
+    /// Fails a test that hangs.
     const PATIENCE: Duration = Duration::from_secs(30);
 
     async fn becomes(connection: &NatsConnection, state: PlaneState) {
@@ -208,11 +208,11 @@ mod tests {
         tokio::time::timeout(PATIENCE, status.wait_for(|status| status.state == state))
             .await
             .expect("in time")
-            .expect("the connection lives");
+            .expect("the connection exists");
     }
 
     #[tokio::test]
-    async fn a_server_may_come_late_and_go_and_come_back() {
+    async fn a_server_may_start_late_and_restart() {
         let mut server = NatsServer::prepare();
         let config = NatsConfig {
             url: server.url(),
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn wrong_settings_are_told_without_secrets() {
+    async fn invalid_settings_are_reported_without_secrets() {
         let config = |url: &str| NatsConfig {
             url: url.into(),
             ..NatsConfig::default()
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_come_at_once_and_then_every_two_seconds() {
+    fn the_first_attempt_is_at_once_and_later_ones_every_two_seconds() {
         assert_eq!(reconnect_delay(1), Duration::ZERO);
         assert_eq!(reconnect_delay(2), Duration::from_millis(20));
         assert_eq!(reconnect_delay(100), MAX_RECONNECT_DELAY);

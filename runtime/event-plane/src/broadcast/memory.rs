@@ -8,15 +8,15 @@ use tokio::sync::broadcast;
 
 use super::{Broadcast, LISTENER_CAPACITY, Listener, is_acceptable};
 
-/// The in-process twin of [`NatsBroadcast`](super::NatsBroadcast). Cloning makes another handle to the same topics.
+/// Broadcast within a process, with the semantics of [`NatsBroadcast`](super::NatsBroadcast). Clone = handle.
 #[derive(Debug, Default, Clone)]
 pub struct MemoryBroadcast {
-    /// Those that somebody listens to, and some that nobody does any more.
+    /// The topics with listeners, and some whose last listener has gone.
     topics: Arc<Mutex<HashMap<String, broadcast::Sender<Bytes>>>>,
 }
 
 impl MemoryBroadcast {
-    /// One that nobody listens to yet.
+    /// A broadcast without listeners.
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
@@ -32,7 +32,7 @@ impl Broadcast for MemoryBroadcast {
         if is_acceptable(topic, &message)
             && let Some(topic) = self.topics.lock().get(topic)
         {
-            // Fails where nobody listens any more.
+            // Fails when the last listener has gone.
             _ = topic.send(message);
         }
     }

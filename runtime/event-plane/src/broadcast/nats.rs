@@ -1,4 +1,4 @@
-//! Broadcast over core NATS: subjects `signalbox.{namespace}.sync.{topic}`, messages as they are.
+//! Broadcast over core NATS, on the subjects `signalbox.{namespace}.sync.{topic}`. Messages are sent unchanged.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,11 +18,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Broadcast, LISTENER_CAPACITY, Listener, MAX_TOPIC_LEN, dropped, is_acceptable};
 use crate::subject::token;
 
-/// Messages that wait for the client to take them, which it does at once unless the network is slower than we are.
+/// Most messages that wait for the client, which takes them at once unless the network is slower than this process.
 const QUEUE: usize = 1024;
 
-/// Broadcast over core NATS. Listeners survive reconnects; what is sent while NATS is away is dropped. Dropping it
-/// ends its tasks.
+/// Broadcast over core NATS. Listeners outlast reconnects; messages sent while NATS is away are dropped. Dropping the
+/// broadcast ends its tasks.
 #[derive(Debug)]
 pub struct NatsBroadcast {
     pub(super) connection: NatsConnection,
@@ -32,21 +32,21 @@ pub struct NatsBroadcast {
 
 #[derive(Debug, Default)]
 struct TopicQueues {
-    state: Mutex<State>,
-    /// There is something to do.
-    more: Notify,
+    topics: Mutex<Topics>,
+    /// Wakes the task that hands everything to the client.
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    topics: HashMap<String, broadcast::Sender<Bytes>>,
-    /// TopicQueues to subscribe to, each once: as many as there are.
-    wanted: Vec<String>,
+struct Topics {
+    listeners: HashMap<String, broadcast::Sender<Bytes>>,
+    /// Topics to subscribe to at the server, each once.
+    to_subscribe: Vec<String>,
     outgoing: VecDeque<(String, Bytes)>,
 }
 
 impl NatsBroadcast {
-    /// Starts it, whether or not NATS can be reached. Call it inside a tokio runtime, which its tasks run on.
+    /// Starts a broadcast; the server need not be reachable. Call it inside a tokio runtime, on which its tasks run.
     pub fn start(connection: NatsConnection, namespace: &str) -> Arc<Self> {
         let queues = Arc::<TopicQueues>::default();
         let prefix = format!("signalbox.{}.sync", token(namespace));
@@ -60,7 +60,7 @@ impl NatsBroadcast {
 
     #[cfg(test)]
     pub(super) fn topics(&self) -> usize {
-        self.queues.state.lock().topics.len()
+        self.queues.topics.lock().listeners.len()
     }
 }
 
@@ -72,50 +72,60 @@ impl Broadcast for NatsBroadcast {
         if !self.connection.is_up() {
             return dropped("away", 1);
         }
-        let mut state = self.queues.state.lock();
-        if state.outgoing.len() >= QUEUE {
+        let mut topics = self.queues.topics.lock();
+        if topics.outgoing.len() >= QUEUE {
             return dropped("full", 1);
         }
-        state.outgoing.push_back((topic.to_owned(), message));
-        drop(state);
-        self.queues.more.notify_one();
+        topics.outgoing.push_back((topic.to_owned(), message));
+        drop(topics);
+        self.queues.changed.notify_one();
     }
 
     fn listen(&self, topic: &str) -> Listener {
-        let mut state = self.queues.state.lock();
-        let State { topics, wanted, .. } = &mut *state;
-        let listeners = topics.entry(topic.to_owned()).or_insert_with(|| {
-            // Nothing is ever sent on a longer one.
+        let mut topics = self.queues.topics.lock();
+        let Topics {
+            listeners,
+            to_subscribe,
+            ..
+        } = &mut *topics;
+        let listeners = listeners.entry(topic.to_owned()).or_insert_with(|| {
+            // No message is sent on a longer topic.
             if topic.len() <= MAX_TOPIC_LEN {
-                wanted.push(topic.to_owned());
+                to_subscribe.push(topic.to_owned());
             }
             broadcast::Sender::new(LISTENER_CAPACITY)
         });
         let messages = listeners.subscribe();
-        drop(state);
-        self.queues.more.notify_one();
+        drop(topics);
+        self.queues.changed.notify_one();
         Listener { messages }
     }
 }
 
-/// Hands everything to the client, in order: so a listener hears what was sent after it began to listen.
+/// Hands subscriptions and messages to the client, in order: so a listener receives what is sent after it began to
+/// listen.
 async fn carry(connection: NatsConnection, prefix: String, queues: Arc<TopicQueues>) {
     let client = connection.client();
     let mut listening = JoinSet::new();
     loop {
-        let (wanted, outgoing) = {
-            let mut state = queues.state.lock();
-            (std::mem::take(&mut state.wanted), state.outgoing.pop_front())
+        let (to_subscribe, outgoing) = {
+            let mut topics = queues.topics.lock();
+            (
+                std::mem::take(&mut topics.to_subscribe),
+                topics.outgoing.pop_front(),
+            )
         };
-        let idle = wanted.is_empty() && outgoing.is_none();
-        for topic in wanted {
+        let idle = to_subscribe.is_empty() && outgoing.is_none();
+        for topic in to_subscribe {
             match client.subscribe(format!("{prefix}.{}", token(&topic))).await {
                 Ok(messages) => _ = listening.spawn(receive(topic, messages, queues.clone())),
-                Err(error) => tracing::error!(topic, %error, "NATS client does not listen"),
+                Err(error) => {
+                    tracing::error!(topic, %error, "the NATS client cannot subscribe to a broadcast")
+                }
             }
         }
         if let Some((topic, message)) = outgoing {
-            // The client checks the size; it waits while its own queue is full, and ours fills up meanwhile.
+            // The client checks the size. It waits while its queue is full; meanwhile the queue here fills up.
             let sent = client
                 .publish(format!("{prefix}.{}", token(&topic)), message)
                 .await;
@@ -125,33 +135,33 @@ async fn carry(connection: NatsConnection, prefix: String, queues: Arc<TopicQueu
         }
         while listening.try_join_next().is_some() {}
         if idle {
-            queues.more.notified().await;
+            queues.changed.notified().await;
         }
     }
 }
 
-/// Passes a topic's messages on to its listeners, until there are none.
+/// Passes the messages of a topic on to its listeners, until the last one has gone.
 async fn receive(
     topic: String,
     mut messages: signalbox_nats::async_nats::Subscriber,
     queues: Arc<TopicQueues>,
 ) {
-    let Some(listeners) = queues.state.lock().topics.get(&topic).cloned() else {
+    let Some(listeners) = queues.topics.lock().listeners.get(&topic).cloned() else {
         return;
     };
     loop {
         tokio::select! {
             message = messages.next() => match message {
-                // Fails where nobody listens any more.
+                // Fails when the last listener has gone.
                 Some(message) => _ = listeners.send(message.payload),
-                // The connection was given up.
+                // The connection was closed for good.
                 None => return,
             },
             () = listeners.closed() => {
-                let mut state = queues.state.lock();
-                // Somebody may have begun to listen since.
+                let mut topics = queues.topics.lock();
+                // A new listener may have come since.
                 if listeners.receiver_count() == 0 {
-                    state.topics.remove(&topic);
+                    topics.listeners.remove(&topic);
                     return;
                 }
             }

@@ -1,4 +1,4 @@
-//! How every broadcast behaves: one body of tests for all; and what only a network can do to one.
+//! What every broadcast does, and what an outage does to the one over NATS.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use signalbox_test_servers::NatsServer;
 
 use super::*;
 
-/// Only ends a test that would hang.
+/// Fails a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test]
@@ -16,7 +16,7 @@ async fn within_a_process() {
     let broadcast = MemoryBroadcast::new();
     behaves(&*broadcast, &broadcast.as_ref().clone()).await;
     drop(broadcast.listen("one more"));
-    assert_eq!(broadcast.topics(), 1, "those that nobody listens to went");
+    assert_eq!(broadcast.topics(), 1, "topics without listeners are dropped");
 }
 
 #[tokio::test]
@@ -32,18 +32,18 @@ async fn over_nats() {
     let mut here = other.listen("topic");
     begin(&*other, "topic", &mut here).await;
     other.send("topic", text("for here"));
-    while heard(&mut here).await != text("for here") {}
+    while received(&mut here).await != text("for here") {}
     other_namespace.send("topic", text("for elsewhere"));
     let mut last = text("");
     while last != text("for elsewhere") {
-        last = heard(&mut elsewhere).await;
-        assert_ne!(last, text("for here"), "of another namespace");
+        last = received(&mut elsewhere).await;
+        assert_ne!(last, text("for here"), "a message of another namespace");
     }
 }
 
-/// Checks a broadcast by two handles, as if they were two processes.
+/// Checks a broadcast through two handles, as if they were two processes.
 async fn behaves(one: &impl Broadcast, other: &impl Broadcast) {
-    // Any text is a topic, and none is another or all of them.
+    // Any text is a topic. No topic is a wildcard.
     let topics = [
         "llama",
         "meta/Llama 3.1",
@@ -57,20 +57,24 @@ async fn behaves(one: &impl Broadcast, other: &impl Broadcast) {
     let mut listeners: Vec<Listener> = topics.iter().map(|topic| one.listen(topic)).collect();
     for (topic, listener) in topics.iter().zip(&mut listeners) {
         one.send(topic, text(topic));
-        assert_eq!(heard(listener).await, text(topic), "its own is heard too");
+        assert_eq!(
+            received(listener).await,
+            text(topic),
+            "its own messages arrive too"
+        );
     }
     let mut others = other.listen("llama");
     begin(other, "llama", &mut others).await;
     for (topic, listener) in topics.iter().zip(&mut listeners) {
         other.send(topic, text("from the other"));
-        while heard(listener).await != text("from the other") {}
+        while received(listener).await != text("from the other") {}
     }
-    while heard(&mut others).await != text("from the other") {}
+    while received(&mut others).await != text("from the other") {}
     for listener in &mut listeners {
-        assert!(listener.messages.try_recv().is_err(), "nothing comes twice");
+        assert!(listener.messages.try_recv().is_err(), "no message arrives twice");
     }
 
-    // Two listeners hear the same; the one that reads along loses nothing that the slow one loses.
+    // The listener that reads at once receives the messages that the slow one loses.
     let (mut slow, mut witness) = (one.listen("slow"), one.listen("slow"));
     let count = 2 * LISTENER_CAPACITY;
     for half in 0..2 {
@@ -79,30 +83,30 @@ async fn behaves(one: &impl Broadcast, other: &impl Broadcast) {
             .clone()
             .for_each(|number| one.send("slow", text(&number.to_string())));
         for number in range {
-            assert_eq!(heard(&mut witness).await, text(&number.to_string()));
+            assert_eq!(received(&mut witness).await, text(&number.to_string()));
         }
     }
-    let first: usize = std::str::from_utf8(&heard(&mut slow).await)
+    let first: usize = std::str::from_utf8(&received(&mut slow).await)
         .unwrap()
         .parse()
         .unwrap();
     assert_eq!(first, count - LISTENER_CAPACITY, "the oldest are lost");
     for number in first + 1..count {
-        assert_eq!(heard(&mut slow).await, text(&number.to_string()));
+        assert_eq!(received(&mut slow).await, text(&number.to_string()));
     }
 
-    // What no carrier takes is dropped by all of them, and does no harm.
+    // Messages out of bounds are dropped and do no harm.
     let long = "x".repeat(MAX_TOPIC_LEN + 1);
     let mut never = one.listen(&long);
     one.send(&long, text("too long"));
     one.send("slow", Bytes::from(vec![0; MAX_MESSAGE_LEN + 1]));
     one.send("slow", text("last"));
-    assert_eq!(heard(&mut slow).await, text("last"));
+    assert_eq!(received(&mut slow).await, text("last"));
     assert!(never.messages.try_recv().is_err());
 }
 
 #[tokio::test]
-async fn listeners_survive_a_server_that_goes_and_comes_back() {
+async fn listeners_outlast_an_outage_of_the_server() {
     let mut server = NatsServer::prepare();
     let (one, other) = (start(&server, "ns").await, start(&server, "ns").await);
     let (mut ones, mut others) = (one.listen("topic"), other.listen("topic"));
@@ -113,20 +117,20 @@ async fn listeners_survive_a_server_that_goes_and_comes_back() {
         becomes(&other, PlaneState::Up).await;
         begin(&*other, "topic", &mut others).await;
         one.send("topic", text("back"));
-        while heard(&mut others).await != text("back") {}
-        while heard(&mut ones).await != text("back") {}
+        while received(&mut others).await != text("back") {}
+        while received(&mut ones).await != text("back") {}
         server.kill();
         becomes(&one, PlaneState::Down).await;
         becomes(&other, PlaneState::Down).await;
     }
     assert!(
         others.messages.try_recv().is_err(),
-        "what was sent while nobody carried it is lost"
+        "messages sent during the outage are lost"
     );
 }
 
 #[tokio::test]
-async fn a_topic_that_nobody_listens_to_is_given_up_and_taken_up_again() {
+async fn a_topic_without_listeners_is_dropped_and_may_return() {
     let server = NatsServer::started();
     let broadcast = start(&server, "ns").await;
     for _ in 0..3 {
@@ -140,7 +144,7 @@ async fn a_topic_that_nobody_listens_to_is_given_up_and_taken_up_again() {
         };
         tokio::time::timeout(PATIENCE, gone)
             .await
-            .expect("it is given up");
+            .expect("the topic is dropped");
     }
 }
 
@@ -159,23 +163,25 @@ async fn becomes(broadcast: &NatsBroadcast, state: PlaneState) {
     tokio::time::timeout(PATIENCE, found).await.unwrap().unwrap();
 }
 
-/// Returns when what others send is heard too: messages from here are.
+/// Returns when messages of other handles arrive, which is when those of this handle do.
 async fn begin(broadcast: &impl Broadcast, topic: &str, listener: &mut Listener) {
     let hello = text("hello");
     let repeat = async {
         loop {
             broadcast.send(topic, hello.clone());
-            // A connection that is being made drops it.
+            // While the connection is being made, messages are dropped.
             if let Ok(message) = tokio::time::timeout(Duration::from_millis(100), listener.next()).await {
                 assert_eq!(message, hello);
                 return;
             }
         }
     };
-    tokio::time::timeout(PATIENCE, repeat).await.expect("to be heard");
+    tokio::time::timeout(PATIENCE, repeat)
+        .await
+        .expect("a message in time");
 }
 
-async fn heard(listener: &mut Listener) -> Bytes {
+async fn received(listener: &mut Listener) -> Bytes {
     tokio::time::timeout(PATIENCE, listener.next())
         .await
         .expect("a message")

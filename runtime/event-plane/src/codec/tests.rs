@@ -22,7 +22,7 @@ fn example() -> KvEventBatch {
     }
 }
 
-/// The hexadecimal digits of the README's example: each line's, up to the bar.
+/// The bytes of the README's example: the hexadecimal digits of each line, up to the bar.
 fn documented_bytes() -> Vec<u8> {
     let readme = include_str!("../../README.md");
     let (_, rest) = readme.split_once("```bytes\n").unwrap();
@@ -35,13 +35,13 @@ fn documented_bytes() -> Vec<u8> {
 }
 
 #[test]
-fn the_documented_example_is_what_is_written_and_read() {
+fn the_documented_example_is_encoded_and_decoded() {
     assert_eq!(encode_batch(&example())[..], documented_bytes());
     assert_eq!(decode_batch(&documented_bytes()).unwrap(), example());
 }
 
 #[test]
-fn bytes_that_are_no_batch_are_refused_where_they_go_wrong() {
+fn an_invalid_batch_is_refused_with_the_position_of_the_error() {
     let good = documented_bytes();
     let changed = |at: usize, byte: u8| {
         let mut bytes = good.clone();
@@ -58,9 +58,9 @@ fn bytes_that_are_no_batch_are_refused_where_they_go_wrong() {
     assert_eq!(
         changed(22, 9),
         CodecError::Malformed(22),
-        "an event of no known kind"
+        "an unknown kind of event"
     );
-    assert_eq!(changed(23, 3), CodecError::Malformed(23), "a tier that is none");
+    assert_eq!(changed(23, 3), CodecError::Malformed(23), "an unknown tier");
     assert_eq!(
         changed(27, 0xff),
         CodecError::Malformed(24),
@@ -72,7 +72,7 @@ fn bytes_that_are_no_batch_are_refused_where_they_go_wrong() {
 }
 
 #[test]
-fn a_snapshot_holds_nothing_but_stores() {
+fn a_snapshot_holds_stored_events_only() {
     let bytes = encode(SNAPSHOT, WorkerEpoch(1), 0, &example().events);
     assert!(matches!(decode_snapshot(&bytes), Err(CodecError::Malformed(_))));
     assert!(matches!(
@@ -82,7 +82,7 @@ fn a_snapshot_holds_nothing_but_stores() {
 }
 
 #[test]
-fn a_block_costs_about_eight_bytes() {
+fn a_block_takes_about_eight_bytes() {
     let blocks: Vec<_> = (0..16).map(SequenceHash).collect();
     let stored = KvEvent::Stored {
         tier: CacheTier::Device,
@@ -113,7 +113,7 @@ fn event() -> impl Strategy<Value = KvEvent> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(epoch: u64, sequence: u64, events in prop::collection::vec(event(), 0..20)) {
+    fn encoded_batches_decode_to_themselves(epoch: u64, sequence: u64, events in prop::collection::vec(event(), 0..20)) {
         let batch = KvEventBatch { epoch: WorkerEpoch(epoch), sequence, events };
         let bytes = encode_batch(&batch);
         prop_assert_eq!(decode_batch(&bytes).unwrap(), batch.clone());
@@ -144,9 +144,9 @@ proptest! {
         }
     }
 
-    /// Whatever a stranger sends is an error, not a panic or a large allocation; what is cut short is told as such.
+    /// Damaged bytes are an error, not a panic or a large allocation.
     #[test]
-    fn damaged_bytes_are_survived(events in prop::collection::vec(event(), 0..5), at: prop::sample::Index, byte: u8) {
+    fn damaged_bytes_are_an_error(events in prop::collection::vec(event(), 0..5), at: prop::sample::Index, byte: u8) {
         let batch = KvEventBatch { epoch: WorkerEpoch(1), sequence: 2, events };
         let mut bytes = encode_batch(&batch).to_vec();
         let at = at.index(bytes.len());

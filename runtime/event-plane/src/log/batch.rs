@@ -1,24 +1,24 @@
-//! What events become on their way into a batch.
+//! Merges events and splits them into batches.
 
 use signalbox_protocol::KvEvent;
 
 use crate::codec::{HEADER_LEN, event_len};
 
-/// The most a batch takes, in bytes: half of what NATS takes by default (1 MiB), so that envelopes fit too.
+/// Most bytes of a batch: half of the default limit of NATS (1 MiB), so that envelopes fit too.
 pub(super) const MAX_BATCH_LEN: usize = 512 << 10;
-/// The most blocks of one event: a quarter of a batch.
+/// Most blocks of one event: they fill a quarter of a batch.
 const MAX_EVENT_BLOCKS: usize = MAX_BATCH_LEN / 4 / 8;
 
-/// Joins neighbouring events that say one thing: chains that continue each other on a tier, removals from a tier.
-/// Decoding makes one store per block and sequence, and each event carries 14 bytes beside its blocks.
-pub(super) fn coalesce(events: Vec<KvEvent>) -> Vec<KvEvent> {
-    let mut joined: Vec<KvEvent> = Vec::with_capacity(events.len());
+/// Merges adjacent events of a tier: chains that continue each other, and removals. Decode steps of an engine store one
+/// block per sequence, and each event has up to 14 bytes beside its blocks.
+pub(super) fn merge(events: Vec<KvEvent>) -> Vec<KvEvent> {
+    let mut merged: Vec<KvEvent> = Vec::with_capacity(events.len());
     for event in events {
-        match (joined.last_mut(), event) {
+        match (merged.last_mut(), event) {
             (_, KvEvent::Cleared) => {
-                // What was before no longer matters.
-                joined.clear();
-                joined.push(KvEvent::Cleared);
+                // The events before have no effect any more.
+                merged.clear();
+                merged.push(KvEvent::Cleared);
             }
             (_, KvEvent::Stored { blocks, .. } | KvEvent::Removed { blocks, .. }) if blocks.is_empty() => {}
             (
@@ -36,29 +36,29 @@ pub(super) fn coalesce(events: Vec<KvEvent>) -> Vec<KvEvent> {
             (
                 Some(KvEvent::Removed {
                     tier: last_tier,
-                    blocks: all,
+                    blocks: removed,
                 }),
                 KvEvent::Removed { tier, blocks },
             ) if *last_tier == tier => {
-                all.extend(blocks);
+                removed.extend(blocks);
             }
-            (_, event) => joined.push(event),
+            (_, event) => merged.push(event),
         }
     }
-    joined
+    merged
 }
 
-/// Cuts events into batches of at most [`MAX_BATCH_LEN`] bytes.
+/// Splits events into batches of at most [`MAX_BATCH_LEN`] bytes.
 pub(super) fn split(events: Vec<KvEvent>) -> Vec<Vec<KvEvent>> {
     let mut batches = Vec::new();
     let (mut batch, mut len) = (Vec::new(), HEADER_LEN);
     for event in events.into_iter().flat_map(split_event) {
-        let more = event_len(&event);
-        if len + more > MAX_BATCH_LEN {
+        let added = event_len(&event);
+        if len + added > MAX_BATCH_LEN {
             batches.push(std::mem::take(&mut batch));
             len = HEADER_LEN;
         }
-        len += more;
+        len += added;
         batch.push(event);
     }
     if !batch.is_empty() {
@@ -76,10 +76,10 @@ fn split_event(event: KvEvent) -> Vec<KvEvent> {
         } if blocks.len() > MAX_EVENT_BLOCKS => blocks
             .chunks(MAX_EVENT_BLOCKS)
             .map(|part| {
-                let follows = std::mem::replace(&mut parent, part.last().copied());
+                let part_parent = std::mem::replace(&mut parent, part.last().copied());
                 KvEvent::Stored {
                     tier,
-                    parent: follows,
+                    parent: part_parent,
                     blocks: part.to_vec(),
                 }
             })

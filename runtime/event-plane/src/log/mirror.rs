@@ -1,23 +1,23 @@
-//! What the worker's KV cache holds, as its events told it.
+//! A copy of what the worker's KV cache holds, built from its events.
 
 use hashbrown::{HashMap, HashSet};
 use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
 
-/// The most blocks of all tiers together, at some 40 bytes each: an engine has fewer, so that only one that forgets
-/// to tell removals gets here. What is past it is told to nobody, so routers credit less, never more.
+/// Most blocks of all tiers together, of some 40 bytes each. An engine has fewer, unless it fails to report removals.
+/// Blocks beyond the bound are not published, so that routers credit too few blocks and never too many.
 const MAX_BLOCKS: usize = 1 << 24;
 
 #[derive(Debug, Clone)]
 pub(super) struct Mirror {
-    blocks: HashMap<SequenceHash, Held>,
+    blocks: HashMap<SequenceHash, HeldBlock>,
     max_blocks: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Held {
-    /// The block before it, where it is known.
+struct HeldBlock {
+    /// The block before this one, if known.
     parent: Option<SequenceHash>,
-    /// A bit for each tier, never 0.
+    /// A bit for each tier that holds the block; never 0.
     tiers: u8,
 }
 
@@ -39,7 +39,7 @@ impl Mirror {
         }
     }
 
-    /// Takes events over. Returns them without the blocks there was no room for, and how many those were.
+    /// Applies events. Returns them without the blocks beyond the bound, and the number of those blocks.
     pub(super) fn apply_all(&mut self, mut events: Vec<KvEvent>) -> (Vec<KvEvent>, usize) {
         let refused = events.iter_mut().map(|event| self.apply(event)).sum();
         (events, refused)
@@ -68,13 +68,13 @@ impl Mirror {
         0
     }
 
-    /// How many of `blocks` there was room for.
+    /// Stores a chain. Returns how many of its blocks were within the bound.
     fn store(&mut self, tier: CacheTier, mut parent: Option<SequenceHash>, blocks: &[SequenceHash]) -> usize {
         for (stored, &block) in blocks.iter().enumerate() {
             if self.blocks.len() >= self.max_blocks && !self.blocks.contains_key(&block) {
                 return stored;
             }
-            let held = self.blocks.entry(block).or_insert(Held { parent, tiers: 0 });
+            let held = self.blocks.entry(block).or_insert(HeldBlock { parent, tiers: 0 });
             held.tiers |= bit(tier);
             held.parent = held.parent.or(parent);
             parent = Some(block);
@@ -82,35 +82,35 @@ impl Mirror {
         blocks.len()
     }
 
-    /// The content as `Stored` chains, parents before children: each as long as it can be without branching or
-    /// changing tiers, once for each tier it is on.
+    /// The contents as `Stored` chains, parents before children. A chain ends where it branches or where its tiers
+    /// change; it appears once for each of its tiers.
     pub(super) fn chains(&self) -> Vec<KvEvent> {
-        // Of a block's children one continues its chain; the others, few of them, begin chains of their own.
+        // One child of a block continues its chain. The others, which are few, begin chains of their own.
         let mut continued_by: HashMap<SequenceHash, SequenceHash> = HashMap::with_capacity(self.blocks.len());
         let mut branches: HashMap<SequenceHash, Vec<SequenceHash>> = HashMap::new();
-        let mut begins = Vec::new();
+        let mut heads = Vec::new();
         for (&block, held) in &self.blocks {
-            let Some((parent, before)) = held
+            let Some((parent, parent_block)) = held
                 .parent
                 .and_then(|parent| Some((parent, self.blocks.get(&parent)?)))
             else {
-                begins.push(block);
+                heads.push(block);
                 continue;
             };
-            if before.tiers != held.tiers || continued_by.contains_key(&parent) {
+            if parent_block.tiers != held.tiers || continued_by.contains_key(&parent) {
                 branches.entry(parent).or_default().push(block);
             } else {
                 continued_by.insert(parent, block);
             }
         }
-        // Real parents make no rings, but an engine may say anything: whatever hangs on no beginning comes last.
-        begins.extend(branches.values().flatten());
-        begins.extend(continued_by.keys());
+        // Parents form no cycles, but an engine may report any parent: blocks that no head leads to come last.
+        heads.extend(branches.values().flatten());
+        heads.extend(continued_by.keys());
         let mut stored = Vec::new();
         let mut visited = HashSet::with_capacity(self.blocks.len());
-        for begin in begins {
-            let mut heads = vec![begin];
-            while let Some(head) = heads.pop() {
+        for head in heads {
+            let mut pending = vec![head];
+            while let Some(head) = pending.pop() {
                 let Some(held) = self.blocks.get(&head) else {
                     continue;
                 };
@@ -118,7 +118,7 @@ impl Mirror {
                 let mut next = Some(head);
                 while let Some(block) = next.filter(|block| visited.insert(*block)) {
                     chain.push(block);
-                    heads.extend(branches.get(&block).into_iter().flatten());
+                    pending.extend(branches.get(&block).into_iter().flatten());
                     next = continued_by.get(&block).copied();
                 }
                 if chain.is_empty() {

@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use signalbox_protocol::{CacheTier, SequenceHash};
 
 use super::{batch::MAX_BATCH_LEN, *};
-use crate::decode_batch;
+use crate::codec::decode_batch;
 
 const EPOCH: WorkerEpoch = WorkerEpoch(1000);
 const DEVICE: CacheTier = CacheTier::Device;
@@ -33,7 +33,7 @@ async fn next(reader: &mut LogReader) -> KvEventBatch {
 }
 
 #[tokio::test]
-async fn a_reader_gets_what_is_published_before_and_after() {
+async fn a_reader_receives_earlier_and_later_batches() {
     let log = EventLog::new(EPOCH);
     log.publish(vec![stored(DEVICE, None, [1])]);
     log.publish(vec![]);
@@ -49,7 +49,7 @@ async fn a_reader_gets_what_is_published_before_and_after() {
 }
 
 #[tokio::test]
-async fn a_reader_that_fell_behind_is_told() {
+async fn a_reader_that_falls_behind_gets_an_error() {
     let log = EventLog::with_retention(
         EPOCH,
         Retention {
@@ -69,18 +69,18 @@ async fn a_reader_that_fell_behind_is_told() {
     assert_eq!(slow.next().await, Err(behind.clone()));
     assert_eq!(
         behind.to_string(),
-        "batch 0 of epoch 1000 is no longer kept: the oldest is 3"
+        "batch 0 of epoch 1000 is not retained; the oldest retained batch is 3"
     );
     assert!(log.read(Some((EPOCH, 2))).is_err());
     assert!(log.read(Some((EPOCH, 3))).is_ok());
-    assert!(log.read(Some((EPOCH, 5))).is_ok(), "the next one");
-    assert!(log.read(Some((EPOCH, 6))).is_err(), "one that was never near");
-    assert!(log.read(Some((WorkerEpoch(999), 4))).is_err(), "another life");
+    assert!(log.read(Some((EPOCH, 5))).is_ok(), "the next batch");
+    assert!(log.read(Some((EPOCH, 6))).is_err(), "beyond the next batch");
+    assert!(log.read(Some((WorkerEpoch(999), 4))).is_err(), "another epoch");
 }
 
 #[test]
-fn neighbours_that_say_one_thing_are_joined() {
-    let joined = batch::coalesce(vec![
+fn adjacent_events_of_a_tier_are_merged() {
+    let merged = batch::merge(vec![
         stored(DEVICE, None, [1, 2]),
         stored(DEVICE, Some(2), [3]),
         stored(DEVICE, Some(2), [4]),
@@ -97,8 +97,8 @@ fn neighbours_that_say_one_thing_are_joined() {
         removed(DEVICE, [1, 2]),
         removed(HOST, [5]),
     ];
-    assert_eq!(joined, expected);
-    let cleared = batch::coalesce(vec![
+    assert_eq!(merged, expected);
+    let cleared = batch::merge(vec![
         stored(DEVICE, None, [1]),
         KvEvent::Cleared,
         stored(DEVICE, None, [2]),
@@ -107,7 +107,7 @@ fn neighbours_that_say_one_thing_are_joined() {
 }
 
 #[tokio::test]
-async fn a_large_batch_is_published_in_parts() {
+async fn a_large_batch_is_split() {
     let log = EventLog::new(EPOCH);
     let mut reader = log.read(None).unwrap();
     let blocks = 200_000;
@@ -130,7 +130,7 @@ async fn a_large_batch_is_published_in_parts() {
     assert_eq!((chain, gone), (hashes(0..blocks), hashes(0..blocks)));
     assert_eq!(
         log.snapshot().next_sequence,
-        log.shared.state.lock().batches.next()
+        log.cell.contents.lock().batches.next()
     );
 }
 
@@ -171,7 +171,7 @@ fn a_snapshot_has_parents_before_children() {
 }
 
 #[test]
-fn parents_in_a_ring_lose_no_block() {
+fn a_cycle_of_parents_loses_no_block() {
     let mut mirror = Mirror::default();
     mirror.apply_all(vec![
         stored(DEVICE, Some(2), [1]),
@@ -194,15 +194,15 @@ fn parents_in_a_ring_lose_no_block() {
 }
 
 #[test]
-fn what_the_mirror_has_no_room_for_is_told_to_nobody() {
+fn blocks_beyond_the_bound_are_not_published() {
     let mut mirror = Mirror::with_max_blocks(3);
-    let (told, refused) = mirror.apply_all(vec![
+    let (accepted, refused) = mirror.apply_all(vec![
         stored(DEVICE, None, 1..=5),
         stored(HOST, None, 1..=3),
         stored(DEVICE, None, [9]),
     ]);
     assert_eq!(
-        told,
+        accepted,
         [
             stored(DEVICE, None, 1..=3),
             stored(HOST, None, 1..=3),
@@ -210,6 +210,6 @@ fn what_the_mirror_has_no_room_for_is_told_to_nobody() {
         ]
     );
     assert_eq!(refused, 3);
-    let (told, refused) = mirror.apply_all(vec![KvEvent::Cleared, stored(DEVICE, None, [9])]);
-    assert_eq!((told.len(), refused), (2, 0));
+    let (accepted, refused) = mirror.apply_all(vec![KvEvent::Cleared, stored(DEVICE, None, [9])]);
+    assert_eq!((accepted.len(), refused), (2, 0));
 }

@@ -1,4 +1,4 @@
-//! One worker's log, and those who follow it.
+//! The log of one worker, and the subscriptions to it.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -7,59 +7,61 @@ use signalbox_protocol::{KvEventBatch, WorkerEpoch};
 use tokio::sync::watch;
 
 use crate::{
-    Delivery, DeliverySource, Retention, Subscription,
     codec::{HEADER_LEN, event_len},
-    retained::{At, RetainedLog},
+    plane::{Delivery, DeliverySource, Subscription},
+    retained::{Lookup, RetainedLog, Retention},
 };
 
-/// What a worker published last.
+/// The newest batches of a worker.
 #[derive(Debug)]
 pub(super) struct WorkerLog {
-    state: Mutex<State>,
-    /// Whether the worker was forgotten; sent again at each change, to wake the subscriptions.
+    contents: Mutex<Contents>,
+    /// Whether the worker was forgotten. Sent again at each change, to wake the subscriptions.
     forgotten: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Contents {
     batches: RetainedLog<Arc<KvEventBatch>>,
-    /// How often something was lost that never came into `batches`.
+    /// The number of losses: times when batches were lost before they came into `batches`.
     losses: u64,
-    /// Nobody was told of the last loss: the next one to follow is.
-    untold: bool,
-    /// What the plane's count of batches was at this worker's last one.
-    spoke: u64,
+    /// Whether no subscription has reported the last loss. Then the next subscription reports it.
+    loss_is_unreported: bool,
+    /// The plane's count of batches at this worker's last batch.
+    last_published: u64,
 }
 
 impl WorkerLog {
-    /// An empty log; `after_loss`: something may have been lost before it.
+    /// An empty log. `after_loss`: batches may have been lost before.
     pub(super) fn new(retention: Retention, after_loss: bool) -> Self {
-        let state = State {
+        let contents = Contents {
             batches: RetainedLog::new(retention),
             losses: u64::from(after_loss),
-            untold: after_loss,
-            spoke: 0,
+            loss_is_unreported: after_loss,
+            last_published: 0,
         };
         Self {
-            state: Mutex::new(state),
+            contents: Mutex::new(contents),
             forgotten: watch::Sender::new(false),
         }
     }
 
-    pub(super) fn push(&self, batch: Arc<KvEventBatch>, now: u64) {
+    /// Appends a batch, which is number `count` of the plane.
+    pub(super) fn push(&self, batch: Arc<KvEventBatch>, count: u64) {
         let bytes = HEADER_LEN + batch.events.iter().map(event_len).sum::<usize>();
-        let mut state = self.state.lock();
-        state.batches.push(batch, bytes);
-        state.spoke = now;
-        drop(state);
+        let mut contents = self.contents.lock();
+        contents.batches.push(batch, bytes);
+        contents.last_published = count;
+        drop(contents);
         self.forgotten.send_modify(|_unchanged| {});
     }
 
+    /// Records that batches were lost.
     pub(super) fn skip(&self) {
-        let mut state = self.state.lock();
-        state.losses += 1;
-        state.untold |= !self.is_followed();
-        drop(state);
+        let mut contents = self.contents.lock();
+        contents.losses += 1;
+        contents.loss_is_unreported |= !self.is_followed();
+        drop(contents);
         self.forgotten.send_modify(|_unchanged| {});
     }
 
@@ -71,91 +73,93 @@ impl WorkerLog {
         self.forgotten.receiver_count() > 0
     }
 
-    /// When it last got a batch, as the plane counts them.
-    pub(super) fn spoke(&self) -> u64 {
-        self.state.lock().spoke
+    /// The plane's count of batches at this worker's last batch.
+    pub(super) fn last_published(&self) -> u64 {
+        self.contents.lock().last_published
     }
 
     pub(super) fn follow(self: Arc<Self>, after: Option<(WorkerEpoch, u64)>) -> Subscription {
-        let mut state = self.state.lock();
+        let mut contents = self.contents.lock();
         let position = match after {
-            Some(wanted) => state
+            Some(wanted) => contents
                 .batches
                 .first(|batch| (batch.epoch, batch.sequence) >= wanted),
-            None => state.batches.next(),
+            None => contents.batches.next(),
         };
-        // Whoever wants only what comes from now on misses nothing that was.
-        let told = state.losses - u64::from(state.untold && after.is_some());
-        state.untold &= after.is_none();
+        // A subscription to future batches only does not report a past loss.
+        let reports_last_loss = contents.loss_is_unreported && after.is_some();
+        let reported_losses = contents.losses - u64::from(reports_last_loss);
+        contents.loss_is_unreported &= after.is_none();
         let forgotten = self.forgotten.subscribe();
-        drop(state);
-        Subscription::new(Follower {
+        drop(contents);
+        Subscription::new(LogSubscription {
             log: self,
             position,
             expected: after,
             held_back: None,
-            told,
+            reported_losses,
             forgotten,
         })
     }
 }
 
-/// A position in a worker's log.
+/// A subscription: a position in a worker's log.
 #[derive(Debug)]
-struct Follower {
+struct LogSubscription {
     log: Arc<WorkerLog>,
     position: u64,
-    /// The first batch that nothing was missed before, where that is known.
+    /// The batch up to which none is missing, if known.
     expected: Option<(WorkerEpoch, u64)>,
-    /// Comes next: a `Skipped` went before it.
+    /// The next delivery, after the `Skipped` that was delivered for it.
     held_back: Option<Arc<KvEventBatch>>,
-    /// The losses told of.
-    told: u64,
+    /// The losses that this subscription has reported.
+    reported_losses: u64,
     forgotten: watch::Receiver<bool>,
 }
 
-impl DeliverySource for Follower {
+impl DeliverySource for LogSubscription {
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Delivery> + Send + '_>> {
         Box::pin(async {
             loop {
-                // Marked as seen before looking, so that what comes in between wakes us.
+                // Marked as seen before the lookup, so that a batch that comes in between wakes the subscription.
                 if *self.forgotten.borrow_and_update() {
                     return Delivery::Closed;
                 }
-                if let Some(delivery) = self.look() {
+                if let Some(delivery) = self.poll_log() {
                     return delivery;
                 }
-                // The sender lives as long as we hold the log, so this only ever waits.
+                // An error would mean that the log is gone, but this subscription keeps it.
                 _ = self.forgotten.changed().await;
             }
         })
     }
 }
 
-impl Follower {
-    fn look(&mut self) -> Option<Delivery> {
-        let state = self.log.state.lock();
-        if state.losses > self.told {
-            self.told = state.losses;
+impl LogSubscription {
+    /// The next delivery, if there is one now.
+    fn poll_log(&mut self) -> Option<Delivery> {
+        let contents = self.log.contents.lock();
+        if contents.losses > self.reported_losses {
+            self.reported_losses = contents.losses;
             self.expected = None;
             return Some(Delivery::Skipped);
         }
         let found = match self.held_back.take() {
             Some(batch) => {
-                drop(state);
+                drop(contents);
                 return Some(self.deliver(batch));
             }
-            None => state.batches.at(self.position),
+            None => contents.batches.get(self.position),
         };
-        drop(state);
+        drop(contents);
         match found {
-            At::Ahead => None,
-            At::Gone { oldest } => {
+            Lookup::NotWritten => None,
+            Lookup::Dropped { oldest } => {
                 self.position = oldest;
                 self.expected = None;
                 Some(Delivery::Skipped)
             }
-            At::Entry(batch) => {
+            Lookup::Entry(batch) => {
                 self.position += 1;
                 if self.follows(&batch) {
                     return Some(self.deliver(batch));
@@ -166,7 +170,7 @@ impl Follower {
         }
     }
 
-    /// Whether nothing is missing before `batch`. A new epoch makes what is missing of the old one irrelevant.
+    /// Whether no batch is missing before `batch`. With a new epoch, missing batches of the old one no longer matter.
     fn follows(&self, batch: &KvEventBatch) -> bool {
         self.expected.is_none_or(|(epoch, sequence)| {
             batch.sequence == 0 || (batch.epoch, batch.sequence) <= (epoch, sequence)
@@ -174,17 +178,17 @@ impl Follower {
     }
 
     fn deliver(&mut self, batch: Arc<KvEventBatch>) -> Delivery {
-        // An old batch published again takes nothing back.
+        // A repeated batch does not move the expectation back.
         self.expected = self.expected.max(Some((batch.epoch, batch.sequence + 1)));
         Delivery::Batch(batch)
     }
 }
 
-impl Drop for Follower {
-    /// A loss that this one was not told of is told to the next: it may be the same subscriber, who asked for a
-    /// snapshot before the loss.
+impl Drop for LogSubscription {
+    /// The next subscription reports a loss that this one has not reported: it may belong to the same subscriber, with
+    /// a snapshot from before the loss.
     fn drop(&mut self) {
-        let mut state = self.log.state.lock();
-        state.untold |= state.losses > self.told;
+        let mut contents = self.log.contents.lock();
+        contents.loss_is_unreported |= contents.losses > self.reported_losses;
     }
 }

@@ -1,7 +1,10 @@
 use signalbox_protocol::PlaneState;
 
 use super::*;
-use crate::{Delivery, codec::HEADER_LEN, plane::conformance};
+use crate::{
+    codec::HEADER_LEN,
+    plane::{Delivery, conformance},
+};
 
 const EPOCH: WorkerEpoch = WorkerEpoch(1);
 
@@ -28,7 +31,7 @@ async fn expect_batch(subscription: &mut Subscription, sequence: u64) {
 }
 
 #[tokio::test]
-async fn it_behaves_as_an_event_plane() {
+async fn it_conforms_to_the_event_plane() {
     let retained = 8;
     conformance::of(retained, async || {
         MemoryPlane::with_retention(Retention {
@@ -49,7 +52,7 @@ async fn it_is_always_up() {
 }
 
 #[tokio::test]
-async fn what_takes_too_many_bytes_is_skipped_too() {
+async fn batches_beyond_the_bound_on_bytes_are_skipped() {
     let plane = MemoryPlane::with_retention(Retention {
         batches: 100,
         bytes: 3 * HEADER_LEN,
@@ -61,7 +64,7 @@ async fn what_takes_too_many_bytes_is_skipped_too() {
 }
 
 #[tokio::test]
-async fn a_loss_is_told_to_all_even_where_nobody_speaks() {
+async fn every_subscription_reports_a_loss_even_if_its_worker_is_silent() {
     let plane = MemoryPlane::new();
     let (mut a, mut silent) = (follow(&plane, "a", 0), follow(&plane, "silent", 0));
     publish(&plane, "a", 0);
@@ -80,7 +83,7 @@ async fn a_loss_is_told_to_all_even_where_nobody_speaks() {
 }
 
 #[tokio::test]
-async fn a_loss_that_nobody_was_told_of_is_told_to_the_next_one() {
+async fn the_next_subscription_reports_a_loss_that_none_has_reported() {
     let plane = MemoryPlane::new();
     publish(&plane, "a", 0);
     plane.skip_all();
@@ -92,7 +95,7 @@ async fn a_loss_that_nobody_was_told_of_is_told_to_the_next_one() {
         publish(&plane, &worker, 1);
         expect_batch(&mut second, 1).await;
     }
-    // Followed at the time of the loss, and given up before it was told.
+    // A subscription at the time of the loss, dropped before it reports the loss.
     let unread = follow(&plane, "a", 2);
     plane.skip_all();
     drop(unread);
@@ -100,32 +103,32 @@ async fn a_loss_that_nobody_was_told_of_is_told_to_the_next_one() {
 }
 
 #[tokio::test]
-async fn there_is_a_bound_on_workers_and_those_followed_stay() {
+async fn workers_are_bounded_and_those_with_subscriptions_stay() {
     let plane = MemoryPlane::bounded(Retention::default(), 8);
     let mut followed = follow(&plane, "followed", 0);
     for number in 0..100 {
-        publish(&plane, &format!("made-up-{number}"), 0);
-        assert!(plane.shared.workers.lock().logs.len() <= 8);
+        publish(&plane, &format!("unknown-{number}"), 0);
+        assert!(plane.inner.workers.lock().logs.len() <= 8);
     }
     publish(&plane, "followed", 0);
     expect_batch(&mut followed, 0).await;
-    // The newest stays; one that went may have said something that is lost.
-    let mut newest = follow(&plane, "made-up-99", 0);
+    // The newest log stays. A dropped log may have had batches that are lost now.
+    let mut newest = follow(&plane, "unknown-99", 0);
     assert_eq!(
         newest.next().await,
         Delivery::Skipped,
-        "it is new since the first was forgotten"
+        "the log began after others were dropped"
     );
     expect_batch(&mut newest, 0).await;
-    assert_eq!(follow(&plane, "made-up-0", 1).next().await, Delivery::Skipped);
-    // Where all are followed, one more is not kept.
+    assert_eq!(follow(&plane, "unknown-0", 1).next().await, Delivery::Skipped);
+    // When all logs have subscriptions, a new worker gets none.
     let all: Vec<_> = (0..8)
         .map(|number| follow(&plane, &format!("w{number}"), 0))
         .collect();
     publish(&plane, "one-more", 0);
     assert!(
         !plane
-            .shared
+            .inner
             .workers
             .lock()
             .logs

@@ -1,25 +1,25 @@
-//! Warnings that could come a thousand times a second.
+//! Limits warnings that could come a thousand times a second.
 
 use std::time::{Duration, Instant};
 
-/// At most one warning in this long: enough to be seen, and a log stays readable.
+/// Shortest time between two warnings, so that the log stays readable.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Lets one through now and then, and counts the others.
+/// Allows one warning at a time, and counts the suppressed ones.
 #[derive(Debug, Default)]
 pub(super) struct LogThrottle {
     last: Option<Instant>,
-    held_back: u64,
+    suppressed: u64,
 }
 
 impl LogThrottle {
-    /// Whether to tell now; then how many were not told since the last time.
-    pub(super) fn tell(&mut self) -> Option<u64> {
+    /// `Some` if a warning may be logged now, with the number of warnings suppressed since the last one.
+    pub(super) fn allow(&mut self) -> Option<u64> {
         if self.last.is_some_and(|last| last.elapsed() < PAUSE) {
-            self.held_back += 1;
+            self.suppressed += 1;
             return None;
         }
         self.last = Some(Instant::now());
-        Some(std::mem::take(&mut self.held_back))
+        Some(std::mem::take(&mut self.suppressed))
     }
 }

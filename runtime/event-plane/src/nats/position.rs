@@ -1,43 +1,43 @@
-//! Where a reader is in the stream, and whether the stream still has what comes next. Pure.
+//! The position of a reader in the stream, and whether the stream still has the next message. Pure.
 //!
-//! JetStream does not say: a consumer that asks for a message which is gone gets the next one there is.
+//! JetStream does not report it: a consumer that starts at a removed message receives the next one that is left.
 
 use std::time::Duration;
 
 use signalbox_nats::async_nats::{datetime::DateTime, jetstream::stream::Info};
 
-/// What is read before a reader's beginning: a subscriber's snapshot may be this much older than its subscription,
-/// and the clocks of router and server may differ by as much.
+/// How far before its start a reader begins: a subscriber's snapshot may be this much older than its subscription, and
+/// the clocks of router and server may differ by as much.
 const LOOK_BACK: Duration = Duration::from_secs(30);
 
-/// The stream as it is, of all that the server tells.
+/// The state of the stream, as the server reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Extent {
-    /// When it was created: tells it from another one of the same name.
+    /// When the stream was created, which identifies it among streams of the same name.
     pub(super) created: DateTime,
-    /// The first sequence there is, or that comes next.
+    /// The first sequence that the stream has; the next one if it is empty.
     pub(super) first: u64,
-    /// The sequence that comes next.
+    /// The next sequence.
     pub(super) next: u64,
-    /// Everything from then on is still there, as far as this can be known.
+    /// Since when no message is known to be missing.
     pub(super) complete_since: DateTime,
 }
 
-/// What a reader has received: everything of `stream` before `next`.
+/// A reader's position: it has received everything of `stream` before `next`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Position {
     pub(super) stream: DateTime,
     pub(super) next: u64,
 }
 
-/// Whether a reader can go on.
+/// Whether a reader can continue at its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Continuity {
-    /// Nothing is missing.
+    /// No message is missing.
     Whole,
-    /// What was before `next` is gone, and the reader had not seen all of it.
+    /// Messages before `next` were removed that the reader had not received.
     FrontLost { next: u64 },
-    /// The sequences mean something else now: another stream, or one that lost its end.
+    /// The sequences have another meaning now: the stream is another one, or it lost its end.
     Renumbered,
 }
 
@@ -62,10 +62,10 @@ impl Extent {
         }
     }
 
-    /// Whether a reader that begins at `began` finds everything that its subscribers' snapshots may lack.
+    /// Whether the stream has everything that the snapshots of a reader started at `began` may lack.
     pub(super) fn reaches_back(&self, began: DateTime) -> bool {
         if self.complete_since == self.created {
-            // A stream made before there were subscribers lost nothing they need.
+            // A stream created before the first subscription has lost nothing that it needs.
             self.created <= began
         } else {
             self.complete_since <= beginning(began)
@@ -73,13 +73,13 @@ impl Extent {
     }
 }
 
-/// From when on a reader that begins at `began` reads.
+/// The time from which a reader started at `began` reads.
 pub(super) fn beginning(began: DateTime) -> DateTime {
     began - LOOK_BACK
 }
 
 impl Position {
-    /// Compares with the stream as it is.
+    /// Compares the position with the stream.
     pub(super) fn check(&self, extent: &Extent) -> Continuity {
         if extent.created != self.stream || extent.next < self.next {
             Continuity::Renumbered
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_reader_lacks_is_gone_or_not() {
+    fn removed_unread_messages_and_new_streams_are_detected() {
         let position = Position {
             stream: at(0),
             next: 5,
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(
             position.check(&extent(5, 5)),
             Continuity::Whole,
-            "all was read, none is left"
+            "all messages were read, none is left"
         );
         assert_eq!(position.check(&extent(5, 9)), Continuity::Whole);
         assert_eq!(position.check(&extent(6, 9)), Continuity::FrontLost { next: 6 });
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(
             position.check(&extent(1, 4)),
             Continuity::Renumbered,
-            "the end is lost"
+            "the stream lost its end"
         );
         let another = Extent {
             created: at(1),
@@ -142,7 +142,7 @@ mod tests {
         assert!(extent(1, 1).reaches_back(at(0)));
         assert!(
             extent(1, 9).reaches_back(at(5)),
-            "the stream began before there were snapshots"
+            "the stream is older than the snapshots"
         );
         let younger = Extent {
             created: at(6),

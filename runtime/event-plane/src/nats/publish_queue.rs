@@ -1,8 +1,8 @@
-//! The worker side: what waits to be taken by NATS, and the task that sends it.
+//! The worker side: batches that wait for NATS, and the task that sends them.
 //!
-//! One message is under way at a time, and takes all that was published while the one before was: so batches reach
-//! the stream in order whatever is lost or sent again, which a window of several messages could not promise, and a
-//! busy worker makes few large messages. A batch waits for one round trip at most.
+//! One message is in flight at a time. The next one takes all batches that were published meanwhile. So batches reach
+//! the stream in order although messages are lost or repeated, and a busy worker sends few large messages. A batch
+//! waits for one round trip at most.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,26 +14,24 @@ use tokio::sync::Notify;
 
 use super::{
     log_throttle::LogThrottle,
-    stream::{EventStore, MAX_MESSAGE_SIZE},
+    stream::{MAX_MESSAGE_SIZE, StreamHandle},
 };
-use crate::{
-    Retention,
-    retained::{At, RetainedLog},
-};
+use crate::retained::{Lookup, RetainedLog, Retention};
 
-/// Most bytes of a message of several batches: half of what a server takes by default, so that headers and a
-/// smaller limit fit too.
+/// Most bytes of a message of several batches: half of a server's default limit, so that headers fit, and servers with
+/// a smaller limit.
 const MAX_MESSAGE_LEN: usize = 512 << 10;
 
-/// Wait before a message is sent again, doubled up to the longest.
+/// Wait before a message is sent again, doubled after each failure up to the longest.
 const RETRY: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
-/// One worker's batches that NATS has not taken yet; the oldest go when there are too many.
+/// The batches of one worker that NATS has not acknowledged. The oldest are dropped when there are too many.
 #[derive(Debug)]
 pub(super) struct PublishQueue {
     waiting: Mutex<RetainedLog<Bytes>>,
-    more: Notify,
+    /// Wakes the task that sends.
+    pushed: Notify,
 }
 
 /// The next message.
@@ -47,11 +45,11 @@ struct Message {
 
 #[derive(Debug, thiserror::Error)]
 enum SendError {
-    #[error("a batch of {0} bytes is larger than NATS takes")]
+    #[error("a batch of {0} bytes exceeds the limit of the NATS server")]
     TooLarge(usize),
     #[error(transparent)]
     Refused(#[from] PublishError),
-    #[error("the connection was lost meanwhile")]
+    #[error("the connection was lost before the server answered")]
     Disconnected,
 }
 
@@ -59,14 +57,14 @@ impl PublishQueue {
     pub(super) fn new(retention: Retention) -> Self {
         Self {
             waiting: Mutex::new(RetainedLog::new(retention)),
-            more: Notify::new(),
+            pushed: Notify::new(),
         }
     }
 
     pub(super) fn push(&self, batch: Bytes) {
         let bytes = batch.len();
         self.change(|waiting| waiting.push(batch, bytes));
-        self.more.notify_one();
+        self.pushed.notify_one();
     }
 
     fn release(&self, end: u64) {
@@ -82,13 +80,13 @@ impl PublishQueue {
         gauge!("signalbox_kv_event_outbox_batches").increment(after as f64 - before as f64);
     }
 
-    /// The oldest batches, as many as one message takes.
+    /// A message of the oldest batches, as many as fit.
     fn message(&self, max_batches: usize, max_len: usize) -> Option<Message> {
         let waiting = self.waiting.lock();
         let start = waiting.oldest();
         let mut batches = Vec::new();
         let mut len = 0;
-        while let At::Entry(batch) = waiting.at(start + batches.len() as u64) {
+        while let Lookup::Entry(batch) = waiting.get(start + batches.len() as u64) {
             len += batch.len();
             if !batches.is_empty() && (len > max_len || batches.len() >= max_batches) {
                 break;
@@ -120,29 +118,29 @@ impl Drop for PublishQueue {
     }
 }
 
-/// Sends what the publish_queue has, for ever.
+/// Sends the batches of a queue, for ever.
 pub(super) async fn send_all(
     publish_queue: Arc<PublishQueue>,
-    store: EventStore,
+    stream: StreamHandle,
     subject: String,
     max_batches: usize,
 ) {
     let (mut retry, mut warnings) = (RETRY, LogThrottle::default());
     loop {
-        store.usable().await;
-        let largest = store
+        stream.usable().await;
+        let largest = stream
             .connection
             .client()
             .server_info()
             .max_payload
             .min(MAX_MESSAGE_SIZE);
         let Some(message) = publish_queue.message(max_batches, largest.min(MAX_MESSAGE_LEN)) else {
-            publish_queue.more.notified().await;
+            publish_queue.pushed.notified().await;
             continue;
         };
         let sent = match message.payload.len() {
             len if len > largest => Err(SendError::TooLarge(len)),
-            _ => send(&store, &subject, &message.payload).await,
+            _ => send(&stream, &subject, &message.payload).await,
         };
         match sent {
             Ok(()) => {
@@ -154,19 +152,19 @@ pub(super) async fn send_all(
                 retry = RETRY;
             }
             Err(error @ SendError::TooLarge(_)) => {
-                // It never fits: whoever follows finds the hole and takes a snapshot.
+                // The batch will never fit. Subscribers find the gap and take a snapshot.
                 publish_queue.release(message.end);
                 counter!("signalbox_kv_event_batches_dropped_total").increment(message.batches);
-                if let Some(more) = warnings.tell() {
-                    tracing::warn!(subject, %error, more, "KV events are dropped");
+                if let Some(more) = warnings.allow() {
+                    tracing::warn!(subject, %error, more, "KV events were dropped");
                 }
             }
             Err(error) => {
                 counter!("signalbox_kv_event_publish_retries_total").increment(1);
                 if let SendError::Refused(_) = &error {
-                    store.doubt();
-                    if let Some(more) = warnings.tell() {
-                        tracing::warn!(subject, %error, more, "NATS does not take KV events; sending them again");
+                    stream.doubt();
+                    if let Some(more) = warnings.allow() {
+                        tracing::warn!(subject, %error, more, "NATS did not accept KV events; sending them again");
                     }
                 }
                 tokio::time::sleep(retry).await;
@@ -176,22 +174,22 @@ pub(super) async fn send_all(
     }
 }
 
-/// Sends a message and waits until the stream has it: as long as the store waits for answers at most, which covers
-/// the client's own queue too.
-async fn send(store: &EventStore, subject: &str, payload: &Bytes) -> Result<(), SendError> {
-    let mut connection = store.connection.status();
+/// Sends a message and waits until the stream has acknowledged it, at most for the timeout of JetStream answers, which
+/// covers the client's queue too.
+async fn send(stream: &StreamHandle, subject: &str, payload: &Bytes) -> Result<(), SendError> {
+    let mut connection = stream.connection.status();
     connection.mark_unchanged();
-    let taken = async {
-        let acknowledged = store
+    let acknowledged = async {
+        let acknowledgement = stream
             .jetstream
             .publish(subject.to_owned(), payload.clone())
             .await?;
-        acknowledged.await?;
+        acknowledgement.await?;
         Ok(())
     };
     tokio::select! {
-        taken = taken => taken,
-        // What was under way on the old connection may be lost.
+        outcome = acknowledged => outcome,
+        // A message in flight on the old connection may be lost.
         _ = connection.changed() => Err(SendError::Disconnected),
     }
 }

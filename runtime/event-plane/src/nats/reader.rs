@@ -1,8 +1,8 @@
-//! The router side: one consumer that receives a namespace's events, and notices when some are gone.
+//! The router side: one consumer that receives the events of a namespace and detects losses.
 //!
-//! The position in the stream is kept here, not at the server: whatever ends a consumer, the next one begins where
-//! this one was. A loss that cannot be said whose it is becomes a [`Skipped`](crate::Delivery::Skipped) of every
-//! worker: one that says nothing more would be believed for ever otherwise.
+//! The position in the stream is kept here, not at the server, so that the next consumer begins where the last one
+//! ended. A loss that may concern any worker becomes a [`Skipped`](crate::Delivery::Skipped) of every worker: the index
+//! would otherwise stay wrong for a worker that sends no more events.
 
 use std::{
     convert::Infallible,
@@ -27,64 +27,64 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use super::{
     log_throttle::LogThrottle,
     position::{Continuity, Extent, Position, beginning},
-    stream::{EventStore, STREAM},
+    stream::{STREAM, StreamHandle},
 };
-use crate::{EventPlane, MemoryPlane, decode_batches};
+use crate::{codec::decode_batches, memory::MemoryPlane, plane::EventPlane};
 
 #[cfg(test)]
 mod tests;
 
-/// A consumer says that it lives this often; after two without a sign of life another is made.
+/// The server sends a heartbeat this often; after two missing ones the consumer is replaced.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
-/// The server holds a request for messages this long, then it is made again.
+/// The server serves one pull request this long; then the client sends the next.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 
-/// Messages asked for at once; half as many again may be under way. At worst each takes 512 KiB: 48 MiB.
+/// Messages per pull request; half as many more may be in flight. Each has at most 512 KiB, which makes 48 MiB.
 const PULL_MESSAGES: usize = 64;
 
-/// The server drops a consumer that nobody asked for this long.
+/// The server drops a consumer after this long without a pull request.
 const INACTIVE: Duration = Duration::from_secs(30);
 
-/// How often the stream is looked at: whatever was removed from it unread is noticed this soon.
+/// How often the stream is checked for messages that were removed before they were read.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Wait before the next consumer is made, doubled up to the longest while none lasts longer than that.
+/// Wait before the next consumer is created; doubled up to the longest while no consumer lasts longer than that.
 const RETRY: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Receives a namespace's events into a [`MemoryPlane`].
 #[derive(Debug)]
 pub(super) struct Reader {
-    store: EventStore,
+    stream: StreamHandle,
     filter: String,
     received: MemoryPlane,
-    /// Whether there was a consumer, ever: from then on nothing is missed unnoticed.
+    /// Whether a consumer has existed: from then on every loss is detected.
     reading: watch::Sender<bool>,
     position: Option<Position>,
     refusals: LogThrottle,
 }
 
-/// One consumer's life.
+/// One consumer, from its creation until it fails.
 struct ConsumerSession {
     stream: Stream<()>,
     consumer: PullConsumer,
-    /// Messages received of this consumer: it numbers them.
+    /// Messages received from this consumer, which numbers them.
     received: u64,
 }
 
-/// Why a consumer is given up.
+/// Why a consumer is replaced.
 type ConsumerError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Reader {
     pub(super) fn new(
-        store: EventStore,
+        stream: StreamHandle,
         filter: String,
         received: MemoryPlane,
         reading: watch::Sender<bool>,
     ) -> Self {
         Self {
-            store,
+            stream,
             filter,
             received,
             reading,
@@ -93,17 +93,17 @@ impl Reader {
         }
     }
 
-    /// Reads for ever.
+    /// Reads for ever. Replaces a consumer that fails.
     pub(super) async fn run(mut self) {
         let began = datetime::now();
         let mut retry = RETRY;
         loop {
-            self.store.usable().await;
+            self.stream.usable().await;
             let since = Instant::now();
             let Err(reason) = self.read(began).await;
-            tracing::debug!(%reason, "consumer of KV events ended; making another");
-            if self.store.connection.is_up() {
-                self.store.doubt();
+            tracing::debug!(%reason, "the consumer of KV events failed; creating another");
+            if self.stream.connection.is_up() {
+                self.stream.doubt();
             }
             if since.elapsed() > RETRY_MAX {
                 retry = RETRY;
@@ -115,7 +115,7 @@ impl Reader {
 
     /// Reads with one consumer, until it fails.
     async fn read(&mut self, began: datetime::DateTime) -> Result<Infallible, ConsumerError> {
-        let mut connection = self.store.connection.status();
+        let mut connection = self.stream.connection.status();
         connection.mark_unchanged();
         let mut session = self.start(began).await?;
         let messages = session
@@ -134,19 +134,19 @@ impl Reader {
                 message = messages.next() => {
                     let message = message.ok_or("no more messages")??;
                     self.receive(&mut session, &message)?;
-                    // A burst must not keep those who follow from reading along.
+                    // A burst must not keep the subscriptions from reading.
                     tokio::task::yield_now().await;
                 }
                 _ = checks.tick() => self.check(&session).await?,
-                // What was under way on the old connection is lost.
+                // Messages in flight on the old connection are lost.
                 _ = connection.changed() => return Err("the connection changed".into()),
             }
         }
     }
 
-    /// Makes a consumer that goes on at the position, or where the stream begins if that is gone.
+    /// Creates a consumer that begins at the position, or at the front of the stream if the position is gone.
     async fn start(&mut self, began: datetime::DateTime) -> Result<ConsumerSession, ConsumerError> {
-        let stream = self.store.jetstream.get_stream_no_info(STREAM).await?;
+        let stream = self.stream.jetstream.get_stream_no_info(STREAM).await?;
         let extent = Extent::of(&stream.get_info().await?);
         let (start, lost) = match &self.position {
             None => (None, !extent.reaches_back(began)),
@@ -167,7 +167,7 @@ impl Reader {
                 filter_subject: self.filter.clone(),
                 ack_policy: AckPolicy::None,
                 inactive_threshold: INACTIVE,
-                // It need not outlive its server: another one begins where this one was.
+                // The consumer need not survive the server: the next one begins at the position.
                 memory_storage: true,
                 num_replicas: 1,
                 ..pull::Config::default()
@@ -177,9 +177,9 @@ impl Reader {
             stream: extent.created,
             next: start.unwrap_or_else(|| consumer.cached_info().delivered.stream_sequence + 1),
         });
-        // Only now, so that whoever takes a snapshot because of it misses nothing that comes after.
+        // Reported only now, so that a snapshot taken because of it misses no later event.
         if lost {
-            self.tell_lost("the stream no longer has what comes next");
+            self.report_loss("the stream no longer has the next message");
         }
         self.reading.send_replace(true);
         Ok(ConsumerSession {
@@ -192,7 +192,7 @@ impl Reader {
     fn receive(&mut self, session: &mut ConsumerSession, message: &Message) -> Result<(), ConsumerError> {
         let info = message.info()?;
         if info.consumer_sequence != session.received + 1 {
-            return Err("messages were lost on the way".into());
+            return Err("messages were lost in transit".into());
         }
         session.received += 1;
         if let Some(position) = &mut self.position {
@@ -219,7 +219,7 @@ impl Reader {
             }
             (Ok(worker), Err(error)) => {
                 self.refuse(message, &error);
-                // Whatever it said is missing now, and it may say nothing more.
+                // The content is lost, and no later event may show it.
                 self.received.skip(&worker);
             }
             (Err(error), _) => self.refuse(message, &error),
@@ -228,12 +228,12 @@ impl Reader {
 
     fn refuse(&mut self, message: &Message, error: &dyn std::error::Error) {
         counter!("signalbox_event_messages_refused_total").increment(1);
-        if let Some(more) = self.refusals.tell() {
-            tracing::warn!(subject = %message.subject, %error, more, "a message that holds no KV events is ignored");
+        if let Some(more) = self.refusals.allow() {
+            tracing::warn!(subject = %message.subject, %error, more, "a message without valid KV events is ignored");
         }
     }
 
-    /// Looks whether something was removed from the stream that was never received.
+    /// Checks whether messages were removed from the stream before they were received.
     async fn check(&mut self, session: &ConsumerSession) -> Result<(), ConsumerError> {
         let extent = Extent::of(&session.stream.get_info().await?);
         let Some(position) = &mut self.position else {
@@ -243,25 +243,28 @@ impl Reader {
             Continuity::Whole => {}
             Continuity::FrontLost { next } => {
                 position.next = next;
-                self.tell_lost("messages were removed from the stream before they were read");
+                self.report_loss("messages were removed from the stream before they were read");
                 return Ok(());
             }
-            // The next session tells, as soon as it has a consumer.
-            Continuity::Renumbered => return Err("the stream was made anew".into()),
+            // The next session reports the loss, as soon as it has a consumer.
+            Continuity::Renumbered => return Err("the stream was created again".into()),
         }
         if extent.next > position.next {
             let consumer = session.consumer.get_info().await?;
             if consumer.num_pending == 0 && consumer.delivered.consumer_sequence == session.received {
-                // What else the stream had is of other namespaces. The messages it has now may go.
+                // All other messages are of other namespaces: their removal would be no loss.
                 position.next = extent.next;
             }
         }
         Ok(())
     }
 
-    fn tell_lost(&self, reason: &str) {
+    fn report_loss(&self, reason: &str) {
         counter!("signalbox_kv_event_losses_total").increment(1);
-        tracing::warn!(reason, "KV events were lost: every worker's are read anew");
+        tracing::warn!(
+            reason,
+            "KV events were lost; every worker's index is rebuilt from a snapshot"
+        );
         self.received.skip_all();
     }
 }

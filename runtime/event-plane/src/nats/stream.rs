@@ -1,4 +1,4 @@
-//! The JetStream stream that holds everybody's KV events: makes it, keeps it as it should be, and says how it is.
+//! The JetStream stream of all KV events: creates it, keeps its settings, and reports its state.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,49 +16,51 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(super) const STREAM: &str = "SIGNALBOX_KV_EVENTS";
 
-/// A router that was away for longer takes snapshots: they are smaller than ten minutes of events.
+/// Longest age of a message. A router that was away for longer takes snapshots, which are smaller than ten minutes of
+/// events.
 const MAX_AGE: Duration = Duration::from_secs(600);
 
-/// 33 million blocks, and little beside what a server sets aside for JetStream: three quarters of its disk.
+/// Most bytes of the stream: 33 million blocks, and little beside the three quarters of its disk that a server allows
+/// JetStream.
 const MAX_BYTES: i64 = 256 << 20;
 
-/// The server keeps an index entry of some 30 bytes in memory for each message: 30 MiB.
+/// Most messages of the stream. The server keeps some 30 bytes in memory for each: 30 MiB.
 const MAX_MESSAGES: i64 = 1 << 20;
 
-/// What a NATS server takes by default. Twice what [`super::publish_queue`] sends.
+/// Most bytes of a message: the default limit of a NATS server, and twice what [`super::publish_queue`] sends.
 pub(super) const MAX_MESSAGE_SIZE: usize = 1 << 20;
 
-/// Longest wait for an answer of JetStream. A server that hangs is noticed by pings within ten seconds.
+/// Longest wait for an answer of JetStream. Pings detect a server that hangs within ten seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Wait before a stream that could not be made is tried again, doubled up to the longest.
+/// Wait before the next attempt to create the stream, doubled after each failure up to the longest.
 const RETRY: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// The stream, as the tasks of a plane use it. Cloning makes another handle.
+/// The stream, as the tasks of a plane use it. Clone = handle.
 #[derive(Debug, Clone)]
-pub(super) struct EventStore {
+pub(super) struct StreamHandle {
     pub(super) connection: NatsConnection,
     pub(super) jetstream: Context,
     status: watch::Receiver<PlaneStatus>,
     doubted: Arc<Notify>,
 }
 
-impl EventStore {
-    /// Starts the task that makes the stream whenever a connection is made or somebody doubts that it is there.
+impl StreamHandle {
+    /// Starts the task that ensures the stream whenever a connection is made or a caller doubts that the stream exists.
     pub(super) fn start(connection: NatsConnection, replicas: usize) -> (Self, AbortOnDropHandle<()>) {
         let jetstream = ContextBuilder::new()
             .timeout(ANSWER_TIMEOUT)
             .build(connection.client().clone());
         let (sender, status) = watch::channel(PlaneStatus::connecting("nats"));
-        let store = Self {
+        let stream = Self {
             connection,
             jetstream,
             status,
             doubted: Arc::default(),
         };
-        let keeper = tokio::spawn(keep(store.clone(), sender, replicas));
-        (store, AbortOnDropHandle::new(keeper))
+        let keeper = tokio::spawn(keep(stream.clone(), sender, replicas));
+        (stream, AbortOnDropHandle::new(keeper))
     }
 
     pub(super) fn status(&self) -> watch::Receiver<PlaneStatus> {
@@ -73,19 +75,20 @@ impl EventStore {
             .await
             .is_err();
         if ended {
-            // The connection was given up, and with it this plane.
+            // The connection was closed for good, and with it this plane.
             std::future::pending().await
         }
     }
 
-    /// Something failed as if the stream were gone: look again.
+    /// Makes the task check the stream, after a failure that a missing stream would explain.
     pub(super) fn doubt(&self) {
         self.doubted.notify_one();
     }
 }
 
-async fn keep(store: EventStore, status: watch::Sender<PlaneStatus>, replicas: usize) {
-    let mut connection = store.connection.status();
+/// Ensures the stream for each connection and each doubt, and reports the state.
+async fn keep(stream: StreamHandle, status: watch::Sender<PlaneStatus>, replicas: usize) {
+    let mut connection = stream.connection.status();
     let mut retry = RETRY;
     loop {
         let server = connection.borrow_and_update().clone();
@@ -94,11 +97,11 @@ async fn keep(store: EventStore, status: watch::Sender<PlaneStatus>, replicas: u
                 status.send_if_modified(|status| status.down(server.detail));
                 return std::future::pending().await;
             }
-            match ensure(&store.jetstream, replicas).await {
+            match ensure(&stream.jetstream, replicas).await {
                 Ok(()) => {
                     status.send_if_modified(PlaneStatus::up);
                     retry = RETRY;
-                    store.doubted.notified().await;
+                    stream.doubted.notified().await;
                 }
                 Err(reason) => {
                     status.send_if_modified(|status| status.down(&reason));
@@ -107,10 +110,10 @@ async fn keep(store: EventStore, status: watch::Sender<PlaneStatus>, replicas: u
                 }
             }
         };
-        // A change of the connection ends whatever was waited for on the old one.
+        // A change of the connection ends a wait on the old one.
         tokio::select! {
             changed = connection.changed() => if changed.is_err() {
-                status.send_if_modified(|status| status.down("the connection was given up"));
+                status.send_if_modified(|status| status.down("the connection was closed"));
                 return;
             },
             () = step => {}
@@ -118,14 +121,14 @@ async fn keep(store: EventStore, status: watch::Sender<PlaneStatus>, replicas: u
     }
 }
 
-/// Makes the stream, or gives an existing one our limits; whatever else an operator set on it stays. Processes that
-/// do so at once agree.
+/// Creates the stream, or sets the limits of an existing one; other settings of an operator stay. Processes that do so
+/// at the same time agree.
 async fn ensure(jetstream: &Context, replicas: usize) -> Result<(), String> {
     let wanted = |config: Config| Config {
         subjects: vec!["signalbox.*.kv_events.*".into()],
         retention: RetentionPolicy::Limits,
-        // The oldest go, whosever they are, and no subject has a limit of its own: so the stream only ever loses
-        // its front, and a reader sees from the first sequence alone whether it missed something.
+        // The oldest messages of all workers are removed first, and no subject has its own limit: so the stream loses
+        // its front only, and the first sequence shows a reader whether it missed a message.
         discard: DiscardPolicy::Old,
         max_messages_per_subject: -1,
         max_age: MAX_AGE,
@@ -147,10 +150,10 @@ async fn ensure(jetstream: &Context, replicas: usize) -> Result<(), String> {
     let found = &stream.cached_info().config;
     let wanted = wanted(found.clone());
     if *found != wanted {
-        tracing::info!(stream = STREAM, "the limits of an existing stream are set");
+        tracing::info!(stream = STREAM, "setting the limits of an existing stream");
         jetstream.update_stream(wanted).await.map_err(|error| {
             format!(
-                "stream {STREAM} has other settings that cannot be changed ({error}); delete it, and it is made anew"
+                "the stream {STREAM} has other settings, which cannot be changed ({error}); delete it to have it created again"
             )
         })?;
     }
@@ -169,6 +172,6 @@ fn describe(error: &CreateStreamError) -> String {
     if disabled {
         "JetStream is not enabled on the server; start nats-server with --jetstream".into()
     } else {
-        format!("stream {STREAM} cannot be made: {error}")
+        format!("the stream {STREAM} cannot be created: {error}")
     }
 }

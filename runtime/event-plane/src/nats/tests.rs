@@ -1,4 +1,4 @@
-//! Against a real server.
+//! The plane against a real server.
 
 use std::{
     cell::Cell,
@@ -10,7 +10,7 @@ use signalbox_protocol::{KvEvent, PlaneState, SequenceHash};
 use signalbox_test_servers::NatsServer;
 
 use super::{stream::STREAM, *};
-use crate::{Delivery, plane::conformance};
+use crate::plane::{Delivery, conformance};
 
 mod outages;
 pub(super) mod support;
@@ -19,9 +19,9 @@ mod throughput;
 use support::{EPOCH, Raw, batch, becomes, connect, expect, next, plane, publish, worker};
 
 #[tokio::test]
-async fn it_behaves_as_an_event_plane() {
+async fn it_conforms_to_the_event_plane() {
     let server = NatsServer::started();
-    // Makes the stream: one that is younger than a reader's beginning may have had a forerunner.
+    // Creates the stream: with a stream younger than itself, a reader assumes a loss.
     plane(&server).await.ready().await;
     for max_batches_per_message in [1, 256] {
         let (retained, made) = (8, Cell::new(0));
@@ -55,12 +55,12 @@ async fn events_cross_from_one_process_to_another() {
 }
 
 #[tokio::test]
-async fn a_router_that_begins_finds_what_was_said_since_its_first_snapshot() {
+async fn a_new_router_receives_the_events_since_its_first_snapshot() {
     let server = NatsServer::started();
     let at_worker = plane(&server).await;
     becomes(&at_worker, |state, _| *state == PlaneState::Up).await;
     publish(&at_worker, "a", 0..5);
-    // The snapshot contained the first three; the subscription makes the consumer.
+    // The snapshot contains the first three batches. The subscription creates the consumer.
     let at_router = plane(&server).await;
     let mut subscription = at_router.subscribe(&worker("a"), Some((EPOCH, 3)));
     let mut wanted = 3;
@@ -76,7 +76,7 @@ async fn a_router_that_begins_finds_what_was_said_since_its_first_snapshot() {
 }
 
 #[tokio::test]
-async fn an_existing_stream_is_given_our_limits_and_keeps_what_else_it_has() {
+async fn an_existing_stream_gets_the_limits_and_keeps_its_other_settings() {
     let server = NatsServer::started();
     let raw = Raw::connect(&server).await;
     let existing = Config {
@@ -113,7 +113,7 @@ async fn an_existing_stream_is_given_our_limits_and_keeps_what_else_it_has() {
 }
 
 #[tokio::test]
-async fn a_stream_that_cannot_be_as_it_should_is_told() {
+async fn a_stream_with_unchangeable_settings_is_reported() {
     let server = NatsServer::started();
     let config = NatsPlaneConfig {
         replicas: 3,
@@ -126,7 +126,7 @@ async fn a_stream_that_cannot_be_as_it_should_is_told() {
 }
 
 #[tokio::test]
-async fn a_server_without_jetstream_is_told() {
+async fn a_server_without_jetstream_is_reported() {
     let mut server = NatsServer::prepare().without_jetstream();
     server.start();
     let plane = plane(&server).await;
@@ -138,7 +138,7 @@ async fn a_server_without_jetstream_is_told() {
 }
 
 #[tokio::test]
-async fn what_is_no_event_is_ignored_and_its_worker_read_anew() {
+async fn an_invalid_message_is_ignored_and_counts_as_a_loss_of_its_worker() {
     let server = NatsServer::started();
     let raw = Raw::connect(&server).await;
     plane(&server).await.ready().await;
@@ -146,11 +146,11 @@ async fn what_is_no_event_is_ignored_and_its_worker_read_anew() {
     plane.ready().await;
     let mut a = plane.subscribe(&worker("a"), None);
     let mut b = plane.subscribe(&worker("b"), None);
-    raw.say("signalbox.own.kv_events.a", bytes::Bytes::from_static(b"garbage"))
+    raw.send("signalbox.own.kv_events.a", bytes::Bytes::from_static(b"garbage"))
         .await;
-    raw.say("signalbox.own.kv_events.no=worker", encode_batch(&batch(0)))
+    raw.send("signalbox.own.kv_events.no=worker", encode_batch(&batch(0)))
         .await;
-    raw.say("signalbox.own.kv_events.b", bytes::Bytes::new()).await;
+    raw.send("signalbox.own.kv_events.b", bytes::Bytes::new()).await;
     raw.publish("own", "b", 7..8).await;
     assert_eq!(next(&mut b).await, Delivery::Skipped);
     expect(&mut b, 7..8).await;
@@ -158,7 +158,7 @@ async fn what_is_no_event_is_ignored_and_its_worker_read_anew() {
 }
 
 #[tokio::test]
-async fn a_batch_that_fits_into_no_message_becomes_a_hole() {
+async fn a_batch_too_large_for_a_message_becomes_a_gap() {
     let server = NatsServer::started();
     plane(&server).await.ready().await;
     let plane = plane(&server).await;

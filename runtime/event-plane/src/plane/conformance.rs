@@ -1,4 +1,4 @@
-//! How every event plane behaves: one body of tests for all implementations.
+//! The conformance tests, which every event plane passes.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -8,23 +8,23 @@ use crate::{Delivery, EventPlane, Subscription};
 
 const FIRST: WorkerEpoch = WorkerEpoch(1000);
 const SECOND: WorkerEpoch = WorkerEpoch(2000);
-/// Only ends a test that would hang.
+/// Fails a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Checks planes that `plane` makes and that keep `retained` batches of a worker, at least 8. Each is empty, and
-/// what is published on it is received from then on.
+/// Checks the planes that `plane` creates. Each is empty, receives what is published on it from then on, and retains
+/// `retained` batches per worker, at least 8.
 pub(crate) async fn of<P: EventPlane>(retained: usize, plane: impl AsyncFn() -> Arc<P>) {
     let retained = retained as u64;
     batches_arrive_in_order_before_and_after(&*plane().await).await;
     a_subscription_may_come_before_the_first_batch(&*plane().await).await;
-    from_now_on_leaves_out_what_was(&*plane().await).await;
+    a_subscription_from_now_on_leaves_out_earlier_batches(&*plane().await).await;
     a_new_epoch_follows_the_old_one(&*plane().await).await;
-    workers_are_apart(&*plane().await).await;
-    a_position_no_longer_kept_is_skipped(&*plane().await, retained).await;
-    one_who_falls_behind_is_told(&*plane().await, retained).await;
-    a_hole_in_what_was_published_is_told(&*plane().await).await;
-    what_is_published_twice_does_not_look_like_a_hole(&*plane().await).await;
-    forgetting_closes_and_starts_over(&*plane().await).await;
+    workers_are_separate(&*plane().await).await;
+    a_position_not_retained_is_skipped(&*plane().await, retained).await;
+    a_subscription_that_falls_behind_reports_it(&*plane().await, retained).await;
+    a_gap_in_the_published_batches_is_reported(&*plane().await).await;
+    a_repeated_batch_is_no_gap(&*plane().await).await;
+    forgetting_closes_subscriptions_and_starts_over(&*plane().await).await;
 }
 
 pub(crate) fn worker(name: &str) -> WorkerId {
@@ -49,7 +49,7 @@ async fn a_subscription_may_come_before_the_first_batch(plane: &impl EventPlane)
     expect(&mut from_start, FIRST, 0..2).await;
 }
 
-async fn from_now_on_leaves_out_what_was(plane: &impl EventPlane) {
+async fn a_subscription_from_now_on_leaves_out_earlier_batches(plane: &impl EventPlane) {
     publish_and_settle(plane, "a", FIRST, 0..3).await;
     let mut subscription = plane.subscribe(&worker("a"), None);
     publish(plane, "a", FIRST, 3..5);
@@ -64,14 +64,14 @@ async fn a_new_epoch_follows_the_old_one(plane: &impl EventPlane) {
     expect(&mut subscription, SECOND, 0..2).await;
 }
 
-async fn workers_are_apart(plane: &impl EventPlane) {
+async fn workers_are_separate(plane: &impl EventPlane) {
     let mut a = plane.subscribe(&worker("a"), None);
     publish(plane, "b", SECOND, 0..2);
     publish(plane, "a", FIRST, 0..2);
     expect(&mut a, FIRST, 0..2).await;
 }
 
-async fn a_position_no_longer_kept_is_skipped(plane: &impl EventPlane, retained: u64) {
+async fn a_position_not_retained_is_skipped(plane: &impl EventPlane, retained: u64) {
     let published = 2 * retained;
     publish_and_settle(plane, "a", FIRST, 0..published).await;
     let mut subscription = plane.subscribe(&worker("a"), Some((FIRST, 1)));
@@ -84,39 +84,39 @@ async fn a_position_no_longer_kept_is_skipped(plane: &impl EventPlane, retained:
     expect(&mut subscription, FIRST, first + 1..published).await;
 }
 
-async fn one_who_falls_behind_is_told(plane: &impl EventPlane, retained: u64) {
+async fn a_subscription_that_falls_behind_reports_it(plane: &impl EventPlane, retained: u64) {
     let mut subscription = plane.subscribe(&worker("a"), None);
     publish(plane, "a", FIRST, 0..1);
     expect(&mut subscription, FIRST, 0..1).await;
     let published = 100 * retained;
     publish_and_settle(plane, "a", FIRST, 1..published).await;
-    // A plane may have some under way already; whatever is missing is told right before what comes after.
-    let (mut expected, mut told) = (1, 0);
+    // Some batches may be in flight already. A gap is reported right before the batch that follows it.
+    let (mut expected, mut skips) = (1, 0);
     while expected < published {
         match next(&mut subscription).await {
             Delivery::Skipped => {
                 let after = expect_batch(&mut subscription).await;
                 assert!(after >= expected);
-                (expected, told) = (after + 1, told + 1);
+                (expected, skips) = (after + 1, skips + 1);
             }
             Delivery::Batch(batch) => {
                 assert!(
                     batch.sequence <= expected,
-                    "batch {} after {expected} unannounced",
+                    "batch {} came instead of {expected} without a report",
                     batch.sequence
                 );
                 expected = expected.max(batch.sequence + 1);
             }
-            Delivery::Closed => panic!("nobody forgot the worker"),
+            Delivery::Closed => panic!("the worker was not forgotten"),
         }
     }
     assert!(
-        told > 0,
-        "{published} batches fit into no plane that keeps {retained}"
+        skips > 0,
+        "a plane that retains {retained} batches cannot hold {published}"
     );
 }
 
-async fn a_hole_in_what_was_published_is_told(plane: &impl EventPlane) {
+async fn a_gap_in_the_published_batches_is_reported(plane: &impl EventPlane) {
     let mut subscription = plane.subscribe(&worker("a"), None);
     publish(plane, "a", FIRST, 0..1);
     publish(plane, "a", FIRST, 3..4);
@@ -128,7 +128,7 @@ async fn a_hole_in_what_was_published_is_told(plane: &impl EventPlane) {
     }
 }
 
-async fn what_is_published_twice_does_not_look_like_a_hole(plane: &impl EventPlane) {
+async fn a_repeated_batch_is_no_gap(plane: &impl EventPlane) {
     let mut subscription = plane.subscribe(&worker("a"), None);
     publish(plane, "a", FIRST, 0..3);
     publish(plane, "a", FIRST, 1..2);
@@ -141,7 +141,7 @@ async fn what_is_published_twice_does_not_look_like_a_hole(plane: &impl EventPla
     }
 }
 
-async fn forgetting_closes_and_starts_over(plane: &impl EventPlane) {
+async fn forgetting_closes_subscriptions_and_starts_over(plane: &impl EventPlane) {
     publish_and_settle(plane, "a", FIRST, 0..2).await;
     let mut subscription = plane.subscribe(&worker("a"), Some((FIRST, 2)));
     plane.forget(&worker("a"));
@@ -159,16 +159,16 @@ fn publish(plane: &impl EventPlane, name: &str, epoch: WorkerEpoch, sequences: R
     }
 }
 
-/// Publishes, and returns when the last one is where those who come late find it.
+/// Publishes, and returns when the last batch is available to later subscriptions.
 async fn publish_and_settle(plane: &impl EventPlane, name: &str, epoch: WorkerEpoch, sequences: Range<u64>) {
     let mut witness = plane.subscribe(&worker(name), None);
     let last = sequences.end - 1;
     publish(plane, name, epoch, sequences);
-    // It may skip some.
+    // The subscription may skip batches.
     while next(&mut witness).await != Delivery::Batch(batch(epoch, last)) {}
 }
 
-/// Tells its epoch and sequence in its content too.
+/// A batch whose content names its epoch and sequence.
 fn batch(epoch: WorkerEpoch, sequence: u64) -> Arc<KvEventBatch> {
     let blocks = vec![SequenceHash(epoch.0 + sequence)];
     Arc::new(KvEventBatch {

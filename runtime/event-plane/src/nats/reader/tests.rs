@@ -1,4 +1,4 @@
-//! What a look at the stream finds, step by step.
+//! What the checks of a reader find, step by step.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{
     nats::tests::support::{self, batch, next, worker},
 };
 
-/// A reader with a consumer, and what it needs. Nothing runs by itself here but the keeper of the stream.
+/// A reader with a consumer. Only the task that keeps the stream runs by itself.
 struct Fixture {
     raw: support::Raw,
     reader: Reader,
@@ -20,11 +20,11 @@ struct Fixture {
 
 async fn fixture() -> Fixture {
     let server = signalbox_test_servers::NatsServer::started();
-    let (store, keeper) = EventStore::start(support::connect(&server).await, 1);
-    store.usable().await;
+    let (stream, keeper) = StreamHandle::start(support::connect(&server).await, 1);
+    stream.usable().await;
     let received = MemoryPlane::clone(&MemoryPlane::new());
     let filter = "signalbox.own.kv_events.*".into();
-    let mut reader = Reader::new(store, filter, received.clone(), watch::Sender::new(false));
+    let mut reader = Reader::new(stream, filter, received.clone(), watch::Sender::new(false));
     let session = reader.start(datetime::now()).await.unwrap();
     let silent = received.subscribe(&worker("silent"), Some((support::EPOCH, 0)));
     Fixture {
@@ -38,12 +38,12 @@ async fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    /// Whether a look at the stream finds a loss.
-    async fn check_tells_loss(&mut self) -> bool {
+    /// Whether a check of the stream reports a loss.
+    async fn check_reports_loss(&mut self) -> bool {
         self.reader.check(&self.session).await.unwrap();
-        let told = tokio::time::timeout(Duration::ZERO, self.silent.next()).await;
-        assert!(matches!(told, Err(_) | Ok(Delivery::Skipped)));
-        told.is_ok()
+        let delivery = tokio::time::timeout(Duration::ZERO, self.silent.next()).await;
+        assert!(matches!(delivery, Err(_) | Ok(Delivery::Skipped)));
+        delivery.is_ok()
     }
 
     async fn receive(&mut self, count: usize) {
@@ -62,40 +62,40 @@ impl Fixture {
 }
 
 #[tokio::test]
-async fn what_was_read_may_go() {
+async fn removing_read_messages_is_no_loss() {
     let mut at = fixture().await;
     at.raw.publish("own", "a", 0..3).await;
     at.receive(3).await;
-    assert!(!at.check_tells_loss().await);
+    assert!(!at.check_reports_loss().await);
     at.raw.purge().await;
-    assert!(!at.check_tells_loss().await);
+    assert!(!at.check_reports_loss().await);
 }
 
 #[tokio::test]
-async fn what_was_not_read_is_missed_even_where_nobody_speaks() {
+async fn removing_unread_messages_is_a_loss_even_without_later_events() {
     let mut at = fixture().await;
     at.raw.publish("own", "a", 0..3).await;
     at.receive(2).await;
-    assert!(!at.check_tells_loss().await);
+    assert!(!at.check_reports_loss().await);
     at.raw.purge().await;
-    assert!(at.check_tells_loss().await);
-    assert!(!at.check_tells_loss().await, "once");
+    assert!(at.check_reports_loss().await);
+    assert!(!at.check_reports_loss().await, "a loss is reported once");
 }
 
 #[tokio::test]
-async fn what_others_said_may_go() {
+async fn removing_messages_of_other_namespaces_is_no_loss() {
     let mut at = fixture().await;
     at.raw.publish("own", "a", 0..1).await;
     at.raw.publish("other", "a", 0..5).await;
     at.receive(1).await;
-    assert!(!at.check_tells_loss().await);
+    assert!(!at.check_reports_loss().await);
     at.raw.purge().await;
-    assert!(!at.check_tells_loss().await);
-    // It goes on from there.
+    assert!(!at.check_reports_loss().await);
+    // The reader continues after them.
     at.raw.publish("other", "a", 5..6).await;
     at.raw.publish("own", "a", 1..2).await;
     at.receive(1).await;
-    assert!(!at.check_tells_loss().await);
+    assert!(!at.check_reports_loss().await);
     let mut late = at
         .reader
         .received
@@ -106,7 +106,7 @@ async fn what_others_said_may_go() {
 }
 
 #[tokio::test]
-async fn a_hole_in_what_the_consumer_delivers_ends_it() {
+async fn a_gap_in_the_deliveries_ends_the_consumer() {
     let mut at = fixture().await;
     at.raw.publish("own", "a", 0..3).await;
     let mut messages = at
@@ -119,23 +119,23 @@ async fn a_hole_in_what_the_consumer_delivers_ends_it() {
         .unwrap();
     let (_lost, second) = (messages.next().await.unwrap(), messages.next().await.unwrap());
     at.reader.receive(&mut at.session, &second.unwrap()).unwrap_err();
-    // The next consumer delivers all again.
+    // The next consumer delivers everything again.
     at.session = at.reader.start(datetime::now()).await.unwrap();
     at.receive(3).await;
-    assert!(!at.check_tells_loss().await);
+    assert!(!at.check_reports_loss().await);
 }
 
 #[tokio::test]
-async fn a_stream_made_anew_ends_the_consumer_and_the_next_one_tells() {
+async fn a_recreated_stream_ends_the_consumer_and_the_next_one_reports_the_loss() {
     let mut at = fixture().await;
     at.raw.publish("own", "a", 0..3).await;
     at.receive(3).await;
     at.raw.delete_stream().await;
     at.reader.check(&at.session).await.unwrap_err();
-    at.reader.store.doubt();
+    at.reader.stream.doubt();
     let session = async {
         loop {
-            // The keeper makes the stream in its own time.
+            // The task that keeps the stream may not have created it yet.
             match at.reader.start(datetime::now()).await {
                 Ok(session) => return session,
                 Err(_) => tokio::task::yield_now().await,
@@ -146,5 +146,5 @@ async fn a_stream_made_anew_ends_the_consumer_and_the_next_one_tells() {
     assert_eq!(next(&mut at.silent).await, Delivery::Skipped);
     at.raw.publish("own", "a", 3..4).await;
     at.receive(1).await;
-    assert!(!at.check_tells_loss().await);
+    assert!(!at.check_reports_loss().await);
 }

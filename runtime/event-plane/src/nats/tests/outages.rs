@@ -1,14 +1,14 @@
-//! Servers that go and come back, and streams that lose what nobody has read.
+//! Outages of the server, and streams that lose unread messages.
 
 use super::*;
 
-/// Reads until batch `last`; gives how often something was skipped. Between two skips nothing is missing.
+/// Reads until batch `last`, and returns the number of skips. Between two skips no batch may be missing.
 async fn read_until(subscription: &mut Subscription, last: u64) -> usize {
     let (mut expected, mut skipped) = (None, 0);
     loop {
         match next(subscription).await {
             Delivery::Skipped => (expected, skipped) = (None, skipped + 1),
-            Delivery::Closed => panic!("nobody forgot the worker"),
+            Delivery::Closed => panic!("the worker was not forgotten"),
             Delivery::Batch(found) => {
                 let wanted = expected.unwrap_or(found.sequence);
                 assert!(
@@ -27,39 +27,39 @@ async fn read_until(subscription: &mut Subscription, last: u64) -> usize {
 }
 
 #[tokio::test]
-async fn what_was_said_before_there_was_a_server_arrives() {
+async fn batches_published_before_the_server_started_arrive() {
     let mut server = NatsServer::prepare();
     let (at_worker, at_router) = (plane(&server).await, plane(&server).await);
     publish(&at_worker, "a", 0..1000);
     let mut subscription = at_router.subscribe(&worker("a"), Some((EPOCH, 0)));
     assert_eq!(at_router.status().borrow().state, PlaneState::Connecting);
     server.start();
-    // The stream is younger than the subscription: it may have had a forerunner that nobody knows of.
+    // The stream is younger than the subscription, so that an earlier stream may have been lost.
     assert_eq!(next(&mut subscription).await, Delivery::Skipped);
     assert_eq!(read_until(&mut subscription, 999).await, 0);
     becomes(&at_router, |state, _| *state == PlaneState::Up).await;
 }
 
 #[tokio::test]
-async fn a_server_killed_under_load_loses_nothing() {
+async fn a_server_that_is_killed_under_load_loses_nothing() {
     let mut server = NatsServer::started();
     plane(&server).await.ready().await;
     let (at_worker, at_router) = (plane(&server).await, plane(&server).await);
     at_router.ready().await;
     let mut subscription = at_router.subscribe(&worker("a"), Some((EPOCH, 0)));
-    let mut told = 0;
+    let mut skips = 0;
     for round in 0..4 {
         let from = round * 300;
         publish(&at_worker, "a", from..from + 100);
-        told += read_until(&mut subscription, from + 50).await;
+        skips += read_until(&mut subscription, from + 50).await;
         publish(&at_worker, "a", from + 100..from + 200);
         server.kill();
         publish(&at_worker, "a", from + 200..from + 300);
         becomes(&at_worker, |state, _| *state == PlaneState::Down).await;
         server.start();
-        told += read_until(&mut subscription, from + 299).await;
+        skips += read_until(&mut subscription, from + 299).await;
     }
-    assert_eq!(told, 0, "a file survives `kill -9`");
+    assert_eq!(skips, 0, "a file survives `kill -9`");
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn a_server_that_hangs_for_a_while_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_back_empty_is_told_to_all() {
+async fn a_server_that_comes_back_empty_is_reported_to_all_subscriptions() {
     let mut server = NatsServer::started();
     plane(&server).await.ready().await;
     let (at_worker, at_router) = (plane(&server).await, plane(&server).await);
@@ -96,7 +96,7 @@ async fn a_server_that_comes_back_empty_is_told_to_all() {
 }
 
 #[tokio::test]
-async fn an_outbox_that_overflows_makes_a_hole_that_expect_told() {
+async fn an_overflowing_publish_queue_makes_a_gap_that_is_reported() {
     let mut server = NatsServer::started();
     plane(&server).await.ready().await;
     let at_router = plane(&server).await;
@@ -122,7 +122,7 @@ async fn an_outbox_that_overflows_makes_a_hole_that_expect_told() {
     expect(&mut subscription, 90..100).await;
 }
 
-/// A router whose threads stand still between two calls of [`run`](Self::run).
+/// A router whose runtime is paused between two calls of [`run`](Self::run).
 struct StoppedRouter {
     runtime: tokio::runtime::Runtime,
     plane: Arc<NatsPlane>,
@@ -131,7 +131,7 @@ struct StoppedRouter {
 }
 
 impl StoppedRouter {
-    /// It has read batch 0 of worker `a`.
+    /// A router that has read batch 0 of worker `a`.
     fn new(server: &NatsServer) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -155,8 +155,8 @@ impl StoppedRouter {
         }
     }
 
-    /// Both are told, and read on.
-    fn expect_told(mut self) {
+    /// Both subscriptions report the loss, and continue.
+    fn expect_loss(mut self) {
         self.runtime.block_on(async {
             assert_eq!(next(&mut self.silent).await, Delivery::Skipped);
             publish(&self.plane, "silent", 0..1);
@@ -176,28 +176,28 @@ fn meanwhile<T>(what: impl Future<Output = T>) -> T {
 }
 
 #[test]
-fn a_purge_of_what_was_not_read_is_told_to_all() {
+fn a_purge_of_unread_messages_is_reported_to_all_subscriptions() {
     let server = NatsServer::started();
     let router = StoppedRouter::new(&server);
     meanwhile(async {
         let raw = Raw::connect(&server).await;
-        // More than the router has asked for.
+        // More messages than the router has requested.
         raw.publish("own", "a", 1..1000).await;
         raw.purge().await;
     });
-    router.expect_told();
+    router.expect_loss();
 }
 
 #[test]
-fn a_stream_that_is_deleted_is_made_again_and_told_to_all() {
+fn a_deleted_stream_is_created_again_and_reported_to_all_subscriptions() {
     let server = NatsServer::started();
     let router = StoppedRouter::new(&server);
     meanwhile(async { Raw::connect(&server).await.delete_stream().await });
-    router.expect_told();
+    router.expect_loss();
 }
 
 #[test]
-fn a_stream_that_is_replaced_is_told_to_all() {
+fn a_replaced_stream_is_reported_to_all_subscriptions() {
     let server = NatsServer::started();
     let router = StoppedRouter::new(&server);
     meanwhile(async {
@@ -206,5 +206,5 @@ fn a_stream_that_is_replaced_is_told_to_all() {
         plane(&server).await.ready().await;
         raw.publish("own", "a", 1..1000).await;
     });
-    router.expect_told();
+    router.expect_loss();
 }

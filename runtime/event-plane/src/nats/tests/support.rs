@@ -1,4 +1,4 @@
-//! What the tests of the plane over NATS share.
+//! Shared by the tests of the plane over NATS.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::{
     Delivery, EventPlane, NatsPlane, NatsPlaneConfig, Subscription, encode_batch, nats::stream::STREAM,
 };
 
-/// Only ends a test that would hang.
+/// Fails a test that hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const EPOCH: WorkerEpoch = WorkerEpoch(1000);
@@ -22,7 +22,7 @@ pub(crate) fn worker(name: &str) -> WorkerId {
     name.parse().unwrap()
 }
 
-/// Tells its sequence in its content too.
+/// A batch whose content names its sequence.
 pub(crate) fn batch(sequence: u64) -> Arc<KvEventBatch> {
     let stored = KvEvent::Stored {
         tier: signalbox_protocol::CacheTier::Device,
@@ -44,7 +44,7 @@ pub(crate) async fn connect(server: &NatsServer) -> NatsConnection {
     NatsConnection::start(&config, "test").await.unwrap()
 }
 
-/// A plane of the namespace `own`, with a connection of its own as in a process of its own.
+/// A plane of the namespace `own` with its own connection, as in a separate process.
 pub(crate) async fn plane(server: &NatsServer) -> Arc<NatsPlane> {
     let config = NatsPlaneConfig {
         namespace: "own".into(),
@@ -53,7 +53,7 @@ pub(crate) async fn plane(server: &NatsServer) -> Arc<NatsPlane> {
     NatsPlane::start(connect(server).await, config)
 }
 
-/// Waits until a plane's status is as wanted; gives its detail.
+/// Waits until a plane has a wanted status, and returns its detail.
 pub(crate) async fn becomes(plane: &NatsPlane, wanted: impl FnMut(&PlaneState, &str) -> bool) -> String {
     let (mut status, mut wanted) = (plane.status(), wanted);
     let found = status.wait_for(|status| wanted(&status.state, &status.detail));
@@ -81,7 +81,7 @@ pub(crate) async fn expect(subscription: &mut Subscription, sequences: Range<u64
     }
 }
 
-/// Somebody else at the server.
+/// Another client of the server.
 pub(crate) struct Raw {
     pub(crate) jetstream: Context,
 }
@@ -94,16 +94,16 @@ impl Raw {
         }
     }
 
-    /// One message a batch.
+    /// Publishes each batch as one message.
     pub(crate) async fn publish(&self, namespace: &str, name: &str, sequences: Range<u64>) {
         for sequence in sequences {
             let payload = encode_batch(&batch(sequence));
-            self.say(&format!("signalbox.{namespace}.kv_events.{name}"), payload)
+            self.send(&format!("signalbox.{namespace}.kv_events.{name}"), payload)
                 .await;
         }
     }
 
-    pub(crate) async fn say(&self, subject: &str, payload: bytes::Bytes) {
+    pub(crate) async fn send(&self, subject: &str, payload: bytes::Bytes) {
         let taken = self.jetstream.publish(subject.to_owned(), payload).await.unwrap();
         taken.await.unwrap();
     }

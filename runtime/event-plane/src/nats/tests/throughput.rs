@@ -1,4 +1,5 @@
-//! How much goes through. Run by hand: `cargo test -p signalbox-event-plane throughput -- --ignored --nocapture`.
+//! Measures throughput and latency. Run by hand: `cargo test -p signalbox-event-plane throughput -- --ignored
+//! --nocapture`.
 
 use super::*;
 
@@ -6,7 +7,7 @@ const WORKERS: usize = 100;
 const BATCHES: u64 = 2000;
 const BLOCKS: u64 = 16;
 
-/// Processor time of this process: both planes, not the server.
+/// The CPU time of this process: of both planes, without the server.
 fn cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
@@ -76,8 +77,8 @@ async fn throughput() {
         batches as f64 / state.last_sequence as f64,
     );
 
-    // A router that begins reads what the server has put away.
-    // It does so after a few seconds.
+    // A new router reads what the server has stored.
+    // The server stores the last messages after a few seconds.
     tokio::time::sleep(Duration::from_secs(5)).await;
     let began = Instant::now();
     let late = plane(&server).await;
@@ -90,7 +91,7 @@ async fn throughput() {
         state.last_sequence as f64 / took.as_secs_f64()
     );
 
-    // An engine at work: one batch at a time.
+    // A steady engine: one batch at a time.
     let mut subscription = at_router.subscribe(&names[0], None);
     let mut delays: Vec<Duration> = Vec::new();
     for sequence in BATCHES..BATCHES + 500 {
