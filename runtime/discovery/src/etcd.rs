@@ -1,17 +1,17 @@
 //! Membership on etcd: keys under leases, and a watch.
 //!
-//! What is registered and who is present are kept here, in memory, and outlive any server: an etcd that is away
-//! changes nothing, and one that is back is brought up to date. A process that cannot reach etcd counts as present
-//! for the rest of its lease.
+//! This process keeps its registrations and the present workers and routers in memory. While etcd is away they do not
+//! change; when it is back, etcd is brought up to date. A process that cannot reach etcd stays present until its lease
+//! expires.
 //!
 //! | | |
 //! |---|---|
-//! | `config` | settings, checked |
-//! | `keyspace` | which card is under which key |
-//! | `session` | connects, again and again, and says how that goes |
-//! | `registrations`, `registrar` | what should be in etcd, and putting it there |
-//! | `picture`, `watcher` | what is in etcd, and reading it |
-//! | `outage` | what can go wrong |
+//! | `config` | checks the settings |
+//! | `keyspace` | the key of each card |
+//! | `session` | connects, again after each failure, and reports the state |
+//! | `registrations`, `registrar` | what this process wants in etcd, and the writer |
+//! | `observed`, `watcher` | what was read from etcd, and the reader |
+//! | `outage` | why etcd cannot be used |
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -23,18 +23,21 @@ use self::{
     keyspace::Keyspace,
     registrar::Registrar,
     registrations::{Registrations, Wanted},
-    session::Status,
+    session::StatusSender,
     watcher::Watcher,
 };
 use crate::{
-    Departure, Discovery, DiscoveryError, Registration, StaleEpoch, Watch, membership::Membership,
+    change::Departure,
+    discovery::Discovery,
+    error::{DiscoveryError, StaleEpoch},
+    membership::{Membership, Registration, Watch},
     routers::Routers,
 };
 
 mod config;
 mod keyspace;
+mod observed;
 mod outage;
-mod picture;
 mod registrar;
 mod registrations;
 mod session;
@@ -44,12 +47,12 @@ mod watcher;
 
 pub use config::{EtcdConfig, EtcdTls};
 
-/// Longest wait for etcd to confirm a withdrawal, when a process wants to end.
+/// Longest wait for etcd to confirm a withdrawal, when a process exits.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Membership across machines. One a process: it has one connection and one lease.
+/// Membership across machines. A process has one, with one connection and one lease.
 ///
-/// Dropping it ends all that: what is registered stays in etcd until the lease runs out, unless it was
+/// Dropping it closes the connection. Registrations stay in etcd until the lease expires, unless they were
 /// [withdrawn](Self::withdraw).
 #[derive(Debug)]
 pub struct EtcdDiscovery {
@@ -57,18 +60,18 @@ pub struct EtcdDiscovery {
     registrations: Arc<Registrations>,
     membership: Arc<Membership>,
     routers: Arc<Routers>,
-    /// Set once somebody wants to know who is present.
+    /// Set by the first request for workers or routers. A worker process makes none.
     watching: watch::Sender<bool>,
     status: watch::Receiver<PlaneStatus>,
     sessions: AbortHandle,
 }
 
 impl EtcdDiscovery {
-    /// Starts to connect, and keeps at it. Waits for no server. Call it inside a tokio runtime, which then does the
-    /// work; a single thread is enough.
+    /// Starts to connect, and reconnects for ever. Does not wait for a server. Call it inside a tokio runtime, on which
+    /// its task runs; one thread is enough.
     ///
     /// # Errors
-    /// See [`DiscoveryError`]; a server that cannot be reached, or does not let us in, is none.
+    /// See [`DiscoveryError`]. A server that cannot be reached or refuses the user is not an error.
     pub async fn start(config: EtcdConfig) -> Result<Arc<Self>, DiscoveryError> {
         let Settings {
             keys,
@@ -78,10 +81,10 @@ impl EtcdDiscovery {
         let registrations = Arc::new(Registrations::default());
         let membership = Arc::new(Membership::new(Departure::LeaseEnded));
         let routers = Arc::new(Routers::default());
-        let (watching, wanted) = watch::channel(false);
-        let (status_sender, status) = Status::new();
+        let (watching, needed) = watch::channel(false);
+        let (status_sender, status) = StatusSender::new();
         let registrar = Registrar::new(keys.clone(), registrations.clone(), lease_ttl);
-        let watcher = Watcher::new(keys.clone(), membership.clone(), routers.clone(), wanted);
+        let watcher = Watcher::new(keys.clone(), membership.clone(), routers.clone(), needed);
         let sessions = session::keep_up(keys.clone(), endpoints, registrar, watcher, status_sender);
         Ok(Arc::new(Self {
             keys,
@@ -94,17 +97,19 @@ impl EtcdDiscovery {
         }))
     }
 
-    /// Ends every registration made so far and the lease, and waits until etcd has confirmed it; two seconds at
-    /// most. For the end of a process: others then learn of it at once, and for certain. Whether etcd confirmed.
+    /// Ends all registrations and the lease, and waits at most two seconds for etcd to confirm it. Returns whether it
+    /// did. Called before a process exits, so that others receive the change at once.
     pub async fn withdraw(&self) -> bool {
         let withdrawn = tokio::time::timeout(WITHDRAW_TIMEOUT, self.registrations.withdraw_all()).await;
         if withdrawn.is_err() {
-            tracing::warn!("etcd did not confirm the withdrawal in time; the lease will end it");
+            tracing::warn!(
+                "etcd did not confirm the withdrawal in time; the registrations end with their lease"
+            );
         }
         withdrawn.is_ok()
     }
 
-    fn want(&self, key: String, wanted: Wanted) -> Registration {
+    fn register_key(&self, key: String, wanted: Wanted) -> Registration {
         let registrations = self.registrations.clone();
         let number = registrations.begin(key.clone(), wanted);
         Registration::new(move || registrations.end(&key, number))
@@ -119,7 +124,7 @@ impl Discovery for EtcdDiscovery {
             incarnation: Some((card.id.clone(), card.epoch)),
             value: json(&*card),
         };
-        Ok(self.want(self.keys.worker(&card), wanted))
+        Ok(self.register_key(self.keys.worker(&card), wanted))
     }
 
     fn watch(&self) -> Watch {
@@ -132,7 +137,7 @@ impl Discovery for EtcdDiscovery {
             incarnation: None,
             value: json(&card),
         };
-        self.want(self.keys.router(&card.id), wanted)
+        self.register_key(self.keys.router(&card.id), wanted)
     }
 
     fn routers(&self) -> watch::Receiver<Arc<BTreeMap<RouterId, RouterCard>>> {
@@ -151,7 +156,7 @@ impl Drop for EtcdDiscovery {
     }
 }
 
-/// Cards are text, numbers and maps with text for keys, which JSON can always tell.
+/// A card as JSON. Cards consist of text, numbers and maps with text keys, so that this cannot fail.
 fn json(card: &impl serde::Serialize) -> Arc<[u8]> {
     serde_json::to_vec(card).unwrap_or_default().into()
 }

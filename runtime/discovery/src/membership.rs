@@ -1,4 +1,4 @@
-//! Who is present, and what each watcher knows of it.
+//! The workers that are present, and the watches on them.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,28 +10,32 @@ use parking_lot::Mutex;
 use signalbox_protocol::{WorkerCard, WorkerEpoch, WorkerId};
 use tokio::sync::watch;
 
-use crate::{Departure, StaleEpoch, WorkerChange};
+use crate::{
+    change::{Departure, WorkerChange},
+    error::StaleEpoch,
+};
 
-/// Those present, and a bell for watchers.
+/// The workers that are present.
 #[derive(Debug)]
 pub(crate) struct Membership {
     present: Mutex<Present>,
+    /// Wakes the watches.
     changed: watch::Sender<()>,
-    /// What is said of everybody who leaves.
+    /// How every worker leaves.
     departure: Departure,
 }
 
 #[derive(Debug, Default)]
 struct Present {
     workers: BTreeMap<WorkerId, Entry>,
-    /// Numbers the next registration.
+    /// The number of the next registration.
     next: u64,
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
     card: Arc<WorkerCard>,
-    /// Tells registrations of one worker apart, also of one epoch, and puts them in order.
+    /// The number of the registration, unique and increasing.
     number: u64,
 }
 
@@ -44,22 +48,22 @@ impl Membership {
         }
     }
 
-    /// Makes a worker present. The number to [`remove`](Self::remove) it with.
+    /// Makes a worker present. Returns the number with which to [`remove`](Self::remove) it.
     pub(crate) fn insert(&self, card: Arc<WorkerCard>) -> Result<u64, StaleEpoch> {
         let mut present = self.present.lock();
         present.check(&card)?;
         let number = present.insert(card);
         drop(present);
-        self.ring();
+        self.notify();
         Ok(number)
     }
 
-    /// Whether a later epoch of this worker is present.
+    /// Fails if a later epoch of this worker is present.
     pub(crate) fn check(&self, card: &WorkerCard) -> Result<(), StaleEpoch> {
         self.present.lock().check(card)
     }
 
-    /// Says of each worker which card is present now, if any, whatever was before.
+    /// Sets the present card of each worker, or removes it.
     pub(crate) fn update(&self, changes: impl IntoIterator<Item = (WorkerId, Option<Arc<WorkerCard>>)>) {
         let mut present = self.present.lock();
         for (id, card) in changes {
@@ -69,10 +73,10 @@ impl Membership {
             }
         }
         drop(present);
-        self.ring();
+        self.notify();
     }
 
-    /// Ends a registration, unless another replaced it.
+    /// Ends a registration, unless another one has replaced it.
     pub(crate) fn remove(&self, id: &WorkerId, number: u64) {
         let mut present = self.present.lock();
         if present
@@ -82,11 +86,11 @@ impl Membership {
         {
             present.workers.remove(id);
             drop(present);
-            self.ring();
+            self.notify();
         }
     }
 
-    fn ring(&self) {
+    fn notify(&self) {
         self.changed.send_modify(|()| {});
     }
 
@@ -96,8 +100,8 @@ impl Membership {
             membership: self.clone(),
             changed,
             known: BTreeMap::new(),
-            untold: VecDeque::new(),
-            looked: false,
+            undelivered: VecDeque::new(),
+            has_compared: false,
         }
     }
 }
@@ -122,14 +126,15 @@ impl Present {
     }
 }
 
-/// Keeps a worker or router present; dropping it ends that, for its own registration only.
+/// Keeps a worker or router present until it is dropped. Dropping it does not affect another registration of the same
+/// id.
 #[must_use = "a worker or router is present until its registration is dropped"]
 pub struct Registration {
     on_drop: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl Registration {
-    /// A registration that is ended by `on_drop`, which must not block.
+    /// A registration that calls `on_drop`, which must not block, when it is dropped.
     pub fn new(on_drop: impl FnOnce() + Send + Sync + 'static) -> Self {
         Self {
             on_drop: Some(Box::new(on_drop)),
@@ -151,39 +156,39 @@ impl fmt::Debug for Registration {
     }
 }
 
-/// Follows who is present.
+/// Watches the workers that are present.
 ///
-/// It keeps what it told, and compares that with who is present: memory for two changes a worker at most, however
-/// slowly it is read.
+/// It remembers the state that it has delivered and compares the present state with it. So it needs memory for at most
+/// two changes per worker, however slowly it is read.
 #[derive(Debug)]
 pub struct Watch {
     membership: Arc<Membership>,
     changed: watch::Receiver<()>,
-    /// What `untold` leads to.
+    /// The state after the changes in `undelivered`.
     known: BTreeMap<WorkerId, Entry>,
-    untold: VecDeque<WorkerChange>,
-    looked: bool,
+    undelivered: VecDeque<WorkerChange>,
+    has_compared: bool,
 }
 
 impl Watch {
-    /// Waits for the next change. Loses nothing when cancelled.
+    /// Waits for the next change. Dropping the future loses nothing.
     pub async fn next(&mut self) -> WorkerChange {
         loop {
-            if let Some(change) = self.untold.pop_front() {
+            if let Some(change) = self.undelivered.pop_front() {
                 return change;
             }
-            if self.looked {
-                // The sender lives as long as we hold the membership, so this only ever waits.
+            if self.has_compared {
+                // An error would mean that the membership is gone, but this watch keeps it.
                 _ = self.changed.changed().await;
             }
-            // Marked as seen before looking, so that what comes in between wakes us.
+            // Marked as seen before the comparison, so that a change in between wakes this watch.
             self.changed.borrow_and_update();
-            self.looked = true;
+            self.has_compared = true;
             self.compare();
         }
     }
 
-    /// Finds what changed since the last look: first who left, then who joined, in the order they did.
+    /// Queues the changes since the last comparison: first the workers that left, then those that joined, in order.
     fn compare(&mut self) {
         let present = self.membership.present.lock();
         let is_current = |id: &WorkerId, entry: &Entry| {
@@ -201,7 +206,8 @@ impl Watch {
         for (id, epoch) in left {
             self.known.remove(&id);
             let departure = self.membership.departure;
-            self.untold.push_back(WorkerChange::Left { id, epoch, departure });
+            self.undelivered
+                .push_back(WorkerChange::Left { id, epoch, departure });
         }
         let mut joined: Vec<&Entry> = present
             .workers
@@ -212,7 +218,8 @@ impl Watch {
         joined.sort_by_key(|entry| entry.number);
         for entry in joined {
             self.known.insert(entry.card.id.clone(), entry.clone());
-            self.untold.push_back(WorkerChange::Joined(entry.card.clone()));
+            self.undelivered
+                .push_back(WorkerChange::Joined(entry.card.clone()));
         }
     }
 }

@@ -6,20 +6,22 @@ use signalbox_protocol::{PlaneStatus, RouterCard, WorkerCard};
 use tokio::sync::watch;
 
 use crate::{
-    Departure, Discovery, Registration, StaleEpoch, Watch,
-    membership::Membership,
+    change::Departure,
+    discovery::Discovery,
+    error::StaleEpoch,
+    membership::{Membership, Registration, Watch},
     routers::{RouterCards, Routers},
 };
 
 #[cfg(test)]
 mod tests;
 
-/// The in-process twin of etcd. Cloning makes another handle to the same membership.
+/// Membership within a process, with the semantics of [`EtcdDiscovery`](crate::EtcdDiscovery). Clone = handle.
 #[derive(Debug, Clone)]
 pub struct MemoryDiscovery {
     membership: Arc<Membership>,
     routers: Arc<Routers>,
-    /// It never changes; kept so that nobody who waits for a change is told that it ended.
+    /// Never changes. Kept so that a receiver that waits for a change waits for ever.
     status: Arc<watch::Sender<PlaneStatus>>,
 }
 

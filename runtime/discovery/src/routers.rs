@@ -1,4 +1,4 @@
-//! The routers present.
+//! The routers that are present.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -6,17 +6,17 @@ use parking_lot::Mutex;
 use signalbox_protocol::{RouterCard, RouterId};
 use tokio::sync::watch;
 
-/// All routers present, as whoever asked sees them.
+/// All routers present at one moment.
 pub(crate) type RouterCards = Arc<BTreeMap<RouterId, RouterCard>>;
 
-/// Holds [`RouterCards`] and tells of changes.
+/// The routers that are present, and the receivers of changes.
 #[derive(Debug, Default)]
 pub(crate) struct Routers {
     present: watch::Sender<RouterCards>,
     registrations: Mutex<Registrations>,
 }
 
-/// Tells registrations of one router apart: only the last one counts.
+/// The number of the last registration of each router: only that one can end it.
 #[derive(Debug, Default)]
 struct Registrations {
     last: BTreeMap<RouterId, u64>,
@@ -24,7 +24,7 @@ struct Registrations {
 }
 
 impl Routers {
-    /// Makes a router present. The number to [`remove`](Self::remove) it with.
+    /// Makes a router present. Returns the number with which to [`remove`](Self::remove) it.
     pub(crate) fn insert(&self, card: RouterCard) -> u64 {
         let mut registrations = self.registrations.lock();
         let number = registrations.next;
@@ -36,7 +36,7 @@ impl Routers {
         number
     }
 
-    /// Ends a registration, unless another replaced it.
+    /// Ends a registration, unless another one has replaced it.
     pub(crate) fn remove(&self, id: &RouterId, number: u64) {
         let mut registrations = self.registrations.lock();
         if registrations.last.get(id) == Some(&number) {
@@ -47,7 +47,7 @@ impl Routers {
         }
     }
 
-    /// Says who is present, for those that learn it from elsewhere; wakes nobody when that changes nothing.
+    /// Sets the routers that are present. Wakes no receiver if nothing changed.
     pub(crate) fn replace(&self, cards: &BTreeMap<RouterId, RouterCard>) {
         self.present.send_if_modified(|present| {
             let changes = **present != *cards;

@@ -1,4 +1,4 @@
-//! What membership is, run against both twins: within the process and on a real etcd.
+//! The conformance tests of membership, run on the in-process one and on a real etcd.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use signalbox_test_servers::EtcdServer;
 
 use crate::{Departure, Discovery, EtcdConfig, EtcdDiscovery, MemoryDiscovery, Watch, WorkerChange};
 
-/// Only ends a test that would hang.
+/// Fails a test that hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn id(name: &str) -> WorkerId {
@@ -79,7 +79,7 @@ pub(crate) async fn routers_become(discovery: &dyn Discovery, names: &[&str]) {
     tokio::time::timeout(PATIENCE, routers.wait_for(are))
         .await
         .expect("in time")
-        .expect("it lives");
+        .expect("the sender exists");
 }
 
 pub(crate) async fn becomes(discovery: &dyn Discovery, state: PlaneState) {
@@ -87,10 +87,10 @@ pub(crate) async fn becomes(discovery: &dyn Discovery, state: PlaneState) {
     tokio::time::timeout(PATIENCE, status.wait_for(|status| status.state == state))
         .await
         .expect("in time")
-        .expect("it lives");
+        .expect("the sender exists");
 }
 
-/// One etcd for all tests that run at the same time; the last one ends it.
+/// One etcd for all tests that run at the same time. The last test stops it.
 pub(crate) fn shared_etcd() -> Arc<EtcdServer> {
     static SHARED: Mutex<Weak<EtcdServer>> = Mutex::new(Weak::new());
     let mut shared = SHARED.lock();
@@ -101,7 +101,7 @@ pub(crate) fn shared_etcd() -> Arc<EtcdServer> {
     })
 }
 
-/// Settings for a namespace that nobody else has.
+/// Settings with a namespace that no other test has.
 pub(crate) fn etcd_config(server: &EtcdServer) -> EtcdConfig {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     EtcdConfig {
@@ -111,13 +111,13 @@ pub(crate) fn etcd_config(server: &EtcdServer) -> EtcdConfig {
     }
 }
 
-/// One of the twins.
-struct Twin {
+/// One kind of membership.
+struct Case {
     discovery: Arc<dyn Discovery>,
     departure: Departure,
 }
 
-impl Twin {
+impl Case {
     fn left(&self, name: &str, epoch: u64) -> WorkerChange {
         WorkerChange::Left {
             id: id(name),
@@ -127,14 +127,14 @@ impl Twin {
     }
 }
 
-async fn on_both(test: impl AsyncFn(&Twin)) {
-    let memory = Twin {
+async fn on_both(test: impl AsyncFn(&Case)) {
+    let memory = Case {
         discovery: Arc::new(MemoryDiscovery::default()),
         departure: Departure::Withdrawn,
     };
     test(&memory).await;
     let server = shared_etcd();
-    let etcd = Twin {
+    let etcd = Case {
         discovery: EtcdDiscovery::start(etcd_config(&server)).await.unwrap(),
         departure: Departure::LeaseEnded,
     };
@@ -142,9 +142,9 @@ async fn on_both(test: impl AsyncFn(&Twin)) {
 }
 
 #[tokio::test]
-async fn a_watcher_learns_who_is_there_and_then_who_comes_and_goes() {
-    on_both(async |twin| {
-        let discovery = &twin.discovery;
+async fn a_watch_delivers_the_present_workers_and_then_the_changes() {
+    on_both(async |case| {
+        let discovery = &case.discovery;
         let b = discovery.register(card("b", 1)).unwrap();
         let _a = discovery.register(card("a", 1)).unwrap();
         let mut watch = discovery.watch();
@@ -152,7 +152,7 @@ async fn a_watcher_learns_who_is_there_and_then_who_comes_and_goes() {
         let _c = discovery.register(card("c", 1)).unwrap();
         expect(&mut watch, [joined("c", 1)]).await;
         drop(b);
-        expect(&mut watch, [twin.left("b", 1)]).await;
+        expect(&mut watch, [case.left("b", 1)]).await;
         let mut later = discovery.watch();
         expect(&mut later, [joined("a", 1), joined("c", 1)]).await;
     })
@@ -160,66 +160,66 @@ async fn a_watcher_learns_who_is_there_and_then_who_comes_and_goes() {
 }
 
 #[tokio::test]
-async fn a_change_wakes_a_waiting_watcher() {
-    on_both(async |twin| {
-        let mut watch = twin.discovery.watch();
+async fn a_change_wakes_a_waiting_watch() {
+    on_both(async |case| {
+        let mut watch = case.discovery.watch();
         let waiting = tokio::spawn(async move { next(&mut watch).await });
         tokio::task::yield_now().await;
-        let _a = twin.discovery.register(card("a", 1)).unwrap();
+        let _a = case.discovery.register(card("a", 1)).unwrap();
         assert_eq!(waiting.await.unwrap(), joined("a", 1));
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_new_life_replaces_the_old_one_and_outlives_its_registration() {
-    on_both(async |twin| {
-        let discovery = &twin.discovery;
+async fn a_later_incarnation_replaces_the_earlier_one_and_outlasts_its_registration() {
+    on_both(async |case| {
+        let discovery = &case.discovery;
         let mut watch = discovery.watch();
         let old = discovery.register(card("a", 1)).unwrap();
         expect(&mut watch, [joined("a", 1)]).await;
         let _new = discovery.register(card("a", 2)).unwrap();
         drop(old);
         let _b = discovery.register(card("b", 1)).unwrap();
-        expect(&mut watch, [twin.left("a", 1), joined("a", 2), joined("b", 1)]).await;
+        expect(&mut watch, [case.left("a", 1), joined("a", 2), joined("b", 1)]).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_old_life_is_refused() {
-    on_both(async |twin| {
-        let _new = twin.discovery.register(card("a", 2)).unwrap();
-        let refused = twin.discovery.register(card("a", 1)).unwrap_err();
+async fn an_earlier_incarnation_is_refused() {
+    on_both(async |case| {
+        let _new = case.discovery.register(card("a", 2)).unwrap();
+        let refused = case.discovery.register(card("a", 1)).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "worker a registered epoch 2 already; epoch 1 is older"
+            "worker a is registered with epoch 2; the older epoch 1 cannot register"
         );
     })
     .await;
 }
 
 #[tokio::test]
-async fn another_card_of_the_same_life_replaces_the_first() {
-    on_both(async |twin| {
-        let discovery = &twin.discovery;
+async fn another_card_of_the_same_incarnation_replaces_the_first() {
+    on_both(async |case| {
+        let discovery = &case.discovery;
         let mut watch = discovery.watch();
         let first = discovery.register(card("a", 1)).unwrap();
         expect(&mut watch, [joined("a", 1)]).await;
         let moved = card_at("a", 1, "127.0.0.1:7001");
         let second = discovery.register(moved.clone()).unwrap();
         drop(first);
-        expect(&mut watch, [twin.left("a", 1), WorkerChange::Joined(moved)]).await;
+        expect(&mut watch, [case.left("a", 1), WorkerChange::Joined(moved)]).await;
         drop(second);
-        expect(&mut watch, [twin.left("a", 1)]).await;
+        expect(&mut watch, [case.left("a", 1)]).await;
     })
     .await;
 }
 
 #[tokio::test]
 async fn the_same_card_again_is_no_change() {
-    on_both(async |twin| {
-        let discovery = &twin.discovery;
+    on_both(async |case| {
+        let discovery = &case.discovery;
         let mut watch = discovery.watch();
         let first = discovery.register(card("a", 1)).unwrap();
         expect(&mut watch, [joined("a", 1)]).await;
@@ -228,15 +228,15 @@ async fn the_same_card_again_is_no_change() {
         let _b = discovery.register(card("b", 1)).unwrap();
         expect(&mut watch, [joined("b", 1)]).await;
         drop(second);
-        expect(&mut watch, [twin.left("a", 1)]).await;
+        expect(&mut watch, [case.left("a", 1)]).await;
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_id_under_two_models_is_its_later_life() {
-    on_both(async |twin| {
-        let discovery = &twin.discovery;
+async fn an_id_under_two_models_is_its_later_incarnation() {
+    on_both(async |case| {
+        let discovery = &case.discovery;
         let mut watch = discovery.watch();
         let old = discovery.register(card("a", 1)).unwrap();
         expect(&mut watch, [joined("a", 1)]).await;
@@ -245,20 +245,20 @@ async fn an_id_under_two_models_is_its_later_life() {
         let new = discovery.register(Arc::new(card.clone())).unwrap();
         expect(
             &mut watch,
-            [twin.left("a", 1), WorkerChange::Joined(Arc::new(card))],
+            [case.left("a", 1), WorkerChange::Joined(Arc::new(card))],
         )
         .await;
         drop(old);
         drop(new);
-        expect(&mut watch, [twin.left("a", 2)]).await;
+        expect(&mut watch, [case.left("a", 2)]).await;
     })
     .await;
 }
 
 #[tokio::test]
 async fn routers_see_each_other() {
-    on_both(async |twin| {
-        let discovery = &*twin.discovery;
+    on_both(async |case| {
+        let discovery = &*case.discovery;
         let a = discovery.register_router(router_card("a"));
         let b = discovery.register_router(router_card("b"));
         routers_become(discovery, &["a", "b"]).await;
@@ -277,6 +277,6 @@ async fn routers_see_each_other() {
 }
 
 #[tokio::test]
-async fn it_says_how_it_is_doing() {
-    on_both(async |twin| becomes(&*twin.discovery, PlaneState::Up).await).await;
+async fn its_status_is_reported() {
+    on_both(async |case| becomes(&*case.discovery, PlaneState::Up).await).await;
 }

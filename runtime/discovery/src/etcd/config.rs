@@ -1,4 +1,4 @@
-//! Settings, looked through before anything is dialled.
+//! The settings of etcd, checked before the first connection.
 
 use std::{
     fmt,
@@ -9,32 +9,32 @@ use std::{
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 
 use super::keyspace::Keyspace;
-use crate::DiscoveryError;
+use crate::error::DiscoveryError;
 
-/// Longest wait for a server to take a connection: etcd is near, and there may be another endpoint.
+/// Longest wait for a connection: etcd is near, and there may be another endpoint.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A quiet connection is pinged after this long, and given up after the second: a server that hangs is noticed within
-/// ten seconds. etcd hangs up on those that ping more often than every five seconds.
+/// Idle time after which a connection is pinged, and the longest wait for the answer: a server that hangs is detected
+/// within ten seconds. etcd closes connections that ping more often than every five seconds.
 const PING: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(4));
 
-/// Where etcd is, how to be let in, and what to say there.
+/// The address of etcd, the credentials, and what this process registers under.
 #[derive(Clone)]
 pub struct EtcdConfig {
-    /// `host:port`, `http://host:port` or `https://host:port`; members of one cluster. Without a scheme it is https
-    /// if `tls` is set. One is used at a time.
+    /// `host:port`, `http://host:port` or `https://host:port` of the members of one cluster. Without a scheme it is
+    /// https if `tls` is set. One endpoint is used at a time.
     pub endpoints: Vec<String>,
-    /// Who sees each other: 1 to 64 letters, digits, `-` or `_`.
+    /// Processes of the same namespace see each other. 1 to 64 letters, digits, `-` or `_`.
     pub namespace: String,
-    /// How long a process that says nothing more counts as present: 1 s to 1 h, whole seconds.
+    /// How long a process that is cut off from etcd stays present: 1 s to 1 h, rounded up to whole seconds.
     pub lease_ttl: Duration,
-    /// Name and password. It needs to read and write `/signalbox/{namespace}/`.
+    /// Name and password of a user that may read and write `/signalbox/{namespace}/`.
     pub user: Option<(String, String)>,
-    /// How to trust and to be trusted.
+    /// Certificates.
     pub tls: Option<EtcdTls>,
 }
 
-/// TLS files, PEM.
+/// TLS files, in PEM.
 #[derive(Debug, Clone, Default)]
 pub struct EtcdTls {
     /// Certificate authorities to trust instead of the system's.
@@ -43,7 +43,7 @@ pub struct EtcdTls {
     pub certificate: Option<(PathBuf, PathBuf)>,
 }
 
-/// Settings that can be right, with files read.
+/// Checked settings, with the files read.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) keys: Keyspace,
@@ -52,7 +52,7 @@ pub(crate) struct Settings {
     pub(crate) lease_ttl: Duration,
 }
 
-/// One server, with all it takes to connect to it.
+/// One server, with everything needed to connect to it.
 pub(crate) struct Endpoint {
     url: String,
     options: ConnectOptions,
@@ -85,7 +85,7 @@ impl fmt::Debug for EtcdConfig {
 }
 
 impl Settings {
-    /// Reads files and checks everything; asks no server.
+    /// Reads the files and checks all settings. Sends no request.
     pub(crate) async fn new(config: EtcdConfig) -> Result<Self, DiscoveryError> {
         let keys = Keyspace::new(&config.namespace).ok_or(DiscoveryError::Namespace(config.namespace))?;
         if !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&config.lease_ttl) {
@@ -127,20 +127,20 @@ impl Endpoint {
             None => ("http", given),
         });
         let tls = match scheme {
-            "http" if tls.is_some() => return wrong("TLS settings are given, and http uses none"),
+            "http" if tls.is_some() => return wrong("TLS settings are given, but http does not use TLS"),
             "http" => None,
             "https" => Some(tls.unwrap_or_else(|| TlsOptions::new().with_native_roots())),
             _ => return wrong("the scheme is neither http nor https"),
         };
         if address.contains('@') {
-            return wrong("user and password are settings of their own");
+            return wrong("user and password have settings of their own");
         }
         let address = address.strip_suffix('/').unwrap_or(address);
         match address.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok() => {}
             _ => return wrong("it does not end in host:port"),
         }
-        // No pings without a request: etcd takes those for abuse, and there always is one that waits.
+        // No pings without a pending request, which etcd treats as abuse. One request is always pending.
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_keep_alive(PING.0, PING.1)
@@ -154,7 +154,7 @@ impl Endpoint {
         Ok(Self { url, options, user })
     }
 
-    /// Builds a client that asks nobody anything, which is where the client looks at addresses and certificates.
+    /// Builds a client without a connection, which checks addresses and certificates.
     async fn check(&self) -> Result<(), DiscoveryError> {
         match Client::connect([&self.url], Some(self.options.clone())).await {
             Ok(_) => Ok(()),
@@ -166,7 +166,7 @@ impl Endpoint {
         }
     }
 
-    /// A client for this server alone. It connects with its first request, which with a user is made here.
+    /// A client for this server only. It connects with its first request, which is the login if there is a user.
     pub(crate) async fn connect(&self) -> Result<Client, etcd_client::Error> {
         let mut options = self.options.clone();
         if let Some((name, password)) = &self.user {
@@ -189,7 +189,7 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// An address for messages and logs.
+/// An address without its password, for messages and logs.
 fn without_secrets(endpoint: &str) -> String {
     endpoint
         .rsplit_once('@')
@@ -207,14 +207,14 @@ fn read_tls(tls: &EtcdTls) -> Result<TlsOptions, DiscoveryError> {
     Ok(options)
 }
 
-/// The client takes a file without a single certificate for no certificates, and then trusts nobody: told here.
+/// Reads a PEM file. Refuses a file without any certificate, with which the client would trust no server.
 fn read_pem(path: &Path) -> Result<String, DiscoveryError> {
     let wrong = |reason: &dyn fmt::Display| DiscoveryError::Tls(format!("{}: {reason}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
     if text.contains("-----BEGIN ") {
         Ok(text)
     } else {
-        Err(wrong(&"it is no PEM file"))
+        Err(wrong(&"it is not a PEM file"))
     }
 }
 

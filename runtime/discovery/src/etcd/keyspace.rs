@@ -1,13 +1,12 @@
-//! Where cards are in etcd. `README.md` beside this crate is the same for people.
+//! The keys of cards in etcd. `README.md` beside this crate's manifest documents them.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use signalbox_protocol::{RouterCard, RouterId, WorkerCard, is_name};
 
-/// What a larger card is taken for: a mistake. A real one has about 400 bytes, and with 32 long labels a few
-/// thousand.
+/// Most bytes of a card. A real one has about 400 bytes, and with 32 long labels a few thousand.
 const MAX_CARD_BYTES: usize = 64 * 1024;
 
-/// What is percent-encoded in a model's name: all but `A-Z a-z 0-9 . _ -`, so that one name is one segment.
+/// The percent-encoded characters of a model's name: all but `A-Z a-z 0-9 . _ -`, so that a name is one segment.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
 
 /// The keys of one namespace.
@@ -17,7 +16,7 @@ pub(crate) struct Keyspace {
     prefix: String,
 }
 
-/// What a key holds.
+/// The value of a key.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Card {
     Worker(WorkerCard),
@@ -25,14 +24,14 @@ pub(crate) enum Card {
 }
 
 impl Keyspace {
-    /// `None` for a name that does not fit into keys and NATS subjects.
+    /// `None` if the namespace does not fit into keys and NATS subjects.
     pub(crate) fn new(namespace: &str) -> Option<Self> {
         is_name(namespace).then(|| Self {
             prefix: format!("/signalbox/{namespace}/"),
         })
     }
 
-    /// What all keys begin with.
+    /// The prefix of all keys.
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix
     }
@@ -46,25 +45,25 @@ impl Keyspace {
         format!("{}routers/{id}", self.prefix)
     }
 
-    /// Reads what somebody put there. `None` for keys of another kind, which later releases may have; an error for
-    /// what is neither a card nor meant to be something else.
+    /// Reads the card under a key. `None` for a key of another kind, which a later release may have written; an error
+    /// for a value that is not the card of its key.
     pub(crate) fn read(&self, key: &[u8], value: &[u8]) -> Result<Option<Card>, String> {
         let kind = key.strip_prefix(self.prefix.as_bytes()).unwrap_or_default();
-        let (card, place) = if kind.starts_with(b"workers/") {
+        let (card, right_key) = if kind.starts_with(b"workers/") {
             let card: WorkerCard = parse(value)?;
-            let place = self.worker(&card);
-            (Card::Worker(card), place)
+            let right_key = self.worker(&card);
+            (Card::Worker(card), right_key)
         } else if kind.starts_with(b"routers/") {
             let card: RouterCard = parse(value)?;
-            let place = self.router(&card.id);
-            (Card::Router(card), place)
+            let right_key = self.router(&card.id);
+            (Card::Router(card), right_key)
         } else {
             return Ok(None);
         };
-        if place.as_bytes() == key {
+        if right_key.as_bytes() == key {
             Ok(Some(card))
         } else {
-            Err(format!("the card in it belongs under {place}"))
+            Err(format!("its card belongs under {right_key}"))
         }
     }
 }
@@ -72,11 +71,11 @@ impl Keyspace {
 fn parse<T: serde::de::DeserializeOwned>(value: &[u8]) -> Result<T, String> {
     if value.len() > MAX_CARD_BYTES {
         return Err(format!(
-            "it has {} bytes, and a card at most {MAX_CARD_BYTES}",
+            "it has {} bytes; a card has at most {MAX_CARD_BYTES}",
             value.len()
         ));
     }
-    serde_json::from_slice(value).map_err(|error| format!("it is no card: {error}"))
+    serde_json::from_slice(value).map_err(|error| format!("it is not a card: {error}"))
 }
 
 #[cfg(test)]
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_models_name_is_one_segment_whatever_it_holds() {
+    fn the_name_of_a_model_is_one_segment() {
         let mut worker = (*card("w-0", 7)).clone();
         worker.model = "Qwen/Qwen3-0.6B:fp8 ü".into();
         let key = keys().worker(&worker);
@@ -112,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documented_card_is_one() {
+    fn the_documented_card_is_valid() {
         let readme = include_str!("../../README.md");
         let (_, example) = readme.split_once(" /signalbox/default/workers/m/w-0 '").unwrap();
         let (value, _) = example.split_once('\'').unwrap();
@@ -123,13 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_card_is_told_apart_from_what_is_none_of_ours() {
+    fn invalid_cards_are_errors_and_other_kinds_of_keys_are_ignored() {
         let value = serde_json::to_vec(&*card("a", 1)).unwrap();
         let read = |key: &str, value: &[u8]| keys().read(key.as_bytes(), value);
         assert_eq!(read("/signalbox/prod/plans/a", b"?"), Ok(None));
         let wrong = |key: &str, value: &[u8]| read(key, value).unwrap_err();
-        assert!(wrong("/signalbox/prod/workers/m/a", b"{}").contains("no card"));
-        assert!(wrong("/signalbox/prod/routers/a", b"").contains("no card"));
+        assert!(wrong("/signalbox/prod/workers/m/a", b"{}").contains("not a card"));
+        assert!(wrong("/signalbox/prod/routers/a", b"").contains("not a card"));
         assert!(
             wrong("/signalbox/prod/workers/m/a", &vec![b' '; MAX_CARD_BYTES + 1]).contains("65537 bytes")
         );

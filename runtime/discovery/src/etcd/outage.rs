@@ -1,31 +1,31 @@
-//! Why etcd cannot be used right now, in words for people.
+//! Why etcd cannot be used right now, for logs and operators.
 
 use std::{error::Error, time::Duration};
 
 /// Longest wait for an answer. etcd answers within milliseconds; elections take about a second.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// gRPC's code for a lease, key or member that does not exist.
+/// The gRPC code for a lease, key or member that does not exist.
 const NOT_FOUND: i32 = 5;
 
-/// What ends a session with a server; the next one begins soon.
+/// What ended a session with a server.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Outage {
-    #[error("it does not answer: {0} took longer than {REQUEST_TIMEOUT:?}")]
+    #[error("the server does not answer: {0} took longer than {REQUEST_TIMEOUT:?}")]
     Timeout(&'static str),
     #[error("{0} failed: {reason}", reason = reason(.1))]
     Refused(&'static str, Box<etcd_client::Error>),
-    #[error("it ended {0}: {1}")]
+    #[error("the server ended {0}: {1}")]
     Ended(&'static str, String),
 }
 
 impl Outage {
-    /// Whether the lease that was named does not exist any more.
+    /// Whether the lease in the request does not exist any more.
     pub(crate) fn is_lost_lease(&self) -> bool {
         match self {
             Self::Refused(_, error) => match &**error {
                 etcd_client::Error::GRpcStatus(status) => status.code() as i32 == NOT_FOUND,
-                // What the client makes of a time to live of 0.
+                // The client's error for a time to live of 0.
                 etcd_client::Error::LeaseKeepAliveError(_) => true,
                 _ => false,
             },
@@ -34,7 +34,7 @@ impl Outage {
     }
 }
 
-/// Bounds a request and says what it was for.
+/// Runs a request with a timeout. `what` names it in errors.
 pub(crate) async fn bounded<T>(
     what: &'static str,
     request: impl Future<Output = Result<T, etcd_client::Error>>,
@@ -45,7 +45,7 @@ pub(crate) async fn bounded<T>(
     }
 }
 
-/// The client's errors wrap what happened in what it was doing; people need the innermost.
+/// The message of a client's error with its innermost cause.
 pub(crate) fn reason(error: &etcd_client::Error) -> String {
     let (outer, mut source) = match error {
         etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),

@@ -1,8 +1,8 @@
-//! Keeps what this process registered in etcd, under one lease.
+//! Writes the registrations of this process to etcd, under one lease.
 //!
-//! The lease is granted with the first registration and kept alive at a third of its time to live. It belongs to no
-//! connection: whoever reconnects asks etcd whether the lease still stands, and only if it does not is another one
-//! granted and everything put again.
+//! The lease is granted with the first registration and kept alive at a third of its time to live. It outlasts
+//! connections: after a reconnect, the next keep-alive shows whether etcd still has the lease. If not, the registrar
+//! gets another lease and puts every key again.
 
 use std::{
     convert::Infallible,
@@ -22,14 +22,14 @@ use super::{
     registrations::{Outcome, Registrations, Wanted, Work},
 };
 
-/// Also without a lease the server is asked something this often, so that one that hangs is noticed within ten
-/// seconds.
-const MAX_PULSE: Duration = Duration::from_secs(5);
+/// Longest time between two requests, also without a lease, so that a server that hangs is detected within ten seconds.
+const MAX_REQUEST_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Attempts at a key that changes under our hands. Two processes that both want it settle it in two or three.
+/// Attempts at a key that other processes change meanwhile. Two processes that want the same key settle it in two or
+/// three.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// What outlives a session.
+/// The writer to etcd, and what it keeps from session to session.
 #[derive(Debug)]
 pub(crate) struct Registrar {
     keys: Keyspace,
@@ -43,7 +43,7 @@ struct LeaseSession<'a> {
     registrar: &'a mut Registrar,
     client: Client,
     keep_alive: Option<(LeaseKeeper, LeaseKeepAliveStream)>,
-    next_pulse: Instant,
+    next_keep_alive: Instant,
 }
 
 impl Registrar {
@@ -56,14 +56,14 @@ impl Registrar {
         }
     }
 
-    /// Does what is due, for as long as the server answers. May be dropped at any time.
+    /// Does what is due, as long as the server answers. The future may be dropped at any time.
     pub(crate) async fn run(&mut self, client: Client) -> Result<Infallible, Outage> {
         let changed = self.registrations.subscribe();
         let session = LeaseSession {
             registrar: self,
             client,
             keep_alive: None,
-            next_pulse: Instant::now(),
+            next_keep_alive: Instant::now(),
         };
         session.run(changed).await
     }
@@ -78,8 +78,8 @@ impl LeaseSession<'_> {
             if registrations.is_withdrawing() {
                 self.revoke().await?;
                 registrations.withdrawn(now);
-            } else if self.next_pulse <= now {
-                self.pulse().await?;
+            } else if self.next_keep_alive <= now {
+                self.renew().await?;
             } else if let Some(work) = registrations.next_work(now) {
                 match self.settle(&work).await {
                     Ok(outcome) => registrations.done(&work, outcome, Instant::now()),
@@ -89,7 +89,7 @@ impl LeaseSession<'_> {
             } else {
                 let next = registrations
                     .next_due()
-                    .map_or(self.next_pulse, |due| due.min(self.next_pulse));
+                    .map_or(self.next_keep_alive, |due| due.min(self.next_keep_alive));
                 tokio::select! {
                     _ = changed.changed() => {}
                     () = tokio::time::sleep_until(next.into()) => {}
@@ -98,9 +98,9 @@ impl LeaseSession<'_> {
         }
     }
 
-    /// Keeps the lease alive; without one, asks for anything.
-    async fn pulse(&mut self) -> Result<(), Outage> {
-        self.next_pulse = Instant::now() + (self.registrar.ttl / 3).min(MAX_PULSE);
+    /// Keeps the lease alive; without a lease, sends a request that detects a server that hangs.
+    async fn renew(&mut self) -> Result<(), Outage> {
+        self.next_keep_alive = Instant::now() + (self.registrar.ttl / 3).min(MAX_REQUEST_INTERVAL);
         let Some(lease) = self.registrar.lease else {
             return probe(&mut self.client, &self.registrar.keys).await;
         };
@@ -118,15 +118,15 @@ impl LeaseSession<'_> {
         }
     }
 
-    /// Whether the lease stands.
+    /// Keeps the lease alive. Returns whether etcd still has it.
     async fn keep_alive(&mut self, lease: i64) -> Result<bool, Outage> {
         const WHAT: &str = "keeping the lease alive";
         let Some((keeper, answers)) = &mut self.keep_alive else {
-            // Opening the stream keeps it alive a first time.
+            // Opening the stream also sends the first keep-alive.
             self.keep_alive = Some(bounded(WHAT, self.client.lease_keep_alive(lease)).await?);
             return Ok(true);
         };
-        // Sending fails when the stream is closed, which says nothing about the lease.
+        // Sending fails when the stream is closed; the lease may still exist then.
         let answer = match keeper.keep_alive().await {
             Ok(()) => bounded(WHAT, answers.message()).await?,
             Err(_) => None,
@@ -138,7 +138,7 @@ impl LeaseSession<'_> {
     }
 
     fn lease_lost(&mut self) {
-        tracing::warn!("the etcd lease is lost; registering again");
+        tracing::warn!("etcd no longer has the lease; registering again");
         self.registrar.lease = None;
         self.keep_alive = None;
         self.registrar.registrations.lease_lost(Instant::now());
@@ -163,18 +163,18 @@ impl LeaseSession<'_> {
         let granted = bounded("granting a lease", self.client.lease_grant(seconds, None)).await?;
         self.registrar.lease = Some(granted.id());
         self.keep_alive = None;
-        self.next_pulse = Instant::now() + (self.registrar.ttl / 3).min(MAX_PULSE);
+        self.next_keep_alive = Instant::now() + (self.registrar.ttl / 3).min(MAX_REQUEST_INTERVAL);
         Ok(granted.id())
     }
 
     /// Puts the card, unless a later incarnation of the worker holds the key.
     async fn put(&mut self, key: &str, wanted: &Wanted, lease: i64) -> Result<Outcome, Outage> {
-        // The revision at which the key was last seen to change; 0: it was not there.
-        let mut seen = 0;
+        // The revision of the key's last change, as far as known; 0 if the key does not exist.
+        let mut known_revision = 0;
         for _ in 0..MAX_ATTEMPTS {
             let options = Some(PutOptions::new().with_lease(lease));
             let transaction = Txn::new()
-                .when([Compare::mod_revision(key, CompareOp::Equal, seen)])
+                .when([Compare::mod_revision(key, CompareOp::Equal, known_revision)])
                 .and_then([TxnOp::put(key, &*wanted.value, options)])
                 .or_else([TxnOp::get(key, None)]);
             let answer = bounded("registering", self.client.txn(transaction)).await?;
@@ -189,7 +189,7 @@ impl LeaseSession<'_> {
                     _ => None,
                 });
             let Some(found) = found else {
-                seen = 0;
+                known_revision = 0;
                 continue;
             };
             if found.lease() == lease && *found.value() == *wanted.value {
@@ -198,16 +198,16 @@ impl LeaseSession<'_> {
             if let Some(later) = later_epoch(wanted, found.value()) {
                 return Ok(Outcome::Refused(later));
             }
-            seen = found.mod_revision();
+            known_revision = found.mod_revision();
         }
         tracing::warn!(
             key,
-            "a key in etcd changes all the time: do two workers have one name?"
+            "other processes keep changing a key in etcd; check whether two workers have the same id"
         );
         Ok(Outcome::Contended)
     }
 
-    /// Deletes the key if it is still ours.
+    /// Deletes the key if it is still under this lease.
     async fn delete(&mut self, key: &str, lease: i64) -> Result<Outcome, Outage> {
         let transaction = Txn::new()
             .when([Compare::lease(key, CompareOp::Equal, lease)])
@@ -216,7 +216,7 @@ impl LeaseSession<'_> {
         Ok(Outcome::Settled)
     }
 
-    /// Ends the lease and with it, at once, every key of ours.
+    /// Revokes the lease, which deletes every key under it at once.
     async fn revoke(&mut self) -> Result<(), Outage> {
         if let Some(lease) = self.registrar.lease {
             match bounded("revoking the lease", self.client.lease_revoke(lease)).await {
@@ -230,15 +230,15 @@ impl LeaseSession<'_> {
     }
 }
 
-/// Reads a key that nobody writes: a server that answers has a leader, and lets us in.
+/// Reads a key that no process writes. An answer shows that the server has a leader and accepts the user.
 pub(crate) async fn probe(client: &mut Client, keys: &Keyspace) -> Result<(), Outage> {
     bounded("reading", client.get(keys.prefix(), None)).await?;
     Ok(())
 }
 
-/// The epoch in the key, if it is later than the one wanted there. What cannot be read is replaced.
+/// The epoch of the card in the key, if it is later than the one to be written. An unreadable card counts as none.
 fn later_epoch(wanted: &Wanted, found: &[u8]) -> Option<WorkerEpoch> {
-    let (_, ours) = wanted.incarnation.as_ref()?;
+    let (_, epoch) = wanted.incarnation.as_ref()?;
     let found: WorkerCard = serde_json::from_slice(found).ok()?;
-    (found.epoch > *ours).then_some(found.epoch)
+    (found.epoch > *epoch).then_some(found.epoch)
 }

@@ -1,9 +1,8 @@
-//! What this process wants to be in etcd, and what has to be done about it.
+//! What this process wants in etcd, and what is due.
 //!
-//! It is a set of keys, each with the card that should be under it or nothing, and the time something is due there.
-//! Whoever registers changes what is wanted and rings; the [`Registrar`](super::registrar::Registrar) does what is
-//! due, and once more whatever was changed meanwhile. So nothing queues up, however often somebody registers and
-//! however long etcd is away.
+//! It is a set of keys, each with the card that the key should hold, or nothing, and the time when the key is due. A
+//! registration changes what is wanted and wakes the registrar. The registrar does what is due, and repeats a key that
+//! was changed meanwhile. So nothing queues up, however often a worker registers and however long etcd is away.
 
 use std::{
     collections::BTreeMap,
@@ -15,76 +14,77 @@ use parking_lot::Mutex;
 use signalbox_protocol::{WorkerCard, WorkerEpoch, WorkerId};
 use tokio::sync::watch;
 
-use crate::StaleEpoch;
+use crate::error::StaleEpoch;
 
-/// A key is looked after this often: one that somebody deleted by hand comes back.
+/// How often a key is verified: a key that an operator deleted by mistake is written again.
 const VERIFY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A key that a later incarnation holds is tried again this often: that incarnation may end.
+/// How often a key that a later incarnation holds is tried again, because that incarnation may end.
 const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
-/// Shared by those who register and the one who does the work.
+/// The keys that this process wants in etcd.
 #[derive(Debug, Default)]
 pub(crate) struct Registrations {
-    state: Mutex<State>,
+    slots: Mutex<KeySlots>,
+    /// Wakes the registrar.
     changed: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    slots: BTreeMap<String, Slot>,
-    /// Numbers the next registration or withdrawal.
-    next: u64,
-    /// Everything wanted is to be withdrawn at once.
+struct KeySlots {
+    by_key: BTreeMap<String, KeySlot>,
+    /// The number of the last registration or withdrawal.
+    last_number: u64,
+    /// Whether everything is to be withdrawn at once.
     withdrawing: bool,
 }
 
 #[derive(Debug)]
-struct Slot {
-    /// What the key should hold; `None`: it should go.
+struct KeySlot {
+    /// What the key should hold; `None` if it should be deleted.
     wanted: Option<Wanted>,
-    /// Tells registrations of one key apart, and puts what is due at one time in order.
+    /// The number of the last registration or withdrawal of the key; also the order of keys that are due.
     number: u64,
     due: Instant,
-    /// A refusal was logged.
+    /// Whether a refusal was logged.
     refused: bool,
 }
 
-/// What should be under a key.
+/// What a key should hold.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
-    /// Whose incarnation it is; none for a router, whose id is a new one in each incarnation.
+    /// The worker's incarnation; `None` for a router, which has a new id in each incarnation.
     pub(crate) incarnation: Option<(WorkerId, WorkerEpoch)>,
     /// The card, as JSON.
     pub(crate) value: Arc<[u8]>,
 }
 
-/// Something to do.
+/// A key that is due.
 #[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) key: String,
-    /// What the key should hold; `None`: it should go.
+    /// What the key should hold; `None` if it should be deleted.
     pub(crate) wanted: Option<Wanted>,
     number: u64,
 }
 
-/// How it went.
+/// The result of the work on a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// etcd has what is wanted.
+    /// The key holds what is wanted.
     Settled,
     /// A later incarnation of the worker holds the key.
     Refused(WorkerEpoch),
-    /// Others wrote the key again and again: at the next turn.
+    /// Other processes kept writing the key. It is tried again later.
     Contended,
 }
 
 impl Registrations {
-    /// Whether a later epoch of this worker is registered here.
+    /// Fails if this process has registered a later epoch of this worker.
     pub(crate) fn check(&self, card: &WorkerCard) -> Result<(), StaleEpoch> {
-        let state = self.state.lock();
-        let mut incarnations = state
-            .slots
+        let slots = self.slots.lock();
+        let mut incarnations = slots
+            .by_key
             .values()
             .filter_map(|slot| slot.wanted.as_ref()?.incarnation.as_ref());
         match incarnations.find(|(id, epoch)| *id == card.id && *epoch > card.epoch) {
@@ -97,61 +97,61 @@ impl Registrations {
         }
     }
 
-    /// Wants this under the key. The number to [`end`](Self::end) it with.
+    /// Registers a key. Returns the number with which to [`end`](Self::end) the registration.
     pub(crate) fn begin(&self, key: String, wanted: Wanted) -> u64 {
-        let mut state = self.state.lock();
-        let number = state.next();
-        let slot = Slot {
+        let mut slots = self.slots.lock();
+        let number = slots.next_number();
+        let slot = KeySlot {
             wanted: Some(wanted),
             number,
             due: Instant::now(),
             refused: false,
         };
-        state.slots.insert(key, slot);
-        drop(state);
-        self.ring();
+        slots.by_key.insert(key, slot);
+        drop(slots);
+        self.notify();
         number
     }
 
-    /// Wants it no more, unless another registration replaced it.
+    /// Ends a registration, unless another one has replaced it.
     pub(crate) fn end(&self, key: &str, number: u64) {
-        let mut state = self.state.lock();
-        let next = state.next();
-        if let Some(slot) = state.slots.get_mut(key).filter(|slot| slot.number == number) {
+        let mut slots = self.slots.lock();
+        let number_of_end = slots.next_number();
+        if let Some(slot) = slots.by_key.get_mut(key).filter(|slot| slot.number == number) {
             slot.wanted = None;
-            slot.number = next;
+            slot.number = number_of_end;
             slot.due = Instant::now();
-            drop(state);
-            self.ring();
+            drop(slots);
+            self.notify();
         }
     }
 
-    /// Wants nothing of what is registered so far any more; waits until that is done.
+    /// Ends all registrations and waits until etcd has confirmed it.
     pub(crate) async fn withdraw_all(&self) {
         let mut changed = self.changed.subscribe();
         {
-            let mut state = self.state.lock();
-            if state.slots.is_empty() {
+            let mut slots = self.slots.lock();
+            if slots.by_key.is_empty() {
                 return;
             }
-            state.slots.values_mut().for_each(|slot| slot.wanted = None);
-            state.withdrawing = true;
+            slots.by_key.values_mut().for_each(|slot| slot.wanted = None);
+            slots.withdrawing = true;
         }
-        self.ring();
+        self.notify();
         while self.is_withdrawing() {
-            // The sender is in self, so this only ever waits.
+            // Cannot fail, because `self` keeps the sender.
             _ = changed.changed().await;
         }
     }
 
     pub(crate) fn is_withdrawing(&self) -> bool {
-        self.state.lock().withdrawing
+        self.slots.lock().withdrawing
     }
 
-    /// The first thing to do now.
+    /// The first key that is due now.
     pub(crate) fn next_work(&self, now: Instant) -> Option<Work> {
-        let state = self.state.lock();
-        let due = state.slots.iter().filter(|(_, slot)| slot.due <= now);
+        let slots = self.slots.lock();
+        let due = slots.by_key.iter().filter(|(_, slot)| slot.due <= now);
         due.min_by_key(|(_, slot)| slot.number).map(|(key, slot)| Work {
             key: key.clone(),
             wanted: slot.wanted.clone(),
@@ -159,23 +159,23 @@ impl Registrations {
         })
     }
 
-    /// When there is something to do, if nothing changes.
+    /// When the next key is due, if nothing changes.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.state.lock().slots.values().map(|slot| slot.due).min()
+        self.slots.lock().by_key.values().map(|slot| slot.due).min()
     }
 
-    /// Says how the work went; if something else is wanted by now, that is due still.
+    /// Records the result of the work on a key. If the key has changed meanwhile, it stays due.
     pub(crate) fn done(&self, work: &Work, outcome: Outcome, now: Instant) {
-        let mut state = self.state.lock();
-        let Some(slot) = state
-            .slots
+        let mut slots = self.slots.lock();
+        let Some(slot) = slots
+            .by_key
             .get_mut(&work.key)
             .filter(|slot| slot.number == work.number)
         else {
             return;
         };
         match (outcome, &slot.wanted) {
-            (Outcome::Settled, None) => _ = state.slots.remove(&work.key),
+            (Outcome::Settled, None) => _ = slots.by_key.remove(&work.key),
             (Outcome::Settled, Some(_)) => {
                 slot.refused = false;
                 slot.due = now + VERIFY_INTERVAL;
@@ -185,7 +185,7 @@ impl Registrations {
                     let key = &work.key;
                     tracing::warn!(
                         %key, %known,
-                        "this worker is not registered: a later epoch of it is; it waits for that one to end"
+                        "this worker cannot register: a later epoch of it is registered; waiting for that one to leave"
                     );
                 }
                 slot.refused = true;
@@ -195,33 +195,33 @@ impl Registrations {
         }
     }
 
-    /// The lease is gone, and every key under it: what is wanted is due again, what is not is done.
+    /// Records that the lease is gone and every key under it: keys that are wanted are due again, the others are done.
     pub(crate) fn lease_lost(&self, now: Instant) {
-        let mut state = self.state.lock();
-        state.slots.retain(|_, slot| slot.wanted.is_some());
-        state.slots.values_mut().for_each(|slot| slot.due = now);
+        let mut slots = self.slots.lock();
+        slots.by_key.retain(|_, slot| slot.wanted.is_some());
+        slots.by_key.values_mut().for_each(|slot| slot.due = now);
     }
 
-    /// [`lease_lost`](Self::lease_lost) on purpose.
+    /// Records that the lease was revoked to withdraw everything.
     pub(crate) fn withdrawn(&self, now: Instant) {
         self.lease_lost(now);
-        self.state.lock().withdrawing = false;
-        self.ring();
+        self.slots.lock().withdrawing = false;
+        self.notify();
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    fn ring(&self) {
+    fn notify(&self) {
         self.changed.send_modify(|()| {});
     }
 }
 
-impl State {
-    fn next(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+impl KeySlots {
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
     }
 }
 
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_during_the_work_is_due_still() {
+    fn a_key_that_changes_during_the_work_stays_due() {
         let registrations = Registrations::default();
         let number = registrations.begin("k".into(), wanted("1", 1));
         let put = due(&registrations, Duration::ZERO).unwrap();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_looked_after_and_refused_ones_tried_again() {
+    fn keys_are_verified_and_refused_ones_tried_again() {
         let registrations = Registrations::default();
         registrations.begin("k".into(), wanted("1", 1));
         let work = due(&registrations, Duration::ZERO).unwrap();
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_registered_first_is_done_first() {
+    fn keys_are_written_in_the_order_of_registration() {
         let registrations = Registrations::default();
         for key in ["b", "c", "a"] {
             registrations.begin(key.into(), wanted("1", 1));

@@ -1,4 +1,4 @@
-//! What only etcd can do to us: losing leases, servers and data.
+//! Tests of etcd's own failures: lost leases, servers and data.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -19,14 +19,14 @@ mod access;
 mod outages;
 mod scale;
 
-/// Short, for those who wait until it ends.
+/// A short lease, for tests that wait until it expires.
 const BRIEF: Duration = Duration::from_secs(2);
 
 async fn start(config: &EtcdConfig) -> Arc<EtcdDiscovery> {
     EtcdDiscovery::start(config.clone()).await.unwrap()
 }
 
-/// A client without any of our care.
+/// A plain client of the server.
 async fn raw(server: &EtcdServer) -> Client {
     Client::connect([server.address()], None).await.unwrap()
 }
@@ -51,7 +51,7 @@ async fn becomes_present(watch: &mut Watch, present: &mut BTreeSet<String>, name
     }
 }
 
-/// The lease a key is under; `None` without the key.
+/// The lease of a key; `None` without the key.
 async fn lease_of(client: &mut Client, key: &str) -> Option<i64> {
     let found = client.get(key, None).await.unwrap();
     found.kvs().first().map(etcd_client::KeyValue::lease)
@@ -77,41 +77,41 @@ async fn a_lost_lease_is_replaced_and_everything_registered_again() {
 }
 
 #[tokio::test]
-async fn an_older_life_elsewhere_is_refused_until_the_later_one_ends() {
+async fn an_earlier_incarnation_elsewhere_is_refused_until_the_later_one_leaves() {
     let server = shared_etcd();
     let config = etcd_config(&server);
     let (new, old) = (start(&config).await, start(&config).await);
     let mut watch = new.watch();
     let later = new.register(card("a", 2)).unwrap();
     expect(&mut watch, [joined("a", 2)]).await;
-    // It watches nobody, so it cannot know.
+    // This process does not watch, so that it does not know of the later epoch.
     let _earlier = old.register(card("a", 1)).unwrap();
-    // Registered after the one that is refused, so that one was tried by then.
+    // The refused key is tried before this one.
     let _after = old.register(card("b", 1)).unwrap();
     expect(&mut watch, [joined("b", 1)]).await;
-    // It is the watching one that knows.
+    // The watching process knows of the later epoch.
     assert_eq!(new.register(card("a", 1)).unwrap_err().known, WorkerEpoch(2));
     drop(later);
     expect(&mut watch, [left("a", 2), joined("a", 1)]).await;
 }
 
 #[tokio::test]
-async fn a_later_life_elsewhere_is_not_ended_with_the_former_one() {
+async fn a_later_incarnation_elsewhere_outlasts_the_registration_of_the_earlier_one() {
     let server = shared_etcd();
     let config = etcd_config(&server);
     let (old, new) = (start(&config).await, start(&config).await);
     let mut watch = old.watch();
-    let former = old.register(card("a", 1)).unwrap();
+    let earlier = old.register(card("a", 1)).unwrap();
     expect(&mut watch, [joined("a", 1)]).await;
     let _later = new.register(card("a", 2)).unwrap();
     expect(&mut watch, [left("a", 1), joined("a", 2)]).await;
-    drop(former);
+    drop(earlier);
     let _after = old.register(card("b", 1)).unwrap();
     expect(&mut watch, [joined("b", 1)]).await;
 }
 
 #[tokio::test]
-async fn a_card_that_cannot_be_read_is_skipped_and_the_rest_goes_on() {
+async fn an_unreadable_card_is_skipped() {
     let server = shared_etcd();
     let config = etcd_config(&server);
     let discovery = start(&config).await;
@@ -154,7 +154,7 @@ async fn a_withdrawal_ends_keys_and_lease_before_it_returns() {
     let ttl = raw.lease_time_to_live(lease, None).await.unwrap().ttl();
     assert_eq!(ttl, -1, "the lease does not exist");
     expect(&mut watch, [left("a", 1)]).await;
-    // It may be used again, and what was withdrawn stays so.
+    // The membership stays usable, and withdrawn registrations stay withdrawn.
     let _b = discovery.register(card("b", 1)).unwrap();
     drop((worker, router));
     expect(&mut watch, [joined("b", 1)]).await;

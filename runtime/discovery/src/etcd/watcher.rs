@@ -1,9 +1,9 @@
-//! Follows what is in etcd.
+//! Follows the keys in etcd.
 //!
-//! Each session lists everything and then watches from there. A watch could be resumed where the last one broke, but
-//! an etcd that lost its data counts its revisions anew, may have come further than we were by the time we are back,
-//! and would then go on as if nothing had happened. A list cannot be wrong like that, costs some 400 bytes a worker,
-//! and shows the same to whoever looks at [`Membership`], which compares what is with what it told.
+//! Each session lists all keys and then watches from that revision. It does not resume the watch of the last session:
+//! an etcd that lost its data begins its revisions at 1, may have passed the old revision meanwhile, and would then
+//! resume without an error. A list is always right and costs some 400 bytes per worker. Watches of [`Membership`]
+//! deliver only the differences.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -12,30 +12,30 @@ use tokio::sync::watch;
 
 use super::{
     keyspace::Keyspace,
+    observed::ObservedKeys,
     outage::{Outage, bounded},
-    picture::Picture,
 };
 use crate::{membership::Membership, routers::Routers};
 
-/// Keys listed at once. With cards of the usual size a page has 200 KB.
+/// Keys per page of a list. With cards of the usual size a page has 200 KB.
 const PAGE: i64 = 500;
 
-/// Longest answer: a page of the largest cards. The client's default of 4 MiB could not be told to the server, and
-/// would make one page of strange keys an outage.
+/// Most bytes of an answer: a page of the largest cards. With the client's default of 4 MiB, which the server does not
+/// know of, one page of large values would count as an outage.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
-/// What outlives a session.
+/// The reader of etcd, and what it keeps from session to session.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     keys: Keyspace,
-    picture: Picture,
+    observed: ObservedKeys,
     membership: Arc<Membership>,
     routers: Arc<Routers>,
-    /// Set once somebody wants to know: a worker never does.
-    wanted: watch::Receiver<bool>,
+    /// Set when this process needs the membership. A worker process never does.
+    needed: watch::Receiver<bool>,
 }
 
-/// The watch cannot go on from where it is: etcd has forgotten what happened since.
+/// etcd no longer has the revisions that the watch needs next.
 #[derive(Debug)]
 pub(crate) struct Compacted;
 
@@ -44,31 +44,31 @@ impl Watcher {
         keys: Keyspace,
         membership: Arc<Membership>,
         routers: Arc<Routers>,
-        wanted: watch::Receiver<bool>,
+        needed: watch::Receiver<bool>,
     ) -> Self {
         Self {
-            picture: Picture::new(keys.clone()),
+            observed: ObservedKeys::new(keys.clone()),
             keys,
             membership,
             routers,
-            wanted,
+            needed,
         }
     }
 
-    /// Follows, for as long as the server answers. May be dropped at any time.
+    /// Lists and watches as long as the server answers. The future may be dropped at any time.
     pub(crate) async fn run(&mut self, mut client: Client) -> Result<Infallible, Outage> {
-        if self.wanted.wait_for(|wanted| *wanted).await.is_err() {
-            // Nobody is left who could want to know.
+        if self.needed.wait_for(|needed| *needed).await.is_err() {
+            // The owner is gone, so that the membership will never be needed.
             std::future::pending::<()>().await;
         }
         loop {
             let revision = self.list(&mut client).await?;
             let Compacted = self.follow(&mut client, revision + 1).await?;
-            tracing::info!("etcd was compacted under a watch that lagged behind; listing again");
+            tracing::info!("etcd compacted revisions that a slow watch still needed; listing again");
         }
     }
 
-    /// Takes what is there for all there is. The revision that shows.
+    /// Lists all keys and replaces the observed ones. Returns the revision of the list.
     pub(super) async fn list(&mut self, client: &mut Client) -> Result<i64, Outage> {
         let mut client = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
         // The range end of a prefix that ends in '/': '0' is the next byte.
@@ -76,7 +76,7 @@ impl Watcher {
         let mut listed: Vec<KeyValue> = Vec::new();
         let mut revision = 0;
         loop {
-            // From just after the last key; revision 0 is the latest, and all pages show that of the first.
+            // Each page begins just after the last key. Revision 0 is the latest; all pages have that of the first.
             let start = listed.last().map_or_else(
                 || self.keys.prefix().as_bytes().to_vec(),
                 |last| [last.key(), b"\0"].concat(),
@@ -96,18 +96,18 @@ impl Watcher {
             }
         }
         listed.sort_by_key(KeyValue::mod_revision);
-        self.picture
+        self.observed
             .replace(listed.iter().map(|entry| (entry.key(), entry.value())));
         self.publish();
         Ok(revision)
     }
 
-    /// Applies every change from this revision on.
+    /// Applies all changes from this revision on.
     pub(super) async fn follow(&mut self, client: &mut Client, revision: i64) -> Result<Compacted, Outage> {
         const WHAT: &str = "the watch";
         let mut stream = self.watch_from(client, revision).await?;
         loop {
-            // No timeout: it may be quiet for days. Pings and the registrar notice a server that hangs.
+            // No timeout, because there may be no change for days. Pings and the registrar detect a server that hangs.
             let message = stream.message().await;
             let message = message.map_err(|error| Outage::Refused(WHAT, Box::new(error)))?;
             let Some(message) = message else {
@@ -122,8 +122,8 @@ impl Watcher {
             for event in message.events() {
                 let Some(entry) = event.kv() else { continue };
                 match event.event_type() {
-                    EventType::Put => self.picture.put(entry.key(), entry.value()),
-                    EventType::Delete => self.picture.delete(entry.key()),
+                    EventType::Put => self.observed.put(entry.key(), entry.value()),
+                    EventType::Delete => self.observed.delete(entry.key()),
                 }
             }
             if !message.events().is_empty() {
@@ -134,7 +134,7 @@ impl Watcher {
 
     async fn watch_from(&self, client: &mut Client, revision: i64) -> Result<WatchStream, Outage> {
         let mut client = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
-        // Large answers come in pieces; and notes of progress let etcd's proxies see that somebody listens.
+        // Large answers come in fragments. Progress notifications show etcd's proxies that the watch is in use.
         let options = WatchOptions::new()
             .with_prefix()
             .with_start_revision(revision)
@@ -144,10 +144,10 @@ impl Watcher {
     }
 
     fn publish(&mut self) {
-        let changes = self.picture.take_changes();
+        let changes = self.observed.take_changes();
         if !changes.is_empty() {
             self.membership.update(changes);
         }
-        self.routers.replace(self.picture.routers());
+        self.routers.replace(self.observed.routers());
     }
 }

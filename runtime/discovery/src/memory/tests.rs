@@ -1,4 +1,4 @@
-//! What can only be seen where changes take effect at once; the rest is in `crate::tests`.
+//! Tests that need changes to take effect at once. The others are in `crate::tests`.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ fn left(name: &str, epoch: u64) -> WorkerChange {
 }
 
 #[tokio::test]
-async fn a_slow_watcher_sees_where_things_stand() {
+async fn a_slow_watch_delivers_the_present_state() {
     let discovery = MemoryDiscovery::default();
     let mut watch = discovery.watch();
     let first = discovery.register(card("a", 1)).unwrap();
@@ -36,7 +36,7 @@ async fn a_slow_watcher_sees_where_things_stand() {
     }
     let mut last = first;
     for epoch in 2..100 {
-        // The former registration is dropped after the new one replaced it.
+        // The earlier registration is dropped after the new one has replaced it.
         last = discovery.register(card("a", epoch)).unwrap();
     }
     expect(&mut watch, [left("a", 1), left("gone", 1), joined("a", 99)]).await;
@@ -45,17 +45,17 @@ async fn a_slow_watcher_sees_where_things_stand() {
 }
 
 proptest! {
-    /// Whatever happens between its looks: a watcher's changes make sense one by one and lead to who is present.
+    /// The changes of a watch alternate between joined and left, and their sum is the present state.
     #[test]
-    fn changes_add_up_to_who_is_present(steps in prop::collection::vec((0usize..4, 0u64..6, 0usize..5), 0..60)) {
+    fn changes_add_up_to_the_present_workers(steps in prop::collection::vec((0usize..4, 0u64..6, 0usize..5), 0..60)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let discovery = MemoryDiscovery::default();
         let mut watch = discovery.watch();
         let mut registered: BTreeMap<String, (u64, Registration)> = BTreeMap::new();
-        let mut told: BTreeMap<WorkerId, WorkerEpoch> = BTreeMap::new();
+        let mut delivered: BTreeMap<WorkerId, WorkerEpoch> = BTreeMap::new();
         let mut take = |change: WorkerChange| match change {
-            WorkerChange::Joined(card) => assert_eq!(told.insert(card.id.clone(), card.epoch), None, "joined twice"),
-            WorkerChange::Left { id, epoch, .. } => assert_eq!(told.remove(&id), Some(epoch), "left as it had joined"),
+            WorkerChange::Joined(card) => assert_eq!(delivered.insert(card.id.clone(), card.epoch), None, "joined twice"),
+            WorkerChange::Left { id, epoch, .. } => assert_eq!(delivered.remove(&id), Some(epoch), "left as it had joined"),
         };
         for (worker, epoch, looks) in steps {
             let name = format!("w{worker}");
@@ -72,13 +72,13 @@ proptest! {
                 }
             }
             for _ in 0..looks {
-                let looked = pin!(watch.next()).poll(&mut Context::from_waker(Waker::noop()));
-                if let Poll::Ready(change) = looked {
+                let polled = pin!(watch.next()).poll(&mut Context::from_waker(Waker::noop()));
+                if let Poll::Ready(change) = polled {
                     take(change);
                 }
             }
         }
-        // Whoever joins last is told last.
+        // The worker that joins last is delivered last.
         let _end = discovery.register(card("end", 1)).unwrap();
         loop {
             let change = runtime.block_on(next(&mut watch));
@@ -89,6 +89,6 @@ proptest! {
         let mut present: BTreeMap<WorkerId, WorkerEpoch> =
             registered.iter().map(|(name, (epoch, _))| (id(name), WorkerEpoch(*epoch))).collect();
         present.insert(id("end"), WorkerEpoch(1));
-        prop_assert_eq!(told, present);
+        prop_assert_eq!(delivered, present);
     }
 }

@@ -54,14 +54,14 @@ async fn endpoints_are_with_and_without_scheme() {
 }
 
 #[tokio::test]
-async fn settings_that_cannot_be_right_are_refused_with_a_reason() {
+async fn invalid_settings_are_refused_with_a_reason() {
     for (endpoint, reason) in [
         ("etcd", "host:port"),
         ("etcd:port", "host:port"),
         (":2379", "host:port"),
         ("http://etcd:2379/v3", "host:port"),
         ("nats://etcd:4222", "neither http nor https"),
-        ("et cd:2379", "no etcd endpoint"),
+        ("et cd:2379", "not an etcd endpoint"),
     ] {
         let message = refused(at(endpoint)).await;
         assert!(
@@ -87,7 +87,7 @@ async fn settings_that_cannot_be_right_are_refused_with_a_reason() {
 }
 
 #[tokio::test]
-async fn tls_files_are_read_before_anything_is_dialled() {
+async fn tls_files_are_read_before_the_first_connection() {
     let with = |tls| EtcdConfig {
         tls: Some(tls),
         ..at("127.0.0.1:1")
@@ -102,7 +102,7 @@ async fn tls_files_are_read_before_anything_is_dialled() {
         ca: Some(prose.path().into()),
         certificate: None,
     }));
-    assert!(message.await.contains("no PEM file"));
+    assert!(message.await.contains("not a PEM file"));
     let broken = file("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let message = refused(with(EtcdTls {
         ca: None,
@@ -113,7 +113,7 @@ async fn tls_files_are_read_before_anything_is_dialled() {
         tls: Some(EtcdTls::default()),
         ..at("http://127.0.0.1:1")
     });
-    assert!(message.await.contains("http uses none"));
+    assert!(message.await.contains("http does not use TLS"));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use etcd_client::{Permission, PermissionType};
 use super::*;
 
 #[tokio::test]
-async fn a_user_needs_nothing_but_its_namespace() {
+async fn a_user_needs_access_to_its_namespace_only() {
     let server = EtcdServer::started();
     let config = EtcdConfig {
         user: Some(("signalbox".into(), "open".into())),
@@ -24,14 +24,14 @@ async fn a_user_needs_nothing_but_its_namespace() {
 
     let refused = start(&config).await;
     let mut status = refused.status();
-    let told = status.wait_for(|status| status.detail.contains("authentication failed"));
-    let told = tokio::time::timeout(PATIENCE, told)
+    let failed = status.wait_for(|status| status.detail.contains("authentication failed"));
+    let failed = tokio::time::timeout(PATIENCE, failed)
         .await
         .expect("in time")
         .unwrap()
         .clone();
-    assert_eq!(told.state, PlaneState::Connecting);
-    assert!(!told.detail.contains("open"), "{}", told.detail);
+    assert_eq!(failed.state, PlaneState::Connecting);
+    assert!(!failed.detail.contains("open"), "{}", failed.detail);
 
     let right = EtcdConfig {
         user: Some(("signalbox".into(), "sesame".into())),

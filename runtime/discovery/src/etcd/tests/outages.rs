@@ -30,7 +30,7 @@ async fn another_endpoint_is_used_when_one_is_away() {
 }
 
 #[tokio::test]
-async fn a_killed_server_costs_nobody_their_place() {
+async fn workers_stay_present_while_a_killed_server_restarts() {
     let mut server = EtcdServer::started();
     let config = etcd_config(&server);
     let (workers, router) = (start(&config).await, start(&config).await);
@@ -46,14 +46,14 @@ async fn a_killed_server_costs_nobody_their_place() {
     drop(gone);
     let _b = workers.register(card("b", 1)).unwrap();
     server.start();
-    // Nothing of "a", and what changed meanwhile.
+    // No change of "a", and the changes made meanwhile.
     expect(&mut watch, [left("gone", 1), joined("b", 1)]).await;
     becomes(&*router, PlaneState::Up).await;
     assert_eq!(lease_of(&mut raw(&server).await, &key).await, lease);
 }
 
 #[tokio::test]
-async fn a_suspended_server_is_noticed_and_used_again() {
+async fn a_suspended_server_is_detected_and_used_again() {
     let server = EtcdServer::started();
     let config = etcd_config(&server);
     let (workers, router) = (start(&config).await, start(&config).await);
@@ -64,12 +64,12 @@ async fn a_suspended_server_is_noticed_and_used_again() {
     let began = Instant::now();
     becomes(&*workers, PlaneState::Down).await;
     println!(
-        "a suspended server was noticed by one who registers after {:?}",
+        "a registering process detected a suspended server after {:?}",
         began.elapsed()
     );
     becomes(&*router, PlaneState::Down).await;
     println!(
-        "a suspended server was noticed by one who watches after {:?}",
+        "a watching process detected a suspended server after {:?}",
         began.elapsed()
     );
     let _b = workers.register(card("b", 1)).unwrap();
@@ -79,7 +79,7 @@ async fn a_suspended_server_is_noticed_and_used_again() {
 }
 
 #[tokio::test]
-async fn a_lease_that_ran_out_during_an_outage_is_replaced() {
+async fn a_lease_that_expired_during_an_outage_is_replaced() {
     let mut server = EtcdServer::started();
     let config = EtcdConfig {
         lease_ttl: BRIEF,
@@ -94,7 +94,7 @@ async fn a_lease_that_ran_out_during_an_outage_is_replaced() {
     server.kill();
     becomes(&*workers, PlaneState::Down).await;
     server.start();
-    // Another client is faster than ours: by the time ours is back, its lease is gone.
+    // The test's client reconnects first, and waits until the lease is gone.
     let mut raw = raw(&server).await;
     while raw
         .lease_revoke(lease)
@@ -110,7 +110,7 @@ async fn a_lease_that_ran_out_during_an_outage_is_replaced() {
 }
 
 #[tokio::test]
-async fn everybody_registers_again_with_a_server_that_lost_its_data() {
+async fn all_processes_register_again_with_a_server_that_lost_its_data() {
     let mut server = EtcdServer::started();
     let config = etcd_config(&server);
     let (workers, others, router) = (start(&config).await, start(&config).await, start(&config).await);
@@ -123,7 +123,7 @@ async fn everybody_registers_again_with_a_server_that_lost_its_data() {
     server.wipe();
     drop(gone);
     server.start();
-    // The new history overtakes the old one before we are back: a revision tells nothing about data that is lost.
+    // The revisions of the new data pass the old ones before the processes are back.
     let mut raw = raw(&server).await;
     for _ in 0..50 {
         while raw.put("/elsewhere", "", None).await.is_err() {}

@@ -1,9 +1,9 @@
-//! How long things take; measured, not asserted.
+//! Measures how long registrations take, without assertions.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_registrations_come_and_end_with_their_processes() {
+async fn a_thousand_registrations_join_and_end_with_their_processes() {
     let server = EtcdServer::started();
     let config = EtcdConfig {
         lease_ttl: BRIEF,
@@ -27,15 +27,15 @@ async fn a_thousand_registrations_come_and_end_with_their_processes() {
     }
     becomes_present(&mut watch, &mut present, &names).await;
     println!(
-        "1,000 registrations of 10 processes were seen after {:?}",
+        "1,000 registrations of 10 processes were delivered after {:?}",
         began.elapsed()
     );
-    // As if they were killed: their tasks end, and nobody withdraws.
+    // As if the processes were killed: their tasks end, and no registration is withdrawn.
     drop(processes);
     let began = Instant::now();
     becomes_present(&mut watch, &mut present, &[]).await;
     println!(
-        "all were gone {:?} after their processes, with leases of {BRIEF:?}",
+        "all had left {:?} after their processes exited, with leases of {BRIEF:?}",
         began.elapsed()
     );
 }
