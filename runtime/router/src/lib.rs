@@ -9,8 +9,8 @@
 //!
 //! [`Router`] is what all threads share: the roster's view, the KV index, the load table, the policies. Each
 //! HTTP thread has a replica of its own ([`ReplicaHandle`]) with its links and policy instances. So a request is
-//! decided and streamed on the thread that accepted it, and no token crosses threads. [`PolicyReplicator`] keeps the
-//! policies equal to those that all routers agreed on. [`ActorHandle`] starts a long-running actor again when it fails.
+//! decided and streamed on the thread that accepted it, and no token crosses threads. [`PolicyReplicatorHandle`]
+//! changes policies on all routers. [`ActorHandle`] starts a long-running actor again when it fails.
 //!
 //! This crate keeps R-1 (load counts exactly from reservation to end), R-2 (no token is sent twice: a request moves to
 //! another worker only before its first bytes), P-1 (a decision names a candidate of its own snapshot), K-1 and K-2
@@ -43,13 +43,13 @@ mod test_support;
 
 pub use answer::{AnswerStream, RoutedAnswer};
 pub use load::EventState;
-pub use policy_replicator::{PolicyChange, PolicyChangeError, PolicyReplicator};
+pub use policy_replicator::{PolicyChange, PolicyChangeError, PolicyReplicatorHandle};
 pub use replica::{ReplicaHandle, RouteRequest};
 pub use replica_sync::ReplicaConfig;
 pub use roster::WorkerPhase;
 pub use router::{IndexView, IndexedWorkerView, InstanceView, ModelView, Router, RouterConfig};
-/// Why the policy store refused or failed.
-pub use signalbox_policy_store::StoreError;
 /// The policies' lifecycle, for the admin API.
 pub use signalbox_policy_host as policies;
+/// Why the policy store refused or failed.
+pub use signalbox_policy_store::StoreError;
 pub use supervisor::ActorHandle;

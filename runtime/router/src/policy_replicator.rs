@@ -1,259 +1,386 @@
-//! Policies, the same on every router: what is uploaded or activated at one is so at all.
+//! Policies, the same on every router: a policy that one router uploads or activates reaches all of them.
 //!
 //! ```text
 //! admin API ──▶ PolicyReplicator ──── objects, entries ───▶ SharedStore ◀──▶ other routers
-//!                   │   ▲                                    │
-//!              admit, publish └────────── Follower ◀── watch ┘
+//!                   │   ▲                                       │
+//!            admit, publish └──────────── StoreChange ◀── watch ┘
 //!                   ▼
 //!              PolicyRegistry ──▶ decisions
 //! ```
 //!
-//! The store says who decides for a model; the registry is what decides here. A change is admitted and tried by the registry
-//! first, so that nothing unsound reaches the store; then it is put into the store, where of two who change the same at
-//! once one is refused; then it is published here. Everybody else follows the store ([`follower`]). An activation names
-//! its component by digest, and is never visible before that component is.
+//! The store holds the choice of a policy for each model; the registry holds what decides on this router. A change
+//! takes three steps. The registry admits and tries the policy, so that nothing unsound reaches the store. The store
+//! takes the change; when two routers change the same entry at once, it refuses one of them. Then this router publishes
+//! the change in its registry. Every other router follows the store's watch.
 //!
-//! While the store is away, policies decide as they are and changes are refused. Quarantine is each router's own: it is
-//! about faults here. Built-in policies need no object: every router of the release has them.
+//! An activation names its component by digest, and reaches the store after that component. While the store is away,
+//! the policies that decide go on deciding and changes are refused. Quarantine is local to a router, because it is
+//! about faults on that router. Built-in policies need no object: every router of the release has them.
+//!
+//! [`PolicyReplicator`] is an actor. Its state is pure: [`StoreView`] holds the entries, [`FollowQueue`] the order in
+//! which they are followed. [`PolicyIo`] does what takes time, and has no state.
 
-use std::sync::Arc;
+use actix::prelude::*;
+use bytes::Bytes;
+use futures_util::stream;
+use serde_json::{Map, Value};
+use signalbox_policy_host::PolicyRecord;
+use signalbox_policy_store::{Revision, StoreChange};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
 
-use parking_lot::Mutex;
-use signalbox_policy_store::{Revision, SharedStore, StoreEntry, StoreError};
-use signalbox_policy_host::{Activation, PolicyRegistry, PreparedPolicy, RegistryError, Succession};
-
-use entries::{ActiveEntry, ChosenPolicy, Subject, object, settings_text};
+use change::{PlannedChoice, WrittenChoice};
+use entries::{ActiveEntry, ChosenPolicy, Subject};
+use follow_queue::{FollowQueue, FollowStep};
+use io::{FollowFailure, PolicyIo, PreparedChoice};
 use store_view::StoreView;
+use uploads::AdmittedUpload;
 
+pub use change::{PolicyChange, PolicyChangeError};
+pub use handle::PolicyReplicatorHandle;
+
+mod change;
 mod entries;
-mod follower;
+mod follow_queue;
+mod handle;
+mod io;
 mod store_view;
 #[cfg(test)]
 mod tests;
 mod uploads;
 
-/// Changes policies on every router and keeps the registry of this one as the store says. Clone = handle.
-#[derive(Debug, Clone)]
-pub struct PolicyReplicator(Arc<Replicator>);
-
+/// Keeps the policy registry of this router equal to the shared store, and writes changes of policies to the store.
 #[derive(Debug)]
-struct Replicator {
-    registry: PolicyRegistry,
-    store: Arc<dyn SharedStore>,
-    store_view: Mutex<StoreView>,
-    /// Held from asking the store until that is done here too, so that what is done last is what was asked last.
-    turn: tokio::sync::Mutex<()>,
+pub(crate) struct PolicyReplicator {
+    io: PolicyIo,
+    view: StoreView,
+    queue: FollowQueue,
+    /// Whether an entry of the queue is being followed. One at a time, so that all routers give uploads the same
+    /// versions.
+    is_following: bool,
+    /// Changes of this router on their way to the store. No entry is followed meanwhile: the watch may deliver a change
+    /// before the store's answer to it arrives here.
+    writes_in_flight: usize,
+    /// Wakes the actor when the next failed entry is due again.
+    retry_timer: Option<SpawnHandle>,
 }
 
-/// A change of who decides for a model.
-#[derive(Debug, Clone)]
-pub struct PolicyChange {
-    /// What decided here before.
-    pub before: Arc<Activation>,
-    /// What decides here now.
-    pub active: Arc<Activation>,
-    /// Which change of the store this was.
-    pub revision: u64,
+/// Lets a policy decide for a model on every router.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<PolicyChange, PolicyChangeError>")]
+struct Activate {
+    model: String,
+    /// `name`, for its newest version on this router, or `name@version`.
+    policy: String,
+    /// `None` for the settings of the upload.
+    settings: Option<Map<String, Value>>,
+    /// The revision of the choice to replace; `None` for the last one that this router received.
+    expected: Option<Revision>,
 }
 
-/// Why a change was not made.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum PolicyChangeError {
-    /// The registry does not accept it.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// The store did not take it.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Somebody else changed it first, or it cannot be done as things stand.
-    #[error("{0}")]
-    Conflict(String),
-    /// A defect here.
-    #[error("the policy registry broke off; see the log")]
-    BrokeOff,
+/// Lets the policy before the present one decide for a model on every router.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<PolicyChange, PolicyChangeError>")]
+struct RollBack {
+    model: String,
 }
+
+/// Admits a component and stores it for all routers.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(PolicyRecord, bool), PolicyChangeError>")]
+struct Upload {
+    name: String,
+    wasm: Bytes,
+    settings: String,
+}
+
+/// Reads the revision of the choice for a model.
+#[derive(Debug, Message)]
+#[rtype(result = "u64")]
+struct ReadRevision {
+    model: String,
+}
+
+type Answer<T> = ResponseActFuture<PolicyReplicator, Result<T, PolicyChangeError>>;
 
 impl PolicyReplicator {
-    /// A replicator that has seen nothing of the store yet.
-    pub(crate) fn new(registry: PolicyRegistry, store: Arc<dyn SharedStore>) -> Self {
-        Self(Arc::new(Replicator {
-            registry,
-            store,
-            store_view: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
-        }))
+    fn new(io: PolicyIo) -> Self {
+        Self {
+            io,
+            view: StoreView::default(),
+            queue: FollowQueue::default(),
+            is_following: false,
+            writes_in_flight: 0,
+            retry_timer: None,
+        }
     }
 
-    /// What decides here.
-    pub(crate) fn registry(&self) -> &PolicyRegistry {
-        &self.0.registry
+    /// Whether every router has the component of a choice, or can fetch it.
+    fn is_everywhere(&self, choice: &ChosenPolicy) -> bool {
+        let record = self.io.registry.by_digest(&choice.policy, &choice.digest);
+        record.is_some_and(|record| record.builtin) || self.view.has_upload(choice)
     }
 
-    /// Which change of the store the choice for `model` is, as far as it is known here; 0 where nothing was chosen and
-    /// the default policy decides.
-    #[must_use]
-    pub fn revision(&self, model: &str) -> u64 {
-        self.0.store_view.lock().active.revision(model).0
-    }
-
-    /// Lets a policy (its newest version here, unless `policy` is `name@version`) decide for `model` on every router.
-    /// `settings` (a JSON object, or empty for the defaults) replace those it was uploaded with. `expected` is the
-    /// revision of the choice that was looked at; without it, the last one seen here is meant.
-    ///
-    /// # Errors
-    /// There is no such policy, it is in quarantine or does not take the settings; somebody else was faster; the store
-    /// is away.
-    pub async fn activate(
-        &self,
-        model: &str,
-        policy: &str,
-        settings: Option<serde_json::Map<String, serde_json::Value>>,
-        expected: Option<u64>,
-    ) -> Result<PolicyChange, PolicyChangeError> {
-        let expected = Revision(expected.unwrap_or_else(|| self.revision(model)));
-        let _turn = self.0.turn.lock().await;
-        let record = self.0.registry.find(policy)?;
-        let settings = settings.unwrap_or_else(|| object(record.settings.clone()));
-        let choice = ChosenPolicy::of_record(&record, settings);
+    fn plan_activation(&self, command: Activate) -> Result<PlannedChoice, PolicyChangeError> {
+        let Activate {
+            model,
+            policy,
+            settings,
+            expected,
+        } = command;
+        let choice = self.io.choice(&policy, settings)?;
         if !self.is_everywhere(&choice) {
             return Err(PolicyChangeError::Conflict(format!(
-                "{} is known to this router alone; upload it again, so that all routers can have it",
+                "only this router has {}; upload it again, so that all routers can have it",
                 choice.label()
             )));
         }
-        let present = self.looked_at(model, expected).await?;
-        let prepared = self.prepare(model, &choice).await?;
-        let default = ChosenPolicy::of_activation(&self.0.registry.deciding(model));
-        let entry = ActiveEntry::after(present.as_ref(), default, choice);
-        self.commit(model, entry, expected, prepared, Succession::Forward)
-            .await
+        let known = self.view.active.revision(&model);
+        let expected = expected.unwrap_or(known);
+        let present = (known == expected).then(|| self.view.active.entry(&model).cloned());
+        Ok(PlannedChoice {
+            model,
+            choice,
+            expected,
+            present,
+        })
     }
 
-    /// Lets what decided for `model` before decide again on every router: the latest that can. What was left by that
-    /// is not gone back to again.
-    ///
-    /// # Errors
-    /// Nothing that can decide did so before; somebody else was faster; the store is away.
-    pub async fn rollback(&self, model: &str) -> Result<PolicyChange, PolicyChangeError> {
-        let expected = Revision(self.revision(model));
-        let _turn = self.0.turn.lock().await;
-        let present = self.looked_at(model, expected).await?;
-        let mut before = present.map(|entry| entry.before).unwrap_or_default();
-        while !before.is_empty() {
-            let choice = before.remove(0);
-            if !self.is_everywhere(&choice) {
-                continue;
-            }
-            let prepared = match self.prepare(model, &choice).await {
-                Ok(prepared) => prepared,
-                Err(PolicyChangeError::Store(error @ StoreError::Unavailable(_))) => return Err(error.into()),
-                Err(error) => {
-                    tracing::info!(model, policy.name = choice.label(), %error, "rollback goes further back");
-                    continue;
-                }
-            };
-            let entry = ActiveEntry { choice, before };
-            return self
-                .commit(model, entry, expected, prepared, Succession::Back)
-                .await;
+    /// The choices that a rollback may return to, the latest first, and the revision of the present one.
+    fn plan_rollback(&self, model: &str) -> (Vec<ActiveEntry>, Revision) {
+        let present = self.view.active.entry(model);
+        let earlier = present.map(ActiveEntry::earlier).unwrap_or_default();
+        let possible = earlier
+            .into_iter()
+            .filter(|entry| self.is_everywhere(&entry.choice));
+        (possible.collect(), self.view.active.revision(model))
+    }
+
+    /// Writes a choice to the store and then publishes it here.
+    fn change(
+        &mut self,
+        write: impl Future<Output = Result<WrittenChoice, PolicyChangeError>> + 'static,
+    ) -> Answer<PolicyChange> {
+        self.writes_in_flight += 1;
+        Box::pin(write.into_actor(self).map(|written, actor, ctx| {
+            actor.writes_in_flight -= 1;
+            let change = written.and_then(|written| actor.publish(written));
+            actor.follow_next(ctx);
+            change
+        }))
+    }
+
+    /// Lets a choice that the store has taken decide here.
+    fn publish(&mut self, written: WrittenChoice) -> Result<PolicyChange, PolicyChangeError> {
+        let WrittenChoice {
+            model,
+            entry,
+            revision,
+            prepared,
+            succession,
+        } = written;
+        let before = self.io.registry.deciding(&model);
+        self.view.active.note(&model, revision, Some(entry));
+        // Two changes of this router may complete in either order: the later one decides.
+        if !self.view.active.follows_later_than(&model, revision) {
+            self.io.registry.publish(prepared, succession)?;
+            self.view.active.mark_followed(&model, revision);
         }
-        Err(PolicyChangeError::Conflict(format!(
-            "no policy decided for {model:?} before the present one that could do so again"
-        )))
-    }
-
-    /// Puts a choice into the store and, once it is there, publishes what was prepared. Callers have the turn.
-    async fn commit(
-        &self,
-        model: &str,
-        entry: ActiveEntry,
-        expected: Revision,
-        prepared: PreparedPolicy,
-        succession: Succession,
-    ) -> Result<PolicyChange, PolicyChangeError> {
-        let key = Subject::Active { model: model.into() }.key();
-        let revision = match self.0.store.set(&key, entry.to_value(), expected).await {
-            Ok(revision) => revision,
-            Err(StoreError::Conflict { .. }) => {
-                let present = self.0.store.get(&key).await?;
-                return Err(changed_meanwhile(model, expected, present.as_ref()));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        self.0.store_view.lock().active.note(model, revision, Some(entry));
-        let before = self.0.registry.publish(prepared, succession)?;
-        self.0.store_view.lock().active.followed(model, revision);
         Ok(PolicyChange {
             before,
-            active: self.0.registry.deciding(model),
+            active: self.io.registry.deciding(&model),
             revision: revision.0,
         })
     }
 
-    /// The choice of this revision, which may be one that did not reach this router yet; `None` where nothing was
-    /// chosen, or what was chosen cannot be read.
-    async fn looked_at(
-        &self,
-        model: &str,
-        revision: Revision,
-    ) -> Result<Option<ActiveEntry>, PolicyChangeError> {
-        {
-            let store_view = self.0.store_view.lock();
-            if store_view.active.revision(model) == revision {
-                return Ok(store_view.active.entry(model).cloned());
+    /// Announces an upload to all routers, then removes the oldest uploads from the store when it holds too many.
+    fn announce(&mut self, upload: AdmittedUpload) -> Answer<(PolicyRecord, bool)> {
+        let AdmittedUpload {
+            record,
+            is_new,
+            entry,
+        } = upload;
+        let known = self.view.uploads.revision(&entry.subject().key());
+        let (io, written) = (self.io.clone(), entry.clone());
+        self.writes_in_flight += 1;
+        let announced = async move { io.announce(&written, known).await };
+        Box::pin(announced.into_actor(self).then(move |announced, actor, ctx| {
+            actor.writes_in_flight -= 1;
+            if let Ok(revision) = announced {
+                let key = entry.subject().key();
+                actor.view.uploads.note(&key, revision, Some(entry));
+                actor.view.uploads.mark_followed(&key, revision);
             }
+            actor.follow_next(ctx);
+            let surplus = if announced.is_ok() {
+                actor.view.surplus()
+            } else {
+                Vec::new()
+            };
+            let io = actor.io.clone();
+            let removed = async move { io.remove_surplus(surplus).await };
+            removed.into_actor(actor).map(move |removed, actor, _| {
+                for key in removed {
+                    actor.view.uploads.forget(&key);
+                }
+                announced.map(|_| (record, is_new))
+            })
+        }))
+    }
+
+    /// Starts to follow the next entry that is due, unless one is being followed or a change is being written.
+    fn follow_next(&mut self, ctx: &mut Context<Self>) {
+        if self.is_following || self.writes_in_flight > 0 {
+            return;
         }
-        let key = Subject::Active { model: model.into() }.key();
-        match self.0.store.get(&key).await? {
-            Some(present) if present.revision == revision => Ok(serde_json::from_slice(&present.value).ok()),
-            other => Err(changed_meanwhile(model, revision, other.as_ref())),
+        while let Some(step) = self.queue.take_due(Instant::now()) {
+            let Some(entry) = self.view.to_follow(&step.subject, step.revision) else {
+                continue;
+            };
+            let io = self.io.clone();
+            let prepared = async move { io.prepare_entry(entry).await };
+            self.is_following = true;
+            ctx.spawn(prepared.into_actor(self).map(|prepared, actor, ctx| {
+                actor.is_following = false;
+                actor.finish_step(step, prepared);
+                actor.follow_next(ctx);
+            }));
+            return;
+        }
+        if let Some(timer) = self.retry_timer.take() {
+            ctx.cancel_future(timer);
+        }
+        if let Some(due) = self.queue.next_due() {
+            let wait = due.saturating_duration_since(Instant::now());
+            self.retry_timer = Some(ctx.run_later(wait, |actor, ctx| {
+                actor.retry_timer = None;
+                actor.follow_next(ctx);
+            }));
         }
     }
 
-    /// Whether every router has, or can get, the component of a choice.
-    fn is_everywhere(&self, choice: &ChosenPolicy) -> bool {
-        let record = self.0.registry.by_digest(&choice.policy, &choice.digest);
-        record.is_some_and(|record| record.builtin) || self.0.store_view.lock().has_upload(choice)
+    /// Does what a prepared entry requires, or queues the entry again.
+    fn finish_step(&mut self, step: FollowStep, prepared: Result<Option<PreparedChoice>, FollowFailure>) {
+        let followed = prepared.and_then(|prepared| self.follow(&step, prepared));
+        let Err(FollowFailure { policy, error }) = followed else {
+            return;
+        };
+        let (key, revision) = (step.subject.key(), step.revision);
+        if !error.may_pass() {
+            return error!(key, %revision, policy.name = policy, %error, "an entry of the policy store cannot be followed on this router; the active policy stays");
+        }
+        if step.is_first_attempt() {
+            warn!(key, %revision, policy.name = policy, %error, "an entry of the policy store cannot be followed yet; trying again");
+        } else {
+            debug!(key, %revision, policy.name = policy, %error, "an entry of the policy store cannot be followed yet");
+        }
+        self.queue.retry(step, Instant::now());
     }
 
-    /// Gets a choice ready to decide here, fetching its component where it is not known yet.
-    async fn prepare(&self, model: &str, choice: &ChosenPolicy) -> Result<PreparedPolicy, PolicyChangeError> {
-        if self
-            .0
+    /// Publishes a choice of another router, and records that the entry is followed.
+    fn follow(&mut self, step: &FollowStep, prepared: Option<PreparedChoice>) -> Result<(), FollowFailure> {
+        let (Subject::Active { model }, Some(PreparedChoice { entry, prepared })) = (&step.subject, prepared)
+        else {
+            self.view
+                .uploads
+                .mark_followed(&step.subject.key(), step.revision);
+            return Ok(());
+        };
+        if self.view.active.to_follow(model, step.revision).is_none() {
+            // A change of this router replaced the choice meanwhile.
+            return Ok(());
+        }
+        let deciding = ChosenPolicy::of_activation(&self.io.registry.deciding(model));
+        let published = self
+            .io
             .registry
-            .by_digest(&choice.policy, &choice.digest)
-            .is_none()
-        {
-            self.fetch(&choice.policy, &choice.version, &choice.digest, String::new())
-                .await?;
-        }
-        let (registry, model, choice) = (self.0.registry.clone(), model.to_owned(), choice.clone());
-        let settings = settings_text(&choice.settings);
-        blocking(move || registry.prepare(&model, &choice.policy, &choice.digest, &settings)).await
+            .publish(prepared, entry.succession_after(&deciding));
+        published.map_err(|error| FollowFailure::of(&entry.choice, error.into()))?;
+        self.view.active.mark_followed(model, step.revision);
+        info!(model, policy.name = entry.choice.label(), revision = %step.revision, "another router activated a policy");
+        Ok(())
     }
 }
 
-/// Says what is there instead of what was expected.
-fn changed_meanwhile(model: &str, expected: Revision, present: Option<&StoreEntry>) -> PolicyChangeError {
-    let (label, revision) = match present {
-        Some(present) => {
-            let entry = serde_json::from_slice::<ActiveEntry>(&present.value);
-            let label = entry.map_or_else(|_| "something unreadable".into(), |entry| entry.choice.label());
-            (label, present.revision)
-        }
-        None => ("the default policy".into(), Revision::ABSENT),
-    };
-    PolicyChangeError::Conflict(format!(
-        "the policy of {model:?} is another one than was looked at: {label} decides, at revision {revision} rather than \
-         {expected}; repeat this with revision {revision} if it still holds"
-    ))
+impl Actor for PolicyReplicator {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.add_stream(stream::unfold(self.io.store.watch(), |mut watch| async {
+            Some((watch.next().await, watch))
+        }));
+    }
 }
 
-/// Runs what compiles, tries or starts policies off this thread.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
-) -> Result<T, PolicyChangeError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| PolicyChangeError::BrokeOff)?
-        .map_err(PolicyChangeError::Registry)
+impl StreamHandler<StoreChange> for PolicyReplicator {
+    fn handle(&mut self, change: StoreChange, ctx: &mut Self::Context) {
+        match change {
+            StoreChange::Set { key, entry } => {
+                let Some(subject) = Subject::parse(&key) else {
+                    return debug!(key, "this release does not know such a key of the policy store");
+                };
+                let revision = entry.revision;
+                self.view.note(&subject, &entry);
+                self.queue.push(subject, revision, Instant::now());
+                self.follow_next(ctx);
+            }
+            StoreChange::Removed { key } => {
+                let Some(subject) = Subject::parse(&key) else {
+                    return;
+                };
+                if let Subject::Active { model } = &subject {
+                    warn!(
+                        model,
+                        "the policy store no longer has a choice for the model; the active policy stays"
+                    );
+                }
+                self.queue.remove(&subject);
+                self.view.forget(&subject);
+            }
+            StoreChange::Complete => info!("all entries of the policy store were received"),
+        }
+    }
+}
+
+impl Handler<Activate> for PolicyReplicator {
+    type Result = Answer<PolicyChange>;
+
+    fn handle(&mut self, command: Activate, _: &mut Self::Context) -> Self::Result {
+        let (io, plan) = (self.io.clone(), self.plan_activation(command));
+        self.change(async move { io.write_activation(plan?).await })
+    }
+}
+
+impl Handler<RollBack> for PolicyReplicator {
+    type Result = Answer<PolicyChange>;
+
+    fn handle(&mut self, RollBack { model }: RollBack, _: &mut Self::Context) -> Self::Result {
+        let (io, (earlier, expected)) = (self.io.clone(), self.plan_rollback(&model));
+        self.change(async move { io.write_rollback(model, earlier, expected).await })
+    }
+}
+
+impl Handler<Upload> for PolicyReplicator {
+    type Result = Answer<(PolicyRecord, bool)>;
+
+    fn handle(&mut self, upload: Upload, _: &mut Self::Context) -> Self::Result {
+        let io = self.io.clone();
+        let admitted = async move { io.admit(upload).await };
+        Box::pin(
+            admitted
+                .into_actor(self)
+                .then(|admitted, actor, _| match admitted {
+                    Ok(upload) => actor.announce(upload),
+                    Err(error) => Box::pin(fut::err(error)),
+                }),
+        )
+    }
+}
+
+impl Handler<ReadRevision> for PolicyReplicator {
+    type Result = u64;
+
+    fn handle(&mut self, ReadRevision { model }: ReadRevision, _: &mut Self::Context) -> u64 {
+        self.view.active.revision(&model).0
+    }
 }

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::{
     load::{EventState, LoadTable},
-    policy_replicator::PolicyReplicator,
+    policy_replicator::PolicyReplicatorHandle,
     replica_sync::{PublishedLoads, ReplicaConfig, ReplicaSync},
     roster::{ModelEntry, RosterView, WorkerEntry, WorkerPhase},
     supervisor::ActorHandle,
@@ -61,7 +61,7 @@ pub struct Router {
     /// Held likewise.
     _replica_sync: Option<ActorHandle<ReplicaSync>>,
     planes: Arc<[(&'static str, watch::Receiver<PlaneStatus>)]>,
-    policies: PolicyReplicator,
+    policies: PolicyReplicatorHandle,
     arbiter: ArbiterHandle,
 }
 
@@ -134,7 +134,7 @@ pub struct IndexedWorkerView {
 }
 
 impl Router {
-    /// Starts a router: its roster, its event streams and what follows the policy store run on a new arbiter. Needs an actix
+    /// Starts a router: its roster, its event streams and its policy replicator run on a new arbiter. Needs an actix
     /// system.
     pub fn start(config: RouterConfig) -> Self {
         let view = Arc::new(ArcSwap::from_pointee(RosterView::default()));
@@ -176,9 +176,7 @@ impl Router {
                 )
             })
         });
-        let policies = PolicyReplicator::new(config.policies, config.policy_store);
-        // An arbiter refuses a task only after it has stopped, and this one has just started.
-        arbiter.spawn(policies.clone().follow());
+        let policies = PolicyReplicatorHandle::start(config.policies, config.policy_store, &arbiter);
         Self {
             view,
             index,
@@ -193,7 +191,7 @@ impl Router {
         }
     }
 
-    /// Stops the roster, its links, its event streams and what follows the policy store. Requests in flight go on, because they
+    /// Stops the roster, its links, its event streams and the policy replicator. Requests in flight go on, because they
     /// run on the links of the replicas.
     pub fn stop(&self) {
         self.arbiter.stop();
@@ -251,7 +249,7 @@ impl Router {
     }
 
     /// Changes the policies of this router and of all others.
-    pub fn policy_replicator(&self) -> &PolicyReplicator {
+    pub fn policy_replicator(&self) -> &PolicyReplicatorHandle {
         &self.policies
     }
 

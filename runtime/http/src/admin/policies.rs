@@ -130,7 +130,7 @@ pub(crate) async fn rollback(model: Path<String>, admin: Data<Admin>) -> Result<
 /// `GET /admin/v1/models/{model}/policy`
 pub(crate) async fn active(model: Path<String>, admin: Data<Admin>) -> Result<HttpResponse, ApiError> {
     let model = served_model(&admin.router, &model)?.name;
-    let revision = admin.router.policy_replicator().revision(&model);
+    let revision = admin.router.policy_replicator().revision(&model).await?;
     let active = describe(&admin.router.policies().deciding(&model));
     Ok(HttpResponse::Ok().json(json!({"active": active, "model": model, "revision": revision})))
 }

@@ -1,24 +1,28 @@
-//! What the policy store holds, as every router reads and writes it. `policy-store/README.md` describes it for others.
+//! The entries of the policy store, as every router reads and writes them. `policy-store/README.md` documents them.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use signalbox_policy_host::{Activation, PolicyRecord, Succession};
 use signalbox_policy_store::MAX_VALUE_BYTES;
-use signalbox_policy_host::{Activation, PolicyRecord};
 
-/// Choices a model can be rolled back through.
+/// Most earlier choices that an entry keeps for rollbacks.
 const MAX_BEFORE: usize = 8;
 
-/// What a key of the store is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a key of the store stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Subject {
     /// An upload, by name and digest.
     Upload { name: String, digest: String },
-    /// Who decides for a model.
+    /// The choice of a policy for a model.
     Active { model: String },
 }
 
 impl Subject {
+    pub(super) fn active(model: &str) -> Self {
+        Self::Active { model: model.into() }
+    }
+
     pub(super) fn key(&self) -> String {
         match self {
             Self::Upload { name, digest } => format!("policies/{name}/{digest}"),
@@ -26,7 +30,7 @@ impl Subject {
         }
     }
 
-    /// `None` for a key of a later release.
+    /// `None` for a key that this release does not know.
     pub(super) fn parse(key: &str) -> Option<Self> {
         if let Some(model) = key.strip_prefix("active/") {
             return Some(Self::Active { model: model.into() });
@@ -42,23 +46,23 @@ impl Subject {
 /// A policy with its settings, the same on every router.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct ChosenPolicy {
-    /// The name it was uploaded under.
+    /// The name of the upload.
     pub(super) policy: String,
-    /// What tells it apart from others of the name, for people.
+    /// Names the component among others of the same name, for people.
     pub(super) version: String,
-    /// What it is.
+    /// SHA-256 of the component, in hexadecimal.
     pub(super) digest: String,
     /// A JSON object, empty for the defaults.
     #[serde(default)]
     pub(super) settings: Map<String, Value>,
 }
 
-/// Who decides for a model: the value of `active/{model}`.
+/// The choice of a policy for a model: the value of `active/{model}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct ActiveEntry {
     #[serde(flatten)]
     pub(super) choice: ChosenPolicy,
-    /// What decided before, latest first.
+    /// Earlier choices, the latest first.
     #[serde(default)]
     pub(super) before: Vec<ChosenPolicy>,
 }
@@ -97,7 +101,7 @@ impl ChosenPolicy {
         }
     }
 
-    /// Whether it decides the same. Versions are for people, and may differ between routers.
+    /// Whether both decide the same. Versions are for people, and may differ between routers.
     pub(super) fn is(&self, other: &Self) -> bool {
         (&self.policy, &self.digest, &self.settings) == (&other.policy, &other.digest, &other.settings)
     }
@@ -109,10 +113,10 @@ impl ChosenPolicy {
 }
 
 impl ActiveEntry {
-    /// `next`, after this or, where nothing was chosen yet, after what decides by default.
+    /// The entry of `next`, which follows the present entry or, for a model without one, the default policy.
     pub(super) fn after(present: Option<&Self>, default: ChosenPolicy, next: ChosenPolicy) -> Self {
         let mut before = match present {
-            // Chosen again, it is not what decided before itself.
+            // A policy that is chosen again is not its own predecessor.
             Some(present) if present.choice.is(&next) => present.before.clone(),
             Some(present) => std::iter::once(&present.choice)
                 .chain(&present.before)
@@ -125,7 +129,28 @@ impl ActiveEntry {
         Self { choice: next, before }
     }
 
-    /// As the store takes it: what decided long ago is left out where large settings take the room.
+    /// The entries that a rollback from this one writes, the latest choice first.
+    pub(super) fn earlier(&self) -> Vec<Self> {
+        let before = |index: usize| self.before.iter().skip(index + 1).cloned().collect();
+        let choices = self.before.iter().enumerate();
+        let entry = choices.map(|(index, choice)| Self {
+            choice: choice.clone(),
+            before: before(index),
+        });
+        entry.collect()
+    }
+
+    /// How this choice succeeds the one that decides here: it goes back when that one is not among its earlier choices,
+    /// because a rollback has left it.
+    pub(super) fn succession_after(&self, deciding: &ChosenPolicy) -> Succession {
+        if self.before.iter().any(|before| before.is(deciding)) {
+            Succession::Forward
+        } else {
+            Succession::Back
+        }
+    }
+
+    /// The value as the store takes it: when large settings exceed its bound, the oldest choices are left out.
     pub(super) fn to_value(&self) -> Bytes {
         let mut entry = self.clone();
         loop {
@@ -138,7 +163,12 @@ impl ActiveEntry {
 }
 
 impl UploadEntry {
-    /// Whether it brought the component of this choice.
+    pub(super) fn subject(&self) -> Subject {
+        let (name, digest) = (self.name.clone(), self.digest.clone());
+        Subject::Upload { name, digest }
+    }
+
+    /// Whether this upload is the component of `choice`.
     pub(super) fn is_of(&self, choice: &ChosenPolicy) -> bool {
         (&self.name, &self.digest) == (&choice.policy, &choice.digest)
     }
@@ -156,7 +186,7 @@ pub(super) fn settings_text(settings: &Map<String, Value>) -> String {
     Value::Object(settings.clone()).to_string()
 }
 
-/// Settings as the registry tells them, which are an object.
+/// The settings of a registry's record, which are a JSON object.
 pub(super) fn object(settings: Value) -> Map<String, Value> {
     match settings {
         Value::Object(settings) => settings,
@@ -190,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_told_apart() {
+    fn every_subject_has_its_own_key() {
         let digest = "0".repeat(64);
         for subject in [
             Subject::Upload {
@@ -208,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn an_active_entry_reads_as_documented_and_forgives_what_it_does_not_know() {
+    fn an_active_entry_has_the_documented_form_and_unknown_members_are_ignored() {
         let entry = ActiveEntry {
             choice: choice(2),
             before: vec![choice(1)],
@@ -225,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_decided_before_is_remembered_latest_first() {
+    fn an_entry_keeps_earlier_choices_with_the_latest_first() {
         let mut entry = ActiveEntry::after(None, choice(0), choice(1));
         assert_eq!(entry.before, [choice(0)]);
         for version in 2..=12 {
@@ -239,7 +269,27 @@ mod tests {
     }
 
     #[test]
-    fn large_settings_cost_memory_of_what_was_before() {
+    fn a_rollback_may_return_to_each_earlier_choice_and_forgets_the_later_ones() {
+        let entry = ActiveEntry {
+            choice: choice(3),
+            before: vec![choice(2), choice(1)],
+        };
+        let earlier = entry.earlier();
+        let first = ActiveEntry {
+            choice: choice(2),
+            before: vec![choice(1)],
+        };
+        let second = ActiveEntry {
+            choice: choice(1),
+            before: vec![],
+        };
+        assert_eq!(earlier, [first, second]);
+        assert_eq!(earlier[0].succession_after(&choice(3)), Succession::Back);
+        assert_eq!(entry.succession_after(&choice(2)), Succession::Forward);
+    }
+
+    #[test]
+    fn large_settings_push_out_the_oldest_choices() {
         let large = |version| ChosenPolicy {
             settings: object(json!({"text": "x".repeat(20_000)})),
             ..choice(version)

@@ -1,129 +1,191 @@
-//! What a router knows of the policy store, and which of it it follows already.
+//! The entries of the policy store as this router received them, and which of them its registry follows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use signalbox_policy_store::Revision;
+use serde::de::DeserializeOwned;
+use signalbox_policy_store::{Revision, StoreEntry};
 
-use super::entries::{ActiveEntry, ChosenPolicy, UploadEntry};
+use super::entries::{ActiveEntry, ChosenPolicy, Subject, UploadEntry};
 
-/// Uploads kept in the store, or more where more are in use. Fewer than the 64 versions a registry holds, the built-in
-/// ones among them, so that every router can hold them all.
+/// Most uploads kept in the store, unless more are in use. Below the 64 versions that a registry holds, built-in ones
+/// included, so that every router can hold all of them.
 const MAX_UPLOADS: usize = 48;
 
-/// The entries of the store by key, as they were last seen.
+/// The entries of the store, as this router received them last.
 #[derive(Debug, Default)]
 pub(super) struct StoreView {
-    pub(super) uploads: Table<UploadEntry>,
-    pub(super) active: Table<ActiveEntry>,
+    /// By key.
+    pub(super) uploads: EntryTable<UploadEntry>,
+    /// By model.
+    pub(super) active: EntryTable<ActiveEntry>,
 }
 
 /// Entries of one kind.
 #[derive(Debug)]
-pub(super) struct Table<T>(BTreeMap<String, Known<T>>);
+pub(super) struct EntryTable<T>(BTreeMap<String, KnownEntry<T>>);
 
-/// An entry as it was last seen.
+/// The newest known revision of an entry.
 #[derive(Debug)]
-struct Known<T> {
+struct KnownEntry<T> {
     revision: Revision,
-    /// `None` where it cannot be read.
+    /// `None` when its value is unreadable.
     entry: Option<T>,
-    /// Whether the registry does as it says.
-    followed: bool,
+    /// Whether the registry does what the entry asks for.
+    is_followed: bool,
 }
 
-/// An upload the store has no room for.
+/// An entry of another router that the registry does not follow yet.
+#[derive(Debug)]
+pub(super) enum EntryToFollow {
+    Upload(UploadEntry),
+    Active { model: String, entry: ActiveEntry },
+}
+
+/// An upload to be removed from the store.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Surplus {
+pub(super) struct SurplusUpload {
     pub(super) key: String,
     pub(super) revision: Revision,
-    /// Its digest, where no other upload has the same.
+    /// The digest of its object, unless another upload has the same object.
     pub(super) object: Option<String>,
 }
 
 impl StoreView {
-    /// Whether the component of this choice is in the store.
+    /// Records an entry that the store's watch delivered.
+    pub(super) fn note(&mut self, subject: &Subject, entry: &StoreEntry) {
+        let key = subject.key();
+        match subject {
+            Subject::Upload { .. } => self.uploads.note(&key, entry.revision, read(&key, entry)),
+            Subject::Active { model } => self.active.note(model, entry.revision, read(&key, entry)),
+        }
+    }
+
+    /// The entry of this revision, if it is the newest, readable and not followed yet.
+    pub(super) fn to_follow(&self, subject: &Subject, revision: Revision) -> Option<EntryToFollow> {
+        match subject {
+            Subject::Upload { .. } => {
+                let upload = self.uploads.to_follow(&subject.key(), revision)?;
+                Some(EntryToFollow::Upload(upload.clone()))
+            }
+            Subject::Active { model } => {
+                let entry = self.active.to_follow(model, revision)?.clone();
+                let model = model.clone();
+                Some(EntryToFollow::Active { model, entry })
+            }
+        }
+    }
+
+    /// Forgets an entry that was removed from the store.
+    pub(super) fn forget(&mut self, subject: &Subject) {
+        match subject {
+            Subject::Upload { .. } => self.uploads.forget(&subject.key()),
+            Subject::Active { model } => self.active.forget(model),
+        }
+    }
+
+    /// Whether the store has an upload of this choice's component.
     pub(super) fn has_upload(&self, choice: &ChosenPolicy) -> bool {
-        let mut uploads = self.uploads.entries();
+        let mut uploads = self.uploads.readable();
         uploads.any(|(_, _, upload)| upload.is_of(choice))
     }
 
-    /// The oldest upload when there are more than [`MAX_UPLOADS`], of those no model would miss: that neither decide
-    /// nor would be the first to come back.
-    pub(super) fn surplus(&self) -> Option<Surplus> {
-        if self.uploads.0.len() <= MAX_UPLOADS {
-            return None;
-        }
-        let needed = |upload: &UploadEntry| {
-            self.active.entries().any(|(_, _, active)| {
+    /// The uploads beyond [`MAX_UPLOADS`], the oldest first. An upload that decides for a model, or to which its first
+    /// rollback would return, is none of them.
+    pub(super) fn surplus(&self) -> Vec<SurplusUpload> {
+        let count = self.uploads.0.len().saturating_sub(MAX_UPLOADS);
+        let in_use = |upload: &UploadEntry| {
+            self.active.readable().any(|(_, _, active)| {
                 upload.is_of(&active.choice)
                     || active.before.first().is_some_and(|before| upload.is_of(before))
             })
         };
-        let idle = self.uploads.entries().filter(|(_, _, upload)| !needed(upload));
-        let (key, revision, oldest) = idle.min_by_key(|(_, revision, _)| *revision)?;
-        let same_bytes = self
+        let mut uploads_of_object: HashMap<&str, usize> = HashMap::new();
+        for (_, _, upload) in self.uploads.readable() {
+            *uploads_of_object.entry(&upload.digest).or_default() += 1;
+        }
+        let mut unused: Vec<_> = self
             .uploads
-            .entries()
-            .filter(|(_, _, upload)| upload.digest == oldest.digest);
-        Some(Surplus {
-            key: key.to_owned(),
-            revision,
-            object: (same_bytes.count() == 1).then(|| oldest.digest.clone()),
-        })
+            .readable()
+            .filter(|(_, _, upload)| !in_use(upload))
+            .collect();
+        unused.sort_by_key(|(_, revision, _)| *revision);
+        let surplus = unused.into_iter().take(count).map(|(key, revision, upload)| {
+            let sharing = uploads_of_object.entry(&upload.digest).or_default();
+            *sharing -= 1;
+            SurplusUpload {
+                key: key.to_owned(),
+                revision,
+                object: (*sharing == 0).then(|| upload.digest.clone()),
+            }
+        });
+        surplus.collect()
     }
 }
 
-impl<T> Default for Table<T> {
+/// The value of an entry, or `None` when it is unreadable.
+fn read<T: DeserializeOwned>(key: &str, entry: &StoreEntry) -> Option<T> {
+    serde_json::from_slice(&entry.value)
+        .inspect_err(|error| tracing::warn!(key, revision = %entry.revision, %error, "an entry of the policy store is unreadable"))
+        .ok()
+}
+
+impl<T> Default for EntryTable<T> {
     fn default() -> Self {
         Self(BTreeMap::new())
     }
 }
 
-impl<T> Table<T> {
-    /// Takes down what is there now; what is older than what is known is left aside.
+impl<T> EntryTable<T> {
+    /// Records an entry, unless a later revision of it is known. `None` stands for an unreadable value.
     pub(super) fn note(&mut self, key: &str, revision: Revision, entry: Option<T>) {
         if revision > self.revision(key) {
-            let known = Known {
+            let known = KnownEntry {
                 revision,
                 entry,
-                followed: false,
+                is_followed: false,
             };
             self.0.insert(key.to_owned(), known);
         }
     }
 
-    /// The registry does as this revision says.
-    pub(super) fn followed(&mut self, key: &str, revision: Revision) {
+    /// Records that the registry does what this revision asks for.
+    pub(super) fn mark_followed(&mut self, key: &str, revision: Revision) {
         if let Some(known) = self.0.get_mut(key).filter(|known| known.revision == revision) {
-            known.followed = true;
+            known.is_followed = true;
         }
     }
 
-    /// Nothing is there any more.
+    /// Forgets an entry.
     pub(super) fn forget(&mut self, key: &str) {
         self.0.remove(key);
     }
 
-    /// The revision of what is there.
+    /// The newest known revision; [`Revision::ABSENT`] without an entry.
     pub(super) fn revision(&self, key: &str) -> Revision {
         self.0.get(key).map_or(Revision::ABSENT, |known| known.revision)
     }
 
-    /// What is there, where it can be read.
+    /// The newest known entry, if it is readable.
     pub(super) fn entry(&self, key: &str) -> Option<&T> {
         self.0.get(key)?.entry.as_ref()
     }
 
-    /// What is to be followed at this revision: `None` where that was done, or a later one is known.
-    pub(super) fn due(&self, key: &str, revision: Revision) -> Option<&T> {
+    /// The entry of this revision, if it is the newest, readable and not followed yet.
+    pub(super) fn to_follow(&self, key: &str, revision: Revision) -> Option<&T> {
         let known = self.0.get(key)?;
-        if known.revision != revision || known.followed {
+        if known.revision != revision || known.is_followed {
             return None;
         }
         known.entry.as_ref()
     }
 
-    fn entries(&self) -> impl Iterator<Item = (&str, Revision, &T)> {
+    /// Whether the registry follows a later revision than this one.
+    pub(super) fn follows_later_than(&self, key: &str, revision: Revision) -> bool {
+        let known = self.0.get(key);
+        known.is_some_and(|known| known.is_followed && known.revision > revision)
+    }
+
+    fn readable(&self) -> impl Iterator<Item = (&str, Revision, &T)> {
         self.0
             .iter()
             .filter_map(|(key, known)| Some((key.as_str(), known.revision, known.entry.as_ref()?)))
@@ -156,33 +218,34 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_revision_is_followed_and_once() {
-        let mut table = Table::default();
+    fn only_the_newest_revision_is_followed_and_only_once() {
+        let mut table = EntryTable::default();
         table.note("k", Revision(5), Some(upload("a", 1)));
         table.note("k", Revision(4), Some(upload("a", 2)));
-        assert_eq!(table.due("k", Revision(4)), None);
-        assert_eq!(table.due("k", Revision(5)), Some(&upload("a", 1)));
-        table.followed("k", Revision(4));
-        assert!(table.due("k", Revision(5)).is_some());
-        table.followed("k", Revision(5));
+        assert_eq!(table.to_follow("k", Revision(4)), None);
+        assert_eq!(table.to_follow("k", Revision(5)), Some(&upload("a", 1)));
+        table.mark_followed("k", Revision(4));
+        assert!(table.to_follow("k", Revision(5)).is_some());
+        table.mark_followed("k", Revision(5));
         table.note("k", Revision(5), Some(upload("a", 1)));
-        assert_eq!(table.due("k", Revision(5)), None);
-        // A store that began anew begins with small revisions again.
+        assert_eq!(table.to_follow("k", Revision(5)), None);
+        assert!(table.follows_later_than("k", Revision(4)) && !table.follows_later_than("k", Revision(5)));
+        // The revisions of a store that lost its data begin at 1 again.
         table.forget("k");
         table.note("k", Revision(1), Some(upload("a", 3)));
-        assert!(table.due("k", Revision(1)).is_some());
+        assert!(table.to_follow("k", Revision(1)).is_some());
     }
 
     #[test]
-    fn what_cannot_be_read_has_a_revision_all_the_same() {
-        let mut table: Table<UploadEntry> = Table::default();
+    fn an_unreadable_entry_has_a_revision() {
+        let mut table: EntryTable<UploadEntry> = EntryTable::default();
         table.note("k", Revision(5), None);
         assert_eq!((table.entry("k"), table.revision("k")), (None, Revision(5)));
-        assert_eq!(table.due("k", Revision(5)), None);
+        assert_eq!(table.to_follow("k", Revision(5)), None);
     }
 
     #[test]
-    fn the_oldest_uploads_in_no_use_are_surplus() {
+    fn the_oldest_unused_uploads_are_surplus() {
         let mut store_view = StoreView::default();
         // The fourth and the fifth have the same bytes.
         let digest = |number: usize| if number == 4 { 5 } else { number };
@@ -198,15 +261,16 @@ mod tests {
             before: vec![choice("mine", 2), choice("mine", 3)],
         };
         store_view.active.note("m", Revision(100), Some(active));
-        for (number, object) in [(3, Some("3")), (4, None), (5, Some("5")), (6, Some("6"))] {
-            let expected = Surplus {
-                key: number.to_string(),
-                revision: Revision(number),
-                object: object.map(String::from),
-            };
-            assert_eq!(store_view.surplus(), Some(expected));
-            store_view.uploads.forget(&number.to_string());
+        let expected = [(3, Some("3")), (4, None), (5, Some("5")), (6, Some("6"))];
+        let expected = expected.map(|(number, object)| SurplusUpload {
+            key: number.to_string(),
+            revision: Revision(number),
+            object: object.map(String::from),
+        });
+        assert_eq!(store_view.surplus(), expected);
+        for upload in expected {
+            store_view.uploads.forget(&upload.key);
         }
-        assert_eq!(store_view.surplus(), None);
+        assert_eq!(store_view.surplus(), []);
     }
 }

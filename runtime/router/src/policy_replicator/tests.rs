@@ -2,38 +2,40 @@
 
 mod away;
 
-use std::{fs, path::Path, sync::OnceLock, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use serde_json::json;
-use signalbox_policy_store::{DirectoryStore, MemoryStore, NatsStore, StoreChange};
 use signalbox_nats::{NatsConfig, NatsConnection};
 use signalbox_policy_host::{
-    Decision, PolicyEngine, PolicyLimits, PolicyRecord, builtin_policies, trial_requests,
+    Decision, PolicyEngine, PolicyLimits, PolicyRegistry, RegistryError, builtin_policies, trial_requests,
 };
+use signalbox_policy_store::{DirectoryStore, MemoryStore, NatsStore, SharedStore, StoreError};
 use signalbox_test_servers::NatsServer;
 use tempfile::TempDir;
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 use super::{entries::UploadEntry, *};
 
 const MODEL: &str = "org/model v1:8b";
-/// Only ends a test that would hang.
+/// Fails a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a router has of policies. Dropped, it stops, as a process does.
+/// The policies of a router, on an arbiter of their own. It stops when dropped, as a process does.
 struct Router {
-    replicator: PolicyReplicator,
-    follower: JoinHandle<()>,
+    replicator: PolicyReplicatorHandle,
+    arbiter: Arbiter,
 }
 
 impl Router {
     fn start(store: Arc<dyn SharedStore>) -> Self {
-        let replicator = PolicyReplicator::new(registry(), store);
-        let follower = tokio::spawn(replicator.clone().follow());
-        Self { replicator, follower }
+        let arbiter = Arbiter::new();
+        let replicator = PolicyReplicatorHandle::start(registry(), store, &arbiter.handle());
+        Self { replicator, arbiter }
     }
 
     fn registry(&self) -> &PolicyRegistry {
@@ -53,41 +55,48 @@ impl Router {
         self.replicator.activate(MODEL, policy, None, None).await
     }
 
+    /// Activates a policy, provided that the present choice has this revision.
+    async fn replace(&self, policy: &str, present: u64) -> Result<PolicyChange, PolicyChangeError> {
+        self.replicator.activate(MODEL, policy, None, Some(present)).await
+    }
+
+    async fn revision(&self) -> u64 {
+        self.replicator.revision(MODEL).await.unwrap()
+    }
+
     /// Waits until a choice of this revision decides here.
     async fn reaches(&self, label: &str, revision: u64) {
-        let there = || self.decides() == label && self.replicator.revision(MODEL) == revision;
-        eventually(there, || {
-            format!("{} at {}", self.decides(), self.replicator.revision(MODEL))
-        })
-        .await;
+        let wanted = (label.to_owned(), revision);
+        eventually(wanted, async || (self.decides(), self.revision().await)).await;
     }
 }
 
 impl Drop for Router {
     fn drop(&mut self) {
-        self.follower.abort();
+        self.arbiter.stop();
     }
 }
 
-/// The registry tells nobody of a change: runners look at each decision.
-async fn eventually(mut there: impl FnMut() -> bool, instead: impl Fn() -> String) {
+/// Waits until `read` returns `wanted`. It polls, because the registry announces no changes.
+async fn eventually<T: PartialEq + std::fmt::Debug>(wanted: T, read: impl AsyncFn() -> T) {
     let wait = async {
-        while !there() {
+        while read().await != wanted {
             sleep(Duration::from_millis(1)).await;
         }
     };
-    assert!(timeout(PATIENCE, wait).await.is_ok(), "still {}", instead());
+    if timeout(PATIENCE, wait).await.is_err() {
+        panic!("{:?} instead of {wanted:?}", read().await);
+    }
 }
 
-/// Of the process's one engine.
+/// A registry on the process's one engine.
 fn registry() -> PolicyRegistry {
     static ENGINE: OnceLock<PolicyEngine> = OnceLock::new();
     let engine = ENGINE.get_or_init(|| PolicyEngine::new(PolicyLimits::default()).unwrap());
     PolicyRegistry::new(engine.clone(), "round-robin").unwrap()
 }
 
-/// The bytes of `kv-aware`, and as many others that decide the same as there are salts: a custom section has no
-/// meaning.
+/// The bytes of `kv-aware` with a custom section, which changes its digest and not its decisions.
 fn component(salt: u8) -> Vec<u8> {
     let (_, wasm) = builtin_policies()[1];
     [wasm, &[0, 3, 1, b's', salt]].concat()
@@ -109,14 +118,15 @@ fn conflict<T: std::fmt::Debug>(outcome: Result<T, PolicyChangeError>) -> String
     }
 }
 
-/// What holds for routers on any store; `store` gives each router its way to the same one.
+/// What holds for routers that share a store of any kind. `store` opens the same store for each router.
 async fn routers_agree(store: impl AsyncFn() -> Arc<dyn SharedStore>) {
     let (a, b) = (Router::start(store().await), Router::start(store().await));
     what_is_activated_at_one_decides_at_the_other(&a, &b).await;
-    one_who_looked_at_something_else_is_told(&a, &b).await;
+    an_activation_that_expects_another_revision_is_refused(&a, &b).await;
     a_rollback_goes_back_everywhere(&a, &b).await;
-    of_two_who_race_one_wins_everywhere(&a, &b).await;
-    one_who_comes_late_catches_up(&a, &Router::start(store().await)).await;
+    of_two_racing_activations_one_wins_everywhere(&a, &b).await;
+    of_two_racing_activations_at_one_router_one_wins(&a).await;
+    a_router_that_starts_late_catches_up(&a, &Router::start(store().await)).await;
     drop(b);
     let change = a.activate("mine").await.unwrap();
     let again = Router::start(store().await);
@@ -125,7 +135,7 @@ async fn routers_agree(store: impl AsyncFn() -> Arc<dyn SharedStore>) {
 
 async fn what_is_activated_at_one_decides_at_the_other(a: &Router, b: &Router) {
     assert_eq!(
-        (a.decides().as_str(), a.replicator.revision(MODEL)),
+        (a.decides().as_str(), a.revision().await),
         ("round-robin@1.0.0", 0)
     );
     let record = a.upload("mine", component(1)).await.unwrap();
@@ -139,7 +149,7 @@ async fn what_is_activated_at_one_decides_at_the_other(a: &Router, b: &Router) {
     assert_eq!(&*change.before.label, "round-robin@1.0.0");
     assert_eq!(&*change.active.label, "mine@1.0.0");
     assert_eq!(
-        (a.decides(), a.replicator.revision(MODEL)),
+        (a.decides(), a.revision().await),
         ("mine@1.0.0".into(), change.revision)
     );
     let began = Instant::now();
@@ -157,8 +167,8 @@ async fn what_is_activated_at_one_decides_at_the_other(a: &Router, b: &Router) {
     );
 }
 
-async fn one_who_looked_at_something_else_is_told(a: &Router, b: &Router) {
-    let looked_at = b.replicator.revision(MODEL);
+async fn an_activation_that_expects_another_revision_is_refused(a: &Router, b: &Router) {
+    let outdated = b.revision().await;
     let began = Instant::now();
     let change = a.activate("kv-aware").await.unwrap();
     b.reaches("kv-aware@1.0.0", change.revision).await;
@@ -166,7 +176,7 @@ async fn one_who_looked_at_something_else_is_told(a: &Router, b: &Router) {
         "the activation of a built-in policy took {:?}, there and to the other router",
         began.elapsed()
     );
-    let stale = b.replicator.activate(MODEL, "mine", None, Some(looked_at)).await;
+    let stale = b.replicator.activate(MODEL, "mine", None, Some(outdated)).await;
     let message = conflict(stale);
     let revision = change.revision.to_string();
     assert!(
@@ -202,9 +212,13 @@ async fn a_rollback_goes_back_everywhere(a: &Router, b: &Router) {
     assert!(conflict(a.replicator.rollback("never chosen").await).contains("never chosen"));
 }
 
-async fn of_two_who_race_one_wins_everywhere(a: &Router, b: &Router) {
+async fn of_two_racing_activations_one_wins_everywhere(a: &Router, b: &Router) {
     for _ in 0..10 {
-        let (by_a, by_b) = tokio::join!(a.activate("replica-synced"), b.activate("kv-aware"));
+        let present = a.revision().await;
+        let (by_a, by_b) = tokio::join!(
+            a.replace("replica-synced", present),
+            b.replace("kv-aware", present)
+        );
         let change = match (by_a, by_b) {
             (Ok(change), lost) | (lost, Ok(change)) => {
                 conflict(lost);
@@ -217,7 +231,25 @@ async fn of_two_who_race_one_wins_everywhere(a: &Router, b: &Router) {
     }
 }
 
-async fn one_who_comes_late_catches_up(a: &Router, late: &Router) {
+async fn of_two_racing_activations_at_one_router_one_wins(a: &Router) {
+    for _ in 0..3 {
+        let present = a.revision().await;
+        let outcomes = tokio::join!(
+            a.replace("replica-synced", present),
+            a.replace("kv-aware", present)
+        );
+        let change = match outcomes {
+            (Ok(change), lost) | (lost, Ok(change)) => {
+                conflict(lost);
+                change
+            }
+            neither => panic!("{neither:?}"),
+        };
+        a.reaches(&change.active.label, change.revision).await;
+    }
+}
+
+async fn a_router_that_starts_late_catches_up(a: &Router, late: &Router) {
     let second = a.upload("mine", component(2)).await.unwrap();
     assert_eq!(second.version, format!("1.0.0+{}", &second.digest[..8]));
     let change = a.activate("mine").await.unwrap();
@@ -227,7 +259,7 @@ async fn one_who_comes_late_catches_up(a: &Router, late: &Router) {
         let records = router.registry().list();
         records
             .into_iter()
-            .map(|it| (it.name, it.version, it.digest))
+            .map(|record| (record.name, record.version, record.digest))
             .collect()
     };
     assert_eq!(labels(late), labels(a));
@@ -235,7 +267,7 @@ async fn one_who_comes_late_catches_up(a: &Router, late: &Router) {
     late.reaches("mine@1.0.0", change.revision).await;
 }
 
-#[tokio::test]
+#[actix_rt::test]
 async fn routers_agree_in_one_process() {
     let store = MemoryStore::new();
     routers_agree(async || store.clone() as Arc<dyn SharedStore>).await;
@@ -250,31 +282,31 @@ async fn connect(server: &NatsServer) -> Arc<dyn SharedStore> {
     NatsStore::start(connection, "test")
 }
 
-#[tokio::test]
+#[actix_rt::test]
 async fn routers_agree_over_nats() {
     let server = NatsServer::started();
     routers_agree(async || connect(&server).await).await;
 }
 
-#[tokio::test]
+#[actix_rt::test]
 async fn a_folder_keeps_what_was_chosen_over_a_restart() {
     let folder = TempDir::new().unwrap();
     let open = || DirectoryStore::open(folder.path()).unwrap();
     let router = Router::start(open());
     router.upload("mine", component(1)).await.unwrap();
     let change = router.activate("mine").await.unwrap();
-    let replicator = Arc::downgrade(&router.replicator.0);
     drop(router);
-    // The folder is free once nothing of the router is left.
-    eventually(|| replicator.strong_count() == 0, || "running".into()).await;
+    // The folder is free once the router's arbiter has stopped.
+    let is_free = async || DirectoryStore::open(folder.path()).is_ok();
+    eventually(true, is_free).await;
     let router = Router::start(open());
     router.reaches("mine@1.0.0", change.revision).await;
     let back = router.replicator.rollback(MODEL).await.unwrap();
     assert_eq!(&*back.active.label, "round-robin@1.0.0");
 }
 
-#[tokio::test]
-async fn entries_of_others_that_mean_nothing_here_change_nothing() {
+#[actix_rt::test]
+async fn unreadable_and_unknown_entries_change_nothing() {
     let store = MemoryStore::new();
     let a = Router::start(store.clone());
     let key = Subject::Active { model: MODEL.into() }.key();
@@ -283,15 +315,15 @@ async fn entries_of_others_that_mean_nothing_here_change_nothing() {
         .set("shadow/m", "{}".into(), Revision::ABSENT)
         .await
         .unwrap();
-    eventually(|| a.replicator.revision(MODEL) == first.0, || a.decides()).await;
+    eventually(first.0, async || a.revision().await).await;
     assert_eq!(a.decides(), "round-robin@1.0.0");
     assert!(conflict(a.replicator.activate(MODEL, "kv-aware", None, Some(0)).await).contains("unreadable"));
-    // A built-in policy of another release: it is named by its digest, not by its name.
+    // A built-in policy of another release: its digest counts, not its name.
     let digest = "0".repeat(64);
     let foreign = json!({"policy": "kv-aware", "version": "9.0.0", "digest": digest, "settings": {}});
     let second = store.set(&key, foreign.to_string().into(), first).await.unwrap();
-    eventually(|| a.replicator.revision(MODEL) == second.0, || a.decides()).await;
-    // It can be replaced by one that is understood.
+    eventually(second.0, async || a.revision().await).await;
+    // An activation replaces it.
     let change = a.activate("kv-aware").await.unwrap();
     assert_eq!(
         (&*change.before.label, &*change.active.label),
@@ -299,8 +331,8 @@ async fn entries_of_others_that_mean_nothing_here_change_nothing() {
     );
 }
 
-#[tokio::test]
-async fn a_quarantine_is_each_routers_own_and_a_rollback_passes_it_by() {
+#[actix_rt::test]
+async fn a_quarantine_is_local_and_a_rollback_skips_the_quarantined_policy() {
     let store = MemoryStore::new();
     let (a, b) = (Router::start(store.clone()), Router::start(store));
     a.activate("kv-aware").await.unwrap();
@@ -315,7 +347,7 @@ async fn a_quarantine_is_each_routers_own_and_a_rollback_passes_it_by() {
     }
     assert_eq!(a.decides(), "kv-aware@1.0.0");
     assert_eq!(
-        (b.decides(), b.replicator.revision(MODEL)),
+        (b.decides(), b.revision().await),
         ("trap@1.0.0".into(), trap.revision)
     );
     assert!(conflict(a.activate("trap").await).contains("quarantine"));
@@ -326,8 +358,8 @@ async fn a_quarantine_is_each_routers_own_and_a_rollback_passes_it_by() {
     b.reaches("kv-aware@1.0.0", back.revision).await;
 }
 
-#[tokio::test]
-async fn what_is_refused_reaches_no_other_router() {
+#[actix_rt::test]
+async fn a_refused_change_does_not_reach_the_store() {
     let store = MemoryStore::new();
     let a = Router::start(store.clone());
     let broken = a.upload("mine", b"no component".to_vec()).await;
@@ -362,8 +394,8 @@ async fn what_is_refused_reaches_no_other_router() {
     assert_eq!(watch.next().await, StoreChange::Complete);
 }
 
-#[tokio::test]
-async fn old_uploads_nobody_needs_make_room_for_new_ones() {
+#[actix_rt::test]
+async fn old_unused_uploads_make_room_for_new_ones() {
     let store = MemoryStore::new();
     let mut old = Vec::new();
     for number in 0..50 {
@@ -378,22 +410,16 @@ async fn old_uploads_nobody_needs_make_room_for_new_ones() {
             settings: Default::default(),
             uploaded_unix_ms: number,
         };
-        let subject = Subject::Upload {
-            name: "old".into(),
-            digest: digest.clone(),
-        };
-        let revision = store
-            .set(&subject.key(), entry.to_value(), Revision::ABSENT)
-            .await
-            .unwrap();
-        old.push((subject.key(), digest, revision));
+        let key = entry.subject().key();
+        store.set(&key, entry.to_value(), Revision::ABSENT).await.unwrap();
+        old.push((key, digest));
     }
+    let last = Subject::active(MODEL).key();
+    let last = store.set(&last, "{}".into(), Revision::ABSENT).await.unwrap();
     let a = Router::start(store.clone());
-    let (last, _, revision) = &old[49];
-    let seen = || a.replicator.0.store_view.lock().uploads.revision(last) == *revision;
-    eventually(seen, || "unseen".into()).await;
+    eventually(last.0, async || a.revision().await).await;
     a.upload("mine", component(1)).await.unwrap();
-    for (number, (key, digest, _)) in old.iter().enumerate() {
+    for (number, (key, digest)) in old.iter().enumerate() {
         let kept = (
             store.get(key).await.unwrap().is_some(),
             store.get_object(digest).await.is_ok(),

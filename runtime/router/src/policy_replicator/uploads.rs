@@ -1,41 +1,44 @@
-//! Components on their way to all routers and from them.
+//! Uploads of this router on their way to the store, and the removal of old ones.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use signalbox_policy_store::{Revision, StoreError};
 use signalbox_policy_host::PolicyRecord;
+use signalbox_policy_store::{Revision, StoreError};
 
 use super::{
-    PolicyChangeError, PolicyReplicator, blocking,
-    entries::{Subject, UploadEntry, object},
+    Upload,
+    change::PolicyChangeError,
+    entries::{UploadEntry, object},
+    io::{PolicyIo, blocking},
+    store_view::SurplusUpload,
 };
 
-/// How often an upload is tried that others of the same component are faster than.
-const UPLOAD_ATTEMPTS: usize = 3;
+/// Attempts to announce an upload while other routers announce the same component.
+const ANNOUNCE_ATTEMPTS: usize = 3;
 
-impl PolicyReplicator {
-    /// Admits a component, stores it for all routers, and says whether it is new here. `settings` are a JSON object,
-    /// or empty for the defaults.
-    ///
-    /// # Errors
-    /// It is not admitted, or the store is away; then it is known here alone, and cannot be activated.
-    pub async fn upload(
-        &self,
-        name: String,
-        wasm: Bytes,
-        settings: String,
-    ) -> Result<(PolicyRecord, bool), PolicyChangeError> {
-        let (registry, component) = (self.0.registry.clone(), wasm.clone());
-        let (record, known_before) = blocking(move || {
+/// A component that the registry has admitted and whose object is in the store.
+#[derive(Debug)]
+pub(super) struct AdmittedUpload {
+    pub(super) record: PolicyRecord,
+    /// Whether the registry had no such component before.
+    pub(super) is_new: bool,
+    pub(super) entry: UploadEntry,
+}
+
+impl PolicyIo {
+    /// Admits a component here and stores its object for all routers.
+    pub(super) async fn admit(&self, upload: Upload) -> Result<AdmittedUpload, PolicyChangeError> {
+        let Upload { name, wasm, settings } = upload;
+        let (registry, component) = (self.registry.clone(), wasm.clone());
+        let (record, is_new) = blocking(move || {
             let before = registry.list();
             let record = registry.upload(&name, &component, &settings)?;
             let same = |known: &PolicyRecord| (&known.name, &known.digest) == (&record.name, &record.digest);
-            let known_before = before.iter().any(same);
-            Ok((record, known_before))
+            let is_new = !before.iter().any(same);
+            Ok((record, is_new))
         })
         .await?;
-        self.0.store.put_object(wasm).await?;
+        self.store.put_object(wasm).await?;
         let entry = UploadEntry {
             name: record.name.clone(),
             version: record.version.clone(),
@@ -43,67 +46,59 @@ impl PolicyReplicator {
             settings: object(record.settings.clone()),
             uploaded_unix_ms: unix_ms(),
         };
-        self.announce(entry).await?;
-        self.make_room().await;
-        Ok((record, !known_before))
+        Ok(AdmittedUpload {
+            record,
+            is_new,
+            entry,
+        })
     }
 
-    /// Tells all routers of an upload whose object is in the store.
-    async fn announce(&self, entry: UploadEntry) -> Result<(), PolicyChangeError> {
-        let _turn = self.0.turn.lock().await;
-        let (name, digest) = (entry.name.clone(), entry.digest.clone());
-        let key = Subject::Upload { name, digest }.key();
-        let mut expected = self.0.store_view.lock().uploads.revision(&key);
-        for attempt in 1.. {
-            match self.0.store.set(&key, entry.to_value(), expected).await {
-                Ok(revision) => {
-                    let uploads = &mut self.0.store_view.lock().uploads;
-                    uploads.note(&key, revision, Some(entry));
-                    uploads.followed(&key, revision);
-                    break;
-                }
-                Err(StoreError::Conflict { .. }) if attempt < UPLOAD_ATTEMPTS => {
-                    let present = self.0.store.get(&key).await?;
+    /// Writes the entry of an upload to the store, over whatever is there.
+    pub(super) async fn announce(
+        &self,
+        entry: &UploadEntry,
+        known: Revision,
+    ) -> Result<Revision, PolicyChangeError> {
+        let key = entry.subject().key();
+        let mut expected = known;
+        for _ in 1..ANNOUNCE_ATTEMPTS {
+            match self.store.set(&key, entry.to_value(), expected).await {
+                Err(StoreError::Conflict { .. }) => {
+                    let present = self.store.get(&key).await?;
                     expected = present.map_or(Revision::ABSENT, |present| present.revision);
                 }
-                Err(error) => return Err(error.into()),
+                outcome => return Ok(outcome?),
             }
         }
-        Ok(())
+        Ok(self.store.set(&key, entry.to_value(), expected).await?)
     }
 
-    /// Removes the oldest uploads that nobody needs from the store. What fails is left for the next upload.
-    async fn make_room(&self) {
-        loop {
-            let surplus = self.0.store_view.lock().surplus();
-            let Some(surplus) = surplus else { return };
-            if let Err(error) = self.0.store.remove(&surplus.key, surplus.revision).await {
-                return tracing::debug!(key = surplus.key, %error, "an old policy stays in the store for now");
+    /// Removes uploads from the store, and returns the keys of those removed. It stops at the first failure: the rest
+    /// stays until the next upload.
+    pub(super) async fn remove_surplus(&self, surplus: Vec<SurplusUpload>) -> Vec<String> {
+        let mut removed = Vec::new();
+        for SurplusUpload {
+            key,
+            revision,
+            object,
+        } in surplus
+        {
+            if let Err(error) = self.store.remove(&key, revision).await {
+                tracing::debug!(key, %error, "an old policy stays in the store for now");
+                break;
             }
             tracing::info!(
-                key = surplus.key,
-                "policy removed from the store to make room for newer ones"
+                key,
+                "a policy was removed from the store to make room for newer ones"
             );
-            self.0.store_view.lock().uploads.forget(&surplus.key);
-            if let Some(digest) = surplus.object
-                && let Err(error) = self.0.store.remove_object(&digest).await
+            removed.push(key);
+            if let Some(digest) = object
+                && let Err(error) = self.store.remove_object(&digest).await
             {
                 tracing::debug!(digest, %error, "the object of an old policy stays in the store");
             }
         }
-    }
-
-    /// Admits what was uploaded to another router.
-    pub(super) async fn fetch(
-        &self,
-        name: &str,
-        version: &str,
-        digest: &str,
-        settings: String,
-    ) -> Result<(), PolicyChangeError> {
-        let wasm = self.0.store.get_object(digest).await?;
-        let (registry, name, version) = (self.0.registry.clone(), name.to_owned(), version.to_owned());
-        blocking(move || registry.restore(&name, &version, &wasm, &settings).map(drop)).await
+        removed
     }
 }
 
