@@ -1,7 +1,7 @@
 //! `/live`, `/ready` and `/health`: whether the process runs, whether it can take traffic, and which workers it has.
 //!
-//! `/ready` and `/health` report the status of NATS and etcd, but do not depend on it: a router goes on serving with the
-//! workers and KV blocks it already has while both are down.
+//! `/ready` and `/health` report the status of NATS and etcd, but do not depend on it: a router goes on serving with
+//! the workers and KV blocks it already has while both are down.
 
 use std::collections::{BTreeMap, BTreeSet};
 

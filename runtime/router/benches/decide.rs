@@ -1,9 +1,9 @@
-//! The cost of a whole decision: look up the prompt's blocks, fill the candidates' columns, call the policy, check its answer,
-//! reserve the load. `cargo bench --package signalbox-router [-- POLICY… WORKERS… large]`.
+//! The cost of a whole decision: look up the prompt's blocks, fill the candidates' columns, call the policy, check
+//! its answer, reserve the load. `cargo bench --package signalbox-router [-- POLICY… WORKERS… large]`.
 //!
-//! Each figure is the lowest of several medians, because other work on the machine only ever makes a median higher. Arguments
-//! that name policies or numbers of workers limit the bench to them. `large` adds a run in which 1,024 workers hold 100,000
-//! blocks each; it takes some gigabytes of memory.
+//! Each figure is the lowest of several medians, because other work on the machine only ever makes a median higher.
+//! Arguments that name policies or numbers of workers limit the bench to them. `large` adds a run in which 1,024
+//! workers hold 100,000 blocks each; it takes some gigabytes of memory.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 

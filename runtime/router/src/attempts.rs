@@ -1,8 +1,8 @@
 //! The attempts of one request, as a pure state: which workers failed it, and whether to try another one.
 //!
-//! `replica.rs` decides, sends and waits. It reports each attempt that brought no answer here, and performs the step that
-//! comes back. With the first bytes of an answer the attempts are over: a request never moves after them, and a
-//! later failure is the last item of its [`AnswerStream`](crate::AnswerStream).
+//! `replica.rs` decides, sends and waits. It reports each attempt that brought no answer here, and performs the step
+//! that comes back. With the first bytes of an answer the attempts are over: a request never moves after them,
+//! and a later failure is the last item of its [`AnswerStream`](crate::AnswerStream).
 
 use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{ErrorKind, WireError};

@@ -1,5 +1,5 @@
-//! For benches: a whole decision among any number of workers that exist only in the tables. No bench could start a thousand
-//! workers.
+//! For benches: a whole decision among any number of workers that exist only in the tables. No bench could start a
+//! thousand workers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,8 +22,8 @@ use crate::{
 
 const BLOCK_SIZE: u32 = 16;
 
-/// An answer that began with the bytes `first`, as [`ReplicaHandle`](crate::ReplicaHandle) returns it. Its deadline is an
-/// hour away. Needs a tokio runtime.
+/// An answer that began with the bytes `first`, as [`ReplicaHandle`](crate::ReplicaHandle) returns it. Its deadline
+/// is an hour away. Needs a tokio runtime.
 pub fn answer(first: Bytes, response: ResponseStream) -> AnswerStream {
     let reservation = LoadTable::default().reserve(WorkerSlot(0), 1, 1);
     AnswerStream::new(
@@ -47,7 +47,8 @@ pub struct BenchRouter {
 }
 
 impl BenchRouter {
-    /// A model with this number of workers. The default policy of `policies` decides, and `in_flight` requests stay reserved.
+    /// A model with this number of workers. The default policy of `policies` decides, and `in_flight` requests stay
+    /// reserved.
     ///
     /// # Errors
     /// None: the names `worker-0`, `worker-1`, … are valid.
@@ -124,8 +125,8 @@ impl BenchRouter {
         (stats.bytes, stats.memberships)
     }
 
-    /// Decides on a prompt of these blocks. Returns the chosen worker's number and its overlap in blocks, or `None` if no worker
-    /// can take the request.
+    /// Decides on a prompt of these blocks. Returns the chosen worker's number and its overlap in blocks, or `None`
+    /// if no worker can take the request.
     pub fn decide(&mut self, blocks: &[SequenceHash]) -> Option<(u32, u32)> {
         let demand = Demand {
             prompt_tokens: blocks.len() as u32 * BLOCK_SIZE + 3,

@@ -19,11 +19,11 @@ pub(crate) enum NoCandidate {
     Busy,
 }
 
-/// Fills `columns` with a row for each worker that can take the request now, and `rows` with the place of each row's worker
-/// in `workers`.
+/// Fills `columns` with a row for each worker that can take the request now, and `rows` with the place of each row's
+/// worker in `workers`.
 ///
-/// A worker is left out if it has as many requests as it takes, or if `may_use` returns false for it: its link is down, or
-/// it already failed this request. `None` allows every worker.
+/// A worker is left out if it has as many requests as it takes, or if `may_use` returns false for it: its link is
+/// down, or it already failed this request. `None` allows every worker.
 pub(crate) fn assemble(
     workers: &ReadyWorkers,
     load: &LoadTable,
@@ -51,8 +51,8 @@ pub(crate) fn assemble(
     }
 }
 
-/// Fills `columns` with a row for each worker. Each pass walks few columns, so that its pointers stay in registers and the
-/// compiler turns much of it into vector instructions.
+/// Fills `columns` with a row for each worker. Each pass walks few columns, so that its pointers stay in registers
+/// and the compiler turns much of it into vector instructions.
 fn fill(workers: &ReadyWorkers, load: &LoadTable, overlaps: &OverlapScores, columns: &mut Candidates) {
     columns.resize(workers.len());
     let WorkerColumns { slots, kv_blocks, .. } = workers.columns();
@@ -75,8 +75,8 @@ fn fill(workers: &ReadyWorkers, load: &LoadTable, overlaps: &OverlapScores, colu
     }
 }
 
-/// Fills `column` with the overlaps of the workers in `slots`. `overlaps` is empty if no worker holds a block on that tier,
-/// which is usual for host and disk.
+/// Fills `column` with the overlaps of the workers in `slots`. `overlaps` is empty if no worker holds a block on that
+/// tier, which is usual for host and disk.
 fn gather(overlaps: &[u32], slots: &[u32], column: &mut [u32]) {
     if overlaps.is_empty() {
         return column.fill(0);
@@ -86,8 +86,8 @@ fn gather(overlaps: &[u32], slots: &[u32], column: &mut [u32]) {
     }
 }
 
-/// Whether a worker has as many requests as it takes. The loop does not stop at the first such worker, so that the compiler
-/// turns it into vector instructions.
+/// Whether a worker has as many requests as it takes. The loop does not stop at the first such worker, so that the
+/// compiler turns it into vector instructions.
 fn any_busy(requests: &[u32], most_requests: &[u32]) -> bool {
     requests
         .iter()

@@ -88,8 +88,8 @@ impl Decider {
         }
     }
 
-    /// Chooses one of `model`'s workers and reserves the request's load there. `may_use` limits the choice; `None` allows
-    /// every worker.
+    /// Chooses one of `model`'s workers and reserves the request's load there. `may_use` limits the choice; `None`
+    /// allows every worker.
     pub(crate) fn decide(
         &mut self,
         model: &ModelEntry,

@@ -17,8 +17,8 @@ pub(crate) struct Links {
     by_slot: Vec<Option<(WorkerEpoch, LinkHandle)>>,
     /// Counts the changes of state of all these links.
     changes: StateChanges,
-    /// The last answer of [`Links::are_all_usable`], and the count of changes it was computed at; `None` after a link was
-    /// opened or closed.
+    /// The last answer of [`Links::are_all_usable`], and the count of changes it was computed at; `None` after a link
+    /// was opened or closed.
     all_usable: Cell<Option<(u64, bool)>>,
 }
 
@@ -81,7 +81,8 @@ impl Links {
         }
     }
 
-    /// Whether every link is usable. That is the usual case, and a decision then skips [`Links::is_usable`] for each worker.
+    /// Whether every link is usable. That is the usual case, and a decision then skips [`Links::is_usable`] for each
+    /// worker.
     pub(crate) fn are_all_usable(&self) -> bool {
         let changes = self.changes.count();
         if let Some((_, all)) = self.all_usable.get().filter(|(count, _)| *count == changes) {

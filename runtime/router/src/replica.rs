@@ -1,8 +1,8 @@
 //! The router replica of one HTTP thread.
 //!
 //! [`RouterReplica`] is an actor on the thread's arbiter: the roster notifies it of changes, and it keeps one link to
-//! every worker. Requests do not queue in its mailbox: [`ReplicaHandle::route`] works on the replica's state directly, on
-//! the same thread, so that a decision costs no hop.
+//! every worker. Requests do not queue in its mailbox: [`ReplicaHandle::route`] works on the replica's state
+//! directly, on the same thread, so that a decision costs no hop.
 
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
@@ -109,8 +109,8 @@ impl ReplicaHandle {
     /// worker that fails, or that refuses the request for lack of room, is replaced by another one.
     ///
     /// # Errors
-    /// No worker serves the model, none can take the request, the worker refused it, or the deadline passed: each as the
-    /// client is to receive it.
+    /// No worker serves the model, none can take the request, the worker refused it, or the deadline passed: each as
+    /// the client is to receive it.
     pub async fn route(&self, request: RouteRequest) -> Result<RoutedAnswer, WireError> {
         self.state.route(request).await
     }

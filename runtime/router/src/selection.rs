@@ -7,8 +7,9 @@ const STRETCH: usize = 64;
 
 /// The row of the candidate that gets the request: the policy's pick, or the row with the lowest cost.
 ///
-/// `seed` is the request's seed and breaks ties: among rows of equal lowest cost each seed names one, and over many seeds
-/// every such row is named equally often. The result depends on the arguments alone, so a recorded decision replays.
+/// `seed` is the request's seed and breaks ties: among rows of equal lowest cost each seed names one, and over many
+/// seeds every such row is named equally often. The result depends on the arguments alone, so a recorded decision
+/// replays.
 ///
 /// `None` if the pick is no row (P-1) or every cost is infinite.
 pub(crate) fn select_row(decision: &Decision, candidates: usize, seed: u64) -> Option<usize> {

@@ -22,7 +22,8 @@ struct Rig {
 }
 
 impl Rig {
-    /// With one worker at each address, in the slots from 0 on. Each takes two requests, of which the steering holds one.
+    /// With one worker at each address, in the slots from 0 on. Each takes two requests, of which the steering holds
+    /// one.
     fn new(addresses: &[&str], links: LinkConfig) -> Self {
         let workers: Vec<_> = (0..)
             .zip(addresses)
