@@ -26,7 +26,7 @@ use crate::{
     load::Reservation,
     roster::{ModelEntry, RosterView, WorkerEntry},
     router::Router,
-    worker_roster::{RosterChanged, RosterListeners},
+    worker_roster::RosterChanged,
 };
 
 #[cfg(test)]
@@ -65,7 +65,8 @@ struct ReplicaState {
 #[derive(Debug)]
 struct RouterReplica {
     state: Rc<ReplicaState>,
-    roster_listeners: RosterListeners,
+    /// Held so that the roster runs for as long as the replica does.
+    router: Router,
 }
 
 impl Actor for RouterReplica {
@@ -73,7 +74,7 @@ impl Actor for RouterReplica {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let changes = ctx.address().recipient();
-        self.roster_listeners.register(changes);
+        self.router.roster_listeners.register(changes);
         self.state.update_links();
     }
 }
@@ -89,15 +90,15 @@ impl Handler<RosterChanged> for RouterReplica {
 impl ReplicaHandle {
     /// Starts this thread's replica. Call it on an arbiter.
     pub fn start(router: Router) -> Self {
-        let policies = router.policies().clone();
+        let (index, load) = (router.index.clone(), router.load.clone());
         let state = Rc::new(ReplicaState {
-            view: router.view,
-            decider: RefCell::new(Decider::new(router.index, router.load, policies)),
-            links: RefCell::new(Links::new(router.links)),
+            view: router.view.clone(),
+            decider: RefCell::new(Decider::new(index, load, router.policies().clone())),
+            links: RefCell::new(Links::new(router.links.clone())),
         });
         let actor = RouterReplica {
             state: state.clone(),
-            roster_listeners: router.roster_listeners,
+            router,
         };
         Self {
             state,
