@@ -6,7 +6,7 @@ PYTHON ?= python3
 MODEL := .local/models/SmolLM2-135M-Instruct.Q4_1.gguf
 VENV := .local/venv
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-# The whole: the router and the real engine. A router alone: `cargo build --release`.
+# The whole: the router and the real engine.
 FEATURES := --features runtime/llama,signalbox-integration-tests/llama,signalbox-http/bench-support
 # This workspace's crates as in a release, on the dependencies that tests use.
 OPTIMISED := --config .cargo/optimised.toml
