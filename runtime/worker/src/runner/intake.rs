@@ -182,8 +182,9 @@ impl Intake {
         let context = u64::from(self.info.context_length);
         if prompt + answer > context {
             let message = format!(
-                "the prompt has {prompt} tokens and max_tokens asks for {answer}, {} in all; the context length is \
-                 {context}; shorten the prompt or lower max_tokens",
+                // Client libraries look for "this model's maximum context length is".
+                "the prompt has {prompt} tokens and max_tokens asks for {answer}, {} in all; this model's maximum \
+                 context length is {context} tokens; shorten the prompt or lower max_tokens",
                 prompt + answer
             );
             return Err(WireError {
