@@ -52,7 +52,7 @@ pub(crate) enum ChildReport {
     /// This part of its model is loaded.
     Loading { name: String, percent: u8 },
     /// The child takes requests.
-    Ready,
+    Ready { name: String },
     /// The child exited before it ever took requests.
     NeverStarted { name: String, reason: String },
     /// The child exited after it took requests, and will be started again.
@@ -117,7 +117,8 @@ impl ChildWorker {
                     *has_started = true;
                     self.workers.add(own.clone()).await;
                     address = Some(own);
-                    self.report(ChildReport::Ready).await;
+                    let name = self.settings.name.to_string();
+                    self.report(ChildReport::Ready { name }).await;
                 }
                 Ok(ChildNotice::Failed { reason: own }) => reason = Some(own),
                 Err(error) => {

@@ -1,7 +1,7 @@
 //! `runtime up`: a router and its workers on this machine, with nothing else to install or start.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -82,6 +82,8 @@ pub(crate) async fn run(settings: UpSettings, log: LogSettings) -> anyhow::Resul
             }
         } => Err(error),
     };
+    // Nobody reads reports any more, and a child that waits to send one would not see that it is to stop.
+    drop(received);
     // The router stops first: the answers of its clients come from the children.
     process.stop().await;
     stop.cancel();
@@ -129,7 +131,8 @@ fn greet(address: SocketAddr, model: &str, took: Duration) {
 struct Progress {
     workers: usize,
     percent: BTreeMap<String, u8>,
-    ready: usize,
+    /// The names of the children that take requests.
+    ready: BTreeSet<String>,
     was_announced: bool,
 }
 
@@ -138,7 +141,7 @@ impl Progress {
         Self {
             workers,
             percent: BTreeMap::new(),
-            ready: 0,
+            ready: BTreeSet::new(),
             was_announced: false,
         }
     }
@@ -153,10 +156,10 @@ impl Progress {
                     console::line(format_args!("loading      {name} {percent} %"));
                 }
             }
-            ChildReport::Ready => self.ready += 1,
+            ChildReport::Ready { name } => _ = self.ready.insert(name),
             ChildReport::NeverStarted { name, reason } => bail!("{name} cannot start: {reason}"),
             ChildReport::Exited { name, reason } => {
-                self.ready -= 1;
+                self.ready.remove(&name);
                 console::line(format_args!(
                     "worker       {name} exited: {reason}; starting it again"
                 ));
@@ -167,8 +170,41 @@ impl Progress {
 
     /// Returns true once: when all workers are ready for the first time.
     fn all_ready(&mut self) -> bool {
-        let is_first = self.ready == self.workers && !self.was_announced;
+        let is_first = self.ready.len() == self.workers && !self.was_announced;
         self.was_announced |= is_first;
         is_first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(name: &str) -> ChildReport {
+        ChildReport::Ready { name: name.into() }
+    }
+
+    fn exited(name: &str) -> ChildReport {
+        let (name, reason) = (name.into(), "killed".into());
+        ChildReport::Exited { name, reason }
+    }
+
+    #[test]
+    fn a_child_that_exits_twice_before_it_is_ready_again_counts_once() {
+        let mut progress = Progress::new(2);
+        for report in [
+            ready("a"),
+            exited("a"),
+            exited("a"),
+            ready("b"),
+            exited("b"),
+            ready("b"),
+        ] {
+            progress.take(report).unwrap();
+            assert!(!progress.all_ready());
+        }
+        progress.take(ready("a")).unwrap();
+        assert!(progress.all_ready());
+        assert!(!progress.all_ready(), "it is announced once");
     }
 }

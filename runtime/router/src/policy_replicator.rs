@@ -33,7 +33,7 @@ use change::{PlannedChoice, WrittenChoice};
 use entries::{ActiveEntry, ChosenPolicy, Subject};
 use follow_queue::{FollowQueue, FollowStep};
 use io::{FollowFailure, PolicyIo, PreparedChoice};
-use store_view::StoreView;
+use store_view::{FollowedRevisions, StoreView};
 use uploads::AdmittedUpload;
 
 pub use change::{PolicyChange, PolicyChangeError};
@@ -58,9 +58,6 @@ pub(crate) struct PolicyReplicator {
     /// Whether an entry of the queue is being followed. One at a time, so that all routers give uploads the same
     /// versions.
     is_following: bool,
-    /// Changes of this router on their way to the store. No entry is followed meanwhile: the watch may deliver a change
-    /// before the store's answer to it arrives here.
-    writes_in_flight: usize,
     /// Wakes the actor when the next failed entry is due again.
     retry_timer: Option<SpawnHandle>,
 }
@@ -104,13 +101,12 @@ struct ReadRevision {
 type Answer<T> = ResponseActFuture<PolicyReplicator, Result<T, PolicyChangeError>>;
 
 impl PolicyReplicator {
-    fn new(io: PolicyIo) -> Self {
+    fn new(io: PolicyIo, followed: &FollowedRevisions) -> Self {
         Self {
             io,
-            view: StoreView::default(),
+            view: StoreView::new(followed),
             queue: FollowQueue::default(),
             is_following: false,
-            writes_in_flight: 0,
             retry_timer: None,
         }
     }
@@ -156,14 +152,17 @@ impl PolicyReplicator {
         (possible.collect(), self.view.active.revision(model))
     }
 
-    /// Writes a choice to the store and then publishes it here.
+    /// Writes a choice for `model` to the store and then publishes it here. The model's entry is not followed meanwhile:
+    /// the watch may deliver the change before the store's answer to it arrives.
     fn change(
         &mut self,
+        model: &str,
         write: impl Future<Output = Result<WrittenChoice, PolicyChangeError>> + 'static,
     ) -> Answer<PolicyChange> {
-        self.writes_in_flight += 1;
-        Box::pin(write.into_actor(self).map(|written, actor, ctx| {
-            actor.writes_in_flight -= 1;
+        let subject = Subject::active(model);
+        self.queue.hold(subject.clone());
+        Box::pin(write.into_actor(self).map(move |written, actor, ctx| {
+            actor.queue.release(&subject);
             let change = written.and_then(|written| actor.publish(written));
             actor.follow_next(ctx);
             change
@@ -202,10 +201,10 @@ impl PolicyReplicator {
         } = upload;
         let known = self.view.uploads.revision(&entry.subject().key());
         let (io, written) = (self.io.clone(), entry.clone());
-        self.writes_in_flight += 1;
+        self.queue.hold(entry.subject());
         let announced = async move { io.announce(&written, known).await };
         Box::pin(announced.into_actor(self).then(move |announced, actor, ctx| {
-            actor.writes_in_flight -= 1;
+            actor.queue.release(&entry.subject());
             if let Ok(revision) = announced {
                 let key = entry.subject().key();
                 actor.view.uploads.note(&key, revision, Some(entry));
@@ -220,17 +219,17 @@ impl PolicyReplicator {
             let io = actor.io.clone();
             let removed = async move { io.remove_surplus(surplus).await };
             removed.into_actor(actor).map(move |removed, actor, _| {
-                for key in removed {
-                    actor.view.uploads.forget(&key);
+                for (key, revision) in removed {
+                    actor.view.uploads.forget_revision(&key, revision);
                 }
                 announced.map(|_| (record, is_new))
             })
         }))
     }
 
-    /// Starts to follow the next entry that is due, unless one is being followed or a change is being written.
+    /// Starts to follow the next entry that is due, unless one is being followed.
     fn follow_next(&mut self, ctx: &mut Context<Self>) {
-        if self.is_following || self.writes_in_flight > 0 {
+        if self.is_following {
             return;
         }
         while let Some(step) = self.queue.take_due(Instant::now()) {
@@ -346,8 +345,9 @@ impl Handler<Activate> for PolicyReplicator {
     type Result = Answer<PolicyChange>;
 
     fn handle(&mut self, command: Activate, _: &mut Self::Context) -> Self::Result {
+        let model = command.model.clone();
         let (io, plan) = (self.io.clone(), self.plan_activation(command));
-        self.change(async move { io.write_activation(plan?).await })
+        self.change(&model, async move { io.write_activation(plan?).await })
     }
 }
 
@@ -356,7 +356,10 @@ impl Handler<RollBack> for PolicyReplicator {
 
     fn handle(&mut self, RollBack { model }: RollBack, _: &mut Self::Context) -> Self::Result {
         let (io, (earlier, expected)) = (self.io.clone(), self.plan_rollback(&model));
-        self.change(async move { io.write_rollback(model, earlier, expected).await })
+        let subject = model.clone();
+        self.change(&subject, async move {
+            io.write_rollback(model, earlier, expected).await
+        })
     }
 }
 

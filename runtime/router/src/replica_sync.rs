@@ -266,9 +266,10 @@ impl Actor for ReplicaSync {
 
 /// The registered routers, at every change. The stream ends with discovery.
 fn registrations(
-    routers: watch::Receiver<Arc<BTreeMap<RouterId, RouterCard>>>,
+    mut routers: watch::Receiver<Arc<BTreeMap<RouterId, RouterCard>>>,
 ) -> impl Stream<Item = RoutersChange> {
-    stream::unfold((routers, Arc::default()), async |(mut routers, before)| {
+    let present = routers.borrow_and_update().clone();
+    stream::unfold((routers, present), async |(mut routers, before)| {
         routers.changed().await.ok()?;
         let now = routers.borrow_and_update().clone();
         let change = RoutersChange {

@@ -317,10 +317,7 @@ impl Roster {
         let entry = self
             .workers
             .values_mut()
-            .find(|entry| entry.card.address == address)?;
-        if entry.phase != WorkerPhase::Ready {
-            return None;
-        }
+            .find(|entry| entry.card.address == address && entry.phase == WorkerPhase::Ready)?;
         entry.phase = WorkerPhase::Draining;
         Some(entry.card.clone())
     }
@@ -344,8 +341,7 @@ impl Roster {
         let card = self
             .workers
             .values()
-            .find(|entry| entry.card.address == address)
-            .filter(|entry| !entry.listed && may_leave(&entry.card))
+            .find(|entry| entry.card.address == address && !entry.listed && may_leave(&entry.card))
             .map(|entry| entry.card.clone())?;
         self.leave(&card.id, card.epoch);
         Some(card)

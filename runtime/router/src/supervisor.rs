@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -28,7 +29,9 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// Messages that may wait for an actor: actix's default. An actor that needs more sets its own bound when it starts.
 const MAILBOX: usize = 16;
 
-/// Keeps an actor running until the last clone is dropped. Clone = handle.
+/// Starts an actor again whenever it ends, until the last clone is dropped. Clone = handle.
+///
+/// Dropping the last clone does not end the actor itself: that ends with its arbiter, or when its mailbox closes.
 ///
 /// Whenever the actor ends, by a panic or otherwise, another one starts after a short wait. Messages that are sent
 /// during the wait are kept for it; those that the failed actor had not handled are lost.
@@ -79,8 +82,14 @@ async fn supervise<A: Actor<Context = Context<A>>>(
     let mut delay = RESTART_MIN;
     loop {
         let started = Instant::now();
-        let actor = Context::with_receiver(mailbox).into_future(build());
-        let end = actix_rt::spawn(actor).await;
+        // A panic while the actor is built is a failure like any other.
+        let reason = match catch_unwind(AssertUnwindSafe(&mut build)) {
+            Ok(actor) => {
+                let end = actix_rt::spawn(Context::with_receiver(mailbox).into_future(actor)).await;
+                end.map_or_else(|panic| panic.to_string(), |()| "it stopped".into())
+            }
+            Err(_) => "it panicked before it started".into(),
+        };
         let Some(handle) = address.upgrade() else { return };
         let (sender, next_mailbox) = channel(MAILBOX);
         handle.store(Arc::new(Addr::new(sender)));
@@ -89,7 +98,6 @@ async fn supervise<A: Actor<Context = Context<A>>>(
         if started.elapsed() >= STABLE_AFTER {
             delay = RESTART_MIN;
         }
-        let reason = end.map_or_else(|panic| panic.to_string(), |()| "it stopped".into());
         error!(actor = name, reason, retry_in = ?delay, "an actor failed and is started again");
         metrics::counter!("signalbox_actor_restarts_total", "actor" => name).increment(1);
         tokio::time::sleep(delay).await;

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use actix::prelude::*;
+use actix::{WeakRecipient, prelude::*};
 use arc_swap::ArcSwap;
 use futures_util::stream;
 use parking_lot::Mutex;
@@ -62,23 +62,26 @@ pub(crate) struct WorkerRoster {
 pub(crate) struct RosterChanged;
 
 /// The actors that receive [`RosterChanged`]. They are kept apart from the roster's actor, and so outlast its failure.
-/// Clone = handle.
+/// A listener may hold these listeners itself, so they do not keep it running. Clone = handle.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct RosterListeners(Arc<Mutex<Vec<Recipient<RosterChanged>>>>);
+pub(crate) struct RosterListeners(Arc<Mutex<Vec<WeakRecipient<RosterChanged>>>>);
 
 impl RosterListeners {
     /// From now on `listener` receives a [`RosterChanged`] after each change. Read the view after this call.
     pub(crate) fn register(&self, listener: Recipient<RosterChanged>) {
-        self.0.lock().push(listener);
+        self.0.lock().push(listener.downgrade());
     }
 
     fn notify(&self) {
         let mut listeners = self.0.lock();
-        // A closed mailbox belongs to an actor that ended; a full one needs no second hint.
-        listeners.retain(|listener| listener.connected());
-        for listener in listeners.iter() {
-            let _ = listener.try_send(RosterChanged);
-        }
+        listeners.retain(|listener| {
+            // A closed mailbox belongs to an actor that ended; a full one needs no second hint.
+            let listener = listener.upgrade().filter(Recipient::connected);
+            listener.is_some_and(|listener| {
+                let _ = listener.try_send(RosterChanged);
+                true
+            })
+        });
     }
 }
 

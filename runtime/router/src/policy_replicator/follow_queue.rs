@@ -12,9 +12,13 @@ const RETRY: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// The entries that wait to be followed, one revision of each. New entries are due at once, failed ones after a pause
-/// that holds up no other entry.
+/// that holds up no other entry. An entry that this router is changing itself waits for the end of the change.
 #[derive(Debug, Default)]
-pub(super) struct FollowQueue(HashMap<Subject, Waiting>);
+pub(super) struct FollowQueue {
+    waiting: HashMap<Subject, Waiting>,
+    /// How many changes of this router are under way to each entry.
+    held: HashMap<Subject, usize>,
+}
 
 #[derive(Debug)]
 struct Waiting {
@@ -46,20 +50,41 @@ impl FollowQueue {
             due: now,
             retry: RETRY,
         };
-        self.0.insert(subject, waiting);
+        self.waiting.insert(subject, waiting);
     }
 
     /// Drops an entry that was removed from the store.
     pub(super) fn remove(&mut self, subject: &Subject) {
-        self.0.remove(subject);
+        self.waiting.remove(subject);
+    }
+
+    /// Holds an entry back until [`FollowQueue::release`] is called as often as this.
+    pub(super) fn hold(&mut self, subject: Subject) {
+        *self.held.entry(subject).or_default() += 1;
+    }
+
+    /// Ends one hold of an entry.
+    pub(super) fn release(&mut self, subject: &Subject) {
+        if let Some(holds) = self.held.get_mut(subject) {
+            *holds -= 1;
+            if *holds == 0 {
+                self.held.remove(subject);
+            }
+        }
+    }
+
+    fn free(&self) -> impl Iterator<Item = (&Subject, &Waiting)> {
+        self.waiting
+            .iter()
+            .filter(|(subject, _)| !self.held.contains_key(*subject))
     }
 
     /// Takes the entry that has been due for longest; of several, the one with the lowest revision.
     pub(super) fn take_due(&mut self, now: Instant) -> Option<FollowStep> {
-        let due = self.0.iter().filter(|(_, waiting)| waiting.due <= now);
+        let due = self.free().filter(|(_, waiting)| waiting.due <= now);
         let (subject, _) = due.min_by_key(|(_, waiting)| (waiting.due, waiting.revision))?;
         let subject = subject.clone();
-        let Waiting { revision, retry, .. } = self.0.remove(&subject)?;
+        let Waiting { revision, retry, .. } = self.waiting.remove(&subject)?;
         Some(FollowStep {
             subject,
             revision,
@@ -67,14 +92,14 @@ impl FollowQueue {
         })
     }
 
-    /// When the next entry is due.
+    /// When the next entry is due, those held back aside.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.0.values().map(|waiting| waiting.due).min()
+        self.free().map(|(_, waiting)| waiting.due).min()
     }
 
     /// Queues an entry that failed, unless another revision of it arrived meanwhile.
     pub(super) fn retry(&mut self, step: FollowStep, now: Instant) {
-        self.0.entry(step.subject).or_insert_with(|| Waiting {
+        self.waiting.entry(step.subject).or_insert_with(|| Waiting {
             revision: step.revision,
             due: now + step.retry,
             retry: (step.retry * 2).min(RETRY_MAX),
@@ -105,6 +130,20 @@ mod tests {
         assert_eq!(take(&mut queue, now), Some((active("c"), 2)));
         assert_eq!(take(&mut queue, now), Some((active("a"), 3)));
         assert_eq!((take(&mut queue, now), queue.next_due()), (None, None));
+    }
+
+    #[test]
+    fn an_entry_under_change_waits_and_holds_up_no_other() {
+        let (mut queue, now) = (FollowQueue::default(), Instant::now());
+        queue.hold(active("a"));
+        queue.hold(active("a"));
+        queue.push(active("a"), Revision(1), now);
+        queue.push(active("b"), Revision(2), now);
+        assert_eq!(take(&mut queue, now), Some((active("b"), 2)));
+        queue.release(&active("a"));
+        assert_eq!((take(&mut queue, now), queue.next_due()), (None, None));
+        queue.release(&active("a"));
+        assert_eq!(take(&mut queue, now), Some((active("a"), 1)));
     }
 
     #[test]

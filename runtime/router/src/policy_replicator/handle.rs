@@ -12,6 +12,7 @@ use super::{
     Activate, PolicyReplicator, ReadRevision, RollBack, Upload,
     change::{PolicyChange, PolicyChangeError},
     io::PolicyIo,
+    store_view::FollowedRevisions,
 };
 use crate::supervisor::ActorHandle;
 
@@ -24,15 +25,16 @@ pub struct PolicyReplicatorHandle {
 
 impl PolicyReplicatorHandle {
     /// Starts the actor on `arbiter`, where it runs until the arbiter stops. An actor that is started again has an empty
-    /// view of the store, and follows every entry again.
+    /// view of the store, and reads every entry again. It follows those that changed meanwhile.
     pub(crate) fn start(
         registry: PolicyRegistry,
         store: Arc<dyn SharedStore>,
         arbiter: &ArbiterHandle,
     ) -> Self {
         let io = PolicyIo::new(registry.clone(), store);
+        let followed = FollowedRevisions::default();
         let actor = ActorHandle::start_in_arbiter(arbiter, "policy_replicator", move || {
-            PolicyReplicator::new(io.clone())
+            PolicyReplicator::new(io.clone(), &followed)
         });
         Self { registry, actor }
     }

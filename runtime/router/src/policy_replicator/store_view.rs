@@ -1,7 +1,11 @@
 //! The entries of the policy store as this router received them, and which of them its registry follows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use signalbox_policy_store::{Revision, StoreEntry};
 
@@ -20,9 +24,23 @@ pub(super) struct StoreView {
     pub(super) active: EntryTable<ActiveEntry>,
 }
 
+/// The revisions that the registry follows, by key and by model. They are kept apart from the actor and outlast its
+/// failure, as the registry does: an entry followed once is not followed again, or an upload would leave its quarantine.
+/// Clone = handle.
+#[derive(Debug, Clone, Default)]
+pub(super) struct FollowedRevisions {
+    uploads: Followed,
+    active: Followed,
+}
+
+type Followed = Arc<Mutex<HashMap<String, Revision>>>;
+
 /// Entries of one kind.
 #[derive(Debug)]
-pub(super) struct EntryTable<T>(BTreeMap<String, KnownEntry<T>>);
+pub(super) struct EntryTable<T> {
+    known: BTreeMap<String, KnownEntry<T>>,
+    followed: Followed,
+}
 
 /// The newest known revision of an entry.
 #[derive(Debug)]
@@ -30,8 +48,6 @@ struct KnownEntry<T> {
     revision: Revision,
     /// `None` when its value is unreadable.
     entry: Option<T>,
-    /// Whether the registry does what the entry asks for.
-    is_followed: bool,
 }
 
 /// An entry of another router that the registry does not follow yet.
@@ -51,6 +67,14 @@ pub(super) struct SurplusUpload {
 }
 
 impl StoreView {
+    /// A view without entries, of a registry that follows these revisions.
+    pub(super) fn new(followed: &FollowedRevisions) -> Self {
+        Self {
+            uploads: EntryTable::new(followed.uploads.clone()),
+            active: EntryTable::new(followed.active.clone()),
+        }
+    }
+
     /// Records an entry that the store's watch delivered.
     pub(super) fn note(&mut self, subject: &Subject, entry: &StoreEntry) {
         let key = subject.key();
@@ -92,7 +116,7 @@ impl StoreView {
     /// The uploads beyond [`MAX_UPLOADS`], the oldest first. An upload that decides for a model, or to which its first
     /// rollback would return, is none of them.
     pub(super) fn surplus(&self) -> Vec<SurplusUpload> {
-        let count = self.uploads.0.len().saturating_sub(MAX_UPLOADS);
+        let count = self.uploads.known.len().saturating_sub(MAX_UPLOADS);
         let in_use = |upload: &UploadEntry| {
             self.active.readable().any(|(_, _, active)| {
                 upload.is_of(&active.choice)
@@ -131,49 +155,66 @@ fn read<T: DeserializeOwned>(key: &str, entry: &StoreEntry) -> Option<T> {
 
 impl<T> Default for EntryTable<T> {
     fn default() -> Self {
-        Self(BTreeMap::new())
+        Self::new(Followed::default())
     }
 }
 
 impl<T> EntryTable<T> {
+    fn new(followed: Followed) -> Self {
+        Self {
+            known: BTreeMap::new(),
+            followed,
+        }
+    }
+
     /// Records an entry, unless a later revision of it is known. `None` stands for an unreadable value.
     pub(super) fn note(&mut self, key: &str, revision: Revision, entry: Option<T>) {
         if revision > self.revision(key) {
-            let known = KnownEntry {
-                revision,
-                entry,
-                is_followed: false,
-            };
-            self.0.insert(key.to_owned(), known);
+            self.known.insert(key.to_owned(), KnownEntry { revision, entry });
+            // A store that lost its data numbers its revisions from 1 again.
+            let mut followed = self.followed.lock();
+            if followed.get(key).is_some_and(|followed| *followed > revision) {
+                followed.remove(key);
+            }
         }
     }
 
     /// Records that the registry does what this revision asks for.
     pub(super) fn mark_followed(&mut self, key: &str, revision: Revision) {
-        if let Some(known) = self.0.get_mut(key).filter(|known| known.revision == revision) {
-            known.is_followed = true;
+        if self.revision(key) == revision {
+            self.followed.lock().insert(key.to_owned(), revision);
         }
     }
 
     /// Forgets an entry.
     pub(super) fn forget(&mut self, key: &str) {
-        self.0.remove(key);
+        self.known.remove(key);
+        self.followed.lock().remove(key);
+    }
+
+    /// Forgets an entry, unless a later revision of it is known.
+    pub(super) fn forget_revision(&mut self, key: &str, revision: Revision) {
+        if self.revision(key) == revision {
+            self.forget(key);
+        }
     }
 
     /// The newest known revision; [`Revision::ABSENT`] without an entry.
     pub(super) fn revision(&self, key: &str) -> Revision {
-        self.0.get(key).map_or(Revision::ABSENT, |known| known.revision)
+        self.known
+            .get(key)
+            .map_or(Revision::ABSENT, |known| known.revision)
     }
 
     /// The newest known entry, if it is readable.
     pub(super) fn entry(&self, key: &str) -> Option<&T> {
-        self.0.get(key)?.entry.as_ref()
+        self.known.get(key)?.entry.as_ref()
     }
 
     /// The entry of this revision, if it is the newest, readable and not followed yet.
     pub(super) fn to_follow(&self, key: &str, revision: Revision) -> Option<&T> {
-        let known = self.0.get(key)?;
-        if known.revision != revision || known.is_followed {
+        let known = self.known.get(key)?;
+        if known.revision != revision || self.followed(key) == revision {
             return None;
         }
         known.entry.as_ref()
@@ -181,12 +222,16 @@ impl<T> EntryTable<T> {
 
     /// Whether the registry follows a later revision than this one.
     pub(super) fn follows_later_than(&self, key: &str, revision: Revision) -> bool {
-        let known = self.0.get(key);
-        known.is_some_and(|known| known.is_followed && known.revision > revision)
+        self.followed(key) > revision
+    }
+
+    /// The revision that the registry follows; [`Revision::ABSENT`] for none.
+    fn followed(&self, key: &str) -> Revision {
+        self.followed.lock().get(key).copied().unwrap_or(Revision::ABSENT)
     }
 
     fn readable(&self) -> impl Iterator<Item = (&str, Revision, &T)> {
-        self.0
+        self.known
             .iter()
             .filter_map(|(key, known)| Some((key.as_str(), known.revision, known.entry.as_ref()?)))
     }
@@ -234,6 +279,32 @@ mod tests {
         table.forget("k");
         table.note("k", Revision(1), Some(upload("a", 3)));
         assert!(table.to_follow("k", Revision(1)).is_some());
+    }
+
+    #[test]
+    fn what_the_registry_follows_outlasts_a_view() {
+        let followed = FollowedRevisions::default();
+        let view = || {
+            let mut view = StoreView::new(&followed);
+            view.uploads.note("k", Revision(5), Some(upload("a", 1)));
+            view
+        };
+        view().uploads.mark_followed("k", Revision(5));
+        let mut next = view();
+        assert_eq!(next.uploads.to_follow("k", Revision(5)), None);
+        next.uploads.note("k", Revision(6), Some(upload("a", 1)));
+        assert!(next.uploads.to_follow("k", Revision(6)).is_some());
+    }
+
+    #[test]
+    fn a_removal_spares_a_later_revision() {
+        let mut table = EntryTable::default();
+        table.note("k", Revision(5), Some(upload("a", 1)));
+        table.note("k", Revision(9), Some(upload("a", 1)));
+        table.forget_revision("k", Revision(5));
+        assert_eq!(table.revision("k"), Revision(9));
+        table.forget_revision("k", Revision(9));
+        assert_eq!(table.revision("k"), Revision::ABSENT);
     }
 
     #[test]

@@ -73,9 +73,9 @@ impl PolicyIo {
         Ok(self.store.set(&key, entry.to_value(), expected).await?)
     }
 
-    /// Removes uploads from the store, and returns the keys of those removed. It stops at the first failure: the rest
+    /// Removes uploads from the store, and returns the keys and revisions of those removed. It stops at the first failure: the rest
     /// stays until the next upload.
-    pub(super) async fn remove_surplus(&self, surplus: Vec<SurplusUpload>) -> Vec<String> {
+    pub(super) async fn remove_surplus(&self, surplus: Vec<SurplusUpload>) -> Vec<(String, Revision)> {
         let mut removed = Vec::new();
         for SurplusUpload {
             key,
@@ -91,7 +91,7 @@ impl PolicyIo {
                 key,
                 "a policy was removed from the store to make room for newer ones"
             );
-            removed.push(key);
+            removed.push((key, revision));
             if let Some(digest) = object
                 && let Err(error) = self.store.remove_object(&digest).await
             {

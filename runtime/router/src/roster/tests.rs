@@ -213,6 +213,21 @@ fn an_unlisted_worker_leaves_when_its_connection_ends_and_a_listed_one_stays() {
 }
 
 #[test]
+fn an_unlisted_worker_leaves_although_a_listed_one_has_its_address() {
+    let mut roster = with_unlisted();
+    join(&mut roster, &card_at("0", 1, "here"));
+    assert_eq!(roster.reach("here", WorkerEpoch(1)), None);
+    assert_eq!(roster.lose("here").map(|card| card.id.clone()), Some(id("a")));
+    assert_eq!(
+        roster
+            .workers()
+            .map(|entry| entry.card.id.clone())
+            .collect::<Vec<_>>(),
+        [id("0")]
+    );
+}
+
+#[test]
 fn an_unlisted_worker_leaves_when_another_incarnation_answers_at_its_address() {
     let mut roster = with_unlisted();
     assert_eq!(roster.reach("here", WorkerEpoch(1)), None, "it answers itself");
