@@ -2,8 +2,7 @@
 //!
 //! The command line defines all options: a file's keys are the long options with `_` for `-`, and its values are read
 //! by the same parsers. A key at the top of the file is for every command that has this option. A key under `[serve]`
-//! or
-//! `[worker]` is for that command only, and wins over the key at the top. A flag wins over the environment, the
+//! or `[worker]` is for that command only, and wins over the key at the top. A flag wins over the environment, the
 //! environment over the file, the file over the default. A key that no command has is an error, never ignored.
 
 use std::{

@@ -83,6 +83,10 @@ impl Events {
 
 /// Logs each change of a plane's state and sets its gauge, until the plane is dropped.
 pub(crate) fn report(name: &'static str, mut status: Status) {
+    metrics::describe_gauge!(
+        "signalbox_plane_up",
+        "1 while the plane works, 0 while it does not, by plane and by what carries it"
+    );
     actix_rt::spawn(async move {
         let mut logged = PlaneState::Connecting;
         let mut is_reason_logged = false;

@@ -45,9 +45,9 @@ pub mod traits {
     pub const PREFILL: u32 = 1;
     /// The worker takes decodes.
     pub const DECODE: u32 = 2;
-    /// The overlap is an estimate from this router's own decisions, not from KV events.
+    /// Reserved: no router sets it.
     pub const APPROXIMATE: u32 = 4;
-    /// The worker may hold more than its overlap.
+    /// The router is rebuilding its index of the worker, so the overlap may be too low.
     pub const PARTIAL: u32 = 8;
 }
 

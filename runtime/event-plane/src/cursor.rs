@@ -18,17 +18,17 @@ pub enum BatchCheck {
     Apply,
     /// Ignore the batch: it was applied before, or the snapshot contains it.
     Duplicate,
-    /// The batches from `expected` on are missing: replay from there, or take a snapshot and
-    /// [`resume`](StreamCursor::resume). The cursor has not moved.
+    /// The batches from `expected` on are missing: take a snapshot and [`resume`](StreamCursor::resume) after it. The
+    /// cursor has not moved.
     Gap {
         /// The next batch to apply.
         expected: u64,
     },
     /// Ignore the batch: it is from an earlier incarnation of the worker.
     OldEpoch,
-    /// The batch is from a later incarnation of the worker. The caller drops all blocks of the earlier one, calls
-    /// [`resume`](StreamCursor::resume) at batch 0 of the new epoch and checks the batch again: the result is
-    /// [`Apply`](Self::Apply), or a [`Gap`](Self::Gap) from 0. The cursor has not moved.
+    /// The batch is from a later incarnation of the worker. The cursor has not moved, and returns this until
+    /// [`resume`](StreamCursor::resume) sets the new epoch. A router ignores the batch: the later incarnation gets a
+    /// stream and a cursor of its own.
     NewEpoch,
 }
 

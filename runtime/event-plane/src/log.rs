@@ -152,16 +152,16 @@ impl EventLog {
         self.cell.epoch
     }
 
-    /// Reads from batch `after.1` of epoch `after.0` on; `None` means from the next batch on.
+    /// Reads from batch `from.1` of epoch `from.0` on, that batch included; `None` means from the next batch on.
     ///
     /// # Errors
     /// The batch is not retained any more, is of another epoch, or lies beyond the next one. Then the caller takes a
     /// snapshot.
-    pub fn read(&self, after: Option<(WorkerEpoch, u64)>) -> Result<LogReader, NotRetained> {
+    pub fn read(&self, from: Option<(WorkerEpoch, u64)>) -> Result<LogReader, NotRetained> {
         let contents = self.cell.contents.lock();
         let (oldest, next) = (contents.batches.oldest(), contents.batches.next());
         drop(contents);
-        let position = match after {
+        let position = match from {
             None => next,
             Some((epoch, wanted)) if epoch == self.epoch() && (oldest..=next).contains(&wanted) => wanted,
             Some((epoch, wanted)) => {

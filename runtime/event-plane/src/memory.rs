@@ -64,8 +64,8 @@ impl MemoryPlane {
         Arc::new(Self::bounded(retention, usize::MAX))
     }
 
-    /// An empty plane for at most `max_workers`, some of which may not exist. Beyond that number it drops the logs
-    /// without subscriptions that have been silent for longest.
+    /// An empty plane for at most `max_workers` names, including names that no real worker has. Beyond that number it
+    /// drops the logs without subscriptions that have been silent for longest.
     pub(crate) fn bounded(retention: Retention, max_workers: usize) -> Self {
         Self {
             inner: Arc::new(PlaneLogs {
@@ -106,10 +106,10 @@ impl EventPlane for MemoryPlane {
         log.push(batch, now);
     }
 
-    fn subscribe(&self, worker: &WorkerId, after: Option<(WorkerEpoch, u64)>) -> Subscription {
+    fn subscribe(&self, worker: &WorkerId, from: Option<(WorkerEpoch, u64)>) -> Subscription {
         // Under the lock, so that no other thread drops the log because it has no subscription yet.
         let mut workers = self.inner.workers.lock();
-        workers.log(worker, self.inner.retention).follow(after)
+        workers.log(worker, self.inner.retention).follow(from)
     }
 
     fn forget(&self, worker: &WorkerId) {

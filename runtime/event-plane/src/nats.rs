@@ -11,6 +11,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use metrics::{describe_counter, describe_gauge};
 use parking_lot::Mutex;
 use signalbox_nats::NatsConnection;
 use signalbox_protocol::{KvEventBatch, PlaneStatus, WorkerEpoch, WorkerId};
@@ -95,6 +96,7 @@ impl Default for NatsPlaneConfig {
 impl NatsPlane {
     /// Starts the plane; the server need not be reachable. Call it inside a tokio runtime, on which its tasks run.
     pub fn start(connection: NatsConnection, config: NatsPlaneConfig) -> Arc<Self> {
+        describe_metrics();
         let runtime = Handle::current();
         let (stream, keeper) = StreamHandle::start(connection, config.replicas);
         Arc::new(Self {
@@ -157,9 +159,9 @@ impl EventPlane for NatsPlane {
         self.publish_queue(worker).push(bytes);
     }
 
-    fn subscribe(&self, worker: &WorkerId, after: Option<(WorkerEpoch, u64)>) -> Subscription {
+    fn subscribe(&self, worker: &WorkerId, from: Option<(WorkerEpoch, u64)>) -> Subscription {
         self.start_reading();
-        self.received.subscribe(worker, after)
+        self.received.subscribe(worker, from)
     }
 
     fn forget(&self, worker: &WorkerId) {
@@ -171,6 +173,41 @@ impl EventPlane for NatsPlane {
     fn status(&self) -> watch::Receiver<PlaneStatus> {
         self.stream.status()
     }
+}
+
+fn describe_metrics() {
+    describe_counter!(
+        "signalbox_kv_event_messages_total",
+        "NATS messages with KV events, by direction"
+    );
+    describe_counter!(
+        "signalbox_kv_event_batches_total",
+        "KV event batches over NATS, by direction"
+    );
+    describe_counter!(
+        "signalbox_kv_event_bytes_total",
+        "Payload bytes of NATS messages with KV events, by direction"
+    );
+    describe_counter!(
+        "signalbox_kv_event_batches_dropped_total",
+        "KV event batches that were not sent to NATS"
+    );
+    describe_counter!(
+        "signalbox_kv_event_publish_retries_total",
+        "Times a NATS message with KV events was sent again"
+    );
+    describe_gauge!(
+        "signalbox_kv_event_outbox_batches",
+        "KV event batches that NATS has not acknowledged"
+    );
+    describe_counter!(
+        "signalbox_event_messages_refused_total",
+        "NATS messages without valid KV events"
+    );
+    describe_counter!(
+        "signalbox_kv_event_losses_total",
+        "Losses of KV events that may concern every worker"
+    );
 }
 
 /// The subject of a worker's events. `worker` is a name, which is a valid token, or `*`.

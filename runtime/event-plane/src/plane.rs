@@ -17,9 +17,9 @@ pub trait EventPlane: Send + Sync + Debug + 'static {
     /// Publishes a batch of `worker`.
     fn publish(&self, worker: &WorkerId, batch: Arc<KvEventBatch>);
 
-    /// Subscribes to a worker, which need not have published yet. `after` is the first batch to deliver; `None` means
+    /// Subscribes to a worker, which need not have published yet. `from` is the first batch to deliver; `None` means
     /// batches published from now on.
-    fn subscribe(&self, worker: &WorkerId, after: Option<(WorkerEpoch, u64)>) -> Subscription;
+    fn subscribe(&self, worker: &WorkerId, from: Option<(WorkerEpoch, u64)>) -> Subscription;
 
     /// Drops the batches of a worker that has left, and closes its subscriptions. If it publishes again, it counts as a
     /// new worker.
@@ -48,7 +48,7 @@ pub enum Delivery {
 
 /// The source of a subscription's deliveries: one for each kind of plane.
 pub trait DeliverySource: Send + Debug + 'static {
-    /// Waits for the next delivery. Dropping the future loses nothing; after `Closed` comes `Closed`.
+    /// Waits for the next delivery. Dropping the future loses nothing; after `Closed`, every call returns `Closed`.
     fn next(&mut self) -> Pin<Box<dyn Future<Output = Delivery> + Send + '_>>;
 }
 
@@ -60,7 +60,7 @@ impl Subscription {
         }
     }
 
-    /// Waits for the next delivery. Dropping the future loses nothing; after `Closed` comes `Closed`.
+    /// Waits for the next delivery. Dropping the future loses nothing; after `Closed`, every call returns `Closed`.
     pub async fn next(&mut self) -> Delivery {
         self.source.next().await
     }

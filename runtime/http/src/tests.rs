@@ -1,4 +1,4 @@
-//! Tests both listeners over real sockets, with a real router and a worker whose engine is played by the test.
+//! Tests both listeners over real sockets, with a real router and a worker with a fake engine.
 
 mod admin;
 mod answers;

@@ -50,8 +50,8 @@ pub use index::{IndexStats, KvIndex};
 pub use scores::OverlapScores;
 pub use shared::SharedKvIndex;
 
-/// A worker's row in the index, the load table and every column. The roster assigns slots from 0 on, and reuses the slot
-/// of a removed worker.
+/// A worker's index in the KV index and the load table. A candidate's row is another number. The roster assigns slots
+/// from 0 on, and reuses the slot of a removed worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerSlot(pub u32);
 

@@ -124,8 +124,8 @@ impl Strand {
         &self.hashes
     }
 
-    /// Appends a block, the first of about `coming`. Its holders are those of the last block, or `holder` alone. Returns
-    /// the heap bytes added.
+    /// Appends a block. `coming` is about how many blocks will be appended, this one included. The block has the
+    /// holders of the last block, or `holder` alone. Returns the heap bytes added.
     pub(crate) fn push(
         &mut self,
         hash: SequenceHash,

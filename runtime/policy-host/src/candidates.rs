@@ -2,13 +2,23 @@
 //!
 //! # To add a column
 //!
-//! First consider a signal (`signals.rs`): it needs no change of the interface, so components that exist keep running.
+//! First consider a signal (`signals.rs`). A signal changes no interface, so existing components keep running. It is
+//! computed from the existing columns and the request only: a value from elsewhere needs a column.
 //!
-//! 1. `wit/types.wit`: a flag in `columns` and a field in `candidates`, in the next version of the interface.
-//! 2. `for_each_column!` below: one entry. The struct and its methods (in this file), the conversion (`convert.rs`) and
+//! Before the first release, a column raises the version of the interface. After it, a column needs a new interface
+//! beside the old one, because a released interface never changes (`wit/policy.wit`).
+//!
+//! 1. The source of the value in the router: `router/src/load.rs` for load, `WorkerColumns` in `router/src/roster.rs`
+//!    for a property of the worker. A value that the worker measures is also a field in `protocol/src/load.rs`.
+//! 2. `wit/types.wit`: a flag in `columns` and a field in `candidates`.
+//! 3. The version, wherever it stands: `wit/policy.wit`; here `bindings.rs`, `ROUTING` and `TYPES` in `admission.rs`,
+//!    and `admission/tests.rs`; the command in `policies/README.md`.
+//! 4. `for_each_column!` below: one entry. The struct and its methods (in this file), the conversion (`convert.rs`) and
 //!    the trial values (`admission/trial.rs`) are generated from it.
-//! 3. `router/src/candidates.rs`: the router fills a required column in `fill`, an optional one in `fill_optional`.
-//! 4. `policies/sdk`: generate the bindings again (`policies/README.md`), and add the field in `src/candidates.rs`.
+//! 5. `router/src/candidates.rs`: the router fills a required column in `fill`, an optional one in `fill_optional`.
+//! 6. `policies/sdk`: generate the bindings again (`policies/README.md`), and add the field in `src/candidates.rs`.
+//! 7. The built components and the recorded trial values: `make policies`, and the example `snapshots`, which writes
+//!    `tests/snapshots.jsonl`.
 
 use serde::{Deserialize, Serialize};
 
@@ -115,8 +125,8 @@ macro_rules! define_candidates {
                 })*
             }
 
-            /// The name and the length of the first column that has not a row for each candidate. Checks the optional
-            /// columns only `with_optional`.
+            /// The name and the length of the first column that does not have a row for each candidate. Checks the
+            /// optional columns only `with_optional`.
             pub(crate) fn uneven_column(&self, with_optional: bool) -> Option<(&'static str, usize)> {
                 let rows = self.len();
                 $(if (with_optional || Presence::$presence.is_required()) && self.$column.len() != rows {
@@ -167,8 +177,8 @@ pub mod candidate_traits {
     pub const PREFILL: u32 = 1;
     /// The worker takes decodes.
     pub const DECODE: u32 = 2;
-    /// The overlap is an estimate from this router's own decisions, not from KV events.
+    /// Reserved: no router sets it.
     pub const APPROXIMATE: u32 = 4;
-    /// The worker may hold more than its overlap.
+    /// The router is rebuilding its index of the worker, so the overlap may be too low.
     pub const PARTIAL: u32 = 8;
 }

@@ -12,7 +12,7 @@ pub struct RequestFeatures {
     pub prompt_blocks: u32,
     /// Tokens in one KV block.
     pub block_size: u32,
-    /// Output tokens to expect: the limit that the client set; 0 when it is unknown.
+    /// Most output tokens of all choices together: the client's limit or the default, times the choices.
     pub expected_output_tokens: u32,
     /// Higher is more urgent; 0 is ordinary.
     pub priority: i32,

@@ -2,7 +2,7 @@
 //!
 //! A policy is foreign code on the path of every request. This crate promises:
 //!
-//! - **P-1** A decision names only candidates of its own snapshot: every answer of a policy is checked.
+//! - **P-1** A decision names only the candidates it was given: every answer of a policy is checked.
 //! - **P-2** A swap never interrupts a call, and each decision is by exactly one version. A [`PolicyRunner`] reads the
 //!   current [`Activation`] once, at the start of a decision. The next version is compiled, tried and started before
 //!   it is published.
@@ -12,8 +12,8 @@
 //!
 //! To read on: [`PolicyEngine::admit`] (which components are admitted), [`PolicyInstance::decide`] (one call),
 //! [`PolicyRegistry`] (the stored versions, and the active policy of each model), [`Candidates`] (the columns of a
-//! decision, and how to add one), [`PolicyLimits`] (and when a loop is stopped). `wit/` is the contract with the
-//! guests.
+//! decision, and how to add one), [`PolicyLimits`] (the limits, and when a loop is stopped), `Sandbox::arm` (the
+//! deadlines of a call). `wit/` is the contract with the guests.
 
 pub use admission::{AdmissionError, trial_requests};
 pub use builtin::builtin_policies;

@@ -1,17 +1,18 @@
 //! The limits of a policy, and the reasons for their values.
 //!
+//! A *limit* is a bound in [`PolicyLimits`]. A limit on time is a *budget*: the time that a call may take. A *deadline*
+//! is the tick of the engine's epoch at which a call over its budget is stopped.
+//!
 //! # When a loop is stopped
 //!
 //! **A decision that does not return is stopped at most 12 ms after its budget of 2 ms.** All other documents state
-//! this figure. It is the sum of:
+//! this figure. A decision gets 4 ticks: each half of its budget has 1 ms and one tick more (`sandbox.rs`). The first
+//! tick comes after up to 10 ms, because the clock polls that seldom between calls (`ticker.rs`). Three more ticks
+//! follow, 1 ms each. Every tick is late by some 0.06 ms, together up to 1 ms. The sum is 14 ms = 2 + 12.
 //!
-//! - up to 10 ms until the clock of deadlines makes its first tick, because the clock rests between calls
-//!   (`ticker.rs`). It then ticks every millisecond, and the first tick counts for the budget;
-//! - 1 ms, because each half of the budget has a tick more than its milliseconds (`sandbox.rs`);
-//! - up to 1 ms, because each tick is late by some 0.06 ms.
-//!
-//! A decision that begins while the clock ticks is stopped 1 to 2 ms after its budget. Any other call has 22 ticks in
-//! place of 4, and is stopped at most 13 ms after its budget of 20 ms.
+//! A decision that begins while the clock ticks is stopped 1 to 2 ms after its budget. Every other call gets 22 ticks:
+//! the first after up to 10 ms, 21 more of 1 ms each, up to 2 ms late. It is stopped at most 13 ms after its budget of
+//! 20 ms.
 //!
 //! The figures hold on a machine that runs the clock and the thread of the call. A call whose thread hardly runs,
 //! because the machine is overloaded, gets up to 20 ms more (`sandbox.rs`): it would probably return if its thread ran.

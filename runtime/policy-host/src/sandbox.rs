@@ -1,10 +1,11 @@
-//! The limits around one instance: its memory and its deadline.
+//! The bounds around one instance: its memory, and the time of each call.
 //!
-//! A budget has two halves with a deadline each. Time also passes for a call while the operating system runs other
-//! threads, and such a call must not be mistaken for a loop. At the first deadline the call continues. At the second
-//! deadline it is stopped if its thread ran for a whole half since the first. If the thread hardly ran, the call
-//! continues, one tick after the other, up to a bound. A call that was only held up returns in microseconds once its
-//! thread runs again. `limits.rs` states when a loop is stopped in all.
+//! A call has a budget, which is the time that it may take, and deadlines, which are the ticks of the engine's epoch at
+//! which the host acts. [`Sandbox::arm`] turns the budget into deadlines, one for each half of the budget. Time also
+//! passes for a call while the operating system runs other threads, and such a call must not be mistaken for a loop. At
+//! the first deadline the call continues. At the second deadline it is stopped if its thread ran for a whole half since
+//! the first. If the thread hardly ran, the call continues, one tick after the other, up to a bound. A call that was
+//! only held up returns in microseconds once its thread runs again. `limits.rs` states when a loop is stopped in all.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
 /// Most entries of a table. An entry takes 8 bytes of host memory; a policy's tables hold some hundred functions.
 const MAX_TABLE_ELEMENTS: usize = 20_000;
 
-/// Most ticks that a call continues after its second deadline because its thread hardly ran. A policy may delay a
-/// request by 50 ms on any machine: a loop in a decision takes 14 ms, these ticks 20 ms.
+/// Most ticks that a call continues after its second deadline because its thread hardly ran. A loop in a
+/// decision takes 14 ms at most and these ticks 20 ms, together 34 ms. A policy may delay a request by 50 ms.
 const MAX_STALLED_TICKS: u64 = 20;
 
 /// The store data of every instance.
@@ -39,7 +40,7 @@ pub(crate) struct MemoryRefused {
 }
 
 impl Sandbox {
-    /// An empty store with these limits. Its deadline has passed until [`Sandbox::arm`] sets one.
+    /// An empty store with this bound on its memory. No call may run before [`Sandbox::arm`] sets its deadlines.
     pub(crate) fn store(engine: &Engine, max_memory_bytes: usize) -> Store<Self> {
         let mut store = Store::new(
             engine,

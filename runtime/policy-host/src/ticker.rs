@@ -1,7 +1,7 @@
 //! The clock of deadlines: a thread that advances the engine's epoch every millisecond while a policy runs.
 //!
-//! A call takes a microsecond, so the thread seldom finds one in progress. While it finds none it rests for 10 ms at a
-//! time, and after a second without any call it sleeps until the next one. So a busy router has few wake-ups and an
+//! A call takes a microsecond, so the thread seldom finds one in progress. While no call is in progress it polls every
+//! 10 ms, and after a second without any call it sleeps until the next one. So a busy router has few wake-ups and an
 //! idle one has none. `limits.rs` states when a loop is stopped.
 
 use std::{
@@ -17,11 +17,11 @@ use wasmtime::Engine;
 
 /// One tick, the unit of budgets. A shorter tick costs wake-ups, a longer one lets a loop run longer.
 const TICK: Duration = Duration::from_millis(1);
-/// The pause after a look that found no call. A longer rest lets a loop run longer; this one saves nine in ten
+/// The poll interval while no call is in progress. A longer one lets a loop run longer; this one saves nine in ten
 /// wake-ups.
-const REST: Duration = Duration::from_millis(10);
-/// Looks in a row without any call before the thread sleeps: one second.
-const IDLE_LOOKS: u32 = 100;
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Polls in a row without any call before the thread sleeps: one second.
+const IDLE_POLLS: u32 = 100;
 
 /// A handle on the thread, which ends with its engine.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ impl Ticker {
         let state = Arc::new(TickerState::default());
         let (weak_engine, weak_state) = (engine.weak(), Arc::downgrade(&state));
         let tick = move || {
-            let (mut pause, mut begun_before, mut idle_looks) = (TICK, 0, 0);
+            let (mut pause, mut begun_before, mut idle_polls) = (TICK, 0, 0);
             loop {
                 thread::sleep(pause);
                 let (Some(engine), Some(state)) = (weak_engine.upgrade(), weak_state.upgrade()) else {
@@ -56,11 +56,11 @@ impl Ticker {
                 engine.increment_epoch();
                 let begun = state.begun.load(Relaxed);
                 let is_running = state.running.load(Relaxed) > 0;
-                pause = if is_running { TICK } else { REST };
+                pause = if is_running { TICK } else { POLL_INTERVAL };
                 let is_idle = !is_running && begun == begun_before;
-                idle_looks = if is_idle { idle_looks + 1 } else { 0 };
+                idle_polls = if is_idle { idle_polls + 1 } else { 0 };
                 begun_before = begun;
-                if idle_looks < IDLE_LOOKS {
+                if idle_polls < IDLE_POLLS {
                     continue;
                 }
                 // Either a call reads `asleep` and wakes this thread, or this thread reads that the call is running.
@@ -73,7 +73,7 @@ impl Ticker {
                 if let Some(state) = weak_state.upgrade() {
                     state.asleep.store(false, SeqCst);
                 }
-                idle_looks = 0;
+                idle_polls = 0;
             }
         };
         let handle = thread::Builder::new().name("policy-ticker".into()).spawn(tick)?;

@@ -23,7 +23,8 @@ pub enum Call {
     /// [`crate::ErrorKind::NotFound`] if the worker no longer keeps the first batch wanted; the router then needs a
     /// snapshot.
     WatchKvEvents {
-        /// The epoch and the sequence of the first batch wanted; `None` for the batches published from now on.
+        /// The epoch and the sequence of the first batch wanted, itself included; `None` for the batches published from
+        /// now on.
         after: Option<(WorkerEpoch, u64)>,
     },
     /// Fetches a snapshot of the KV cache. The worker sends it, encoded, in pieces.

@@ -18,7 +18,8 @@ pub fn is_name(text: &str) -> bool {
 /// A number that stands for a client's name for something, such as a session or a LoRA adapter: XXH3-64 of the name's
 /// bytes. An empty name has 0, and no other name has: a hash of 0 becomes 1.
 ///
-/// The number is the same on every router and in every release, because policies compare it and decision records keep it.
+/// The number is the same on every router and in every release, because policies compare it and records of decisions
+/// will keep it.
 pub fn name_hash(name: &str) -> u64 {
     if name.is_empty() {
         0

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The load of a worker, by its own count. Routers add the requests they have sent since.
+/// The load of a worker, by its own count. A router counts its own requests separately.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadReport {
     /// Sequences in prefill or decode.

@@ -1,4 +1,4 @@
-//! The state of a plane, as `/health` and `/ready` report it.
+//! The state of a plane. It stays within a process, apart from the JSON of `/health`.
 
 use std::fmt;
 

@@ -17,7 +17,7 @@ pub struct WorkerCard {
     pub model: String,
     /// `host:port` of the request plane, or `nats:<worker>` for a worker reached over NATS.
     pub address: String,
-    /// The kind of engine: `llama`, `sim`, `openai`.
+    /// The kind of engine: `llama` or `sim`.
     pub engine: String,
     /// Tokens per KV block.
     pub block_size: u32,
@@ -29,7 +29,7 @@ pub struct WorkerCard {
     pub role: WorkerRole,
     /// What the worker can hold.
     pub capacity: WorkerCapacity,
-    /// Whether the worker publishes KV events. If not, routers estimate its KV cache from their own decisions.
+    /// Whether the worker publishes KV events. If not, its overlap is 0.
     pub kv_events: bool,
     /// Labels set by the operator, such as zone, hardware or price. At most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

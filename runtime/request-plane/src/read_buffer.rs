@@ -15,8 +15,8 @@ use tokio::io::AsyncReadExt;
 
 use crate::stream::ReadHalf;
 
-/// Capacity for each read. A step of 128 sequences at 200 bytes a token is 27 KB, and a typical prompt with its tokens is
-/// less, so each arrives in one read.
+/// Capacity for each read. A step of 128 sequences at 200 bytes per token is 27 KB, and a typical prompt with its
+/// tokens is less, so each arrives in one read.
 const READ_BYTES: usize = 64 << 10;
 
 thread_local! {

@@ -67,6 +67,14 @@ impl Server {
     }
 
     fn new(listener: Listener, config: ServerConfig) -> Self {
+        metrics::describe_gauge!(
+            "signalbox_request_plane_connections",
+            "Connections of routers to this worker"
+        );
+        metrics::describe_counter!(
+            "signalbox_request_plane_slow_readers_total",
+            "Answers ended because the router read them too slowly"
+        );
         Self {
             listener,
             config,

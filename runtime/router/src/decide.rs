@@ -137,7 +137,7 @@ impl Decider {
         let row = self.selected_row(&request);
         debug_assert!(
             row < self.rows.len(),
-            "P-1: a decision names a candidate of its own snapshot"
+            "P-1: a decision names a candidate it was given"
         );
         let overlap_blocks = self.columns.overlap_device.get(row).copied().unwrap_or(0);
         let worker = self
@@ -161,8 +161,8 @@ impl Decider {
         })
     }
 
-    /// The row of the candidate that `self.decision` selects. A decision that excludes every candidate would leave the
-    /// request without a worker, so the fallback decides then.
+    /// The row of the candidate that `self.decision` selects. The policy host's `accept` has checked the decision. This
+    /// second check guards against a bug: if the decision selects no candidate, the fallback decides.
     fn selected_row(&mut self, request: &RequestFeatures) -> usize {
         let candidates = self.rows.len();
         if let Some(row) = select_row(&self.decision, candidates, request.seed) {

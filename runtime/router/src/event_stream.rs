@@ -6,6 +6,9 @@
 //! It works with any event plane, and does not depend on the plane to report a loss: the worker reports its own position
 //! over the request plane, and a stream that stands still short of that position is rebuilt too.
 //!
+//! Batches arrive on the plane by `Reader::receive` of the event plane (over NATS) or by `feed_events` in
+//! `worker_session.rs` (over the request plane). The subscription that `EventStream::follow` opens brings them here.
+//!
 //! [`StreamState`] decides, without an actor, a clock or an index; the actor performs what it decides.
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};

@@ -12,8 +12,10 @@
 //! decided and streamed on the thread that accepted it, and no token crosses threads. [`PolicyReplicatorHandle`]
 //! changes policies on all routers. [`ActorHandle`] starts a long-running actor again when it fails.
 //!
+//! [`ReplicaHandle`] leads to `Decider::decide`, which chooses the worker; `select_row` chooses the row.
+//!
 //! This crate keeps R-1 (load counts exactly from reservation to end), R-2 (no token is sent twice: a request moves to
-//! another worker only before its first bytes), P-1 (a decision names a candidate of its own snapshot), K-1 and K-2
+//! another worker only before its first bytes), P-1 (a decision names a candidate it was given), K-1 and K-2
 //! (the index holds what present workers hold, in order).
 
 mod answer;

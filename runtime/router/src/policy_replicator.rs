@@ -62,7 +62,7 @@ pub(crate) struct PolicyReplicator {
     retry_timer: Option<SpawnHandle>,
 }
 
-/// Lets a policy decide for a model on every router.
+/// Activates a policy for a model on every router.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<PolicyChange, PolicyChangeError>")]
 struct Activate {
@@ -75,7 +75,7 @@ struct Activate {
     expected: Option<Revision>,
 }
 
-/// Lets the policy before the present one decide for a model on every router.
+/// Activates a model's previous policy again on every router.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<PolicyChange, PolicyChangeError>")]
 struct RollBack {
@@ -152,7 +152,7 @@ impl PolicyReplicator {
         (possible.collect(), self.view.active.revision(model))
     }
 
-    /// Writes a choice for `model` to the store and then publishes it here. The model's entry is not followed meanwhile:
+    /// Writes a choice for `model` to the store and then activates it here. The model's entry is not followed meanwhile:
     /// the watch may deliver the change before the store's answer to it arrives.
     fn change(
         &mut self,
@@ -169,7 +169,7 @@ impl PolicyReplicator {
         }))
     }
 
-    /// Lets a choice that the store has taken decide here.
+    /// Activates on this router a choice that the store accepted.
     fn publish(&mut self, written: WrittenChoice) -> Result<PolicyChange, PolicyChangeError> {
         let WrittenChoice {
             model,

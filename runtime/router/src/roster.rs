@@ -108,13 +108,13 @@ pub(crate) struct WorkerEntry {
 /// Whether a worker may be given requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkerPhase {
-    /// Not yet: its tokenizer is being loaded.
+    /// The router is loading its tokenizer. It gets no requests yet.
     Preparing,
-    /// Yes.
+    /// It is ready for requests.
     Ready,
-    /// No longer: it finishes the requests that it has, and leaves.
+    /// It is draining: it finishes the requests that it has, and leaves.
     Draining,
-    /// No: its card contradicts the cards of the model's other workers.
+    /// It is refused: its card contradicts the cards of the model's other workers.
     Refused,
 }
 
@@ -154,7 +154,7 @@ pub(crate) enum Departed {
     Unknown,
 }
 
-/// The changeable state.
+/// All mutable state of the roster.
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     workers: BTreeMap<WorkerId, WorkerEntry>,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 use arc_swap::ArcSwap;
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use signalbox_discovery::Discovery;
 use signalbox_event_plane::EventPlane;
 use signalbox_kv_index::SharedKvIndex;
@@ -137,6 +138,7 @@ impl Router {
     /// Starts a router: its roster, its event streams and its policy replicator run on a new arbiter. Needs an actix
     /// system.
     pub fn start(config: RouterConfig) -> Self {
+        describe_metrics();
         let view = Arc::new(ArcSwap::from_pointee(RosterView::default()));
         let index = SharedKvIndex::new(config.index_bytes);
         let load = LoadTable::default();
@@ -278,6 +280,39 @@ impl Router {
             workers,
         }
     }
+}
+
+fn describe_metrics() {
+    describe_counter!(
+        "signalbox_policy_decisions_total",
+        "Decisions, by the policy that made them"
+    );
+    describe_histogram!(
+        "signalbox_decision_seconds",
+        Unit::Seconds,
+        "Time of a decision: candidates, policy, selection, reservation"
+    );
+    describe_counter!(
+        "signalbox_requests_moved_total",
+        "Times a worker failed before the first bytes of an answer, so that its request could move to another one"
+    );
+    describe_gauge!("signalbox_workers", "Workers that are present");
+    describe_counter!(
+        "signalbox_kv_resyncs_total",
+        "Times a worker's KV index was rebuilt from a snapshot, its first one included"
+    );
+    describe_gauge!(
+        "signalbox_replicas",
+        "Other routers whose reported load this router counts"
+    );
+    describe_counter!(
+        "signalbox_replica_resyncs_total",
+        "Times this router requested the whole load of another router after a lost message"
+    );
+    describe_counter!(
+        "signalbox_actor_restarts_total",
+        "Times an actor failed and was started again, by actor"
+    );
 }
 
 fn model_view(model: &ModelEntry) -> ModelView {

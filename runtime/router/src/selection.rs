@@ -40,7 +40,7 @@ pub(crate) fn select_row(decision: &Decision, candidates: usize, seed: u64) -> O
 
 /// A number below `bound` from a seed: SplitMix64's output for the seed, scaled by a multiplication and a shift.
 ///
-/// Decision records are replayed with it by later releases, so it never changes. The seed is mixed first because the
+/// Later releases will replay recorded decisions with it, so it never changes. The seed is mixed first because the
 /// policy may have used its bits already.
 fn below(seed: u64, bound: usize) -> usize {
     let mut mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);

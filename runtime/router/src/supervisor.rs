@@ -23,7 +23,7 @@ use tracing::{Instrument, error};
 const RESTART_MIN: Duration = Duration::from_millis(10);
 const RESTART_MAX: Duration = Duration::from_secs(1);
 
-/// An actor that ran this long failed for another reason than at its start: the wait begins at its shortest again.
+/// After this long without failure, the restart delay is reset to its shortest.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// Messages that may wait for an actor: actix's default. An actor that needs more sets its own bound when it starts.

@@ -30,8 +30,8 @@ use crate::{
 /// Wait before a watch that ended is opened again. The link itself backs off longer while the worker is unreachable.
 const WATCH_RETRY: Duration = Duration::from_millis(100);
 
-/// Shortest time between two load reports of a worker. A router counts its own requests at once; the reports add the
-/// requests of others and the use of the KV cache, which change slowly.
+/// Shortest time between two load reports of a worker. A router counts its own requests at once. The reports add the
+/// engine's waiting requests and its use of the KV cache, which change slowly.
 const LOAD_INTERVAL_MS: u64 = 200;
 /// About the most load reports of all workers together in a second. The workers of a large fleet report less often each:
 /// reading more reports would cost as much as routing.

@@ -121,7 +121,7 @@ impl<'a> Definition<'a> {
         }
     }
 
-    /// A SentencePiece BPE tokenizer: a space is `▁`, and a character without a token becomes one token a byte.
+    /// A SentencePiece BPE tokenizer: a space is `▁`, and a character without a token becomes one token per byte.
     pub(crate) fn sentence_piece(
         tokens: &'a [String],
         merges: Vec<(&'a str, &'a str)>,

@@ -13,7 +13,7 @@
 //!
 //! `fastokens` has two more costs. Each thread that encodes has its own table of words, about 20 MiB and at most 100,
 //! which the thread's first prompt fills in a few milliseconds. A text of 64 KiB or more between two added tokens is
-//! split over a thread pool of one thread a core, at most 32. The first such text starts the pool, which sleeps when
+//! split over a thread pool of one thread per core, at most 32. The first such text starts the pool, which sleeps when
 //! idle.
 
 mod corpus;

@@ -85,7 +85,7 @@ pub struct TokenLogprobs {
 pub struct StepOutput {
     /// Sequences whose whole prompt is now in the KV cache, with the number of prompt tokens that were cached before.
     pub prefilled: Vec<(SequenceId, u32)>,
-    /// The generated tokens, at most one a sequence.
+    /// The generated tokens, at most one per sequence.
     pub tokens: Vec<SampledToken>,
     /// Sequences that reached `max_tokens` or the context length. The engine has freed their resources.
     pub finished: Vec<(SequenceId, FinishReason)>,

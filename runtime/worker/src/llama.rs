@@ -1,6 +1,6 @@
 //! The llama engine: llama.cpp computes a GGUF model in this process.
 //!
-//! llama.cpp offers a pool of KV *cells*, one a token. A cell may belong to many *sequence ids*. This module adds the
+//! llama.cpp offers a pool of KV *cells*, one per token. A cell may belong to many *sequence ids*. This module adds the
 //! rest. `schedule` decides which sequences run and what each step computes. `cells` maps KV blocks to cells, so that a
 //! prompt whose beginning is cached is computed only from there on. Both are pure and tested without a model. `engine`
 //! carries out their decisions on llama.cpp.

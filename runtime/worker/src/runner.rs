@@ -2,7 +2,7 @@
 //!
 //! An [`EngineThread`] steps engines and is blocked by nothing else. Messages reach it through one bounded queue. The
 //! results of a step leave it in a fixed order: first the changes of the KV cache, then all tokens of the step, then
-//! one flush a request. When a router reads a token, the KV events of its step are therefore already published. The
+//! one flush per request. When a router reads a token, the KV events of its step are therefore already published. The
 //! runner promises:
 //!
 //! - Every submitted request ends exactly once: with its answer, with an error, or because its caller closed the

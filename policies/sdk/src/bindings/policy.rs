@@ -28,7 +28,7 @@ pub mod signalbox {
                 pub prompt_blocks: u32,
                 /// Tokens in one KV block; at least 1.
                 pub block_size: u32,
-                /// Output tokens to expect: the limit that the client set; 0 when it is unknown.
+                /// Most output tokens of all choices together: the client's limit or the default, times the choices.
                 pub expected_output_tokens: u32,
                 /// Higher is more urgent; 0 is ordinary.
                 pub priority: i32,
@@ -87,9 +87,8 @@ pub mod signalbox {
             pub struct Candidates {
                 /// The worker's number: the same for as long as the worker is present, and different for each worker.
                 pub worker: _rt::Vec<u32>,
-                /// A sum of bits. 1: the worker takes prefills. 2: the worker takes decodes. 4: its overlap is an estimate
-                /// from this router's own decisions, not from KV events. 8: it may hold more than its overlap. A policy
-                /// ignores higher bits.
+                /// A sum of bits. 1: the worker takes prefills. 2: the worker takes decodes. 4: reserved. 8: the router is
+                /// rebuilding its index of the worker, so the overlap may be too low. A policy ignores higher bits.
                 pub traits: ::core::option::Option<_rt::Vec<u32>>,
                 /// Leading KV blocks of the prompt that the worker holds in device memory.
                 pub overlap_device: ::core::option::Option<_rt::Vec<u32>>,
@@ -176,7 +175,7 @@ pub mod signalbox {
                 pub name: _rt::String,
                 /// Its version, such as `1.2.0`: 1 to 64 letters, digits, `.`, `-` and `+`.
                 pub version: _rt::String,
-                /// The columns that it needs. Name only those that it uses: each costs some 50 ns a decision.
+                /// The columns that it needs. Name only those that it uses: each costs some 50 ns per decision.
                 pub columns: Columns,
                 /// Signals beside the columns, by name, at most 8. The host refuses a policy that names any other signal
                 /// than these two: `kv-use`, the used share of the worker's KV blocks (0 to 1; 0 when unknown), and

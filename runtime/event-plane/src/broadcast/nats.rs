@@ -48,6 +48,10 @@ struct Topics {
 impl NatsBroadcast {
     /// Starts a broadcast; the server need not be reachable. Call it inside a tokio runtime, on which its tasks run.
     pub fn start(connection: NatsConnection, namespace: &str) -> Arc<Self> {
+        metrics::describe_counter!(
+            "signalbox_broadcast_dropped_total",
+            "Messages between routers that were dropped, by reason"
+        );
         let queues = Arc::<TopicQueues>::default();
         let prefix = format!("signalbox.{}.sync", token(namespace));
         let carrying = carry(connection.clone(), prefix, queues.clone());

@@ -78,24 +78,24 @@ impl WorkerLog {
         self.contents.lock().last_published
     }
 
-    pub(super) fn follow(self: Arc<Self>, after: Option<(WorkerEpoch, u64)>) -> Subscription {
+    pub(super) fn follow(self: Arc<Self>, from: Option<(WorkerEpoch, u64)>) -> Subscription {
         let mut contents = self.contents.lock();
-        let position = match after {
+        let position = match from {
             Some(wanted) => contents
                 .batches
                 .first(|batch| (batch.epoch, batch.sequence) >= wanted),
             None => contents.batches.next(),
         };
         // A subscription to future batches only does not report a past loss.
-        let reports_last_loss = contents.loss_is_unreported && after.is_some();
+        let reports_last_loss = contents.loss_is_unreported && from.is_some();
         let reported_losses = contents.losses - u64::from(reports_last_loss);
-        contents.loss_is_unreported &= after.is_none();
+        contents.loss_is_unreported &= from.is_none();
         let forgotten = self.forgotten.subscribe();
         drop(contents);
         Subscription::new(LogSubscription {
             log: self,
             position,
-            expected: after,
+            expected: from,
             held_back: None,
             reported_losses,
             forgotten,

@@ -1,4 +1,4 @@
-//! Limits warnings that could come a thousand times a second.
+//! Limits warnings that could come a thousand times per second.
 
 use std::time::{Duration, Instant};
 

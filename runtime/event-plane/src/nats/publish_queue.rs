@@ -18,8 +18,8 @@ use super::{
 };
 use crate::retained::{Lookup, RetainedLog, Retention};
 
-/// Most bytes of a message of several batches: half of a server's default limit, so that headers fit, and servers with
-/// a smaller limit.
+/// Most bytes of a message of several batches: half of a server's default limit, so that headers and smaller server
+/// limits fit.
 const MAX_MESSAGE_LEN: usize = 512 << 10;
 
 /// Wait before a message is sent again, doubled after each failure up to the longest.

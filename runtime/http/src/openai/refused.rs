@@ -109,13 +109,13 @@ pub(super) const NAMES: [&str; REFUSED.len()] = {
     names
 };
 
-/// Refuses the request if one of these parameters asks for something.
+/// Refuses the request if one of these parameters has a value other than its neutral one.
 pub(super) fn check(fields: &mut Fields) -> Result<(), WireError> {
     for (name, neutral, asked) in REFUSED {
         let refused = match fields.take(name) {
             Ok(None) => false,
             Ok(Some(value)) => !neutral.matches(&value),
-            // A value too large to be kept asks for something.
+            // A value too large to be kept is not the neutral one.
             Err(_) => true,
         };
         if refused {

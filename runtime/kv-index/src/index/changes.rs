@@ -71,8 +71,8 @@ impl KvIndex {
         true
     }
 
-    /// The place of the first of `blocks`, which mostly is right after `previous`. Also `None` if `previous` is the last
-    /// block of its strand: then the first block is mostly new, and [`append`](Self::append) finds it if it is not.
+    /// Finds the place of `blocks[0]`, which usually follows `previous`. Returns `None` if the block is unknown, or if
+    /// `previous` ends its strand: the block is then usually new, and [`append`](Self::append) finds it if it is not.
     fn find_after(&self, previous: Option<Place>, blocks: &[SequenceHash]) -> Option<Place> {
         let first = *blocks.first()?;
         if let Some(previous) = previous {

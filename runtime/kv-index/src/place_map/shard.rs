@@ -11,11 +11,11 @@ use super::place::Place;
 /// another block.
 pub(super) const TAG_BITS: u32 = 24;
 const PLACE_BITS: u32 = 40;
-/// A slot without a place. No packed place equals this number or the one before it, because memory does not hold so many
-/// strands.
+/// A slot without a place. No packed place equals this number or the one before it, because memory cannot hold that
+/// many strands.
 const EMPTY: u64 = u64::MAX;
-/// A slot whose place was removed. Searches go past it. To move later places of the run back would cost more than the
-/// rest of the removal.
+/// A slot whose place was removed. Searches go past it. Moving later places of the run back would cost more
+/// than the rest of the removal.
 const TOMBSTONE: u64 = u64::MAX - 1;
 /// The largest share of slots that are not empty: three in four. Beyond it, runs of full slots get long.
 const MAX_FILL: (usize, usize) = (3, 4);
@@ -194,8 +194,8 @@ impl Shard {
         (self.used + self.tombstones) * MAX_FILL.1 >= self.slots.len() * MAX_FILL.0
     }
 
-    /// The number of slots after growth. Twice as many, so that at least three in eight are used; smaller steps would copy
-    /// more often. As many as now if more than half of the slots in use are tombstones.
+    /// The number of slots after growth. Growth doubles the shard, so that at least three in eight slots are used;
+    /// smaller steps would copy more often. The size stays the same if more than half of the used slots are tombstones.
     fn grown(&self) -> usize {
         if self.used < self.tombstones {
             self.slots.len()

@@ -9,7 +9,7 @@ use super::RegistryError;
 use crate::component::PolicyComponent;
 
 /// Most stored versions. Each has about 120 KB of machine code for a policy in Rust. When all are used, the oldest
-/// version is dropped that decides for no model and that no rollback returns to.
+/// version that no model uses and no rollback needs is dropped.
 const MAX_STORED: usize = 64;
 /// Digits of the digest that distinguish equal versions: the first number that gives a version which is not taken.
 const DIGEST_DIGITS: [usize; 3] = [8, 16, 64];

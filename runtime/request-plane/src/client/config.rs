@@ -8,7 +8,7 @@ use crate::{frame::DEFAULT_MAX_FRAME_BYTES, nats::NatsTransport};
 #[derive(Debug, Clone)]
 pub struct LinkConfig {
     /// The time to connect over TCP, or for the worker to accept over NATS, and again the time until the worker's hello.
-    /// 1 s: within one site enough for three SYNs.
+    /// 1 s allows three SYNs within one site.
     pub connect_timeout: Duration,
     /// Wait before the first reconnect. It doubles with each failure, and half of each wait is random.
     pub backoff_min: Duration,

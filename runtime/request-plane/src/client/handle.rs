@@ -29,6 +29,14 @@ impl LinkHandle {
     /// Starts the link actor on the current arbiter. It dials at once, and reconnects with jittered backoff until it is
     /// closed. `address` is `host:port`, or `nats:<worker>` if the config has a NATS transport.
     pub fn start(address: String, config: LinkConfig, watcher: Option<Recipient<LinkEvent>>) -> Self {
+        metrics::describe_gauge!(
+            "signalbox_link_state",
+            "Links in each state, by worker address: every HTTP thread has a link to each worker"
+        );
+        metrics::describe_counter!(
+            "signalbox_link_reconnects_total",
+            "Times an established link was lost, by worker address"
+        );
         let link = SharedLink::new(address, config, watcher.is_some());
         let actor = WorkerLink::start(link.clone(), watcher.clone());
         Self {

@@ -297,8 +297,8 @@ impl Mux {
         self.writer = Some(cx.waker().clone());
     }
 
-    /// Fails every open stream, because the connection is lost. `error` makes the error of a stream from whether its call
-    /// had been written.
+    /// Fails every open stream, because the connection is lost. `error(written)` returns the error of a stream;
+    /// `written` is true if its call was sent.
     pub(super) fn lost(&mut self, error: impl Fn(bool) -> LinkError) {
         let unwritten = mem::take(&mut self.unwritten);
         for (id, slot) in &mut self.streams {

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A write buffer that has grown larger than this, for a prompt, is freed after the write. Prompts are rare on each of a
-/// thousand links, and so many buffers would take much memory.
+/// thousand links, and that many buffers would take much memory.
 const KEEP_BYTES: usize = 4 << 10;
 
 /// Why the connection ended.

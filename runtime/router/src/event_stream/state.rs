@@ -76,7 +76,7 @@ enum Phase {
     Stopped,
 }
 
-/// The changeable state.
+/// All mutable state of an event stream.
 #[derive(Debug)]
 pub(super) struct StreamState {
     /// The worker's epoch. A worker that restarts gets a stream of its own.
@@ -86,9 +86,9 @@ pub(super) struct StreamState {
     resync: Resync,
     retry_delay: Duration,
     last_progress: Progress,
-    /// Whether a batch was applied since the last snapshot. Before the first one, the plane delivers batches that the
-    /// snapshot contains, and may skip some of them: nothing is lost then. A real loss shows as a gap in front of the
-    /// next batch, or as a lag at a later tick.
+    /// Whether a batch was applied since the last snapshot. Until the first batch is applied, the plane may repeat
+    /// or skip batches that the snapshot contains, and nothing is lost. A real loss shows as a gap in front of the next
+    /// batch, or as a lag at a later tick.
     applied_since_snapshot: bool,
 }
 
@@ -174,8 +174,8 @@ impl StreamState {
             .then(|| self.begin_resync(ResyncReason::Skipped))
     }
 
-    /// Compares the stream with what it was at the previous tick, and with what the worker reports. This finds a loss
-    /// that no later batch shows: that of the last batches before a worker becomes idle.
+    /// Compares the stream with what it was at the previous tick, and with what the worker reports. This finds the loss
+    /// of a worker's last batches before it becomes idle; no later batch reveals it.
     ///
     /// Batches take milliseconds and ticks are seconds apart. So a batch that was reported by the previous tick, and
     /// that is still the next one expected, is lost; unless the plane was down, which delivers it later.

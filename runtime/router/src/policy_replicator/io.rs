@@ -210,7 +210,7 @@ impl PolicyIo {
     }
 }
 
-/// Names the choice that is there instead of the expected one.
+/// The conflict error, naming the current choice.
 fn changed_meanwhile(model: &str, expected: Revision, present: Option<&StoreEntry>) -> PolicyChangeError {
     let (label, revision) = match present {
         Some(present) => {

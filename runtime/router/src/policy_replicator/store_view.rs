@@ -113,8 +113,8 @@ impl StoreView {
         uploads.any(|(_, _, upload)| upload.is_of(choice))
     }
 
-    /// The uploads beyond [`MAX_UPLOADS`], the oldest first. An upload that decides for a model, or to which its first
-    /// rollback would return, is none of them.
+    /// The uploads beyond [`MAX_UPLOADS`], the oldest first. Excludes uploads in use, or needed for the first rollback
+    /// of a model.
     pub(super) fn surplus(&self) -> Vec<SurplusUpload> {
         let count = self.uploads.known.len().saturating_sub(MAX_UPLOADS);
         let in_use = |upload: &UploadEntry| {

@@ -17,13 +17,13 @@ const CLOSED_PORT: &str = "127.0.0.1:1";
 struct Rig {
     replica: ReplicaState,
     load: LoadTable,
-    /// Make worker 0 the one with the least load, worker 1 the next, and so on.
+    /// One request on each worker. They make worker 0 the one with the least load, worker 1 the next, and so on.
     _steering: Vec<Reservation>,
 }
 
 impl Rig {
-    /// With one worker at each address, in the slots from 0 on. Each takes two requests, of which the steering holds
-    /// one.
+    /// With one worker at each address, in the slots from 0 on. Each takes two requests; the reservation in `_steering`
+    /// counts as one of them.
     fn new(addresses: &[&str], links: LinkConfig) -> Self {
         let workers: Vec<_> = (0..)
             .zip(addresses)

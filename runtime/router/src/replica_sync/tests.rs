@@ -40,7 +40,7 @@ impl TestRouter {
         Self { load, actor }
     }
 
-    /// Waits until this router counts so many requests of the other routers on a worker.
+    /// Waits until this router counts this many requests of the other routers on a worker.
     async fn counts(&self, worker: WorkerSlot, requests: u32) {
         until(|| self.load.get(worker).others.requests == requests).await;
     }

@@ -9,7 +9,7 @@ pub struct StopMatcher {
 /// The result of a scan for stop texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopScan {
-    /// The first so many bytes belong to the answer. The rest may be the beginning of a stop text.
+    /// This many bytes, from the first on, belong to the answer. The rest may be the beginning of a stop text.
     Emit(usize),
     /// A stop text begins at this byte. The answer ends before it.
     Stop(usize),

@@ -12,7 +12,7 @@ const CELL_STEP: u32 = 256;
 /// Most KV cells by default: room for some prompts beside the running ones. SmolLM2-135M takes 380 MB for them.
 const DEFAULT_KV_TOKENS: u32 = 16_384;
 
-/// Default tokens of a step. A CPU computes 64 tokens together as fast, each, as 512. Running answers wait for the
+/// Default tokens of a step. On a CPU the cost per token is the same for 64 as for 512. Running answers wait for the
 /// chunk of a prompt, and 64 tokens take about 0.3 s on two cores. A GPU needs many tokens at once.
 const DEFAULT_BATCH_TOKENS: u32 = if cfg!(feature = "llama-cuda") { 512 } else { 64 };
 

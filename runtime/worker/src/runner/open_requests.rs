@@ -95,7 +95,7 @@ impl OpenRequests {
         }
     }
 
-    /// Delivers the results of a step: the pieces in the order of the step, then one flush a request. Adds the
+    /// Delivers the results of a step: the pieces in the order of the step, then one flush per request. Adds the
     /// sequences that a stop text or the end-of-sequence token ended to `cancels`.
     pub(super) fn deliver(&mut self, text: &ModelText, output: &StepOutput, cancels: &mut Vec<SequenceId>) {
         for (id, cached) in &output.prefilled {
