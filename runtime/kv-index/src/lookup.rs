@@ -59,7 +59,7 @@ impl KvIndex {
         }
     }
 
-    /// Runs the matches. The tiers of the last match contain those of the others, so it goes on longest.
+    /// Runs the matches. The tiers of the last match contain the tiers of all others, so it goes on longest.
     fn run<const N: usize>(&self, blocks: &[SequenceHash], mut matches: [TierMatch<'_>; N]) {
         let mut depth = 0;
         while let Some(place) = blocks.get(depth).and_then(|&block| self.find(block)) {

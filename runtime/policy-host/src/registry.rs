@@ -176,7 +176,7 @@ impl PolicyRegistry {
         self.0.engine.limits()
     }
 
-    /// All stored versions, sorted by name, and those of one name oldest first.
+    /// All stored versions, sorted by name; the versions of one name are sorted by age, the oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<PolicyRecord> {
         let state = self.0.state.lock();

@@ -249,9 +249,9 @@ pub mod exports {
             ///
             /// Each call has a time budget: 2 ms for `decide`, 20 ms for every other function. The host stops a call that runs
             /// past its budget: a `decide` at most 12 ms later, unless the machine is too busy to run it. An instance has a
-            /// memory limit of 16 MiB. A call that passes its budget or the memory limit ends the instance, and a built-in
-            /// formula decides instead. After three faults within a minute the version is put in quarantine: it decides no
-            /// more.
+            /// memory limit of 16 MiB. A call that passes its budget or the memory limit ends the instance, and the fallback, a
+            /// built-in formula, decides instead. After three faults within a minute the version is put in quarantine: it
+            /// decides no more.
             ///
             /// An instance exists for as long as the policy is active on one router thread. What it keeps in memory is there for
             /// the later decisions of that thread.

@@ -76,7 +76,7 @@ impl Watcher {
         let mut listed: Vec<KeyValue> = Vec::new();
         let mut revision = 0;
         loop {
-            // Each page begins just after the last key. Revision 0 is the latest; all pages have that of the first.
+            // Each page begins just after the last key. Revision 0 is the latest; all pages have the first one's.
             let start = listed.last().map_or_else(
                 || self.keys.prefix().as_bytes().to_vec(),
                 |last| [last.key(), b"\0"].concat(),

@@ -163,7 +163,7 @@ async fn becomes(broadcast: &NatsBroadcast, state: PlaneState) {
     tokio::time::timeout(PATIENCE, found).await.unwrap().unwrap();
 }
 
-/// Returns when messages of other handles arrive, which is when those of this handle do.
+/// Returns when messages of other handles arrive. Messages of this handle then arrive too.
 async fn begin(broadcast: &impl Broadcast, topic: &str, listener: &mut Listener) {
     let hello = text("hello");
     let repeat = async {

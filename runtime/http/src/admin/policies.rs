@@ -92,7 +92,7 @@ struct ActivationRequest {
 }
 
 /// `PUT /admin/v1/models/{model}/policy`: makes the named policy decide for the model from the next decision on, at every
-/// router. 409 if `revision` is not that of the active policy, or another router changed it at the same time.
+/// router. 409 if `revision` is not the active policy's revision, or another router changed it at the same time.
 pub(crate) async fn activate(
     request: HttpRequest,
     model: Path<String>,

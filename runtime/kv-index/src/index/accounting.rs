@@ -47,7 +47,7 @@ impl KvIndex {
         self.workers[worker.0 as usize].memberships -= change.memberships.iter().sum::<usize>();
     }
 
-    /// Adds the strand to those of `worker`, which holds a block of it.
+    /// Adds the strand to the strands of `worker`, which holds a block of it.
     pub(super) fn list_strand(&mut self, worker: WorkerSlot, id: usize) {
         let listed = &mut self.workers[worker.0 as usize].strands;
         let before = set_bytes(listed);

@@ -26,7 +26,7 @@ const MAX_EARLIER: usize = 8;
 /// A version that decides for a model, from its publication to the next swap.
 #[derive(Debug)]
 pub struct Activation {
-    /// The number of this activation among those of the model, from 1.
+    /// The number of this activation among the model's activations, from 1.
     pub number: u64,
     /// `name@version`, ready as a header value.
     pub label: Arc<str>,

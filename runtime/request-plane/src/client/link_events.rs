@@ -15,7 +15,7 @@ pub enum LinkEvent {
     Up {
         /// As given to [`LinkHandle::start`](super::LinkHandle::start).
         address: String,
-        /// The worker's card, which may differ from that of the worker's earlier incarnation.
+        /// The worker's card, which may differ from the card of the worker's earlier incarnation.
         card: Arc<WorkerCard>,
     },
     /// The worker takes no new streams; open streams go on.

@@ -149,7 +149,7 @@ impl CellCache {
             .admits(if self.reuse { prefix } else { &[] }, blocks + others)
     }
 
-    /// Extends `cells` by the cached blocks that follow those it has. `tokens` and `hashes` are those of the sequence.
+    /// Extends `cells` by the cached blocks that follow its own. `tokens` and `hashes` belong to the sequence.
     /// The last token is never shared, because it must be computed for its logits. Returns the number of added tokens.
     pub(super) fn share(
         &mut self,
@@ -310,7 +310,7 @@ impl CellCache {
         })
     }
 
-    /// A lane without a block at `depth`, preferably that of the parent. If every lane has one, evicts the least
+    /// A lane without a block at `depth`, preferably the parent's lane. If every lane has one, evicts the least
     /// recently used blocks of the cache until a lane is free. `None` if no block can be evicted.
     fn free_lane(
         &mut self,

@@ -34,7 +34,7 @@ pub struct LlamaConfig {
     pub kv_tokens: Option<u32>,
     /// Most running sequences, 1 to 128.
     pub max_sequences: u32,
-    /// Most waiting sequences. The engine refuses further ones as overloaded.
+    /// Most waiting sequences. The engine refuses more sequences as overloaded.
     pub max_waiting: u32,
     /// Threads that compute. `None`: one for each core that this process may use.
     pub threads: Option<u32>,
