@@ -30,19 +30,20 @@ impl Rig {
             .map(|(slot, address)| entry(slot, address))
             .collect();
         let model = Arc::new(model(workers.clone()));
+        let slots = addresses.len() as u32;
         let view = RosterView {
             models: [("m".to_owned(), model)].into(),
             workers,
+            slots,
         };
         let (index, load) = (SharedKvIndex::new(1 << 20), LoadTable::default());
-        let slots = 0..addresses.len() as u32;
         Self {
             replica: ReplicaState {
                 view: Arc::new(ArcSwap::from_pointee(view)),
                 decider: RefCell::new(Decider::new(index, load.clone(), policies())),
                 links: RefCell::new(Links::new(links)),
             },
-            _steering: slots
+            _steering: (0..slots)
                 .map(|slot| load.reserve(WorkerSlot(slot), 0, 10 * slot))
                 .collect(),
             load,
