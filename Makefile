@@ -20,15 +20,15 @@ run: build model ## Serve SmolLM2 from two workers at http://127.0.0.1:8000
 	exec $(TARGET)/debug/runtime up $(ARGS)
 
 build: deps ## Build the binary with the real engine, for this machine
-	@[ -x $(TARGET)/debug/runtime ] || echo 'building the router and llama.cpp: some 10 minutes on two cores the first time, seconds afterwards'
+	@[ -x $(TARGET)/debug/runtime ] || echo 'building the router and llama.cpp: some 20 minutes on two cores the first time, seconds afterwards'
 	$(CARGO) build $(OPTIMISED) --package runtime --features llama
 
 dist: deps ## Build what to measure and to ship: optimised as a whole, for other machines too
-	@echo 'building with whole-program optimisation: some 20 minutes on two cores the first time'
+	@echo 'building with whole-program optimisation: some 40 minutes on two cores the first time'
 	SIGNALBOX_PORTABLE=1 $(CARGO) build --release --package runtime --features llama
 
 test: deps model client-tests-venv ## Run every test
-	@[ -d $(TARGET)/debug/deps ] || echo 'building everything: some 15 minutes on two cores the first time'
+	@[ -d $(TARGET)/debug/deps ] || echo 'building everything: some 25 minutes on two cores the first time, and 10 of tests'
 	$(CARGO) build --workspace --bins --examples $(FEATURES)
 	SIGNALBOX_POLICY_TOOLS=$(abspath $(TARGET))/debug/examples runtime/scripts/build-policies.sh --check
 	$(CARGO) test --workspace $(FEATURES)
