@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Measures the shape of the code, and fails where files of one crate depend on each other in a circle.
 
-    file-cycles.py           prints the measures: files, lines, sizes, lines in cycles; and every cycle
-    file-cycles.py --check   prints cycles only, and fails if there is one
+    file-cycles.py [--strict] [FOLDER]   prints every cycle and the measures: files, lines, sizes, lines in cycles
 
 A file depends on another one of its crate when it names an item that is defined there: in a `use`, or by a path such as
 `super::frame::Frame`. A re-export is followed to the definition. Tests, benches, examples and generated bindings do not count.
@@ -184,7 +183,7 @@ def cycles(arrows):
 
 
 def main() -> int:
-    check, strict = '--check' in sys.argv, '--strict' in sys.argv
+    strict = '--strict' in sys.argv
     root = Path(next((argument for argument in sys.argv[1:] if not argument.startswith('--')), ROOT))
     sys.setrecursionlimit(10_000)
     listed = subprocess.run(['git', 'ls-files', '*.rs'], cwd=root, check=True, capture_output=True, text=True).stdout.split()
@@ -207,14 +206,12 @@ def main() -> int:
                 onward = sorted(arrows[module] & set(component))
                 names = ', '.join(str(crate.modules[other].relative_to(folder / 'src')) for other in onward)
                 print(f"    {crate.modules[module].relative_to(folder / 'src')} -> {names}")
-    if check:
-        return 1 if found else 0
     sizes = sorted(lines.values())
     total = sum(sizes)
     print(f'{len(crates)} crates, {len(files)} files, {total} lines; median {statistics.median(sizes):.0f}, '
           f'p95 {sizes[int(len(sizes) * .95)]}, biggest {sizes[-1]}')
     print(f'lines in files of a circle: {in_cycles} ({100 * in_cycles / total:.1f} %)')
-    return 0
+    return 1 if found else 0
 
 
 if __name__ == '__main__':
