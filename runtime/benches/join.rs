@@ -21,7 +21,8 @@ use signalbox_event_plane::MemoryPlane;
 use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_policy_store::MemoryStore;
 use signalbox_protocol::{
-    AnswerFormat, CacheTier, GenerateRequest, KvEvent, RequestId, SamplingParams, SequenceHash, WorkerRole,
+    AnswerFormat, CacheTier, Endpoint, GenerateRequest, KvEvent, RequestId, SamplingParams, SequenceHash,
+    WorkerRole,
 };
 use signalbox_request_plane::{LinkConfig, ServerConfig};
 use signalbox_router::{EventState, ReplicaHandle, RouteRequest, Router, RouterConfig};
@@ -153,12 +154,14 @@ fn request() -> RouteRequest {
             deadline_ms: 60_000,
             lora: String::new(),
             cache_salt: String::new(),
+            priority: 0,
+            overlap_blocks: 0,
             sampling: SamplingParams {
                 max_tokens: 1,
                 ..SamplingParams::default()
             },
             format: AnswerFormat {
-                chat: true,
+                endpoint: Endpoint::Chat,
                 stream: true,
                 include_usage: false,
                 echo: None,
@@ -167,7 +170,6 @@ fn request() -> RouteRequest {
         },
         tokens: vec![1; 64],
         body: Bytes::new(),
-        priority: 0,
         session: 0,
     }
 }

@@ -205,6 +205,8 @@ mod tests {
                 max_sequences: 1,
                 max_waiting: 1,
             },
+            engine_version: String::new(),
+            reads_body: false,
             kv_events: false,
             labels: Default::default(),
         };

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use signalbox_protocol::{AnswerFormat, Call, GenerateRequest, RequestId, SamplingParams};
+use signalbox_protocol::{AnswerFormat, Call, Endpoint, GenerateRequest, RequestId, SamplingParams};
 use signalbox_request_plane::{CallParts, LinkConfig, LinkHandle, ResponseEvent};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 
@@ -45,12 +45,14 @@ impl Direct {
                 deadline_ms: 60_000,
                 lora: String::new(),
                 cache_salt: String::new(),
+                priority: 0,
+                overlap_blocks: 0,
                 sampling: SamplingParams {
                     max_tokens,
                     ..SamplingParams::default()
                 },
                 format: AnswerFormat {
-                    chat: true,
+                    endpoint: Endpoint::Chat,
                     stream: true,
                     include_usage: false,
                     echo: None,

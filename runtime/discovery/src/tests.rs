@@ -40,6 +40,8 @@ pub(crate) fn card_at(name: &str, epoch: u64, address: &str) -> Arc<WorkerCard> 
         artifacts_digest: String::new(),
         role: WorkerRole::Aggregated,
         capacity: WorkerCapacity::default(),
+        engine_version: String::new(),
+        reads_body: false,
         kv_events: true,
         labels: BTreeMap::new(),
     })

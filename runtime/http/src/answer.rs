@@ -58,7 +58,7 @@ impl<A: Answer> AnswerBody<A> {
 
     fn fail(&mut self, error: &WireError) -> Bytes {
         self.answer = None;
-        self.record.finish(error.kind.status(), None);
+        self.record.finish(error.status(), None);
         Bytes::from(format!("data: {}\n\n", error.to_openai_json()))
     }
 }

@@ -3,12 +3,12 @@
 use std::{rc::Rc, sync::Arc};
 
 use actix_web::body::MessageBody;
-use signalbox_protocol::RequestId;
+use signalbox_protocol::{Endpoint, RequestId};
 use signalbox_router::AnswerStream;
 
 use crate::{
     answer::AnswerBody,
-    metrics::{Endpoint, RequestMetrics, RequestRecord},
+    metrics::{RequestMetrics, RequestRecord},
     traffic::Traffic,
 };
 

@@ -63,5 +63,6 @@ pub(crate) fn served_model(router: &Router, name: &str) -> Result<ModelView, Wir
         kind: ErrorKind::NotFound,
         message: format!("no model is called {name:?}; served here: {}", models.join(", ")),
         param: Some("model".into()),
+        engine: None,
     })
 }

@@ -8,7 +8,7 @@ use actix_web::{
     web::{Data, Payload},
 };
 use bytes::Bytes;
-use signalbox_protocol::{AnswerFormat, ErrorKind, GenerateRequest, WireError};
+use signalbox_protocol::{AnswerFormat, Endpoint, ErrorKind, GenerateRequest, WireError};
 use signalbox_router::{ModelView, RouteRequest, RoutedAnswer};
 use signalbox_tokenize::TextError;
 
@@ -17,7 +17,7 @@ use crate::{
     body,
     error::{self, REQUEST_ID},
     frontend::Frontend,
-    metrics::{Endpoint, RequestRecord},
+    metrics::RequestRecord,
     openai::{
         ChatRequest, CompletionRequest, DefaultLength, GenerationParams, Prompt, check_vocabulary,
         fit_context, model_of,
@@ -88,7 +88,7 @@ async fn respond(
 }
 
 fn fail(error: WireError, record: &mut RequestRecord) -> HttpResponse {
-    record.finish(error.kind.status(), None);
+    record.finish(error.status(), None);
     error::response(error, record.id())
 }
 
@@ -109,7 +109,7 @@ async fn answer(
     let body = body::read(request, payload, frontend.body_limits).await?;
     let prepared = match endpoint {
         Endpoint::Chat => prepare_chat(frontend, &body, record)?,
-        Endpoint::Completions => prepare_completion(frontend, &body, record)?,
+        _ => prepare_completion(frontend, &body, record)?,
     };
     let stream = prepared.generation.stream;
     let choices = prepared.generation.sampling.n;
@@ -250,9 +250,11 @@ impl Prepared {
                 deadline_ms,
                 lora: String::new(),
                 cache_salt: generation.cache_salt,
+                priority: generation.priority,
+                overlap_blocks: 0,
                 sampling: generation.sampling,
                 format: AnswerFormat {
-                    chat: endpoint == Endpoint::Chat,
+                    endpoint,
                     stream: generation.stream,
                     include_usage: generation.include_usage,
                     echo: self.echo,
@@ -263,7 +265,6 @@ impl Prepared {
             },
             tokens: self.tokens,
             body,
-            priority: generation.priority,
             session: generation.session,
         }
     }

@@ -119,6 +119,8 @@ mod tests {
             artifacts_digest: String::new(),
             role: WorkerRole::Aggregated,
             capacity: WorkerCapacity::default(),
+            engine_version: String::new(),
+            reads_body: false,
             kv_events: true,
             labels: Default::default(),
         };

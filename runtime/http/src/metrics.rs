@@ -12,7 +12,7 @@ use std::{
 };
 
 use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram, histogram};
-use signalbox_protocol::{RequestId, StreamSummary, WorkerId};
+use signalbox_protocol::{Endpoint, RequestId, StreamSummary, WorkerId};
 
 use crate::traffic::InFlight;
 
@@ -78,29 +78,10 @@ pub(crate) fn describe() {
     describe_counter!(COMPLETION_TOKENS, "Tokens generated in finished answers");
 }
 
-/// The endpoint that a request came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Endpoint {
-    /// `/v1/chat/completions`
-    Chat,
-    /// `/v1/completions`
-    Completions,
-}
-
-impl Endpoint {
-    /// Its metric label.
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Chat => "chat_completions",
-            Self::Completions => "completions",
-        }
-    }
-}
-
 /// The metric handles of one thread.
 #[derive(Debug, Default)]
 pub(crate) struct RequestMetrics {
-    kept: RefCell<[HashMap<String, Rc<ModelMetrics>>; 2]>,
+    kept: RefCell<[HashMap<String, Rc<ModelMetrics>>; Endpoint::ALL.len()]>,
 }
 
 impl RequestMetrics {

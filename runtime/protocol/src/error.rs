@@ -15,6 +15,18 @@ pub struct WireError {
     /// The request's parameter at fault, as the client spelled it: `max_tokens`, `messages[2].content`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub param: Option<String>,
+    /// The error as an engine answered it. The client receives this answer instead of one made from the other fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Box<EngineError>>,
+}
+
+/// The error answer of an engine that reads requests itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineError {
+    /// The HTTP status, 400 to 599.
+    pub status: u16,
+    /// A JSON document in OpenAI's shape: `{"error":{…}}`.
+    pub body: String,
 }
 
 /// The kinds of errors.
@@ -122,6 +134,7 @@ impl WireError {
             kind,
             message: message.into(),
             param: None,
+            engine: None,
         }
     }
 
@@ -131,11 +144,21 @@ impl WireError {
             kind: ErrorKind::InvalidRequest,
             message: message.into(),
             param: Some(param.into()),
+            engine: None,
         }
+    }
+
+    /// The HTTP status of an error answer.
+    pub fn status(&self) -> u16 {
+        let own = self.kind.status();
+        self.engine.as_ref().map_or(own, |engine| engine.status)
     }
 
     /// The body of an OpenAI error answer: `{"error":{"message","type","param","code"}}`.
     pub fn to_openai_json(&self) -> String {
+        if let Some(engine) = &self.engine {
+            return engine.body.clone();
+        }
         serde_json::json!({"error": {
             "message": self.message,
             "type": self.kind.openai_type(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::RequestId;
+use crate::{Endpoint, RequestId};
 
 /// One generation, as the router sends it to a worker. The prompt tokens and the client's original body travel beside
 /// it as bytes, because JSON would triple their size.
@@ -22,10 +22,21 @@ pub struct GenerateRequest {
     /// Keeps the KV blocks of one tenant apart from another tenant's; empty for none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub cache_salt: String,
+    /// A greater number is more urgent; 0 is usual.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// Leading KV blocks of the prompt that the router's index credits the worker with on its device. The worker
+    /// compares them with the tokens that its engine took from its KV cache.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub overlap_blocks: u32,
     /// How to choose tokens and when to stop.
     pub sampling: SamplingParams,
     /// The format of the answer's bytes.
     pub format: AnswerFormat,
+}
+
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 /// How to choose tokens and when to stop: OpenAI's parameters, checked and with their defaults filled in.
@@ -82,8 +93,9 @@ impl Default for SamplingParams {
 /// The format of an answer's bytes. The worker writes the bytes and the router forwards them unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnswerFormat {
-    /// True for `chat.completion` objects, false for `text_completion` objects.
-    pub chat: bool,
+    /// The route that the client called.
+    #[serde(default)]
+    pub endpoint: Endpoint,
     /// True for server-sent events, one per step, ended by `data: [DONE]`; false for one JSON document.
     pub stream: bool,
     /// `stream_options.include_usage`: whether a last event has the token counts.

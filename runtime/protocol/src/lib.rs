@@ -7,20 +7,24 @@
 //! - [`WorkerId`], [`WorkerEpoch`], [`RequestId`]: names.
 //! - [`BlockHasher`], [`SequenceHash`]: how tokens become KV block identities.
 //! - [`Call`], [`GenerateRequest`], [`SamplingParams`]: the calls a router makes to a worker.
+//! - [`Endpoint`]: the routes of the API whose requests go to workers.
 //! - [`StreamSummary`], [`WireError`]: how a call ends.
 //! - [`WorkerCard`], [`RouterCard`]: the description that a worker or a router publishes of itself.
 //! - [`KvEvent`], [`KvEventBatch`], [`KvSnapshot`]: the KV blocks a worker holds.
 //! - [`LoadReport`]: the load of a worker, by its own count.
+//! - [`Parity`]: how exact the knowledge of a worker's KV cache is.
 //! - [`ReplicaLoad`], [`ReplicaMessage`]: the load that each router has in flight.
 //! - [`PlaneStatus`]: the state of the connections to NATS and etcd.
 
 mod block;
 mod call;
+mod endpoint;
 mod error;
 mod generate;
 mod ids;
 mod kv_event;
 mod load;
+mod parity;
 mod plane_status;
 mod replica_message;
 mod router_card;
@@ -28,11 +32,13 @@ mod worker_card;
 
 pub use block::{BlockHasher, SequenceHash};
 pub use call::Call;
-pub use error::{ErrorKind, WireError};
+pub use endpoint::Endpoint;
+pub use error::{EngineError, ErrorKind, WireError};
 pub use generate::{AnswerFormat, FinishReason, GenerateRequest, SamplingParams, StreamSummary};
 pub use ids::{InvalidWorkerId, MAX_NAME_LEN, RequestId, WorkerEpoch, WorkerId, is_name, name_hash};
 pub use kv_event::{CacheTier, KvEvent, KvEventBatch, KvSnapshot};
 pub use load::{LoadReport, ReplicaLoad, WorkerReport};
+pub use parity::{Parity, ParityState};
 pub use plane_status::{PlaneState, PlaneStatus};
 pub use replica_message::{ReplicaMessage, ReplicaUpdate, WorkerShare};
 pub use router_card::{RouterCard, RouterId};

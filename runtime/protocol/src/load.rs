@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Parity;
+
 /// The load of a worker, by its own count. A router counts its own requests separately.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadReport {
@@ -18,7 +20,7 @@ pub struct LoadReport {
 }
 
 /// One piece of the answer to [`Call::WatchLoad`](crate::Call::WatchLoad), in JSON.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerReport {
     /// The load.
     #[serde(flatten)]
@@ -27,6 +29,9 @@ pub struct WorkerReport {
     /// events, whichever transport carries them.
     #[serde(default)]
     pub next_kv_batch: u64,
+    /// How exact the routers' knowledge of the worker's KV cache is.
+    #[serde(default)]
+    pub parity: Parity,
 }
 
 /// The load that one or more routers have in flight on a worker.

@@ -17,8 +17,15 @@ pub struct WorkerCard {
     pub model: String,
     /// `host:port` of the request plane, or `nats:<worker>` for a worker reached over NATS.
     pub address: String,
-    /// The kind of engine: `llama` or `sim`.
+    /// The kind of engine: `llama`, `sim`, `vllm`, `sglang`, or `openai` for another one that speaks the OpenAI API.
     pub engine: String,
+    /// The engine's version, if it states one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub engine_version: String,
+    /// Whether the engine reads the client's body itself. Routers then check only what routing needs, and also send it
+    /// requests of other routes than chats and completions.
+    #[serde(default)]
+    pub reads_body: bool,
     /// Tokens per KV block.
     pub block_size: u32,
     /// Most tokens of prompt and answer together.

@@ -18,7 +18,7 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
-use signalbox_protocol::{Call, GenerateRequest, RequestId, StreamSummary, WorkerCard};
+use signalbox_protocol::{Call, Endpoint, GenerateRequest, RequestId, StreamSummary, WorkerCard};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -47,9 +47,11 @@ fn generate() -> CallParts {
         deadline_ms: 1000,
         lora: String::new(),
         cache_salt: String::new(),
+        priority: 0,
+        overlap_blocks: 0,
         sampling: signalbox_protocol::SamplingParams::default(),
         format: signalbox_protocol::AnswerFormat {
-            chat: true,
+            endpoint: Endpoint::Chat,
             stream: true,
             include_usage: false,
             echo: None,

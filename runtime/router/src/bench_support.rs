@@ -76,6 +76,8 @@ impl BenchRouter {
                     max_sequences: 256,
                     max_waiting: 1_024,
                 },
+                engine_version: String::new(),
+                reads_body: false,
                 kv_events: true,
                 labels: Default::default(),
             };

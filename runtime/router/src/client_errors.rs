@@ -11,6 +11,7 @@ pub(crate) fn no_model(name: &str) -> WireError {
         kind: ErrorKind::NotFound,
         message: format!("no worker serves the model {name:?}; GET /v1/models lists those that are served"),
         param: Some("model".into()),
+        engine: None,
     }
 }
 

@@ -41,8 +41,6 @@ pub struct RouteRequest {
     pub tokens: Vec<u32>,
     /// The client's body, for engines that read it themselves.
     pub body: Bytes,
-    /// A greater number is more urgent; 0 is usual.
-    pub priority: i32,
     /// Hash of the client's session or user ([`name_hash`]); 0 for none.
     pub session: u64,
 }
@@ -189,7 +187,7 @@ impl ReplicaState {
             prompt_tokens: u32::try_from(request.tokens.len()).unwrap_or(u32::MAX),
             blocks,
             expected_output_tokens: sampling.max_tokens.saturating_mul(sampling.n),
-            priority: request.priority,
+            priority: request.generate.priority,
             session: request.session,
             lora: name_hash(&request.generate.lora),
         };
@@ -206,6 +204,7 @@ impl ReplicaState {
         request: &mut RouteRequest,
         deadline: Instant,
     ) -> Result<RoutedAnswer, LinkError> {
+        request.generate.overlap_blocks = placement.overlap_blocks;
         let link = self.links.borrow_mut().get(&placement.worker);
         let parts = CallParts {
             call: Call::Generate(request.generate.clone()),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use signalbox_kv_index::WorkerSlot;
 use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::{
-    AnswerFormat, Call, GenerateRequest, RequestId, SamplingParams, StreamSummary, WorkerCapacity,
+    AnswerFormat, Call, Endpoint, GenerateRequest, RequestId, SamplingParams, StreamSummary, WorkerCapacity,
     WorkerCard, WorkerEpoch, WorkerRole,
 };
 use signalbox_request_plane::{CallHandler, CallParts, Responder, Server, ServerConfig, ServerHandle};
@@ -41,6 +41,8 @@ pub(crate) fn card(name: &str, epoch: u64) -> Arc<WorkerCard> {
             max_sequences: 1,
             max_waiting: 1,
         },
+        engine_version: String::new(),
+        reads_body: false,
         kv_events: true,
         labels: Default::default(),
     })
@@ -111,9 +113,11 @@ pub(crate) fn request(deadline: Duration) -> RouteRequest {
             deadline_ms: deadline.as_millis() as u64,
             lora: String::new(),
             cache_salt: String::new(),
+            priority: 0,
+            overlap_blocks: 0,
             sampling: SamplingParams::default(),
             format: AnswerFormat {
-                chat: true,
+                endpoint: Endpoint::Chat,
                 stream: true,
                 include_usage: false,
                 echo: None,
@@ -122,7 +126,6 @@ pub(crate) fn request(deadline: Duration) -> RouteRequest {
         },
         tokens: (0..40).collect(),
         body: Bytes::from_static(b"{}"),
-        priority: 0,
         session: 0,
     }
 }

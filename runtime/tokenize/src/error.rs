@@ -155,6 +155,7 @@ impl From<TextError> for WireError {
             kind,
             message: error.to_string(),
             param: error.param_name().map(str::to_owned),
+            engine: None,
         }
     }
 }

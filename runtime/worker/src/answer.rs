@@ -8,7 +8,7 @@
 //! The constant part of a choice's events is rendered once. A token costs a copy of that part and the escaping of its
 //! text, both into a reused buffer.
 
-use signalbox_protocol::{AnswerFormat, FinishReason, GenerateRequest, StreamSummary};
+use signalbox_protocol::{AnswerFormat, Endpoint, FinishReason, GenerateRequest, StreamSummary};
 
 mod json;
 mod logprobs;
@@ -60,7 +60,7 @@ impl Answer {
     /// answers.
     pub fn new(request: &GenerateRequest, fingerprint: &str) -> Self {
         let format = request.format.clone();
-        let (id, object) = match (format.chat, format.stream) {
+        let (id, object) = match (format.endpoint == Endpoint::Chat, format.stream) {
             (true, true) => ("chatcmpl-", "chat.completion.chunk"),
             (true, false) => ("chatcmpl-", "chat.completion"),
             (false, _) => ("cmpl-", "text_completion"),
@@ -97,10 +97,10 @@ impl Answer {
             .format
             .echo
             .clone()
-            .filter(|echo| !echo.is_empty() && !self.format.chat);
+            .filter(|echo| !echo.is_empty() && self.format.endpoint != Endpoint::Chat);
         let offset = echo.as_deref().map_or(0, |echo| echo.chars().count());
         ChoiceWriter {
-            chat: self.format.chat,
+            chat: self.format.endpoint == Endpoint::Chat,
             stream: self.format.stream,
             index,
             stem,

@@ -148,6 +148,8 @@ pub async fn run(
         artifacts_digest: files.digest,
         role: config.role,
         capacity: info.capacity,
+        engine_version: String::new(),
+        reads_body: false,
         kv_events: true,
         labels: config.labels,
     });

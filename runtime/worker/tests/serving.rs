@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_event_plane::{decode_batch, decode_snapshot};
 use signalbox_protocol::{
-    AnswerFormat, BlockHasher, Call, ErrorKind, GenerateRequest, KvEvent, LoadReport, RequestId,
+    AnswerFormat, BlockHasher, Call, Endpoint, ErrorKind, GenerateRequest, KvEvent, LoadReport, RequestId,
     SamplingParams, SequenceHash, StreamSummary, WorkerEpoch, WorkerRole,
 };
 use signalbox_request_plane::{
@@ -68,12 +68,14 @@ fn generate(tokens: Vec<u32>, max_tokens: u32, stream: bool) -> CallParts {
         deadline_ms: 60_000,
         lora: String::new(),
         cache_salt: String::new(),
+        priority: 0,
+        overlap_blocks: 0,
         sampling: SamplingParams {
             max_tokens,
             ..SamplingParams::default()
         },
         format: AnswerFormat {
-            chat: true,
+            endpoint: Endpoint::Chat,
             stream,
             include_usage: true,
             echo: None,

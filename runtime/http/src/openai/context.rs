@@ -47,6 +47,7 @@ pub(crate) fn fit_context(
              maximum context length is {context_length} tokens: shorten {param} or ask for fewer tokens"
         ),
         param: Some(param.into()),
+        engine: None,
     })
 }
 

@@ -1,6 +1,6 @@
 //! What clients receive, and what the worker receives.
 
-use signalbox_protocol::{ErrorKind, WireError};
+use signalbox_protocol::{Endpoint, ErrorKind, WireError};
 
 use super::*;
 
@@ -21,7 +21,11 @@ async fn a_streamed_chat_is_the_workers_bytes_with_the_decision_in_its_headers()
         (received.model.as_str(), received.id.as_str()),
         ("streamed", "trace-7")
     );
-    assert!(received.format.stream && received.format.chat && received.format.created > 1_700_000_000);
+    assert!(
+        received.format.stream
+            && received.format.endpoint == Endpoint::Chat
+            && received.format.created > 1_700_000_000
+    );
     assert_eq!(
         (received.sampling.max_tokens, received.deadline_ms.div_ceil(1_000)),
         (9, 600)
@@ -80,9 +84,9 @@ async fn a_whole_completion_is_one_document_of_known_length() {
         (
             received.sampling.max_tokens,
             received.format.stream,
-            received.format.chat
+            received.format.endpoint
         ),
-        (16, false, false)
+        (16, false, Endpoint::Completions)
     );
     let text = rig.router.model("whole").unwrap().text;
     assert_eq!(received.format.echo, Some(text.decode(&[5, 6, 7]).unwrap()));

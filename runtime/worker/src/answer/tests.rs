@@ -1,5 +1,5 @@
 use serde_json::{Value, json};
-use signalbox_protocol::{RequestId, SamplingParams};
+use signalbox_protocol::{Endpoint, RequestId, SamplingParams};
 
 use super::*;
 
@@ -10,6 +10,8 @@ fn answer(format: AnswerFormat) -> Answer {
         deadline_ms: 1_000,
         lora: String::new(),
         cache_salt: String::new(),
+        priority: 0,
+        overlap_blocks: 0,
         sampling: SamplingParams::default(),
         format,
     };
@@ -18,7 +20,11 @@ fn answer(format: AnswerFormat) -> Answer {
 
 fn format(chat: bool, stream: bool) -> AnswerFormat {
     AnswerFormat {
-        chat,
+        endpoint: if chat {
+            Endpoint::Chat
+        } else {
+            Endpoint::Completions
+        },
         stream,
         include_usage: false,
         echo: None,

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use signalbox_protocol::{BlockHasher, ErrorKind, GenerateRequest, SamplingParams, WireError};
+use signalbox_protocol::{BlockHasher, Endpoint, ErrorKind, GenerateRequest, SamplingParams, WireError};
 use signalbox_tokenize::ModelText;
 
 use super::{choice::Choice, open_requests::OpenRequest, sink::AnswerSink};
@@ -97,7 +97,9 @@ impl Intake {
         tokens: Vec<u32>,
         sink: Box<dyn AnswerSink>,
     ) -> Result<PreparedRequest, (Box<dyn AnswerSink>, WireError)> {
-        if let Err(error) = self.check(&request.sampling, &tokens) {
+        let checked =
+            check_endpoint(request.format.endpoint).and_then(|()| self.check(&request.sampling, &tokens));
+        if let Err(error) = checked {
             return Err((sink, error));
         }
         let sampling = &request.sampling;
@@ -193,5 +195,19 @@ impl Intake {
             });
         }
         Ok(())
+    }
+}
+
+/// Refuses requests of routes that only engines with an API of their own answer.
+fn check_endpoint(endpoint: Endpoint) -> Result<(), WireError> {
+    match endpoint {
+        Endpoint::Chat | Endpoint::Completions => Ok(()),
+        other => {
+            let message = format!(
+                "this model has no {}; it answers chats and completions",
+                other.path()
+            );
+            Err(WireError::new(ErrorKind::NotFound, message))
+        }
     }
 }

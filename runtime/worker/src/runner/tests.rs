@@ -7,7 +7,8 @@ use std::{
 use serde_json::Value;
 use signalbox_event_plane::EventLog;
 use signalbox_protocol::{
-    AnswerFormat, FinishReason, RequestId, SamplingParams, StreamSummary, WorkerCapacity, WorkerEpoch,
+    AnswerFormat, Endpoint, FinishReason, RequestId, SamplingParams, StreamSummary, WorkerCapacity,
+    WorkerEpoch,
 };
 use signalbox_request_plane::CallerGone;
 use signalbox_tokenize::{ModelArtifacts, ModelText};
@@ -38,9 +39,11 @@ fn request(stream: bool, sampling: SamplingParams) -> GenerateRequest {
         deadline_ms: HANG.as_millis() as u64,
         lora: String::new(),
         cache_salt: String::new(),
+        priority: 0,
+        overlap_blocks: 0,
         sampling,
         format: AnswerFormat {
-            chat: true,
+            endpoint: Endpoint::Chat,
             stream,
             include_usage: false,
             echo: None,

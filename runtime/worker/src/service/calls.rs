@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use signalbox_event_plane::{EventLog, NotRetained, encode_snapshot};
-use signalbox_protocol::{Call, ErrorKind, StreamSummary, WireError, WorkerEpoch, WorkerReport};
+use signalbox_protocol::{Call, ErrorKind, Parity, StreamSummary, WireError, WorkerEpoch, WorkerReport};
 use signalbox_request_plane::{CallHandler, CallParts, CallerGone, Responder};
 use tokio::runtime::Handle;
 
@@ -101,6 +101,7 @@ impl WorkerService {
                 let report = WorkerReport {
                     load: *load.borrow_and_update(),
                     next_kv_batch: log.next_sequence(),
+                    parity: Parity::default(),
                 };
                 let Ok(json) = serde_json::to_vec(&report) else {
                     return;
