@@ -16,7 +16,8 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// Membership within a process, with the semantics of [`EtcdDiscovery`](crate::EtcdDiscovery). Clone = handle.
+/// The workers and routers of one process, without a server. As [`EtcdDiscovery`](crate::EtcdDiscovery), except that a
+/// worker that leaves always counts as withdrawn. A clone is another handle.
 #[derive(Debug, Clone)]
 pub struct MemoryDiscovery {
     membership: Arc<Membership>,

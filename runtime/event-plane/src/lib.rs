@@ -7,6 +7,8 @@
 //!                                                                 apply, ignore, or resync
 //! ```
 //!
+//! Without NATS the batches travel over the request plane too, and the router publishes them on its `MemoryPlane`.
+//!
 //! - [`encode_batch`], [`decode_batches`]: the bytes, the same on every transport. `README.md` beside this crate's
 //!   manifest describes them.
 //! - [`EventLog`]: the worker side. The batches of one incarnation of a worker are numbered from 0 without gaps.

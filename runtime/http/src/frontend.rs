@@ -42,7 +42,8 @@ impl Frontend {
     }
 }
 
-/// As [`Frontend::model`], for the admin API.
+/// The served model of this name. The error is "unavailable" while no model is served, otherwise "not found" with the
+/// names of served models. The admin API calls it without a [`Frontend`].
 pub(crate) fn served_model(router: &Router, name: &str) -> Result<ModelView, WireError> {
     /// Longest part of an unknown name in the error, and most served models named there.
     const SHOWN_CHARS: usize = 100;

@@ -78,9 +78,10 @@ pub(crate) fn describe() {
     describe_counter!(COMPLETION_TOKENS, "Tokens generated in finished answers");
 }
 
-/// The metric handles of one thread.
+/// One HTTP thread's metric handles, kept so that a request does not look them up.
 #[derive(Debug, Default)]
 pub(crate) struct RequestMetrics {
+    /// By endpoint, then by model.
     kept: RefCell<[HashMap<String, Rc<ModelMetrics>>; Endpoint::ALL.len()]>,
 }
 

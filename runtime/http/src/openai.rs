@@ -1,8 +1,8 @@
 //! OpenAI's requests: parsed, checked, and with OpenAI's defaults filled in.
 //!
 //! Only the parameters that routing and sampling need are read. Unknown parameters stay in the body, which goes to the
-//! worker unchanged. Known parameters are checked strictly, since a wrong value found late by an engine makes all its
-//! sequences fail. Every refusal names the parameter as the client wrote it, and what would be right.
+//! worker unchanged. Known parameters are checked strictly, since a wrong value that an engine finds late makes all
+//! sequences of the engine fail. Every refusal names the parameter as the client wrote it, and what would be right.
 
 mod chat;
 mod completions;

@@ -8,8 +8,12 @@
 //! Before the first release, a column raises the version of the interface. After it, a column needs a new interface
 //! beside the old one, because a released interface never changes (`wit/policy.wit`).
 //!
-//! 1. The source of the value in the router: `router/src/load.rs` for load, `WorkerColumns` in `router/src/roster.rs`
-//!    for a property of the worker. A value that the worker measures is also a field in `protocol/src/load.rs`.
+//! 1. The source of the value. Load of this router: `router/src/load.rs`. Load of all routers: also `ReplicaLoad` in
+//!    `protocol/src/load.rs` and `WorkerShare::digest` in `protocol/src/replica_message.rs`, where routers of two releases
+//!    must agree. A value that the worker measures: a field of `LoadReport` in `protocol/src/load.rs`, and each engine
+//!    that makes the report. A property of the worker: the card (`protocol/src/worker_card.rs`), filled in
+//!    `worker/src/service.rs`, and `WorkerColumns` with its `FromIterator` in `router/src/roster.rs`. Every column holds
+//!    `u32`.
 //! 2. `wit/types.wit`: a flag in `columns` and a field in `candidates`.
 //! 3. The version, wherever it stands: `wit/policy.wit`; here `bindings.rs`, `ROUTING` and `TYPES` in `admission.rs`,
 //!    and `admission/tests.rs`; the command in `policies/README.md`.
@@ -17,8 +21,8 @@
 //!    the trial values (`admission/trial.rs`) are generated from it.
 //! 5. `router/src/candidates.rs`: the router fills a required column in `fill`, an optional one in `fill_optional`.
 //! 6. `policies/sdk`: generate the bindings again (`policies/README.md`), and add the field in `src/candidates.rs`.
-//! 7. The built components and the recorded trial values: `make policies`, and the example `snapshots`, which writes
-//!    `tests/snapshots.jsonl`.
+//! 7. The built components: `make policies` writes `policies/built` and `integration-tests/guests`.
+//! 8. The recorded trial values, in `runtime/policy-host`: `cargo run --example snapshots > tests/snapshots.jsonl`.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,9 @@
 //! The limits of a policy, and the reasons for their values.
 //!
 //! A *limit* is a bound in [`PolicyLimits`]. A limit on time is a *budget*: the time that a call may take. A *deadline*
-//! is the tick of the engine's epoch at which a call over its budget is stopped.
+//! is a tick of the clock at which the host looks at a call (`sandbox.rs`): at the last one a call over its budget is
+//! stopped. The clock is wasmtime's epoch, a counter that `ticker.rs` increments. The limits are part of the release: no
+//! option changes them.
 //!
 //! # When a loop is stopped
 //!
@@ -28,8 +30,8 @@ pub struct PolicyLimits {
     /// Budget of one decision, in milliseconds. An ordinary decision takes 1 to 5 microseconds. The module's doc states
     /// when a loop is stopped.
     pub decide_budget_ms: u64,
-    /// Budget of every other call, in milliseconds. It is short because, after a fault, the fresh instance starts and
-    /// is configured on the thread of the next request.
+    /// Budget of every call but a decision, in milliseconds: starting, configuring and describing a policy. It is short
+    /// because, after a fault, the fresh instance starts and is configured on the thread of the next request.
     pub configure_budget_ms: u64,
 }
 

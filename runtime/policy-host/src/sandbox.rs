@@ -1,11 +1,12 @@
 //! The bounds around one instance: its memory, and the time of each call.
 //!
-//! A call has a budget, which is the time that it may take, and deadlines, which are the ticks of the engine's epoch at
-//! which the host acts. [`Sandbox::arm`] turns the budget into deadlines, one for each half of the budget. Time also
-//! passes for a call while the operating system runs other threads, and such a call must not be mistaken for a loop. At
-//! the first deadline the call continues. At the second deadline it is stopped if its thread ran for a whole half since
-//! the first. If the thread hardly ran, the call continues, one tick after the other, up to a bound. A call that was
-//! only held up returns in microseconds once its thread runs again. `limits.rs` states when a loop is stopped in all.
+//! A call has a budget, which is the time that it may take, and deadlines, which are the ticks of wasmtime's epoch (a
+//! counter, see `ticker.rs`) at which the host looks at the call. [`Sandbox::arm`] turns the budget into deadlines, one
+//! for each half of the budget. Time also passes for a call while the operating system runs other threads, and such a
+//! call must not be mistaken for a loop. At the first deadline the call continues. At the second deadline it is stopped
+//! if its thread ran for a whole half since the first. If the thread hardly ran, the call continues, one tick after the
+//! other, up to a bound. A call that was only held up returns in microseconds once its thread runs again. `limits.rs`
+//! states when a loop is stopped in all.
 
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
 /// Most entries of a table. An entry takes 8 bytes of host memory; a policy's tables hold some hundred functions.
 const MAX_TABLE_ELEMENTS: usize = 20_000;
 
-/// Most ticks that a call continues after its second deadline because its thread hardly ran. A loop in a
-/// decision takes 14 ms at most and these ticks 20 ms, together 34 ms. A policy may delay a request by 50 ms.
+/// Most ticks that a call continues after its second deadline because its thread hardly ran. A loop in a decision takes
+/// 14 ms at most and these ticks 20 ms, together 34 ms. No request should hold an HTTP thread for more than 50 ms.
 const MAX_STALLED_TICKS: u64 = 20;
 
 /// The store data of every instance.

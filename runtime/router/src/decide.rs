@@ -161,8 +161,8 @@ impl Decider {
         })
     }
 
-    /// The row of the candidate that `self.decision` selects. The policy host's `accept` has checked the decision. This
-    /// second check guards against a bug: if the decision selects no candidate, the fallback decides.
+    /// The row of the candidate that `self.decision` selects. `accept` of `policy-host/src/convert.rs` has checked the
+    /// decision. This second check guards against a bug: if the decision selects no candidate, the fallback decides.
     fn selected_row(&mut self, request: &RequestFeatures) -> usize {
         let candidates = self.rows.len();
         if let Some(row) = select_row(&self.decision, candidates, request.seed) {

@@ -41,7 +41,7 @@ const BATCH_WINDOW: Duration = Duration::from_millis(5);
 /// How often the others can find out whether they lost a message.
 const DIGEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How a router takes part in replica sync.
+/// How a router exchanges with the other routers the load that each has in flight.
 #[derive(Debug, Clone)]
 pub struct ReplicaConfig {
     /// This incarnation of this router: the id that it registers.

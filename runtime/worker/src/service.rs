@@ -180,7 +180,7 @@ impl RunningWorker {
         &self.card
     }
 
-    /// The log of the worker's KV events, for event planes other than the request plane.
+    /// The log of the worker's KV events, for an event plane that does not read it over the request plane.
     pub fn event_log(&self) -> &EventLog {
         &self.log
     }

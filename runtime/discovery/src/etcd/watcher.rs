@@ -102,7 +102,8 @@ impl Watcher {
         Ok(revision)
     }
 
-    /// Applies all changes from this revision on.
+    /// Applies each change from `revision` on until the watch ends: with [`Compacted`] if etcd no longer has the next
+    /// revisions, with an [`Outage`] otherwise.
     pub(super) async fn follow(&mut self, client: &mut Client, revision: i64) -> Result<Compacted, Outage> {
         const WHAT: &str = "the watch";
         let mut stream = self.watch_from(client, revision).await?;

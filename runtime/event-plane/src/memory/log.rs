@@ -16,7 +16,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct WorkerLog {
     contents: Mutex<Contents>,
-    /// Whether the worker was forgotten. Sent again at each change, to wake the subscriptions.
+    /// Whether the worker was forgotten. Sent again with each batch, to wake the subscriptions.
     forgotten: watch::Sender<bool>,
 }
 

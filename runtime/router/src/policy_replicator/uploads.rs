@@ -73,8 +73,9 @@ impl PolicyIo {
         Ok(self.store.set(&key, entry.to_value(), expected).await?)
     }
 
-    /// Removes uploads from the store, and returns the keys and revisions of those removed. It stops at the first failure: the rest
-    /// stays until the next upload.
+    /// Removes these uploads, each entry and then its object. Returns the key and revision of each entry removed. Stops
+    /// at the first entry that cannot be removed; the rest stays until the next upload. An object that cannot be removed
+    /// is only logged.
     pub(super) async fn remove_surplus(&self, surplus: Vec<SurplusUpload>) -> Vec<(String, Revision)> {
         let mut removed = Vec::new();
         for SurplusUpload {
