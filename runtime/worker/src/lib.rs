@@ -7,6 +7,7 @@
 //! - [`runner`]: the thread that steps engines. Requests go in, pieces of answers come out.
 //! - [`engine`]: the trait of an engine. [`sim`] implements it without a GPU.
 //! - [`block_pool`]: the KV blocks of an engine and their contents.
+//! - [`openai`]: drives an engine next door in place of an engine of this crate.
 //! - [`answer`]: writes the bytes of OpenAI answers.
 
 pub mod answer;
@@ -14,6 +15,7 @@ pub mod block_pool;
 pub mod engine;
 #[cfg(any(test, feature = "llama"))]
 pub mod llama;
+pub mod openai;
 pub mod runner;
 pub mod service;
 pub mod sim;
