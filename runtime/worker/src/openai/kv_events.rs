@@ -1,6 +1,6 @@
 //! The KV events of an engine next door: read over ZeroMQ, translated to hashes of our own, published.
 //!
-//! vLLM and SGLang publish what their KV cache stores and evicts, under hashes of their own. A [`KvEventSource`] reads
+//! vLLM and SGLang publish what their KV cache stores and evicts, under hashes of their own. A `KvEventSource` reads
 //! one such stream, which is that of one data-parallel rank. It replaces the engine's hashes by ours, which routers
 //! compute from the tokens of a prompt, and publishes the result in the worker's
 //! [`EventLog`](signalbox_event_plane::EventLog). The engine's hashes go no further.
@@ -21,7 +21,11 @@
 //! announces. So the addresses must be those of an engine that the operator trusts.
 
 mod config;
+#[cfg(test)]
+mod corpus;
 mod facts;
+mod frames;
+mod payload;
 
 pub use config::{InvalidEndpoint, KvEventsConfig, resolve_endpoint};
 pub use facts::{DropCause, Dropped, KvEventFacts, Replay};
