@@ -25,6 +25,9 @@ mod config;
 mod corpus;
 mod facts;
 mod frames;
+#[cfg(test)]
+mod fuzz;
+mod normalise;
 mod payload;
 
 pub use config::{InvalidEndpoint, KvEventsConfig, resolve_endpoint};
