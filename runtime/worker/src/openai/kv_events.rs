@@ -28,6 +28,7 @@ mod frames;
 #[cfg(test)]
 mod fuzz;
 mod normalise;
+mod order;
 mod payload;
 
 pub use config::{InvalidEndpoint, KvEventsConfig, resolve_endpoint};
