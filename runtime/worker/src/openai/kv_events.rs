@@ -1,6 +1,6 @@
 //! The KV events of an engine next door: read over ZeroMQ, translated to hashes of our own, published.
 //!
-//! vLLM and SGLang publish what their KV cache stores and evicts, under hashes of their own. A `KvEventSource` reads
+//! vLLM and SGLang publish what their KV cache stores and evicts, under hashes of their own. A [`KvEventSource`] reads
 //! one such stream, which is that of one data-parallel rank. It replaces the engine's hashes by ours, which routers
 //! compute from the tokens of a prompt, and publishes the result in the worker's
 //! [`EventLog`](signalbox_event_plane::EventLog). The engine's hashes go no further.
@@ -30,6 +30,9 @@ mod fuzz;
 mod normalise;
 mod order;
 mod payload;
+mod replay;
+mod source;
 
 pub use config::{InvalidEndpoint, KvEventsConfig, resolve_endpoint};
 pub use facts::{DropCause, Dropped, KvEventFacts, Replay};
+pub use source::KvEventSource;
