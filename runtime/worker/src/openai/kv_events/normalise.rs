@@ -19,14 +19,18 @@ use signalbox_protocol::{BlockHasher, CacheTier, KvEvent, SequenceHash};
 
 use super::{
     facts::{DropCause, Dropped, note_block_size},
-    payload::{EngineHash, ExtraKey, RawEvent, RawLora, RawMedium, RawRemoved, RawStored, RawTokens},
+    payload::{EngineHash, RawEvent, RawMedium, RawRemoved, RawStored, RawTokens},
 };
 
+mod keys;
 mod recall;
+mod run;
 #[cfg(test)]
 mod tests;
 
+use keys::Keys;
 use recall::Recall;
+use run::Run;
 
 /// Most groups of layers with full attention. Models have one or a few.
 const MAX_GROUPS: usize = 64;
@@ -248,96 +252,5 @@ impl Blocks {
             self.groups.push(group);
         }
         has_room
-    }
-}
-
-/// What the hashes of an event cover beside tokens.
-struct Keys<'a> {
-    lora: &'a str,
-    salt: &'a str,
-    /// The first block that holds something which is no token of a prompt; beyond the last block if none does.
-    opaque_from: usize,
-}
-
-impl<'a> Keys<'a> {
-    fn of(stored: &RawStored<'a>) -> Result<Self, DropCause> {
-        let lora = match stored.lora {
-            RawLora::None => "",
-            RawLora::Named(name) => name,
-            RawLora::Unnamed => return Err(DropCause::UnnamedLora),
-        };
-        let mut keys = Self {
-            lora,
-            salt: stored.cache_salt.unwrap_or_default(),
-            opaque_from: usize::MAX,
-        };
-        let mut lora_named_in = None;
-        for &(block, key) in &stored.extra_keys {
-            match key {
-                // The adapter's name comes first in each block. A salt may have the same text.
-                ExtraKey::Text(text) if text == lora && lora_named_in != Some(block) => {
-                    lora_named_in = Some(block)
-                }
-                ExtraKey::Text(salt) if block == 0 && stored.parent.is_none() && keys.salt.is_empty() => {
-                    keys.salt = salt;
-                }
-                ExtraKey::Text(_) | ExtraKey::Opaque => {
-                    keys.opaque_from = block;
-                    break;
-                }
-            }
-        }
-        Ok(keys)
-    }
-}
-
-/// Collects newly held blocks that follow each other into one event.
-struct Run {
-    tier: CacheTier,
-    parent: Option<SequenceHash>,
-    blocks: Vec<SequenceHash>,
-}
-
-impl Run {
-    fn new(tier: CacheTier, parent: Option<SequenceHash>) -> Self {
-        Self {
-            tier,
-            parent,
-            blocks: Vec::new(),
-        }
-    }
-
-    /// Adds `block`, which follows `parent`, if it is newly held.
-    fn step(
-        &mut self,
-        parent: Option<SequenceHash>,
-        block: SequenceHash,
-        is_new: bool,
-        changes: &mut Vec<KvEvent>,
-    ) {
-        if !is_new {
-            return;
-        }
-        if self.blocks.last().copied() != parent {
-            self.flush(changes);
-        }
-        if self.blocks.is_empty() {
-            self.parent = parent;
-        }
-        self.blocks.push(block);
-    }
-
-    fn flush(&mut self, changes: &mut Vec<KvEvent>) {
-        if !self.blocks.is_empty() {
-            changes.push(KvEvent::Stored {
-                tier: self.tier,
-                parent: self.parent,
-                blocks: std::mem::take(&mut self.blocks),
-            });
-        }
-    }
-
-    fn end(mut self, changes: &mut Vec<KvEvent>) {
-        self.flush(changes);
     }
 }

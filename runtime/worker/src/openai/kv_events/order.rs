@@ -13,37 +13,28 @@
 //! | a replay that does not fill the gap | forget what is held, go on from what there is |
 //! | a new connection, or silence | replay from the last batch applied: an equal batch shows that the engine is the same |
 //! | no answer to a replay | ask again, then go on without it |
+//! | batches found after silence that did not arrive live | connect again |
 //!
 //! Live batches that arrive during a replay are held, within bounds, and applied after it.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     facts::Replay,
     frames::{Numbered, ReplayAnswer},
 };
 
+mod replaying;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
-/// Longest wait for an answer to a replay request, and between two answers. vLLM looks for requests every 100 ms, and
-/// between batches.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest replay: 10,000 batches of vLLM's default buffer take seconds.
-const REPLAY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Requests for one replay, the first included: an engine that does not answer three times in a row does not answer.
-const ATTEMPTS: u32 = 3;
+use replaying::{Purpose, Replaying};
+use waiting::Waiting;
+
 /// Silence after which the source asks for what it may have missed: a batch that was lost without a later one leaves no
 /// gap, and a host that is gone leaves the connection open.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Most live batches held during a replay: tens of seconds of a busy engine. Later ones are dropped, which leaves a gap
-/// that the next replay fills.
-const MAX_WAITING: usize = 4096;
-/// Most bytes of those.
-const MAX_WAITING_BYTES: usize = 32 << 20;
 
 /// What the caller does, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +48,8 @@ pub(super) enum Action {
     },
     /// Give up the request.
     StopReplay,
+    /// Close the connection and open another one: nothing arrives on it.
+    Reconnect,
     /// Events were lost: what is held is unknown.
     Forget,
     /// The engine is another one: it holds nothing that is known.
@@ -73,9 +66,8 @@ pub(super) struct Order {
     last: Option<Numbered>,
     /// The number of the newest live batch on this connection.
     last_live: Option<u64>,
-    /// Live batches that arrived during a replay, oldest first.
-    waiting: VecDeque<Numbered>,
-    waiting_bytes: usize,
+    /// Live batches that arrived during a replay.
+    waiting: Waiting,
     /// When the connection began or the last message arrived.
     last_message: Instant,
     replay: Replay,
@@ -92,29 +84,6 @@ enum Phase {
     Replaying(Replaying),
 }
 
-#[derive(Debug)]
-struct Replaying {
-    purpose: Purpose,
-    /// Requests so far.
-    attempts: u32,
-    /// When the next answer must have arrived.
-    answer_by: Instant,
-    /// When the last answer must have arrived.
-    end_by: Instant,
-    is_answered: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    /// Fetch the batches from the expected one on.
-    Fill,
-    /// Fetch the last batch applied first, to see whether the engine is the same, and fill from there.
-    Verify {
-        /// Whether the connection is a new one: without an answer, the engine counts as another one.
-        reconnected: bool,
-    },
-}
-
 impl Order {
     /// Before the first connection. `has_replay`: whether the engine has a replay socket.
     pub(super) fn new(has_replay: bool, now: Instant) -> Self {
@@ -123,8 +92,7 @@ impl Order {
             expected: None,
             last: None,
             last_live: None,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
+            waiting: Waiting::default(),
             last_message: now,
             replay: if has_replay {
                 Replay::Untried
@@ -142,7 +110,7 @@ impl Order {
     pub(super) fn connected(&mut self, now: Instant) -> Vec<Action> {
         self.last_live = None;
         self.last_message = now;
-        self.clear_waiting();
+        self.waiting.clear();
         self.phase = Phase::Live;
         if self.has_replay() {
             let purpose = match self.last {
@@ -160,7 +128,7 @@ impl Order {
     /// The connection is lost.
     pub(super) fn disconnected(&mut self) {
         self.phase = Phase::Disconnected;
-        self.clear_waiting();
+        self.waiting.clear();
     }
 
     /// A live batch arrived.
@@ -169,7 +137,7 @@ impl Order {
         let fell = self.last_live.is_some_and(|last| batch.number < last);
         self.last_live = Some(batch.number);
         if fell {
-            self.clear_waiting();
+            self.waiting.clear();
             self.restart(Some(0));
             if matches!(self.phase, Phase::Replaying(_)) {
                 self.actions.push(Action::StopReplay);
@@ -181,7 +149,7 @@ impl Order {
             Phase::Live => self.accept(batch, now),
             // A look for lost batches does not hold up those that arrive.
             Phase::Replaying(Replaying {
-                purpose: Purpose::Verify { reconnected: false },
+                is_probe: true,
                 is_answered: false,
                 ..
             }) => {
@@ -189,7 +157,7 @@ impl Order {
                 self.phase = Phase::Live;
                 self.accept(batch, now);
             }
-            Phase::Replaying(_) => self.wait(batch),
+            Phase::Replaying(_) => self.waiting.push(batch),
         }
         self.take_actions()
     }
@@ -200,13 +168,13 @@ impl Order {
             return Vec::new();
         };
         self.replay = Replay::Available;
-        replaying.is_answered = true;
-        replaying.answer_by = (now + ANSWER_TIMEOUT).min(replaying.end_by);
+        replaying.answered(now);
         match (replaying.purpose, answer) {
             (Purpose::Fill, answer) => self.fill_from(answer, now),
             (Purpose::Verify { .. }, answer) => {
                 replaying.purpose = Purpose::Fill;
-                self.verify(answer, now);
+                let is_probe = replaying.is_probe;
+                self.verify(answer, is_probe, now);
             }
         }
         self.take_actions()
@@ -247,7 +215,8 @@ impl Order {
         let is_live = match &self.phase {
             Phase::Disconnected => false,
             Phase::Live => true,
-            Phase::Replaying(replaying) => replaying.purpose == Purpose::Verify { reconnected: false },
+            // A look for lost batches shows nothing missing until it is answered.
+            Phase::Replaying(replaying) => replaying.is_probe,
         };
         is_live && self.expected.is_some()
     }
@@ -287,8 +256,7 @@ impl Order {
             Some(expected) if batch.number > expected => {
                 self.gaps += 1;
                 if self.has_replay() {
-                    self.waiting_bytes += batch.payload.len();
-                    self.waiting.push_front(batch);
+                    self.waiting.put_back(batch);
                     self.start_replay(Purpose::Fill, now);
                 } else {
                     self.skip_to(batch);
@@ -300,12 +268,18 @@ impl Order {
     }
 
     /// The first answer to a request for the last batch applied.
-    fn verify(&mut self, answer: ReplayAnswer, now: Instant) {
+    fn verify(&mut self, answer: ReplayAnswer, is_probe: bool, now: Instant) {
         let Some(last) = &self.last else {
             return self.fill_from(answer, now);
         };
         match answer {
             ReplayAnswer::Batch(batch) if batch == *last => {}
+            // The connection is not to this engine.
+            _ if is_probe => {
+                self.restart(None);
+                self.actions.extend([Action::StopReplay, Action::Reconnect]);
+                self.phase = Phase::Live;
+            }
             // The batch is no longer retained. It may be that the engine started again and sent more batches than that.
             ReplayAnswer::Batch(batch) if batch.number > last.number => {
                 self.restart(None);
@@ -320,11 +294,26 @@ impl Order {
 
     fn fill_from(&mut self, answer: ReplayAnswer, now: Instant) {
         match answer {
-            ReplayAnswer::Batch(batch) => self.fill(batch),
+            ReplayAnswer::Batch(batch) => {
+                let before = self.expected;
+                self.fill(batch);
+                if let Phase::Replaying(replaying) = &mut self.phase {
+                    replaying.has_applied |= self.expected != before;
+                }
+            }
             ReplayAnswer::End => {
+                let arrives_nothing = match &self.phase {
+                    Phase::Replaying(replaying) => {
+                        replaying.is_probe && replaying.has_applied && self.waiting.is_empty()
+                    }
+                    _ => false,
+                };
                 // Nothing retained and nothing expected: the engine has sent nothing.
                 self.expected.get_or_insert(0);
                 self.go_live(now);
+                if arrives_nothing {
+                    self.actions.push(Action::Reconnect);
+                }
             }
         }
     }
@@ -368,13 +357,7 @@ impl Order {
     }
 
     fn start_replay(&mut self, purpose: Purpose, now: Instant) {
-        self.phase = Phase::Replaying(Replaying {
-            purpose,
-            attempts: 0,
-            answer_by: now,
-            end_by: now,
-            is_answered: false,
-        });
+        self.phase = Phase::Replaying(Replaying::new(purpose, now));
         self.request_replay(now);
     }
 
@@ -382,9 +365,7 @@ impl Order {
         let Phase::Replaying(replaying) = &mut self.phase else {
             return;
         };
-        replaying.attempts += 1;
-        replaying.answer_by = now + ANSWER_TIMEOUT;
-        replaying.end_by = now + REPLAY_TIMEOUT;
+        replaying.requested(now);
         let from = match (replaying.purpose, &self.last) {
             (Purpose::Verify { .. }, Some(last)) => last.number,
             _ => self.expected.unwrap_or(0),
@@ -396,8 +377,7 @@ impl Order {
         let Phase::Replaying(replaying) = &self.phase else {
             return;
         };
-        let is_probe = replaying.purpose == Purpose::Verify { reconnected: false };
-        if replaying.attempts < ATTEMPTS && !is_probe {
+        if replaying.may_ask_again() {
             self.request_replay(now);
             return;
         }
@@ -415,28 +395,13 @@ impl Order {
         self.phase = Phase::Live;
         self.last_message = now;
         // What the replay did not have before the first of them is lost.
-        if let Some(first) = self.waiting.pop_front() {
-            self.waiting_bytes -= first.payload.len();
+        if let Some(first) = self.waiting.pop() {
             self.fill(first);
         }
         while matches!(self.phase, Phase::Live)
-            && let Some(batch) = self.waiting.pop_front()
+            && let Some(batch) = self.waiting.pop()
         {
-            self.waiting_bytes -= batch.payload.len();
             self.accept(batch, now);
         }
-    }
-
-    fn wait(&mut self, batch: Numbered) {
-        let bytes = self.waiting_bytes + batch.payload.len();
-        if self.waiting.len() < MAX_WAITING && bytes <= MAX_WAITING_BYTES {
-            self.waiting_bytes = bytes;
-            self.waiting.push_back(batch);
-        }
-    }
-
-    fn clear_waiting(&mut self) {
-        self.waiting.clear();
-        self.waiting_bytes = 0;
     }
 }

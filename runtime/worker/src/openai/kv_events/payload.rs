@@ -19,13 +19,14 @@
 use serde::de::Error as _;
 use signalbox_protocol::CacheTier;
 
+mod events;
 mod lenient;
-mod shapes;
+mod lists;
 #[cfg(test)]
 mod tests;
 
+use events::Envelope;
 use lenient::Lenient;
-use shapes::Envelope;
 
 /// Most bytes of a payload. A batch has the changes of one engine step: up to some 100,000 tokens of five bytes, or, on
 /// request, all blocks of one prompt. A prompt of a million tokens is 5 MB.

@@ -185,7 +185,13 @@ impl Reader {
                 }
                 () = sleep_until(deadline) => self.order.timed_out(Instant::now()),
             };
-            self.perform(actions, true);
+            if self.perform(actions, true) {
+                tracing::warn!(
+                    endpoint = self.config.endpoint,
+                    "KV events: nothing arrives although the engine sent some; connecting again"
+                );
+                break;
+            }
         }
         self.replay = None;
         self.order.disconnected();
@@ -202,8 +208,10 @@ impl Reader {
         }
     }
 
-    fn perform(&mut self, actions: Vec<Action>, connected: bool) {
+    /// Performs actions and reports what is known then. True if the connection is to be replaced.
+    fn perform(&mut self, actions: Vec<Action>, connected: bool) -> bool {
         let mut changes = Vec::new();
+        let mut reconnect = false;
         let (mut applied, mut unreadable) = (0, 0);
         for action in actions {
             match action {
@@ -211,9 +219,23 @@ impl Reader {
                     applied += 1;
                     unreadable += u64::from(!self.apply(&batch, &mut changes));
                 }
-                Action::Forget => self.blocks.lock().forget(&mut changes),
-                Action::Restart => self.blocks.lock().restart(&mut changes),
+                Action::Forget => {
+                    tracing::warn!(
+                        endpoint = self.config.endpoint,
+                        "KV events: batches are lost that the engine no longer retains; blocks are credited again as \
+                         later events prove them"
+                    );
+                    self.blocks.lock().forget(&mut changes);
+                }
+                Action::Restart => {
+                    tracing::info!(
+                        endpoint = self.config.endpoint,
+                        "KV events: the engine counts as started again; its blocks are forgotten"
+                    );
+                    self.blocks.lock().restart(&mut changes);
+                }
                 Action::StopReplay => self.replay = None,
+                Action::Reconnect => reconnect = true,
                 Action::Replay { from } => {
                     self.replay = self
                         .config
@@ -225,6 +247,7 @@ impl Reader {
         }
         self.log.publish(changes);
         self.report(connected, applied, unreadable);
+        reconnect
     }
 
     /// Applies a batch. False if it cannot be read.

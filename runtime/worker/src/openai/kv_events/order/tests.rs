@@ -1,7 +1,11 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    replaying::{ANSWER_TIMEOUT, ATTEMPTS, REPLAY_TIMEOUT},
+    waiting::{MAX_WAITING, MAX_WAITING_BYTES},
+    *,
+};
 
 /// The batch of this number of the engine's first process.
 fn batch(number: u64) -> Numbered {
@@ -305,19 +309,52 @@ fn silence_is_looked_into() {
     assert!(order.is_current(), "nothing is missing, as far as anything shows");
     order.replayed(answer(2), now);
     assert_eq!(order.replayed(answer(3), now), [apply(3)], "a lost batch");
-    assert_eq!(order.replayed(End, now), []);
+    assert_eq!(order.live(batch(4), now), [], "held");
+    assert_eq!(order.replayed(End, now), [apply(4)]);
     // Nobody answers, and that changes nothing.
     now = order.deadline().unwrap();
-    assert_eq!(order.timed_out(now), [Ask { from: 3 }]);
+    assert_eq!(order.timed_out(now), [Ask { from: 4 }]);
     now = order.deadline().unwrap();
     assert_eq!(order.timed_out(now), [StopReplay]);
     assert!(order.is_current());
-    assert_eq!(order.live(batch(4), now), [apply(4)]);
+    assert_eq!(order.live(batch(5), now), [apply(5)]);
     // A live batch does not wait for it.
     now = order.deadline().unwrap();
-    assert_eq!(order.timed_out(now), [Ask { from: 4 }]);
-    assert_eq!(order.live(batch(5), now), [StopReplay, apply(5)]);
+    assert_eq!(order.timed_out(now), [Ask { from: 5 }]);
+    assert_eq!(order.live(batch(6), now), [StopReplay, apply(6)]);
     assert_eq!((order.gaps(), order.restarts()), (0, 0));
+}
+
+#[test]
+fn a_connection_on_which_nothing_arrives_is_replaced() {
+    let start = Instant::now();
+    let now = start + SILENCE;
+    // The engine has sent more.
+    let mut order = live_until(3, start);
+    order.timed_out(now);
+    order.replayed(answer(2), now);
+    assert_eq!(order.replayed(answer(3), now), [apply(3)]);
+    assert_eq!(order.replayed(End, now), [Action::Reconnect]);
+    // The engine has sent no more.
+    let mut order = live_until(3, start);
+    order.timed_out(now);
+    order.replayed(answer(2), now);
+    assert_eq!(order.replayed(End, now), []);
+    // The engine is another one.
+    for other in [
+        End,
+        ReplayAnswer::Batch(of_process(2, 2)),
+        ReplayAnswer::Batch(of_process(2, 7)),
+    ] {
+        let mut order = live_until(3, start);
+        order.timed_out(now);
+        assert_eq!(
+            order.replayed(other, now),
+            [Restart, StopReplay, Action::Reconnect]
+        );
+        order.disconnected();
+        assert_eq!(order.connected(now), [Ask { from: 0 }]);
+    }
 }
 
 #[test]
@@ -327,7 +364,7 @@ fn silence_of_an_engine_that_has_sent_nothing_is_looked_into() {
     let now = start + SILENCE;
     assert_eq!(order.timed_out(now), [Ask { from: 0 }]);
     assert_eq!(order.replayed(answer(0), now), [apply(0)]);
-    assert_eq!(order.replayed(End, now), []);
+    assert_eq!(order.replayed(End, now), [Action::Reconnect]);
     assert_eq!(order.restarts(), 0);
 }
 
@@ -339,7 +376,7 @@ fn a_replay_without_an_end_is_given_up() {
     let mut now = start;
     for number in 0.. {
         now += ANSWER_TIMEOUT / 2;
-        if order.timed_out(now) != [] {
+        if !order.timed_out(now).is_empty() {
             break;
         }
         order.replayed(answer(number), now);
@@ -357,9 +394,9 @@ fn the_batches_that_wait_are_bounded() {
     for number in 0..sent {
         assert_eq!(order.live(batch(number), now), []);
     }
-    assert_eq!(order.waiting.len(), MAX_WAITING);
+    assert_eq!(order.waiting.batches.len(), MAX_WAITING);
     assert_eq!(order.replayed(End, now).len(), MAX_WAITING);
-    assert_eq!((order.waiting.len(), order.waiting_bytes), (0, 0));
+    assert_eq!((order.waiting.batches.len(), order.waiting.bytes), (0, 0));
     assert_eq!(
         order.live(batch(sent), now),
         [Ask {
@@ -373,9 +410,9 @@ fn the_batches_that_wait_are_bounded() {
         order.live(Numbered { number, payload }, now);
     }
     assert!(
-        order.waiting_bytes <= MAX_WAITING_BYTES + 16,
+        order.waiting.bytes <= MAX_WAITING_BYTES + 16,
         "{}",
-        order.waiting_bytes
+        order.waiting.bytes
     );
 }
 
@@ -453,10 +490,10 @@ proptest! {
                     Forget => next = Some(u64::MAX),
                     Restart => next = None,
                     Action::Replay { .. } => prop_assert!(has_replay),
-                    StopReplay => {}
+                    StopReplay | Action::Reconnect => {}
                 }
             }
-            prop_assert!(is_connected || order.waiting.is_empty());
+            prop_assert!(is_connected || order.waiting.batches.is_empty());
             if let Some(deadline) = order.deadline() {
                 prop_assert!(deadline <= now + SILENCE);
             }

@@ -47,7 +47,7 @@ pub(super) trait Shape<'de>: Sized {
 }
 
 impl<'de> Shape<'de> for Scalar<'de> {
-    fn from_scalar(scalar: Scalar<'de>) -> Self {
+    fn from_scalar(scalar: Self) -> Self {
         scalar
     }
 }

@@ -41,7 +41,7 @@ enum Step {
     EvictHost(usize),
     Clear,
     /// Lose the events of this step.
-    Lose(Box<Step>),
+    Lose(Box<Self>),
 }
 
 impl Content {
