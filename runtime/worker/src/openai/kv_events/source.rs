@@ -34,8 +34,8 @@ const RECONNECT_DELAY: Duration = Duration::from_millis(500);
 
 /// Reads one engine's KV events, of one data-parallel rank, and publishes them. Stops when it is dropped.
 ///
-/// One source serves one incarnation of a worker. It also recognises an engine that started again, and then publishes
-/// that all blocks are gone.
+/// One source serves one incarnation of a worker, and is the only one to publish in its log. It also recognises an engine
+/// that started again, and then publishes that all blocks are gone.
 #[derive(Debug)]
 pub struct KvEventSource {
     facts: watch::Receiver<KvEventFacts>,
@@ -155,7 +155,8 @@ impl Reader {
     /// Reads one connection to its end.
     ///
     /// The library would connect again by itself, after up to 30 seconds. A connection of its own shows where the old
-    /// one ended.
+    /// one ended. The library reads a message when it is asked for one. What is not read waits in the buffers of the
+    /// connection and then at the engine, which drops what exceeds its own bound.
     async fn follow(&mut self, mut socket: SubSocket, mut monitor: impl Stream<Item = SocketEvent> + Unpin) {
         let actions = self.order.connected(Instant::now());
         self.perform(actions, true);

@@ -9,6 +9,8 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) const REPLAY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Requests for one replay, the first included: an engine that does not answer three times in a row does not answer.
 pub(super) const ATTEMPTS: u32 = 3;
+
+/// One replay.
 #[derive(Debug)]
 pub(super) struct Replaying {
     pub(super) purpose: Purpose,
@@ -25,6 +27,7 @@ pub(super) struct Replaying {
     pub(super) has_applied: bool,
 }
 
+/// What a replay is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Fetch the batches from the expected one on.

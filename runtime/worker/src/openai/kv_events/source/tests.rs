@@ -283,7 +283,43 @@ async fn without_replay_only_what_is_sent_later_is_known() {
     })
     .await;
     assert!(!facts.complete && facts.replay == Replay::NotConfigured);
-    assert_eq!(published(&log), owns([next - 1]));
+    let published = published(&log);
+    assert!(published.contains(&own(next - 1)));
+    assert!(published.is_subset(&owns(3..next)), "{published:?}");
+}
+
+#[tokio::test]
+async fn live_batches_go_on_where_replay_is_not_answered() {
+    let mut engine = FakeEngine::start((0, 0), Answers::WithTopic).await;
+    let config = KvEventsConfig {
+        // Connected to, and never answered: a PUB socket.
+        replay_endpoint: Some(engine.endpoint.clone()),
+        ..engine.config()
+    };
+    let (source, log) = follow(config);
+    wait_for(&source, |facts| facts.connected).await;
+    let next = until_live(&mut engine, &source, 0).await;
+    // What arrived while the source waited for answers is applied too.
+    let facts = wait_for(&source, |facts| {
+        source.holds(own(next - 1)) && facts.held_blocks == published(&log).len()
+    })
+    .await;
+    assert_eq!(facts.replay, Replay::Unanswered);
+}
+
+#[tokio::test]
+#[ignore = "waits ten seconds for silence"]
+async fn a_connection_on_which_nothing_arrives_is_replaced() {
+    let mut engine = FakeEngine::start((0, 0), Answers::WithTopic).await;
+    engine.batch(store(0), true).await;
+    let (source, log) = follow(engine.config());
+    wait_for(&source, |facts| facts.complete).await;
+    engine.batch(store(1), false).await;
+    wait_for(&source, |facts| facts.held_blocks == 2).await;
+    wait_for(&source, |facts| !facts.connected).await;
+    let facts = wait_for(&source, |facts| facts.complete).await;
+    assert_eq!((facts.restarts, facts.unfilled_gaps), (0, 0));
+    assert_eq!(published(&log), owns(0..2));
 }
 
 #[tokio::test]
