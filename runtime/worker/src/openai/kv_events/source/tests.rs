@@ -292,7 +292,7 @@ async fn without_replay_only_what_is_sent_later_is_known() {
 async fn live_batches_go_on_where_replay_is_not_answered() {
     let mut engine = FakeEngine::start((0, 0), Answers::WithTopic).await;
     let config = KvEventsConfig {
-        // Connected to, and never answered: a PUB socket.
+        // A PUB socket, which takes no requests.
         replay_endpoint: Some(engine.endpoint.clone()),
         ..engine.config()
     };
