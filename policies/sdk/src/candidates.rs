@@ -45,7 +45,7 @@ pub mod traits {
     pub const PREFILL: u32 = 1;
     /// The worker takes decodes.
     pub const DECODE: u32 = 2;
-    /// Reserved: no router sets it.
+    /// The overlap is approximate: the router does not use the worker's KV events, and learned it from its own decisions.
     pub const APPROXIMATE: u32 = 4;
     /// The router is rebuilding its index of the worker, so the overlap may be too low.
     pub const PARTIAL: u32 = 8;

@@ -73,7 +73,7 @@ impl PolicyComponent {
         settings_json(&self.settings).unwrap_or_else(|| Value::Object(Map::new()))
     }
 
-    /// Whether it wants any of the optional columns.
+    /// Whether it wants any of the optional columns, or a signal that is computed from one.
     pub(crate) const fn wants_optional(&self) -> bool {
         self.description.wants_optional
     }

@@ -15,7 +15,7 @@ pub(crate) struct Description {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) columns: Columns,
-    /// Whether any of `columns` is optional.
+    /// Whether any of `columns` is optional, or any of `signals` is computed from an optional column.
     pub(crate) wants_optional: bool,
     pub(crate) signals: Vec<Signal>,
 }
@@ -41,12 +41,14 @@ impl Description {
                 "its version is {version:?}; a version has 1 to {MAX_NAME} letters, digits, `.`, `-` and `+`"
             ));
         }
+        let signals = Signal::named(&extra)?;
+        let reads_optional = signals.iter().any(|signal| signal.reads_optional());
         Ok(Self {
             name,
             version,
             columns,
-            wants_optional: convert::wants_optional(columns),
-            signals: Signal::named(&extra)?,
+            wants_optional: convert::wants_optional(columns) || reads_optional,
+            signals,
         })
     }
 }
@@ -59,4 +61,27 @@ pub(crate) fn is_policy_name(name: &str) -> bool {
         && name
             .chars()
             .all(|c| is_alphanumeric(c) || matches!(c, '-' | '_' | '.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wants_optional(columns: Columns, extra: &[&str]) -> bool {
+        let info = types::Info {
+            name: "p".into(),
+            version: "1".into(),
+            columns,
+            extra: extra.iter().map(ToString::to_string).collect(),
+        };
+        Description::check(info).unwrap().wants_optional
+    }
+
+    #[test]
+    fn the_optional_columns_are_filled_for_a_policy_that_names_one_or_a_signal_of_one() {
+        let required = Columns::OVERLAP_DEVICE | Columns::REQUESTS;
+        assert!(!wants_optional(required, &["kv-use", "overlap-share"]));
+        assert!(wants_optional(required | Columns::TRAITS, &[]));
+        assert!(wants_optional(required, &["approximate"]));
+    }
 }

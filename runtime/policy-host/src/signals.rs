@@ -1,7 +1,10 @@
 //! Signals: values that a policy requests by name, beside the columns. The host computes them from the columns, so a
 //! new signal does not change the WIT.
 
-use crate::{candidates::Candidates, features::RequestFeatures};
+use crate::{
+    candidates::{Candidates, candidate_traits},
+    features::RequestFeatures,
+};
 
 /// Most signals of one policy: more than a policy needs, and a bound on the cost of a decision.
 pub(crate) const MAX_SIGNALS: usize = 8;
@@ -13,10 +16,21 @@ pub(crate) enum Signal {
     KvUse,
     /// The share of the prompt's KV blocks that the worker holds on any tier.
     OverlapShare,
+    /// Whether the overlap is approximate.
+    Approximate,
 }
 
 impl Signal {
-    const ALL: [(&'static str, Self); 2] = [("kv-use", Self::KvUse), ("overlap-share", Self::OverlapShare)];
+    const ALL: [(&'static str, Self); 3] = [
+        ("kv-use", Self::KvUse),
+        ("overlap-share", Self::OverlapShare),
+        ("approximate", Self::Approximate),
+    ];
+
+    /// Whether the signal is computed from an optional column.
+    pub(crate) const fn reads_optional(self) -> bool {
+        matches!(self, Self::Approximate)
+    }
 
     /// The signals with these names. An error is a sentence about the first unknown name.
     pub(crate) fn named(names: &[String]) -> Result<Vec<Self>, String> {
@@ -52,6 +66,15 @@ impl Signal {
                     .saturating_add(candidates.overlap_disk[row]);
                 share(held, request.prompt_blocks)
             })),
+            Self::Approximate => {
+                let is_approximate = |traits: &u32| traits & candidate_traits::APPROXIMATE != 0;
+                out.extend(
+                    candidates
+                        .traits
+                        .iter()
+                        .map(|traits| f32::from(is_approximate(traits))),
+                );
+            }
         }
     }
 }
@@ -62,5 +85,40 @@ fn share(part: u32, whole: u32) -> f32 {
         0.0
     } else {
         (part as f32 / whole as f32).min(1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_approximate_overlap_is_marked_with_one() {
+        let candidates = Candidates {
+            worker: vec![0, 1, 2],
+            traits: vec![
+                candidate_traits::PREFILL,
+                candidate_traits::PREFILL | candidate_traits::APPROXIMATE,
+                candidate_traits::PARTIAL,
+            ],
+            ..Candidates::default()
+        };
+        let mut out = Vec::new();
+        Signal::Approximate.append(&RequestFeatures::default(), &candidates, &mut out);
+        assert_eq!(out, [0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_known_ones() {
+        let names = ["approximate", "overlap-share"].map(String::from);
+        assert_eq!(
+            Signal::named(&names),
+            Ok(vec![Signal::Approximate, Signal::OverlapShare])
+        );
+        let refusal = Signal::named(&["weather".into()]).unwrap_err();
+        assert!(
+            refusal.contains("kv-use, overlap-share, approximate"),
+            "{refusal}"
+        );
     }
 }

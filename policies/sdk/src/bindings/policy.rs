@@ -87,7 +87,8 @@ pub mod signalbox {
             pub struct Candidates {
                 /// The worker's number: the same for as long as the worker is present, and different for each worker.
                 pub worker: _rt::Vec<u32>,
-                /// A sum of bits. 1: the worker takes prefills. 2: the worker takes decodes. 4: reserved. 8: the router is
+                /// A sum of bits. 1: the worker takes prefills. 2: the worker takes decodes. 4: the overlap is approximate: the
+                /// router does not use the worker's KV events, and learned it from its own decisions. 8: the router is
                 /// rebuilding its index of the worker, so the overlap may be too low. A policy ignores higher bits.
                 pub traits: ::core::option::Option<_rt::Vec<u32>>,
                 /// Leading KV blocks of the prompt that the worker holds in device memory.
@@ -178,8 +179,10 @@ pub mod signalbox {
                 /// The columns that it needs. Name only those that it uses: each costs some 50 ns per decision.
                 pub columns: Columns,
                 /// Signals beside the columns, by name, at most 8. The host refuses a policy that names any other signal
-                /// than these two: `kv-use`, the used share of the worker's KV blocks (0 to 1; 0 when unknown), and
-                /// `overlap-share`, the share of the prompt's KV blocks that the worker holds on any tier (0 to 1).
+                /// than these: `kv-use`, the used share of the worker's KV blocks (0 to 1; 0 when unknown);
+                /// `overlap-share`, the share of the prompt's KV blocks that the worker holds on any tier (0 to 1);
+                /// `approximate`, 1 when the overlap is approximate (bit 4 of `candidates.traits`) and 0 when it follows from
+                /// the worker's KV events.
                 pub extra: _rt::Vec<_rt::String>,
             }
             impl ::core::fmt::Debug for Info {
