@@ -163,13 +163,15 @@ impl ReplicaState {
         let placement = self
             .decide(model, request, blocks, failed)
             .map_err(Setback::NoCandidate)?;
+        if !failed.is_empty() {
+            metrics::counter!("signalbox_requests_moved_total").increment(1);
+        }
         request.generate.deadline_ms =
             u64::try_from(deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
         let worker = placement.worker.clone();
         self.send(placement, request, deadline).await.map_err(|error| {
             if may_move(&error) {
                 debug!(request.id = %request.generate.id, worker.id = %worker.card.id, %error, "the worker failed before its first bytes");
-                metrics::counter!("signalbox_requests_moved_total").increment(1);
             }
             Setback::WorkerFailed { worker: worker.slot, error }
         })

@@ -294,7 +294,7 @@ fn describe_metrics() {
     );
     describe_counter!(
         "signalbox_requests_moved_total",
-        "Times a worker failed before the first bytes of an answer, so that its request could move to another one"
+        "Times a request was sent to another worker, because one had failed before the first bytes of its answer"
     );
     describe_gauge!("signalbox_workers", "Workers that are present");
     describe_counter!(

@@ -1,12 +1,18 @@
 //! What the tests of several files need: workers that exist only in tables, and a worker whose engine is the test.
 
 use std::{
+    collections::HashMap,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use parking_lot::Mutex;
 use signalbox_kv_index::WorkerSlot;
 use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::{
@@ -216,4 +222,39 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
         }
     })
     .await;
+}
+
+/// Keeps counters, so that a test can read what its thread records. Gauges and histograms are ignored.
+#[derive(Debug, Default)]
+pub(crate) struct TestRecorder {
+    counters: Mutex<HashMap<Key, Arc<AtomicU64>>>,
+}
+
+impl TestRecorder {
+    /// The sum of the counters with this name.
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        let counters = self.counters.lock();
+        let named = counters.iter().filter(|(key, _)| key.name() == name);
+        named.map(|(_, count)| count.load(Relaxed)).sum()
+    }
+}
+
+impl Recorder for TestRecorder {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.counters.lock().entry(key.clone()).or_default().clone())
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
 }

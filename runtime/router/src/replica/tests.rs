@@ -7,7 +7,9 @@ use signalbox_request_plane::{LinkConfig, Responder};
 use super::*;
 use crate::{
     load::LoadTable,
-    test_support::{PATIENCE, TestWorker, entry, model, policies, request, silent_address, soon, summary},
+    test_support::{
+        PATIENCE, TestRecorder, TestWorker, entry, model, policies, request, silent_address, soon, summary,
+    },
 };
 
 /// No process listens there, so a dial is refused at once.
@@ -254,4 +256,30 @@ async fn a_request_moves_from_a_worker_that_cannot_be_reached() {
     let engine = async { answer(second.call().await.1) };
     let (routed, ()) = tokio::join!(rig.route(), engine);
     assert_eq!(routed.unwrap().worker.as_str(), "worker-1");
+}
+
+#[actix_rt::test]
+async fn a_failure_counts_as_moved_only_if_the_request_goes_to_another_worker() {
+    const MOVED: &str = "signalbox_requests_moved_total";
+    let recorder = TestRecorder::default();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let (mut first, mut second) = (TestWorker::start().await, TestWorker::start().await);
+    let alone = Rig::with(&[&first]);
+    let engine = async { first.call().await.1.fail(no_room()) };
+    let (routed, ()) = tokio::join!(alone.route(), engine);
+    assert_eq!(routed.unwrap_err().kind, ErrorKind::Overloaded);
+    assert_eq!(recorder.count(MOVED), 0, "no other worker was left");
+
+    let both = Rig::with(&[&first, &second]);
+    let engines = async {
+        first.call().await.1.fail(no_room());
+        second.call().await.1.fail(no_room());
+    };
+    let (routed, ()) = tokio::join!(both.route(), engines);
+    assert_eq!(routed.unwrap_err().kind, ErrorKind::Overloaded);
+    assert_eq!(
+        recorder.count(MOVED),
+        1,
+        "the failure of the last worker does not count"
+    );
 }
