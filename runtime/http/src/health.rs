@@ -1,16 +1,20 @@
 //! `/live`, `/ready` and `/health`: whether the process runs, whether it can take traffic, and which workers it has.
 //!
 //! `/ready` and `/health` report the status of NATS and etcd, but do not depend on it: a router goes on serving with
-//! the workers and KV blocks it already has while both are down.
+//! the workers and KV blocks it already has while both are down. Nor does `/health` depend on `kv`, the exactness of
+//! the router's knowledge of the workers' KV caches: where it is low, requests are answered all the same, only later.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use actix_web::{HttpResponse, web::Data};
 use serde_json::{Value, json};
-use signalbox_protocol::{PlaneStatus, WorkerRole};
+use signalbox_protocol::{ParityState, PlaneStatus, WorkerRole};
 use signalbox_router::{InstanceView, WorkerPhase};
 
-use crate::{admin::fleet::phase_name, frontend::Frontend};
+use crate::{
+    admin::fleet::{kv_json, phase_name},
+    frontend::Frontend,
+};
 
 /// The endpoint of every worker.
 const ENDPOINT: &str = "generate";
@@ -70,10 +74,26 @@ fn report(namespace: &str, instances: &[InstanceView], draining: bool) -> (bool,
         .collect();
     let report = json!({
         "status": if healthy { "healthy" } else { "unhealthy" },
+        "kv": kv_of_all(instances),
         "endpoints": endpoints,
         "instances": instances.iter().map(|instance| describe(namespace, instance)).collect::<Vec<_>>(),
     });
     (healthy, report)
+}
+
+/// How exact the router's knowledge of its ready workers is as a whole: that of each, where all are equal, otherwise
+/// degraded.
+fn kv_of_all(instances: &[InstanceView]) -> ParityState {
+    let ready = instances
+        .iter()
+        .filter(|instance| instance.state == WorkerPhase::Ready);
+    let mut states = ready.map(|instance| instance.kv.state);
+    let first = states.next().unwrap_or_default();
+    if states.all(|state| state == first) {
+        first
+    } else {
+        ParityState::Degraded
+    }
 }
 
 fn describe(namespace: &str, instance: &InstanceView) -> Value {
@@ -87,6 +107,7 @@ fn describe(namespace: &str, instance: &InstanceView) -> Value {
         "model": card.model,
         "engine": card.engine,
         "state": phase_name(instance.state),
+        "kv": kv_json(&instance.kv),
     })
 }
 
@@ -102,7 +123,7 @@ fn component(role: WorkerRole) -> &'static str {
 mod tests {
     use std::sync::Arc;
 
-    use signalbox_protocol::{WorkerCapacity, WorkerCard, WorkerEpoch};
+    use signalbox_protocol::{Parity, WorkerCapacity, WorkerCard, WorkerEpoch};
     use signalbox_router::EventState;
 
     use super::*;
@@ -135,6 +156,7 @@ mod tests {
             decode_blocks: 0,
             index_blocks: 0,
             events: EventState::None,
+            kv: Parity::default(),
         }
     }
 
@@ -168,5 +190,33 @@ mod tests {
             report("ns", &[instance(WorkerPhase::Ready)], true).1["status"],
             "unhealthy"
         );
+    }
+
+    #[test]
+    fn the_kv_state_is_shown_for_each_worker_and_all_and_fails_no_health_check() {
+        use ParityState::*;
+        let with = |state: ParityState| {
+            let kv = Parity::impaired(state, "a cause");
+            InstanceView {
+                kv,
+                ..instance(WorkerPhase::Ready)
+            }
+        };
+        let table = [
+            (vec![], Exact),
+            (vec![Exact, Exact], Exact),
+            (vec![Exact, Fallback], Degraded),
+            (vec![Degraded, Fallback], Degraded),
+            (vec![Fallback, Fallback], Fallback),
+        ];
+        for (states, expected) in table {
+            let instances: Vec<_> = states.iter().copied().map(with).collect();
+            let (healthy, report) = report("ns", &instances, false);
+            assert_eq!(report["kv"], json!(expected), "{states:?}");
+            assert_eq!(healthy, !states.is_empty());
+            for (state, instance) in states.iter().zip(report["instances"].as_array().unwrap()) {
+                assert_eq!(instance["kv"], json!({"state": state, "cause": "a cause"}));
+            }
+        }
     }
 }

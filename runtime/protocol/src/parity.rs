@@ -14,8 +14,8 @@ pub struct Parity {
     pub cause: String,
 }
 
-/// The verdict on a worker's parity.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// The verdict on a worker's parity, from the best state to the worst.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ParityState {
     /// Tokens are equal, credited KV blocks are held, events arrive.

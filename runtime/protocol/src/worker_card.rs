@@ -36,7 +36,7 @@ pub struct WorkerCard {
     pub role: WorkerRole,
     /// What the worker can hold.
     pub capacity: WorkerCapacity,
-    /// Whether the worker publishes KV events. If not, its overlap is 0.
+    /// Whether the worker publishes KV events. If not, each router learns from its own decisions what the worker holds.
     pub kv_events: bool,
     /// Labels set by the operator, such as zone, hardware or price. At most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -8,11 +8,11 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::Stream;
-use signalbox_protocol::{StreamSummary, WireError, WorkerId};
+use signalbox_protocol::{ParityState, StreamSummary, WireError, WorkerId};
 use signalbox_request_plane::{ResponseEvent, ResponseStream};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::{client_errors, load::Reservation};
+use crate::{block_learner::LearnedAnswer, client_errors, load::Reservation};
 
 #[cfg(test)]
 mod tests;
@@ -26,6 +26,8 @@ pub struct RoutedAnswer {
     pub policy: Arc<str>,
     /// Leading KV blocks of the prompt that the index credited the worker with on its device.
     pub overlap_blocks: u32,
+    /// How exact this router's knowledge of the worker's KV cache was at the decision.
+    pub kv: ParityState,
     /// The answer itself.
     pub stream: AnswerStream,
 }
@@ -45,7 +47,23 @@ pub struct AnswerStream {
 struct OpenAnswer {
     response: ResponseStream,
     _reservation: Reservation,
+    observers: AnswerObservers,
     deadline: Pin<Box<Sleep>>,
+}
+
+/// What receives the summary of an answer that ends without an error.
+#[derive(Debug, Default)]
+pub(crate) struct AnswerObservers {
+    /// `None` if the router does not learn the worker's KV blocks.
+    pub(crate) learned: Option<LearnedAnswer>,
+}
+
+impl AnswerObservers {
+    pub(crate) fn ended(self, summary: StreamSummary) {
+        if let Some(learned) = self.learned {
+            learned.ended(summary);
+        }
+    }
 }
 
 impl AnswerStream {
@@ -54,6 +72,7 @@ impl AnswerStream {
         first: Bytes,
         response: ResponseStream,
         reservation: Reservation,
+        observers: AnswerObservers,
         deadline: Instant,
     ) -> Self {
         let deadline = Box::pin(sleep_until(deadline));
@@ -62,6 +81,7 @@ impl AnswerStream {
             open: Some(OpenAnswer {
                 response,
                 _reservation: reservation,
+                observers,
                 deadline,
             }),
             summary: None,
@@ -96,6 +116,7 @@ impl Stream for AnswerStream {
         let error = match Pin::new(&mut open.response).poll_next(cx) {
             Poll::Ready(Some(Ok(ResponseEvent::Data { bytes, .. }))) => return Poll::Ready(Some(Ok(bytes))),
             Poll::Ready(Some(Ok(ResponseEvent::End(summary)))) => {
+                std::mem::take(&mut open.observers).ended(summary);
                 self.summary = Some(summary);
                 None
             }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     AnswerStream,
+    answer::AnswerObservers,
     decide::{Decider, Demand},
     load::{LoadTable, Reservation},
     roster::{ModelEntry, WorkerEntry, WorkerPhase},
@@ -30,6 +31,7 @@ pub fn answer(first: Bytes, response: ResponseStream) -> AnswerStream {
         first,
         response,
         reservation,
+        AnswerObservers::default(),
         Instant::now() + Duration::from_secs(3_600),
     )
 }

@@ -138,10 +138,10 @@ fn role_traits(role: WorkerRole) -> u32 {
 }
 
 fn event_traits(events: EventState) -> u32 {
-    if events == EventState::Resyncing {
-        candidate_traits::PARTIAL
-    } else {
-        0
+    match events {
+        EventState::Resyncing => candidate_traits::PARTIAL,
+        EventState::Approximate => candidate_traits::APPROXIMATE,
+        EventState::None | EventState::Following => 0,
     }
 }
 

@@ -45,8 +45,8 @@ pub(crate) struct EventStreamConfig {
     pub(crate) plane: Arc<dyn EventPlane>,
     pub(crate) index: SharedKvIndex,
     pub(crate) load: LoadTable,
-    /// Set when the worker left: the actor may still receive a batch before [`StopFollowing`].
-    pub(crate) worker_left: Rc<Cell<bool>>,
+    /// Set when the stream has to stop: the actor may still receive a batch before [`StopFollowing`].
+    pub(crate) stopped: Rc<Cell<bool>>,
 }
 
 /// The actor; [`StopFollowing`] ends it.
@@ -65,7 +65,7 @@ struct StreamDelivery {
     delivery: Delivery,
 }
 
-/// The worker left: the actor stops and changes the index no more.
+/// The worker left, or its events are not used any more: the actor stops and changes the index no more.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct StopFollowing;
@@ -85,7 +85,7 @@ impl EventStream {
         ctx: &mut Context<Self>,
         fact: impl FnOnce(&mut StreamState) -> Option<Action<'a>>,
     ) {
-        if self.config.worker_left.get() {
+        if self.config.stopped.get() {
             self.state.stop();
         }
         if let Some(action) = fact(&mut self.state) {

@@ -1,7 +1,7 @@
 //! The decision about a request, and its way from arrival to end.
 //!
 //! ```text
-//! discovery ──▶ WorkerRoster ──▶ WorkerSession: control link, load watch, EventStream ──▶ KV index
+//! discovery ──▶ WorkerRoster ──▶ WorkerSession: control link, load watch, KvSource ──▶ KV index
 //!                    │ publishes                                                        │ read
 //!                    ▼                                                                  ▼
 //! http ──route──▶ RouterReplica: candidates ─▶ policy ─▶ verdict ─▶ reservation ─▶ worker link ──▶ AnswerStream
@@ -12,6 +12,9 @@
 //! decided and streamed on the thread that accepted it, and no token crosses threads. [`PolicyReplicatorHandle`]
 //! changes policies on all routers. [`ActorHandle`] starts a long-running actor again when it fails.
 //!
+//! `KvSource` chooses what fills the index for a worker: an `EventStream` with the worker's KV events, or the
+//! `BlockLearner` with what this router learns from its own decisions (`approximate.rs`).
+//!
 //! [`ReplicaHandle`] leads to `Decider::decide`, which chooses the worker; `select_row` chooses the row.
 //!
 //! This crate keeps R-1 (load counts exactly from reservation to end), R-2 (no token is sent twice: a request moves to
@@ -19,16 +22,20 @@
 //! (the index holds what present workers hold, in order).
 
 mod answer;
+mod approximate;
 mod attempts;
 #[cfg(feature = "bench-support")]
 pub mod bench_support;
+mod block_learner;
 mod candidates;
 mod client_errors;
 mod decide;
 mod event_stream;
 mod fetch;
+mod kv_source;
 mod links;
 mod load;
+mod parity;
 mod policy_replicator;
 mod replica;
 mod replica_sync;

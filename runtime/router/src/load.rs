@@ -60,6 +60,8 @@ struct ReportedLoad {
     indexed_blocks: AtomicU32,
     /// The sequence number of the worker's next batch of KV events, as it last reported.
     reported_next_batch: AtomicU64,
+    /// The number of the latest [`LearningPeriod`].
+    learning_period: AtomicU32,
     event_state: AtomicU8,
 }
 
@@ -67,14 +69,21 @@ struct ReportedLoad {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum EventState {
-    /// The worker publishes no KV events.
+    /// The slot has no worker.
     #[default]
     None = 0,
     /// Batches are missing. The index holds no credit of the worker until a snapshot arrives.
     Resyncing = 1,
     /// The index equals the worker's KV cache, except for batches under way.
     Following = 2,
+    /// The worker's events are not used. The index holds what this router learned from its own decisions.
+    Approximate = 3,
 }
+
+/// One period in which this router learns a worker's KV blocks from its own decisions. What was learned in an earlier
+/// period, or of an earlier worker of the slot, does not count in a later one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LearningPeriod(u32);
 
 /// A worker's load at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -237,6 +246,28 @@ impl LoadTable {
         }
     }
 
+    /// From now on this router learns the worker's KV blocks from its own decisions, until the event state changes.
+    pub(crate) fn begin_learning(&self, worker: WorkerSlot) {
+        if let Some(reported) = self.reported(worker) {
+            reported.learning_period.fetch_add(1, Relaxed);
+        }
+        self.set_event_state(worker, EventState::Approximate);
+    }
+
+    /// The period in which this router learns the worker's KV blocks; `None` if it does not learn them.
+    pub(crate) fn learning_period(&self, worker: WorkerSlot) -> Option<LearningPeriod> {
+        let reported = self.reported(worker)?;
+        (reported.event_state() == EventState::Approximate)
+            .then(|| LearningPeriod(reported.learning_period.load(Relaxed)))
+    }
+
+    /// The workers whose KV blocks this router learns. Costs one pass over the table.
+    pub(crate) fn learned_workers(&self) -> impl Iterator<Item = WorkerSlot> {
+        (0..MAX_WORKERS)
+            .map(WorkerSlot)
+            .filter(|worker| self.learning_period(*worker).is_some())
+    }
+
     /// Forgets all reports about a worker that left. Reservations that are still held release themselves.
     pub(crate) fn forget_reports(&self, worker: WorkerSlot) {
         self.report(worker, &WorkerReport::default());
@@ -255,6 +286,7 @@ impl ReportedLoad {
         match self.event_state.load(Relaxed) {
             1 => EventState::Resyncing,
             2 => EventState::Following,
+            3 => EventState::Approximate,
             _ => EventState::None,
         }
     }
@@ -305,83 +337,4 @@ impl Drop for Reservation {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WORKER: WorkerSlot = WorkerSlot(3);
-
-    #[test]
-    fn a_reservation_counts_until_it_is_dropped() {
-        let table = LoadTable::default();
-        let mut first = table.reserve(WORKER, 100, 7);
-        let second = table.reserve(WORKER, 50, 4);
-        first.first_token();
-        first.first_token();
-        assert_eq!(
-            table.get(WORKER),
-            WorkerLoad {
-                prefill_tokens: 50,
-                decode_blocks: 11,
-                requests: 2,
-                ..WorkerLoad::default()
-            }
-        );
-        drop(first);
-        drop(second);
-        assert_eq!(table.get(WORKER), WorkerLoad::default());
-    }
-
-    #[tokio::test]
-    async fn every_change_raises_the_signal_until_a_listener_takes_it() {
-        let table = LoadTable::default();
-        let mut request = table.reserve(WORKER, 100, 7);
-        table.changed().await;
-        request.first_token();
-        table.changed().await;
-        drop(request);
-        table.changed().await;
-        let none = tokio::time::timeout(std::time::Duration::from_millis(1), table.changed()).await;
-        assert!(none.is_err(), "nothing changed since");
-    }
-
-    #[test]
-    fn other_routers_count_beside_this_one() {
-        let table = LoadTable::default();
-        let others = ReplicaLoad {
-            prefill_tokens: 10,
-            decode_blocks: 20,
-            requests: 2,
-        };
-        table.set_others(WORKER, others);
-        let held = table.reserve(WORKER, 100, 7);
-        let both = table.get(WORKER);
-        assert_eq!((both.own().requests, both.others), (1, others));
-        drop(held);
-        assert_eq!(table.others(WORKER), Some((others, 0)));
-        table.forget_reports(WORKER);
-        assert_eq!(table.get(WORKER), WorkerLoad::default());
-    }
-
-    #[test]
-    fn blocks_in_use_are_the_greater_of_the_reported_and_the_indexed_ones() {
-        let table = LoadTable::default();
-        let used = || table.own(WORKER).map(|(_, used)| used);
-        let mut report = WorkerReport::default();
-        report.load.used_kv_blocks = 7;
-        table.report(WORKER, &report);
-        assert_eq!(used(), Some(7));
-        table.set_indexed_blocks(WORKER, 9);
-        assert_eq!(used(), Some(9));
-        table.set_indexed_blocks(WORKER, 3);
-        assert_eq!(used(), Some(7));
-        table.forget_reports(WORKER);
-        assert_eq!(used(), Some(0));
-    }
-
-    #[test]
-    fn a_slot_past_the_tables_end_has_no_load() {
-        let table = LoadTable::default();
-        drop(table.reserve(WorkerSlot(MAX_WORKERS), 1, 1));
-        assert_eq!(table.get(WorkerSlot(MAX_WORKERS)), WorkerLoad::default());
-    }
-}
+mod tests;

@@ -17,13 +17,15 @@ use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use crate::{
-    answer::{AnswerStream, RoutedAnswer},
+    answer::{AnswerObservers, AnswerStream, RoutedAnswer},
     attempts::{Attempts, NextStep, Setback, may_move},
+    block_learner::BlockLearnerHandle,
     candidates::NoCandidate,
     client_errors,
     decide::{Decider, Demand, Placement},
     links::Links,
     load::Reservation,
+    parity::ParityTable,
     roster::{ModelEntry, RosterView, WorkerEntry},
     router::Router,
     worker_roster::RosterChanged,
@@ -58,6 +60,8 @@ struct ReplicaState {
     view: Arc<ArcSwap<RosterView>>,
     decider: RefCell<Decider>,
     links: RefCell<Links>,
+    learner: BlockLearnerHandle,
+    parity: ParityTable,
 }
 
 #[derive(Debug)]
@@ -93,6 +97,8 @@ impl ReplicaHandle {
             view: router.view.clone(),
             decider: RefCell::new(Decider::new(index, load, router.policies().clone())),
             links: RefCell::new(Links::new(router.links.clone())),
+            learner: router.learner.clone(),
+            parity: router.parity.clone(),
         });
         let actor = RouterReplica {
             state: state.clone(),
@@ -169,7 +175,8 @@ impl ReplicaState {
         request.generate.deadline_ms =
             u64::try_from(deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
         let worker = placement.worker.clone();
-        self.send(placement, request, deadline).await.map_err(|error| {
+        let sent = self.send(placement, request, model.block_size, blocks, deadline);
+        sent.await.map_err(|error| {
             if may_move(&error) {
                 debug!(request.id = %request.generate.id, worker.id = %worker.card.id, %error, "the worker failed before its first bytes");
             }
@@ -204,10 +211,20 @@ impl ReplicaState {
         &self,
         placement: Placement,
         request: &mut RouteRequest,
+        block_size: u32,
+        blocks: &[SequenceHash],
         deadline: Instant,
     ) -> Result<RoutedAnswer, LinkError> {
-        request.generate.overlap_blocks = placement.overlap_blocks;
-        let link = self.links.borrow_mut().get(&placement.worker);
+        let Placement {
+            worker,
+            policy,
+            overlap_blocks,
+            mut reservation,
+        } = placement;
+        let learned = self.learner.decided(&worker, block_size, overlap_blocks);
+        let kv = self.parity.state(worker.slot);
+        request.generate.overlap_blocks = overlap_blocks;
+        let link = self.links.borrow_mut().get(&worker);
         let parts = CallParts {
             call: Call::Generate(request.generate.clone()),
             tokens: std::mem::take(&mut request.tokens),
@@ -217,15 +234,23 @@ impl ReplicaState {
         // The tokens go back into the request, for another worker if this one fails.
         request.tokens = parts.tokens;
         let mut response = opened?;
-        let mut reservation = placement.reservation;
-        let stream = match first_bytes(&mut response, &mut reservation).await? {
-            ResponseEvent::Data { bytes, .. } => AnswerStream::new(bytes, response, reservation, deadline),
-            ResponseEvent::End(summary) => AnswerStream::ended(summary),
+        let first = first_bytes(&mut response, &mut reservation).await?;
+        let learned = learned.and_then(|learned| self.learner.begun(learned, blocks));
+        let observers = AnswerObservers { learned };
+        let stream = match first {
+            ResponseEvent::Data { bytes, .. } => {
+                AnswerStream::new(bytes, response, reservation, observers, deadline)
+            }
+            ResponseEvent::End(summary) => {
+                observers.ended(summary);
+                AnswerStream::ended(summary)
+            }
         };
         Ok(RoutedAnswer {
-            worker: placement.worker.card.id.clone(),
-            policy: placement.policy,
-            overlap_blocks: placement.overlap_blocks,
+            worker: worker.card.id.clone(),
+            policy,
+            overlap_blocks,
+            kv,
             stream,
         })
     }

@@ -10,13 +10,15 @@ use signalbox_event_plane::EventPlane;
 use signalbox_kv_index::SharedKvIndex;
 use signalbox_policy_host::PolicyRegistry;
 use signalbox_policy_store::SharedStore;
-use signalbox_protocol::{PlaneStatus, ReplicaLoad, WorkerCard, WorkerEpoch, WorkerId};
+use signalbox_protocol::{Parity, PlaneStatus, ReplicaLoad, WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_request_plane::LinkConfig;
 use signalbox_tokenize::ModelText;
 use tokio::sync::watch;
 
 use crate::{
+    block_learner::{self, BlockLearnerHandle},
     load::{EventState, LoadTable},
+    parity::{self, ParityTable},
     policy_replicator::PolicyReplicatorHandle,
     replica_sync::{PublishedLoads, ReplicaConfig, ReplicaSync},
     roster::{ModelEntry, RosterView, WorkerEntry, WorkerPhase},
@@ -54,6 +56,9 @@ pub struct Router {
     pub(crate) view: Arc<ArcSwap<RosterView>>,
     pub(crate) index: SharedKvIndex,
     pub(crate) load: LoadTable,
+    pub(crate) parity: ParityTable,
+    /// Held so that the learner runs, and is started again if it fails.
+    pub(crate) learner: BlockLearnerHandle,
     pub(crate) links: LinkConfig,
     /// The actors that follow the view.
     pub(crate) roster_listeners: RosterListeners,
@@ -100,8 +105,10 @@ pub struct InstanceView {
     pub others: ReplicaLoad,
     /// KV blocks that the index credits the worker with.
     pub index_blocks: usize,
-    /// The state of the worker's KV event stream.
+    /// Where those blocks come from.
     pub events: EventState,
+    /// How exact this router's knowledge of the worker's KV cache is.
+    pub kv: Parity,
 }
 
 /// The KV index in figures, as `/admin/v1/index` shows it.
@@ -142,15 +149,18 @@ impl Router {
         let view = Arc::new(ArcSwap::from_pointee(RosterView::default()));
         let index = SharedKvIndex::new(config.index_bytes);
         let load = LoadTable::default();
+        let parity = ParityTable::default();
         let session = SessionContext {
             plane: config.events,
             feeds_plane: config.feeds_events,
             index: index.clone(),
             load: load.clone(),
+            parity: parity.clone(),
             links: config.links.clone(),
             present: Arc::default(),
         };
         let arbiter = Arbiter::new().handle();
+        let learner = BlockLearnerHandle::start_in_arbiter(&arbiter, index.clone(), load.clone());
         let roster_listeners = RosterListeners::default();
         let roster = {
             let (discovery, view) = (config.discovery.clone(), view.clone());
@@ -183,6 +193,8 @@ impl Router {
             view,
             index,
             load,
+            parity,
+            learner,
             links: config.links,
             roster_listeners,
             _roster: roster,
@@ -231,7 +243,8 @@ impl Router {
                 decode_blocks: load.decode_blocks,
                 others: load.others,
                 index_blocks: self.index.read(|index| index.blocks_of(worker.slot)),
-                events: self.load.event_state(worker.slot),
+                events: load.event_state,
+                kv: self.parity.get(worker.slot),
             }
         };
         view.workers.iter().map(instance).collect()
@@ -296,6 +309,8 @@ fn describe_metrics() {
         "signalbox_requests_moved_total",
         "Times a request was sent to another worker, because one had failed before the first bytes of its answer"
     );
+    parity::describe_metrics();
+    block_learner::describe_metrics();
     describe_gauge!("signalbox_workers", "Workers that are present");
     describe_counter!(
         "signalbox_kv_resyncs_total",

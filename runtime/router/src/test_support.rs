@@ -224,10 +224,11 @@ pub(crate) async fn until(condition: impl Fn() -> bool) {
     .await;
 }
 
-/// Keeps counters, so that a test can read what its thread records. Gauges and histograms are ignored.
+/// Keeps counters and gauges, so that a test can read what its thread records. Histograms are ignored.
 #[derive(Debug, Default)]
 pub(crate) struct TestRecorder {
     counters: Mutex<HashMap<Key, Arc<AtomicU64>>>,
+    gauges: Mutex<HashMap<Key, Arc<AtomicU64>>>,
 }
 
 impl TestRecorder {
@@ -236,6 +237,20 @@ impl TestRecorder {
         let counters = self.counters.lock();
         let named = counters.iter().filter(|(key, _)| key.name() == name);
         named.map(|(_, count)| count.load(Relaxed)).sum()
+    }
+
+    /// The label `label` of the gauges with this name that are not 0, in order.
+    pub(crate) fn raised(&self, name: &str, label: &str) -> Vec<String> {
+        let gauges = self.gauges.lock();
+        let raised = gauges
+            .iter()
+            .filter(|(key, value)| key.name() == name && f64::from_bits(value.load(Relaxed)) != 0.0);
+        let mut labels: Vec<_> = raised
+            .flat_map(|(key, _)| key.labels().filter(|found| found.key() == label))
+            .map(|found| found.value().to_owned())
+            .collect();
+        labels.sort();
+        labels
     }
 }
 
@@ -250,8 +265,8 @@ impl Recorder for TestRecorder {
         Counter::from_arc(self.counters.lock().entry(key.clone()).or_default().clone())
     }
 
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.gauges.lock().entry(key.clone()).or_default().clone())
     }
 
     fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {

@@ -1,8 +1,9 @@
-//! What a router runs for each present worker beside its requests: a control link, the load watch, the KV event stream
-//! and, where no NATS carries the events, their feed. All of it ends when the session is dropped.
+//! What a router runs for each present worker beside its requests: a control link, the load watch, the source of its
+//! credit in the KV index and, where no NATS carries the KV events, their feed. All of it ends when the session is
+//! dropped.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     ops::ControlFlow,
     rc::Rc,
     sync::{
@@ -18,13 +19,10 @@ use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerReport};
 use signalbox_request_plane::{LinkConfig, LinkError, LinkEvent, LinkHandle};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, info_span, warn};
+use tracing::{debug, warn};
 
 use crate::{
-    event_stream::{EventStream, EventStreamConfig, StopFollowing},
-    fetch::watch,
-    load::LoadTable,
-    supervisor::ActorHandle,
+    event_stream::EventStreamConfig, fetch::watch, kv_source::KvSource, load::LoadTable, parity::ParityTable,
 };
 
 /// Wait before a watch that ended is opened again. The link itself backs off longer while the worker is unreachable.
@@ -44,9 +42,7 @@ pub(crate) struct WorkerSession {
     pub(crate) slot: WorkerSlot,
     pub(crate) link: LinkHandle,
     shared: SessionContext,
-    /// `None` for a worker that publishes no KV events.
-    events: Option<ActorHandle<EventStream>>,
-    worker_left: Rc<Cell<bool>>,
+    reports: Rc<Reports>,
     _watches: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -58,9 +54,17 @@ pub(crate) struct SessionContext {
     pub(crate) feeds_plane: bool,
     pub(crate) index: SharedKvIndex,
     pub(crate) load: LoadTable,
+    pub(crate) parity: ParityTable,
     pub(crate) links: LinkConfig,
     /// How many workers are present.
     pub(crate) present: Arc<AtomicU64>,
+}
+
+/// What the load reports of one worker change.
+#[derive(Debug)]
+struct Reports {
+    slot: WorkerSlot,
+    source: RefCell<KvSource>,
 }
 
 impl WorkerSession {
@@ -72,7 +76,20 @@ impl WorkerSession {
         watcher: Recipient<LinkEvent>,
     ) -> Self {
         let link = LinkHandle::start(card.address.clone(), shared.links.clone(), Some(watcher));
-        let mut watches = vec![spawn(watch_load(link.clone(), slot, shared.clone()))];
+        let stream = EventStreamConfig {
+            card: card.clone(),
+            slot,
+            link: link.clone(),
+            plane: shared.plane.clone(),
+            index: shared.index.clone(),
+            load: shared.load.clone(),
+            stopped: Rc::default(),
+        };
+        let reports = Rc::new(Reports {
+            slot,
+            source: RefCell::new(KvSource::start(stream, shared.parity.clone())),
+        });
+        let mut watches = vec![spawn(watch_load(link.clone(), reports.clone(), shared.clone()))];
         if card.kv_events && shared.feeds_plane {
             watches.push(spawn(feed_events(
                 link.clone(),
@@ -80,28 +97,12 @@ impl WorkerSession {
                 shared.plane.clone(),
             )));
         }
-        let worker_left = Rc::new(Cell::new(false));
-        let events = card.kv_events.then(|| {
-            let config = EventStreamConfig {
-                card: card.clone(),
-                slot,
-                link: link.clone(),
-                plane: shared.plane.clone(),
-                index: shared.index.clone(),
-                load: shared.load.clone(),
-                worker_left: worker_left.clone(),
-            };
-            // The span names the worker in the log line of a failure.
-            let _span = info_span!("worker", worker.id = %card.id).entered();
-            ActorHandle::start("event_stream", move || EventStream::new(config.clone()))
-        });
         Self {
             card,
             slot,
             link,
             shared,
-            events,
-            worker_left,
+            reports,
             _watches: watches,
         }
     }
@@ -109,20 +110,17 @@ impl WorkerSession {
 
 impl Drop for WorkerSession {
     fn drop(&mut self) {
-        self.worker_left.set(true);
-        if let Some(events) = self.events.take() {
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "a control message, sent once to each actor"
-            )]
-            events.address().do_send(StopFollowing);
-        }
         self.link.close();
-        // K-1: the index holds no block of an absent worker. The actor may still receive a message before it stops; it
-        // ignores the message, since `worker_left` is set.
-        self.shared.index.remove_worker(self.slot);
+        self.reports.source.borrow_mut().end();
         self.shared.load.forget_reports(self.slot);
         self.shared.plane.forget(&self.card.id);
+    }
+}
+
+impl Reports {
+    fn receive(&self, report: &WorkerReport, shared: &SessionContext) {
+        shared.load.report(self.slot, report);
+        self.source.borrow_mut().report(&report.parity);
     }
 }
 
@@ -130,13 +128,13 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(actix_rt::spawn(task))
 }
 
-async fn watch_load(link: LinkHandle, slot: WorkerSlot, shared: SessionContext) {
+async fn watch_load(link: LinkHandle, reports: Rc<Reports>, shared: SessionContext) {
     let ideal_interval = || report_interval_ms(shared.present.load(Relaxed));
     loop {
         let interval_ms = ideal_interval();
         let receive = |bytes: bytes::Bytes| {
             match serde_json::from_slice::<WorkerReport>(&bytes) {
-                Ok(report) => shared.load.report(slot, &report),
+                Ok(report) => reports.receive(&report, &shared),
                 Err(error) => debug!(%error, "a load report cannot be read"),
             }
             if is_about(interval_ms, ideal_interval()) {

@@ -2,11 +2,13 @@
 
 use actix_web::{HttpResponse, web::Data};
 use serde_json::{Map, Value, json};
+use signalbox_protocol::Parity;
 use signalbox_router::{EventState, IndexView, IndexedWorkerView, InstanceView, WorkerPhase};
 
 use super::Admin;
 
-/// Every present worker: its card, its state, and the load that this router counts for it.
+/// Every present worker: its card, its state, the load that this router counts for it, and how exact this router's
+/// knowledge of its KV cache is.
 pub(crate) async fn workers(admin: Data<Admin>) -> HttpResponse {
     let workers: Vec<Value> = admin.router.instances().iter().map(worker_json).collect();
     HttpResponse::Ok().json(json!({"workers": workers}))
@@ -23,7 +25,13 @@ fn worker_json(instance: &InstanceView) -> Value {
         "other_routers": instance.others,
         "index_blocks": instance.index_blocks,
         "kv_events": event_state_name(instance.events),
+        "kv": kv_json(&instance.kv),
     })
+}
+
+/// A worker's parity as `/health` and the admin API write it. The cause is empty for an exact one.
+pub(crate) fn kv_json(parity: &Parity) -> Value {
+    json!({"state": parity.state, "cause": parity.cause})
 }
 
 /// The KV index in figures: totals, and the blocks and digest of each worker.
@@ -67,6 +75,7 @@ fn event_state_name(state: EventState) -> &'static str {
         EventState::None => "none",
         EventState::Resyncing => "resyncing",
         EventState::Following => "following",
+        EventState::Approximate => "approximate",
     }
 }
 
@@ -79,7 +88,7 @@ pub(crate) async fn metrics(admin: Data<Admin>) -> HttpResponse {
 
 #[cfg(test)]
 mod tests {
-    use signalbox_protocol::WorkerEpoch;
+    use signalbox_protocol::{ParityState, WorkerEpoch};
 
     use super::*;
 
@@ -106,5 +115,18 @@ mod tests {
             },
         });
         assert_eq!(index_json(&index), expected);
+    }
+
+    #[test]
+    fn a_worker_shows_how_exact_its_kv_state_is_and_why() {
+        let parity = Parity::impaired(ParityState::Fallback, "no events for 30 s");
+        assert_eq!(
+            kv_json(&parity),
+            json!({"state": "fallback", "cause": "no events for 30 s"})
+        );
+        assert_eq!(
+            kv_json(&Parity::default()),
+            json!({"state": "exact", "cause": ""})
+        );
     }
 }

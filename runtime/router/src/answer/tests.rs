@@ -19,6 +19,17 @@ fn in_an_hour() -> Instant {
     Instant::now() + Duration::from_secs(3_600)
 }
 
+/// An answer that began with the bytes `first`, and that nothing observes.
+fn answer(response: ResponseStream, reservation: Reservation, deadline: Instant) -> AnswerStream {
+    AnswerStream::new(
+        "first".into(),
+        response,
+        reservation,
+        AnswerObservers::default(),
+        deadline,
+    )
+}
+
 /// An answer from a worker whose engine is the test. Its first bytes are `first`.
 struct Rig {
     load: LoadTable,
@@ -37,7 +48,7 @@ impl Rig {
         let load = LoadTable::default();
         let reservation = load.reserve(WORKER, 8, 3);
         Self {
-            stream: AnswerStream::new("first".into(), response, reservation, in_an_hour()),
+            stream: answer(response, reservation, in_an_hour()),
             load,
             worker,
             responder,
@@ -125,7 +136,7 @@ async fn an_answer_past_its_deadline_ends_with_an_error_and_releases_its_load() 
     let response = link.open(call_parts()).unwrap();
     let load = LoadTable::default();
     let deadline = Instant::now() + Duration::from_secs(5);
-    let mut stream = AnswerStream::new("first".into(), response, load.reserve(WORKER, 8, 3), deadline);
+    let mut stream = answer(response, load.reserve(WORKER, 8, 3), deadline);
     assert_eq!(stream.next().await, Some(Ok(Bytes::from("first"))));
     assert_eq!(load.get(WORKER).requests, 1);
     let error = stream.next().await.unwrap().unwrap_err();
@@ -148,7 +159,7 @@ async fn a_stream_without_an_end_is_reported_as_a_defect() {
         ResponseEvent::End(summary())
     );
     let reservation = LoadTable::default().reserve(WORKER, 1, 1);
-    let mut stream = AnswerStream::new("first".into(), response, reservation, in_an_hour());
+    let mut stream = answer(response, reservation, in_an_hour());
     assert_eq!(soon(stream.next()).await, Some(Ok(Bytes::from("first"))));
     assert_eq!(soon(stream.next()).await, Some(Err(client_errors::no_end())));
     assert_eq!(soon(stream.next()).await, None);

@@ -88,3 +88,28 @@ fn a_row_keeps_its_values_when_another_worker_is_left_out() {
         [candidate_traits::PREFILL, candidate_traits::DECODE]
     );
 }
+
+#[test]
+fn the_traits_mark_an_overlap_that_is_approximate_or_partial() {
+    let mut roster = Roster::default();
+    let slots = ["a", "b", "c"].map(|name| join(&mut roster, &card(name, 1)));
+    let model = roster.view().models["m"].clone();
+    let load = LoadTable::default();
+    load.set_event_state(slots[0], EventState::Following);
+    load.begin_learning(slots[1]);
+    load.set_event_state(slots[2], EventState::Resyncing);
+    let (mut columns, mut rows) = (Candidates::default(), Vec::new());
+    let anyone = None::<fn(&WorkerEntry) -> bool>;
+    let overlaps = OverlapScores::default();
+    assemble(&model.workers, &load, &overlaps, anyone, &mut columns, &mut rows).unwrap();
+    fill_optional(&model.workers, &load, &rows, &mut columns);
+    let both = candidate_traits::PREFILL | candidate_traits::DECODE;
+    assert_eq!(
+        columns.traits,
+        [
+            both,
+            both | candidate_traits::APPROXIMATE,
+            both | candidate_traits::PARTIAL
+        ]
+    );
+}

@@ -72,7 +72,7 @@ enum Phase {
     Resyncing,
     /// Applies batches.
     Following,
-    /// Ignores everything: the worker left.
+    /// Ignores everything: the worker left, or its events are not used any more.
     Stopped,
 }
 
@@ -194,7 +194,7 @@ impl StreamState {
         })
     }
 
-    /// The worker left: every later call returns nothing.
+    /// The worker left, or its events are not used any more: every later call returns nothing.
     pub(super) fn stop(&mut self) {
         self.phase = Phase::Stopped;
     }

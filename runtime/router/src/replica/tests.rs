@@ -1,7 +1,7 @@
 //! A request among workers whose engine is the test: which worker gets it, when it moves, and how it ends.
 
 use signalbox_kv_index::SharedKvIndex;
-use signalbox_protocol::ErrorKind;
+use signalbox_protocol::{ErrorKind, Parity, ParityState, StreamSummary};
 use signalbox_request_plane::{LinkConfig, Responder};
 
 use super::*;
@@ -18,6 +18,7 @@ const CLOSED_PORT: &str = "127.0.0.1:1";
 /// A replica's state without its actor.
 struct Rig {
     replica: ReplicaState,
+    index: SharedKvIndex,
     load: LoadTable,
     /// One request on each worker. They make worker 0 the one with the least load, worker 1 the next, and so on.
     _steering: Vec<Reservation>,
@@ -42,9 +43,12 @@ impl Rig {
         Self {
             replica: ReplicaState {
                 view: Arc::new(ArcSwap::from_pointee(view)),
-                decider: RefCell::new(Decider::new(index, load.clone(), policies())),
+                decider: RefCell::new(Decider::new(index.clone(), load.clone(), policies())),
                 links: RefCell::new(Links::new(links)),
+                learner: BlockLearnerHandle::start(index.clone(), load.clone()),
+                parity: ParityTable::default(),
             },
+            index,
             _steering: (0..slots)
                 .map(|slot| load.reserve(WorkerSlot(slot), 0, 10 * slot))
                 .collect(),
@@ -64,6 +68,11 @@ impl Rig {
     /// Requests in flight on a worker, without the one that steers.
     fn requests(&self, slot: u32) -> u32 {
         self.load.get(WorkerSlot(slot)).requests - 1
+    }
+
+    /// KV blocks that the index credits a worker with.
+    fn blocks(&self, slot: u32) -> usize {
+        self.index.read(|index| index.blocks_of(WorkerSlot(slot)))
     }
 
     fn prefill_tokens(&self, slot: u32) -> u32 {
@@ -282,4 +291,65 @@ async fn a_failure_counts_as_moved_only_if_the_request_goes_to_another_worker() 
         1,
         "the failure of the last worker does not count"
     );
+}
+
+#[actix_rt::test]
+async fn the_blocks_of_a_worker_without_events_are_learned_when_its_answer_begins() {
+    let mut worker = TestWorker::start().await;
+    let rig = Rig::with(&[&worker]);
+    rig.load.begin_learning(WorkerSlot(0));
+    let fallback = Parity::impaired(ParityState::Fallback, "the worker publishes no KV events");
+    rig.replica.parity.set(WorkerSlot(0), &fallback);
+
+    let engine = async {
+        let (_, responder) = worker.call().await;
+        assert_eq!(rig.blocks(0), 0, "the prompt is not computed yet");
+        answer(responder);
+    };
+    let (routed, ()) = tokio::join!(rig.route(), engine);
+    let routed = routed.unwrap();
+    assert_eq!((routed.overlap_blocks, routed.kv), (0, ParityState::Fallback));
+    rig.replica.learner.settled().await;
+    assert_eq!(rig.blocks(0), 2);
+    assert_eq!(bytes_of(routed).await, [Ok(Bytes::from("first"))]);
+
+    // The engine reports 32 tokens from its cache, and then none.
+    let engine = async {
+        let (parts, responder) = worker.call().await;
+        responder.queue(1, b"first").unwrap();
+        responder.end(StreamSummary {
+            cached_tokens: 0,
+            ..summary()
+        });
+        parts
+    };
+    let (routed, parts) = tokio::join!(rig.route(), engine);
+    let Call::Generate(generate) = parts.call else {
+        panic!("{:?}", parts.call);
+    };
+    let routed = routed.unwrap();
+    assert_eq!((routed.overlap_blocks, generate.overlap_blocks), (2, 2));
+    assert_eq!(bytes_of(routed).await, [Ok(Bytes::from("first"))]);
+    rig.replica.learner.settled().await;
+    assert_eq!(rig.blocks(0), 0, "credit that the engine's report contradicts");
+}
+
+#[actix_rt::test]
+async fn nothing_is_learned_of_a_worker_with_events_or_of_a_request_that_failed() {
+    let (mut first, mut second) = (TestWorker::start().await, TestWorker::start().await);
+    let rig = Rig::with(&[&first, &second]);
+    rig.load.begin_learning(WorkerSlot(0));
+    let engines = async {
+        first.call().await.1.fail(no_room());
+        answer(second.call().await.1);
+    };
+    let (routed, ()) = tokio::join!(rig.route(), engines);
+    let routed = routed.unwrap();
+    assert_eq!(
+        (routed.worker.as_str(), routed.kv),
+        ("worker-1", ParityState::Exact)
+    );
+    bytes_of(routed).await;
+    rig.replica.learner.settled().await;
+    assert_eq!((rig.blocks(0), rig.blocks(1)), (0, 0));
 }

@@ -45,6 +45,7 @@ impl Fleet {
             feeds_plane: true,
             index: SharedKvIndex::new(1 << 20),
             load: LoadTable::default(),
+            parity: Default::default(),
             links: LinkConfig::default(),
             present: Arc::default(),
         };
