@@ -157,6 +157,7 @@ mod tests {
             index_blocks: 0,
             events: EventState::None,
             kv: Parity::default(),
+            latency: Default::default(),
         }
     }
 

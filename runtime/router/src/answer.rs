@@ -12,7 +12,7 @@ use signalbox_protocol::{ParityState, StreamSummary, WireError, WorkerId};
 use signalbox_request_plane::{ResponseEvent, ResponseStream};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::{block_learner::LearnedAnswer, client_errors, load::Reservation};
+use crate::{block_learner::LearnedAnswer, client_errors, latency::StreamTimer, load::Reservation};
 
 #[cfg(test)]
 mod tests;
@@ -54,12 +54,17 @@ struct OpenAnswer {
 /// What receives the summary of an answer that ends without an error.
 #[derive(Debug, Default)]
 pub(crate) struct AnswerObservers {
+    /// `None` for an answer that is not a stream.
+    pub(crate) timer: Option<StreamTimer>,
     /// `None` if the router does not learn the worker's KV blocks.
     pub(crate) learned: Option<LearnedAnswer>,
 }
 
 impl AnswerObservers {
     pub(crate) fn ended(self, summary: StreamSummary) {
+        if let Some(timer) = self.timer {
+            timer.ended(summary);
+        }
         if let Some(learned) = self.learned {
             learned.ended(summary);
         }

@@ -49,6 +49,8 @@ pub(crate) struct Placement {
     pub(crate) policy: Arc<str>,
     /// Leading KV blocks of the prompt that the worker holds on its device.
     pub(crate) overlap_blocks: u32,
+    /// Prompt tokens beyond those blocks.
+    pub(crate) uncached_tokens: u32,
     pub(crate) reservation: Reservation,
 }
 
@@ -148,15 +150,16 @@ impl Decider {
             .clone();
 
         let cached = overlap_blocks.saturating_mul(model.block_size);
-        let prefill_tokens = demand.prompt_tokens.saturating_sub(cached);
+        let uncached_tokens = demand.prompt_tokens.saturating_sub(cached);
         let decode_blocks = demand.prompt_tokens.div_ceil(model.block_size.max(1));
-        let reservation = self.load.reserve(worker.slot, prefill_tokens, decode_blocks);
+        let reservation = self.load.reserve(worker.slot, uncached_tokens, decode_blocks);
         self.count(&decided.by);
         self.seconds.record(started.elapsed());
         Ok(Placement {
             worker,
             policy: decided.by,
             overlap_blocks,
+            uncached_tokens,
             reservation,
         })
     }

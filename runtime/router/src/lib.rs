@@ -33,6 +33,7 @@ mod decide;
 mod event_stream;
 mod fetch;
 mod kv_source;
+mod latency;
 mod links;
 mod load;
 mod parity;
@@ -51,6 +52,7 @@ mod worker_session;
 mod test_support;
 
 pub use answer::{AnswerStream, RoutedAnswer};
+pub use latency::MeasuredLatency;
 pub use load::EventState;
 pub use policy_replicator::{PolicyChange, PolicyChangeError, PolicyReplicatorHandle};
 pub use replica::{ReplicaHandle, RouteRequest};

@@ -23,6 +23,7 @@ use crate::{
     candidates::NoCandidate,
     client_errors,
     decide::{Decider, Demand, Placement},
+    latency::LatencyTable,
     links::Links,
     load::Reservation,
     parity::ParityTable,
@@ -62,6 +63,7 @@ struct ReplicaState {
     links: RefCell<Links>,
     learner: BlockLearnerHandle,
     parity: ParityTable,
+    latency: LatencyTable,
 }
 
 #[derive(Debug)]
@@ -99,6 +101,7 @@ impl ReplicaHandle {
             links: RefCell::new(Links::new(router.links.clone())),
             learner: router.learner.clone(),
             parity: router.parity.clone(),
+            latency: router.latency.clone(),
         });
         let actor = RouterReplica {
             state: state.clone(),
@@ -219,6 +222,7 @@ impl ReplicaState {
             worker,
             policy,
             overlap_blocks,
+            uncached_tokens,
             mut reservation,
         } = placement;
         let learned = self.learner.decided(&worker, block_size, overlap_blocks);
@@ -233,10 +237,16 @@ impl ReplicaState {
         let opened = link.open(&parts);
         // The tokens go back into the request, for another worker if this one fails.
         request.tokens = parts.tokens;
-        let mut response = opened?;
+        let (mut response, sent) = (opened?, Instant::now());
         let first = first_bytes(&mut response, &mut reservation).await?;
+        let generate = &request.generate;
+        let timer = generate.format.stream.then(|| {
+            let choices = generate.sampling.n;
+            self.latency
+                .first_bytes(worker.slot, sent, uncached_tokens, choices)
+        });
         let learned = learned.and_then(|learned| self.learner.begun(learned, blocks));
-        let observers = AnswerObservers { learned };
+        let observers = AnswerObservers { timer, learned };
         let stream = match first {
             ResponseEvent::Data { bytes, .. } => {
                 AnswerStream::new(bytes, response, reservation, observers, deadline)

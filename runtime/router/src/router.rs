@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::{
     block_learner::{self, BlockLearnerHandle},
+    latency::{self, LatencyTable, MeasuredLatency},
     load::{EventState, LoadTable},
     parity::{self, ParityTable},
     policy_replicator::PolicyReplicatorHandle,
@@ -57,6 +58,7 @@ pub struct Router {
     pub(crate) index: SharedKvIndex,
     pub(crate) load: LoadTable,
     pub(crate) parity: ParityTable,
+    pub(crate) latency: LatencyTable,
     /// Held so that the learner runs, and is started again if it fails.
     pub(crate) learner: BlockLearnerHandle,
     pub(crate) links: LinkConfig,
@@ -109,6 +111,8 @@ pub struct InstanceView {
     pub events: EventState,
     /// How exact this router's knowledge of the worker's KV cache is.
     pub kv: Parity,
+    /// The worker's latency, as this router measures it from its own streams.
+    pub latency: MeasuredLatency,
 }
 
 /// The KV index in figures, as `/admin/v1/index` shows it.
@@ -149,13 +153,14 @@ impl Router {
         let view = Arc::new(ArcSwap::from_pointee(RosterView::default()));
         let index = SharedKvIndex::new(config.index_bytes);
         let load = LoadTable::default();
-        let parity = ParityTable::default();
+        let (parity, latency) = (ParityTable::default(), LatencyTable::default());
         let session = SessionContext {
             plane: config.events,
             feeds_plane: config.feeds_events,
             index: index.clone(),
             load: load.clone(),
             parity: parity.clone(),
+            latency: latency.clone(),
             links: config.links.clone(),
             present: Arc::default(),
         };
@@ -194,6 +199,7 @@ impl Router {
             index,
             load,
             parity,
+            latency,
             learner,
             links: config.links,
             roster_listeners,
@@ -245,6 +251,7 @@ impl Router {
                 index_blocks: self.index.read(|index| index.blocks_of(worker.slot)),
                 events: load.event_state,
                 kv: self.parity.get(worker.slot),
+                latency: self.latency.get(worker.slot),
             }
         };
         view.workers.iter().map(instance).collect()
@@ -310,6 +317,7 @@ fn describe_metrics() {
         "Times a request was sent to another worker, because one had failed before the first bytes of its answer"
     );
     parity::describe_metrics();
+    latency::describe_metrics();
     block_learner::describe_metrics();
     describe_gauge!("signalbox_workers", "Workers that are present");
     describe_counter!(

@@ -22,7 +22,12 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use crate::{
-    event_stream::EventStreamConfig, fetch::watch, kv_source::KvSource, load::LoadTable, parity::ParityTable,
+    event_stream::EventStreamConfig,
+    fetch::watch,
+    kv_source::KvSource,
+    latency::{LatencyGauges, LatencyTable, MeasuredLatency},
+    load::LoadTable,
+    parity::ParityTable,
 };
 
 /// Wait before a watch that ended is opened again. The link itself backs off longer while the worker is unreachable.
@@ -55,6 +60,7 @@ pub(crate) struct SessionContext {
     pub(crate) index: SharedKvIndex,
     pub(crate) load: LoadTable,
     pub(crate) parity: ParityTable,
+    pub(crate) latency: LatencyTable,
     pub(crate) links: LinkConfig,
     /// How many workers are present.
     pub(crate) present: Arc<AtomicU64>,
@@ -65,6 +71,7 @@ pub(crate) struct SessionContext {
 struct Reports {
     slot: WorkerSlot,
     source: RefCell<KvSource>,
+    latency_gauges: LatencyGauges,
 }
 
 impl WorkerSession {
@@ -76,6 +83,8 @@ impl WorkerSession {
         watcher: Recipient<LinkEvent>,
     ) -> Self {
         let link = LinkHandle::start(card.address.clone(), shared.links.clone(), Some(watcher));
+        // A request of the slot's previous worker may have ended after that worker left.
+        shared.latency.forget(slot);
         let stream = EventStreamConfig {
             card: card.clone(),
             slot,
@@ -88,6 +97,7 @@ impl WorkerSession {
         let reports = Rc::new(Reports {
             slot,
             source: RefCell::new(KvSource::start(stream, shared.parity.clone())),
+            latency_gauges: LatencyGauges::new(&card),
         });
         let mut watches = vec![spawn(watch_load(link.clone(), reports.clone(), shared.clone()))];
         if card.kv_events && shared.feeds_plane {
@@ -112,7 +122,9 @@ impl Drop for WorkerSession {
     fn drop(&mut self) {
         self.link.close();
         self.reports.source.borrow_mut().end();
+        self.reports.latency_gauges.set(MeasuredLatency::default());
         self.shared.load.forget_reports(self.slot);
+        self.shared.latency.forget(self.slot);
         self.shared.plane.forget(&self.card.id);
     }
 }
@@ -121,6 +133,8 @@ impl Reports {
     fn receive(&self, report: &WorkerReport, shared: &SessionContext) {
         shared.load.report(self.slot, report);
         self.source.borrow_mut().report(&report.parity);
+        // The figures are this router's own. A report is only the moment to export them.
+        self.latency_gauges.set(shared.latency.get(self.slot));
     }
 }
 

@@ -3,12 +3,14 @@
 use actix_web::{HttpResponse, web::Data};
 use serde_json::{Map, Value, json};
 use signalbox_protocol::Parity;
-use signalbox_router::{EventState, IndexView, IndexedWorkerView, InstanceView, WorkerPhase};
+use signalbox_router::{
+    EventState, IndexView, IndexedWorkerView, InstanceView, MeasuredLatency, WorkerPhase,
+};
 
 use super::Admin;
 
-/// Every present worker: its card, its state, the load that this router counts for it, and how exact this router's
-/// knowledge of its KV cache is.
+/// Every present worker: its card, its state, the load that this router counts for it, how exact this router's knowledge
+/// of its KV cache is, and its latency as this router measures it.
 pub(crate) async fn workers(admin: Data<Admin>) -> HttpResponse {
     let workers: Vec<Value> = admin.router.instances().iter().map(worker_json).collect();
     HttpResponse::Ok().json(json!({"workers": workers}))
@@ -26,12 +28,24 @@ fn worker_json(instance: &InstanceView) -> Value {
         "index_blocks": instance.index_blocks,
         "kv_events": event_state_name(instance.events),
         "kv": kv_json(&instance.kv),
+        "latency": latency_json(instance.latency),
     })
 }
 
 /// A worker's parity as `/health` and the admin API write it. The cause is empty for an exact one.
 pub(crate) fn kv_json(parity: &Parity) -> Value {
     json!({"state": parity.state, "cause": parity.cause})
+}
+
+/// Figures that are not measured yet are null.
+fn latency_json(latency: MeasuredLatency) -> Value {
+    // In thousandths: more digits are noise.
+    let rounded = |figure: Option<f32>| figure.map(|figure| (f64::from(figure) * 1e3).round() / 1e3);
+    json!({
+        "ttft_ms": rounded(latency.ttft_ms),
+        "uncached_prompt_tokens": rounded(latency.uncached_prompt_tokens),
+        "itl_ms": rounded(latency.itl_ms),
+    })
 }
 
 /// The KV index in figures: totals, and the blocks and digest of each worker.
@@ -127,6 +141,19 @@ mod tests {
         assert_eq!(
             kv_json(&Parity::default()),
             json!({"state": "exact", "cause": ""})
+        );
+    }
+
+    #[test]
+    fn a_latency_that_is_not_measured_is_null() {
+        let measured = MeasuredLatency {
+            ttft_ms: Some(12.1),
+            uncached_prompt_tokens: Some(300.0),
+            itl_ms: None,
+        };
+        assert_eq!(
+            latency_json(measured),
+            json!({"ttft_ms": 12.1, "uncached_prompt_tokens": 300.0, "itl_ms": null})
         );
     }
 }

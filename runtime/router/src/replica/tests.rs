@@ -47,6 +47,7 @@ impl Rig {
                 links: RefCell::new(Links::new(links)),
                 learner: BlockLearnerHandle::start(index.clone(), load.clone()),
                 parity: ParityTable::default(),
+                latency: LatencyTable::default(),
             },
             index,
             _steering: (0..slots)
@@ -352,4 +353,30 @@ async fn nothing_is_learned_of_a_worker_with_events_or_of_a_request_that_failed(
     bytes_of(routed).await;
     rig.replica.learner.settled().await;
     assert_eq!((rig.blocks(0), rig.blocks(1)), (0, 0));
+}
+
+#[actix_rt::test]
+async fn a_stream_is_measured_at_its_first_bytes_and_at_its_end() {
+    let mut worker = TestWorker::start().await;
+    let rig = Rig::with(&[&worker]);
+    let engine = async { answer(worker.call().await.1) };
+    let (routed, ()) = tokio::join!(rig.route(), engine);
+    let measured = || rig.replica.latency.get(WorkerSlot(0));
+    assert!(measured().ttft_ms.is_some_and(|ttft| ttft > 0.0));
+    assert_eq!(measured().uncached_prompt_tokens, Some(40.0));
+    assert_eq!(measured().itl_ms, None);
+    bytes_of(routed.unwrap()).await;
+    assert!(measured().itl_ms.is_some_and(|itl| itl > 0.0));
+
+    rig.replica.latency.forget(WorkerSlot(0));
+    let mut whole = request(PATIENCE);
+    whole.generate.format.stream = false;
+    let engine = async { answer(worker.call().await.1) };
+    let (routed, ()) = tokio::join!(rig.replica.route(whole), engine);
+    bytes_of(routed.unwrap()).await;
+    assert_eq!(
+        measured(),
+        Default::default(),
+        "a whole answer has no first token"
+    );
 }

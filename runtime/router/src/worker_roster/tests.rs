@@ -46,6 +46,7 @@ impl Fleet {
             index: SharedKvIndex::new(1 << 20),
             load: LoadTable::default(),
             parity: Default::default(),
+            latency: Default::default(),
             links: LinkConfig::default(),
             present: Arc::default(),
         };
