@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_protocol::{AnswerFormat, Call, Endpoint, GenerateRequest, RequestId, SamplingParams};
 use signalbox_request_plane::{CallParts, LinkConfig, LinkHandle, ResponseEvent};
-use signalbox_tokenize::{ModelArtifacts, ModelText};
+use signalbox_tokenize::{ChatPrompt, ModelArtifacts, ModelText};
 
 /// Links to all workers, used in turn.
 pub(crate) struct Direct {
@@ -59,7 +59,7 @@ impl Direct {
                     created: 1,
                 },
             }),
-            tokens: self.text.encode_chat(&request["messages"])?,
+            tokens: self.text.encode_chat(&ChatPrompt::new(&request["messages"]))?,
             body: Bytes::copy_from_slice(body.as_bytes()),
         })
     }

@@ -10,7 +10,7 @@ use actix_web::{
 use bytes::Bytes;
 use signalbox_protocol::{AnswerFormat, Endpoint, ErrorKind, GenerateRequest, WireError};
 use signalbox_router::{ModelView, RouteRequest, RoutedAnswer};
-use signalbox_tokenize::TextError;
+use signalbox_tokenize::{ChatPrompt, TextError};
 
 use crate::{
     answer::{Answer, AnswerBody, collect},
@@ -141,7 +141,7 @@ fn prepare_chat(frontend: &Frontend, body: &[u8], record: &mut RequestRecord) ->
     record.served_by_model(&model.name);
     let tokens = model
         .text
-        .encode_chat(&messages)
+        .encode_chat(&ChatPrompt::new(&messages))
         .map_err(|error| text_error(error, "messages"))?;
     fit(
         generation,

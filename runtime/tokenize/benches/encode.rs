@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use signalbox_tokenize::{ModelArtifacts, ModelText, TokenDecoder};
+use signalbox_tokenize::{ChatPrompt, ModelArtifacts, ModelText, TokenDecoder};
 use tokenizers::Tokenizer;
 
 const WORDS: &[&str] = &[
@@ -248,7 +248,11 @@ fn main() {
             tokens.len()
         );
         if text.has_chat_template() {
-            let render = rounds(|seed| drop(black_box(text.render_chat(&chats[seed as usize]))));
+            let render = rounds(|seed| {
+                drop(black_box(
+                    text.render_chat(&ChatPrompt::new(&chats[seed as usize])),
+                ))
+            });
             println!("{bytes:>6} bytes: render {render:.1} µs");
         }
         let decode = rounds(|_| {

@@ -6,12 +6,13 @@
 //! ```text
 //! "SBXTEXT" version=1   8 bytes
 //! header length         u32, little-endian
-//! header                JSON: chat template, special tokens
+//! header                JSON: chat template, special tokens, how the engine prepares messages
 //! tokenizer length      u64, little-endian
 //! tokenizer             the bytes of a Hugging Face tokenizer.json
 //! ```
 //!
-//! The same tokenizer and template give the same bytes, and so the same digest, on every machine.
+//! The same parts give the same bytes, and so the same digest, on every machine. A member of the header that has its
+//! default is left out, so that containers of older workers keep their digest.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ArtifactError;
+use crate::preparation::{CodedChat, MessagePreparation};
 
 const MAGIC: &[u8; 8] = b"SBXTEXT\x01";
 /// The largest published `tokenizer.json` files have 256k tokens and about 35 MiB.
@@ -32,7 +34,8 @@ const MAX_HEADER_BYTES: u64 = 8 << 20;
 /// Models name one to six tokens that end a generation. Every generated token is compared with each of them.
 const MAX_END_TOKENS: usize = 64;
 
-/// The tokenizer and chat template of one model: all that a process needs to turn text into tokens and back.
+/// The tokenizer and chat template of one model, and the way in which its engine prepares messages: all that a process
+/// needs to turn text into tokens and back.
 ///
 /// A worker reads them from the model's files; a router fetches them by digest. Clones are cheap.
 #[derive(Clone, PartialEq)]
@@ -46,6 +49,12 @@ pub struct ModelArtifacts {
 struct Header {
     chat_template: Option<String>,
     special_tokens: SpecialTokens,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tool_template: Option<String>,
+    #[serde(default, skip_serializing_if = "MessagePreparation::is_default")]
+    preparation: MessagePreparation,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    coded_chat: Option<CodedChat>,
 }
 
 /// A token with a special role.
@@ -135,6 +144,9 @@ impl ModelArtifacts {
             header: Header {
                 chat_template,
                 special_tokens,
+                tool_template: None,
+                preparation: MessagePreparation::default(),
+                coded_chat: None,
             },
             tokenizer_json,
         }
@@ -146,8 +158,10 @@ impl ModelArtifacts {
             self.tokenizer_json.len() as u64,
             MAX_TOKENIZER_BYTES,
         )?;
-        let template = self.header.chat_template.as_ref().map_or(0, String::len);
-        check_size("the chat template", template as u64, MAX_TEMPLATE_BYTES)?;
+        for template in [&self.header.chat_template, &self.header.tool_template] {
+            let bytes = template.as_ref().map_or(0, String::len);
+            check_size("the chat template", bytes as u64, MAX_TEMPLATE_BYTES)?;
+        }
         let end = self.header.special_tokens.end.len();
         if end > MAX_END_TOKENS {
             let reason = format!("{end} tokens end a generation; the limit is {MAX_END_TOKENS}");
@@ -164,6 +178,60 @@ impl ModelArtifacts {
     /// The source of the chat template, in Jinja. `None` for base models.
     pub fn chat_template(&self) -> Option<&str> {
         self.header.chat_template.as_deref()
+    }
+
+    /// The source of the template for requests with tools, if it is another one.
+    pub fn tool_template(&self) -> Option<&str> {
+        self.header.tool_template.as_deref()
+    }
+
+    /// The engine in whose way messages are prepared.
+    pub fn preparation(&self) -> MessagePreparation {
+        self.header.preparation
+    }
+
+    /// The format in which engines write this model's chats by code, if they do.
+    pub fn coded_chat(&self) -> Option<CodedChat> {
+        self.header.coded_chat
+    }
+
+    /// The artifacts for an engine that prepares messages in this way. Another digest than before, unless it is the
+    /// same way.
+    #[must_use]
+    pub fn with_preparation(mut self, preparation: MessagePreparation) -> Self {
+        self.header.preparation = preparation;
+        self
+    }
+
+    /// The artifacts for an engine that adds the beginning-of-sequence token before a prompt without a template, or
+    /// does not, whatever the model's files say. No effect for a model without such a token.
+    #[must_use]
+    pub fn with_add_bos(mut self, add_bos: bool) -> Self {
+        let special = &mut self.header.special_tokens;
+        special.add_bos = add_bos && special.bos.is_some();
+        self
+    }
+
+    /// The artifacts for an engine that was started with a template of its own.
+    ///
+    /// # Errors
+    /// The template is too long.
+    pub fn with_chat_template(mut self, template: Option<String>) -> Result<Self, ArtifactError> {
+        self.header.chat_template = template;
+        self.header.tool_template = None;
+        self.check_bounds()?;
+        Ok(self)
+    }
+
+    pub(crate) fn with_tool_template(mut self, template: Option<String>) -> Result<Self, ArtifactError> {
+        self.header.tool_template = template;
+        self.check_bounds()?;
+        Ok(self)
+    }
+
+    pub(crate) fn with_coded_chat(mut self, coded: Option<CodedChat>) -> Self {
+        self.header.coded_chat = coded;
+        self
     }
 
     /// The model's special tokens.
@@ -254,6 +322,7 @@ impl fmt::Debug for ModelArtifacts {
             .field("tokenizer_bytes", &self.tokenizer_json.len())
             .field("chat_template_bytes", &self.chat_template().map(str::len))
             .field("special_tokens", &self.header.special_tokens)
+            .field("preparation", &self.header.preparation)
             .finish()
     }
 }

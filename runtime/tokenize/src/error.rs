@@ -121,6 +121,15 @@ pub enum TextError {
         /// The request's parameter at fault, such as `messages[2].content`, if it is known.
         param: Option<String>,
     },
+    /// The engine may render this prompt, and this crate cannot: the template needs what the template engine here does
+    /// not have, the engine renders in code, or the prompt has parts other than text. The client is not at fault.
+    #[error("{message}")]
+    Unrenderable {
+        /// What is missing.
+        message: String,
+        /// The request's parameter that needs it, if it is known.
+        param: Option<String>,
+    },
     /// The model is a base model: it continues text and has no chat template.
     #[error("this model has no chat template; use /v1/completions")]
     NoTemplate,
@@ -138,10 +147,24 @@ impl TextError {
         }
     }
 
+    /// The error for a prompt that only the engine can render.
+    pub(crate) fn unrenderable(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Unrenderable {
+            message: message.into(),
+            param: Some(param.into()),
+        }
+    }
+
+    /// Whether the prompt may be right although it cannot be rendered here. A router that serves an engine which reads
+    /// requests itself routes such a request without the prompt's tokens instead of refusing it.
+    pub fn is_unrenderable(&self) -> bool {
+        matches!(self, Self::Unrenderable { .. })
+    }
+
     /// The request's parameter at fault, as the client spelled it, if it is known.
     pub fn param_name(&self) -> Option<&str> {
         match self {
-            Self::Template { param, .. } => param.as_deref(),
+            Self::Template { param, .. } | Self::Unrenderable { param, .. } => param.as_deref(),
             Self::NoTemplate => Some("messages"),
             Self::Encode(_) => None,
         }

@@ -15,13 +15,15 @@ use crate::artifacts::{
     MAX_TEMPLATE_BYTES, MAX_TOKENIZER_BYTES, ModelArtifacts, SpecialToken, SpecialTokens, check_size,
     is_end_token,
 };
+use crate::preparation::CodedChat;
 
 /// Most bytes of each of the other JSON files. `tokenizer_config.json` may repeat every added token.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 impl ModelArtifacts {
     /// Reads a Hugging Face tokenizer folder: `tokenizer.json`, and if they are present `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `generation_config.json` and `chat_template.jinja`.
+    /// `special_tokens_map.json`, `generation_config.json`, the chat template (`chat_template.jinja`,
+    /// `chat_template.json`), and `config.json`, which says whether engines render the model's chats in code.
     ///
     /// # Errors
     /// `tokenizer.json` is missing or invalid, or one of the other files is invalid.
@@ -53,8 +55,20 @@ impl ModelArtifacts {
             eos,
             end,
         };
-        Self::new(tokenizer_json.into(), folder.chat_template(&config)?, special)
+        let templates = folder.chat_templates(&config)?;
+        let coded = folder.coded_chat(&tokenizer)?;
+        Ok(Self::new(tokenizer_json.into(), templates.chat, special)?
+            .with_tool_template(templates.tools)?
+            .with_coded_chat(coded))
     }
+}
+
+/// The chat templates of a model.
+#[derive(Debug, Default)]
+struct Templates {
+    chat: Option<String>,
+    /// For requests with tools, if it is another one.
+    tools: Option<String>,
 }
 
 /// Whether `tokenizer.json` itself adds `bos` before a text, and `eos` after it.
@@ -177,32 +191,85 @@ impl Folder<'_> {
         Ok(end)
     }
 
-    /// `chat_template.jinja` if it is present, otherwise `chat_template` of `config`: a string, or a list of named
-    /// templates, of which `default` is taken.
-    fn chat_template(&self, config: &Map<String, Value>) -> Result<Option<String>, ArtifactError> {
-        let file = "chat_template.jinja";
-        if let Some(bytes) = self.optional(file, MAX_TEMPLATE_BYTES)? {
-            return String::from_utf8(bytes)
-                .map(Some)
-                .map_err(|_| self.wrong(file, "the file is not UTF-8".to_owned()));
+    /// `chat_template.jinja` if it is present, with `additional_chat_templates/tool_use.jinja`; otherwise `chat_template`
+    /// of `chat_template.json`, then of `config`: a string, or a list of named templates, of which `default` and
+    /// `tool_use` are taken.
+    fn chat_templates(&self, config: &Map<String, Value>) -> Result<Templates, ArtifactError> {
+        if let Some(chat) = self.text("chat_template.jinja")? {
+            return Ok(Templates {
+                chat: Some(chat),
+                tools: self.text("additional_chat_templates/tool_use.jinja")?,
+            });
         }
-        let named = |templates: &[Value]| {
-            let default = templates.iter().find(|template| template["name"] == "default")?;
-            default["template"].as_str().map(str::to_owned)
+        let file = "chat_template.json";
+        match self.object(file)?.get("chat_template") {
+            Some(template) => self.listed_templates(file, template),
+            None => match config.get("chat_template") {
+                Some(template) => self.listed_templates("tokenizer_config.json", template),
+                None => Ok(Templates::default()),
+            },
+        }
+    }
+
+    fn listed_templates(&self, file: &str, template: &Value) -> Result<Templates, ArtifactError> {
+        let named = |templates: &[Value], name: &str| {
+            let found = templates.iter().find(|template| template["name"] == name)?;
+            found["template"].as_str().map(str::to_owned)
         };
-        match config.get("chat_template") {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(template)) => Ok(Some(template.clone())),
-            Some(Value::Array(templates)) => named(templates).map(Some).ok_or_else(|| {
-                let reason = "chat_template is a list; it should have an entry named default with a template"
-                    .to_owned();
-                self.wrong("tokenizer_config.json", reason)
+        match template {
+            Value::Null => Ok(Templates::default()),
+            Value::String(template) => Ok(Templates {
+                chat: Some(template.clone()),
+                tools: None,
             }),
-            Some(_) => Err(self.wrong(
-                "tokenizer_config.json",
-                "chat_template should be a string or a list".to_owned(),
-            )),
+            Value::Array(templates) => {
+                let chat = named(templates, "default").ok_or_else(|| {
+                    let reason =
+                        "chat_template is a list; it should have an entry named default with a template";
+                    self.wrong(file, reason.to_owned())
+                })?;
+                Ok(Templates {
+                    chat: Some(chat),
+                    tools: named(templates, "tool_use"),
+                })
+            }
+            _ => Err(self.wrong(file, "chat_template should be a string or a list".to_owned())),
         }
+    }
+
+    /// The text of the template `name`; `None` if the file is absent.
+    fn text(&self, name: &str) -> Result<Option<String>, ArtifactError> {
+        let Some(bytes) = self.optional(name, MAX_TEMPLATE_BYTES)? else {
+            return Ok(None);
+        };
+        String::from_utf8(bytes)
+            .map(Some)
+            .map_err(|_| self.wrong(name, "the file is not UTF-8".to_owned()))
+    }
+
+    /// The format in which engines write the model's chats by code, if they do.
+    fn coded_chat(&self, tokenizer: &Tokenizer) -> Result<Option<CodedChat>, ArtifactError> {
+        let config = self.object("config.json")?;
+        let architectures = config.get("architectures").and_then(Value::as_array);
+        let architectures: Vec<&str> = architectures
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        let model_type = config.get("model_type").and_then(Value::as_str);
+        if let Some(coded) = CodedChat::of_model(model_type, &architectures) {
+            return Ok(Some(coded));
+        }
+        if self.path("tekken.json").is_file() {
+            return Ok(Some(CodedChat::MistralCommon));
+        }
+        // A folder of the tokenizer alone has no `config.json`.
+        if model_type.is_some() {
+            return Ok(None);
+        }
+        let added = tokenizer.get_added_tokens_decoder();
+        let names: Vec<&str> = added.values().map(|token| &*token.content).collect();
+        Ok(CodedChat::of_tokens(&names))
     }
 
     fn wrong(&self, name: &str, reason: String) -> ArtifactError {

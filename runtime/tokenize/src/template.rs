@@ -4,21 +4,26 @@
 //! `strftime_now`, `tojson` without HTML escapes, `loopcontrols`, and `{% generation %}` markers that print nothing.
 //! The template comes with the model and is compiled once. Requests bring data, never templates.
 
+mod arguments;
+mod content_format;
+mod dates;
+mod filters;
+mod markup;
+mod methods;
+mod python_text;
+mod syntax;
 mod tojson;
 
-use std::cell::Cell;
-use std::sync::Arc;
-
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
+use minijinja::machinery;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Enumerator, Object, Serde, Value};
+use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind};
-use serde::{Serialize, Serializer};
-use serde_json::Value as Json;
 
+pub(crate) use self::content_format::ContentFormat;
+pub(crate) use self::python_text::{strip, strip_end};
 use crate::artifacts::SpecialTokens;
-use crate::error::json_type;
+use crate::preparation::MessagePreparation;
+use crate::values::object;
 use crate::{ArtifactError, TextError};
 
 /// Most steps of one rendering. minijinja also counts a step for every 64 bytes that a template produces, so this
@@ -33,7 +38,9 @@ const NAME: &str = "chat_template";
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     special: Vec<(&'static str, Value)>,
+    content_format: ContentFormat,
     has_developer_role: bool,
+    names_content: bool,
 }
 
 /// The message of a template's `raise_exception`.
@@ -42,7 +49,13 @@ pub(crate) struct ChatTemplate {
 struct Refusal(String);
 
 impl ChatTemplate {
-    pub(crate) fn compile(source: &str, special: &SpecialTokens) -> Result<Self, ArtifactError> {
+    /// Compiles the template. `preparation` is that of the engine that serves the model: engines conclude from the
+    /// template in which form it expects a message's content.
+    pub(crate) fn compile(
+        source: &str,
+        special: &SpecialTokens,
+        preparation: MessagePreparation,
+    ) -> Result<Self, ArtifactError> {
         let compile = |error: Error| ArtifactError::Template(describe(&error));
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
@@ -50,16 +63,20 @@ impl ChatTemplate {
             .lstrip_blocks(true)
             .build()
             .map_err(compile)?;
-        environment.set_syntax(syntax);
+        environment.set_syntax(syntax.clone());
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(MAX_RECURSION);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(methods::call);
+        filters::add_to(&mut environment);
         environment.add_filter("tojson", tojson::tojson);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment
-            .add_template_owned(NAME, without_generation_markers(source))
-            .map_err(compile)?;
+        environment.add_function("strftime_now", dates::strftime_now);
+        let plain = without_generation_markers(source);
+        let tree = machinery::parse(&plain, NAME, syntax).map_err(compile)?;
+        markup::add_to(&mut environment, &tree);
+        let content_format = content_format::detect(source, &tree, preparation);
+        drop(tree);
+        environment.add_template_owned(NAME, plain).map_err(compile)?;
         let tokens = [
             ("bos_token", &special.bos),
             ("eos_token", &special.eos),
@@ -72,7 +89,10 @@ impl ChatTemplate {
         Ok(Self {
             environment,
             special: special.collect(),
-            has_developer_role: source.contains("developer"),
+            content_format,
+            // As vLLM decides it: the word in quotes, not in a comment or a variable's name.
+            has_developer_role: source.contains("'developer'") || source.contains("\"developer\""),
+            names_content: source.contains("content"),
         })
     }
 
@@ -81,95 +101,29 @@ impl ChatTemplate {
         self.has_developer_role
     }
 
-    /// The prompt for `messages`, up to the beginning of the assistant's answer. The members of `extra`, an object or
-    /// null, become variables of the template: `tools`, `enable_thinking`, ….
-    pub(crate) fn render(&self, messages: Value, extra: &Json) -> Result<String, TextError> {
+    /// The form of a message's content that the engine concludes from the template.
+    pub(crate) fn content_format(&self) -> ContentFormat {
+        self.content_format
+    }
+
+    /// Whether the template reads a message's content at all.
+    pub(crate) fn names_content(&self) -> bool {
+        self.names_content
+    }
+
+    /// The prompt for `messages`. Of the template's `variables`, the last one of a name counts.
+    pub(crate) fn render<'a>(
+        &'a self,
+        messages: Value,
+        variables: impl Iterator<Item = (&'a str, Value)>,
+    ) -> Result<String, TextError> {
         // In the reference, absent variables are none and not undefined, and templates distinguish the two.
         let absent = [("tools", Value::from(())), ("documents", Value::from(()))];
-        let prompt = [("add_generation_prompt", Value::from(true))];
         let special = self.special.iter().map(|(name, token)| (*name, token.clone()));
-        let extra = match extra {
-            Json::Null => None,
-            Json::Object(extra) => Some(
-                extra
-                    .iter()
-                    .map(|(name, value)| (&**name, Value::from(Serde(value)))),
-            ),
-            _ => {
-                let message = format!(
-                    "chat_template_kwargs is {}; it should be an object of the template's variables",
-                    json_type(extra)
-                );
-                return Err(TextError::param("chat_template_kwargs", message));
-            }
-        };
-        let context = absent.into_iter().chain(prompt).chain(special);
-        let context = context
-            .chain(extra.into_iter().flatten())
-            .chain([("messages", messages)]);
+        let context = absent.into_iter().chain(special).chain(variables);
+        let context = context.chain([("messages", messages)]);
         let template = self.environment.get_template(NAME).map_err(failure)?;
         template.render(object(context)).map_err(failure)
-    }
-}
-
-/// An object with these members, in this order. If two members have the same name, the later one counts.
-pub(crate) fn object<'a>(members: impl Iterator<Item = (&'a str, Value)>) -> Value {
-    let mut first = Vec::new();
-    let mut members = members.peekable();
-    while first.len() < MAX_LISTED_MEMBERS
-        && let Some((name, value)) = members.next()
-    {
-        match first
-            .iter_mut()
-            .find(|(known, _): &&mut (&str, _)| *known == name)
-        {
-            Some((_, known)) => *known = value,
-            None => first.push((name, value)),
-        }
-    }
-    if members.peek().is_some() {
-        return Value::from(Serde(MemberMap(Cell::new(Some(
-            first.into_iter().chain(members),
-        )))));
-    }
-    let members = first.into_iter().map(|(name, value)| (Value::from(name), value));
-    Value::from_object(MemberList(members.collect()))
-}
-
-/// Most members of an object that is a list. Searching so few members is faster than building a map. Messages and
-/// templates have fewer members; an object with more becomes a map, so that no client can make searches slow.
-const MAX_LISTED_MEMBERS: usize = 16;
-
-/// The members of a large object, serialised once into a map.
-struct MemberMap<T>(Cell<Option<T>>);
-
-impl<'a, T: Iterator<Item = (&'a str, Value)>> Serialize for MemberMap<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.take().into_iter().flatten())
-    }
-}
-
-/// At most [`MAX_LISTED_MEMBERS`] members.
-#[derive(Debug)]
-struct MemberList(Vec<(Value, Value)>);
-
-impl Object for MemberList {
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let (_, value) = self.0.iter().find(|(name, _)| name == key)?;
-        Some(value.clone())
-    }
-
-    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
-        let (_, value) = self.0.iter().find(|(name, _)| name.as_str() == Some(key))?;
-        Some(value.clone())
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Values(self.0.iter().map(|(name, _)| name.clone()).collect())
-    }
-
-    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
-        Some(self.0.len())
     }
 }
 
@@ -177,14 +131,7 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, "the template refused").with_source(Refusal(message)))
 }
 
-/// The current time in UTC. The reference uses the machine's own time zone; here, routers in two zones must render
-/// alike.
-fn strftime_now(format: &str) -> Result<String, Error> {
-    let now = Timestamp::now().to_zoned(TimeZone::UTC);
-    jiff::fmt::strtime::format(format, &now)
-        .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
-}
-
+/// A refusal by the template is the client's error. Anything else may render with the engine's template engine.
 fn failure(error: Error) -> TextError {
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
@@ -206,7 +153,7 @@ fn failure(error: Error) -> TextError {
             describe(&error)
         )
     };
-    TextError::param("messages", message)
+    TextError::unrenderable("messages", message)
 }
 
 fn describe(error: &Error) -> String {

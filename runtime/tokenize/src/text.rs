@@ -2,14 +2,13 @@
 
 use std::fmt;
 
-use serde_json::Value as Json;
 use tokenizers::{PostProcessorWrapper, Tokenizer};
 
 use crate::artifacts::{ModelArtifacts, SpecialTokens};
+use crate::chat::ChatPrompt;
 use crate::encoder::Encoder;
-use crate::messages::template_messages;
 use crate::pieces::TokenPieces;
-use crate::template::ChatTemplate;
+use crate::renderer::ChatRenderer;
 use crate::{ArtifactError, TextError};
 
 /// A loaded tokenizer and chat template, shared by threads.
@@ -18,7 +17,7 @@ use crate::{ArtifactError, TextError};
 pub struct ModelText {
     encoder: Encoder,
     pieces: TokenPieces,
-    template: Option<ChatTemplate>,
+    renderer: ChatRenderer,
     special: SpecialTokens,
 }
 
@@ -30,7 +29,7 @@ impl ModelText {
     ///
     /// # Errors
     /// The tokenizer is invalid or of an unsupported kind, a special token is not in its vocabulary, or the template
-    /// does not compile.
+    /// does not compile and the model is served by an engine of this repository.
     pub fn load(artifacts: &ModelArtifacts) -> Result<Self, ArtifactError> {
         // By default the library hands even single texts to a thread pool. Requests run on many threads already.
         tokenizers::utils::parallelism::set_parallelism(false);
@@ -56,37 +55,25 @@ impl ModelText {
             );
             return Err(ArtifactError::Tokenizer(reason));
         }
-        let template = artifacts
-            .chat_template()
-            .map(|source| ChatTemplate::compile(source, &special))
-            .transpose()?;
         Ok(Self {
             encoder: Encoder::new(tokenizer, artifacts.tokenizer_json().clone()),
             pieces,
-            template,
+            renderer: ChatRenderer::load(artifacts)?,
             special,
         })
     }
 
-    /// Renders OpenAI's `messages` into the prompt's text, up to the beginning of the assistant's answer. The content
-    /// of a message is a string or an array of parts of type `text`.
+    /// Renders a chat into the prompt's text, as the engine that serves the model does.
     ///
     /// # Errors
-    /// The model has no template, a message has the wrong shape (the error names the parameter), or the template
-    /// refuses the messages.
-    pub fn render_chat(&self, messages: &Json) -> Result<String, TextError> {
-        self.render_chat_with(messages, &Json::Null)
-    }
-
-    /// As [`Self::render_chat`], with more variables for the template: the members of `extra`, an object or null.
-    /// Examples are a request's `tools` and vLLM's `chat_template_kwargs` (`{"enable_thinking": false}`).
-    ///
-    /// # Errors
-    /// As [`Self::render_chat`], or `extra` is neither an object nor null.
-    pub fn render_chat_with(&self, messages: &Json, extra: &Json) -> Result<String, TextError> {
-        let template = self.template.as_ref().ok_or(TextError::NoTemplate)?;
-        let messages = template_messages(messages, !template.has_developer_role())?;
-        template.render(messages, extra)
+    /// The model has no template, a part of the chat has the wrong shape (the error names the parameter), the template
+    /// refuses the messages, or only the engine can render them ([`TextError::Unrenderable`]).
+    pub fn render_chat(&self, chat: &ChatPrompt<'_>) -> Result<String, TextError> {
+        let rendered = self.renderer.render(chat)?;
+        Ok(match rendered.prefix_of_answer {
+            Some(prefix) => rendered.prompt + &prefix,
+            None => rendered.prompt,
+        })
     }
 
     /// The tokens of [`Self::render_chat`].
@@ -97,16 +84,13 @@ impl ModelText {
     ///
     /// # Errors
     /// As [`Self::render_chat`].
-    pub fn encode_chat(&self, messages: &Json) -> Result<Vec<u32>, TextError> {
-        self.encode_chat_with(messages, &Json::Null)
-    }
-
-    /// The tokens of [`Self::render_chat_with`].
-    ///
-    /// # Errors
-    /// As [`Self::render_chat_with`].
-    pub fn encode_chat_with(&self, messages: &Json, extra: &Json) -> Result<Vec<u32>, TextError> {
-        self.encoder.encode(&self.render_chat_with(messages, extra)?)
+    pub fn encode_chat(&self, chat: &ChatPrompt<'_>) -> Result<Vec<u32>, TextError> {
+        let rendered = self.renderer.render(chat)?;
+        let mut tokens = self.encode_prompt_with(&rendered.prompt, chat.add_special_tokens)?;
+        if let Some(prefix) = &rendered.prefix_of_answer {
+            tokens.extend(self.encoder.encode(prefix)?);
+        }
+        Ok(tokens)
     }
 
     /// The tokens of a prompt without a chat template, with the beginning-of-sequence token if the model uses one.
@@ -114,6 +98,17 @@ impl ModelText {
     /// # Errors
     /// The tokenizer has no token for a part of the text and no token for unknown text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        self.encode_prompt_with(text, true)
+    }
+
+    /// As [`Self::encode_prompt`]; without `add_special_tokens` no token is added around the text.
+    ///
+    /// # Errors
+    /// As [`Self::encode_prompt`].
+    pub fn encode_prompt_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        if !add_special_tokens {
+            return self.encoder.encode(text);
+        }
         let SpecialTokens {
             bos,
             eos,
@@ -149,7 +144,7 @@ impl ModelText {
 
     /// Whether the model has a chat template.
     pub fn has_chat_template(&self) -> bool {
-        self.template.is_some()
+        self.renderer.has_template()
     }
 
     /// The largest token id plus one. A model's logits may be padded beyond it.

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::json;
-use signalbox_tokenize::{ModelArtifacts, ModelText, TokenDecoder, read_gguf_metadata};
+use signalbox_tokenize::{ChatPrompt, ModelArtifacts, ModelText, TokenDecoder, read_gguf_metadata};
 use tokenizers::Tokenizer;
 
 fn model() -> PathBuf {
@@ -122,8 +122,8 @@ fn chats_are_rendered_with_the_models_template() {
     let messages = json!([{"role": "user", "content": "Hello"}]);
     let prompt = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
                   <|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n";
-    assert_eq!(TEXT.render_chat(&messages).unwrap(), prompt);
-    let tokens = TEXT.encode_chat(&messages).unwrap();
+    assert_eq!(TEXT.render_chat(&ChatPrompt::new(&messages)).unwrap(), prompt);
+    let tokens = TEXT.encode_chat(&ChatPrompt::new(&messages)).unwrap();
     assert_eq!(
         tokens,
         TEXT.encode_prompt(prompt).unwrap(),

@@ -33,7 +33,11 @@ async fn a_streamed_chat_is_the_workers_bytes_with_the_decision_in_its_headers()
     assert_eq!(parts.body, body, "the body is forwarded unchanged");
     let text = rig.router.model("streamed").unwrap().text;
     let messages = serde_json::json!([{"role": "user", "content": "hello"}]);
-    assert_eq!(parts.tokens, text.encode_chat(&messages).unwrap());
+    assert_eq!(
+        parts.tokens,
+        text.encode_chat(&signalbox_tokenize::ChatPrompt::new(&messages))
+            .unwrap()
+    );
     for event in ["data: {\"a\":1}\n\n", "data: {\"b\":2}\n\n", "data: [DONE]\n\n"] {
         responder.queue(1, event.as_bytes()).unwrap();
         responder.flush();

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::{ModelText, TextError};
+use crate::{ChatPrompt, ModelText, TextError};
 
 /// A folder with the built-in tokenizer and `files`.
 fn folder(files: &[(&str, Value)]) -> tempfile::TempDir {
@@ -29,7 +29,10 @@ fn tokenizer_json_alone_is_enough() {
     let artifacts = read(&[]).unwrap();
     assert_eq!(artifacts.special_tokens().end, [0, 2], "by their names");
     let text = ModelText::load(&artifacts).unwrap();
-    assert_eq!(text.render_chat(&json!([])), Err(TextError::NoTemplate));
+    assert_eq!(
+        text.render_chat(&ChatPrompt::new(&json!([]))),
+        Err(TextError::NoTemplate)
+    );
     let nothing = tempfile::tempdir().unwrap();
     let error = ModelArtifacts::from_hf_folder(nothing.path())
         .unwrap_err()

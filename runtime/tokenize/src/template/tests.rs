@@ -1,8 +1,10 @@
+use minijinja::value::Serde;
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::artifacts::SpecialToken;
+use crate::values::value;
 
 fn special() -> SpecialTokens {
     let bos = Some(SpecialToken {
@@ -15,10 +17,17 @@ fn special() -> SpecialTokens {
     }
 }
 
+fn compile(source: &str) -> Result<ChatTemplate, ArtifactError> {
+    ChatTemplate::compile(source, &special(), MessagePreparation::Signalbox)
+}
+
+/// Renders with `extra`, an object or null, as variables.
 fn render_with(source: &str, messages: Json, extra: &Json) -> Result<String, TextError> {
-    ChatTemplate::compile(source, &special())
+    let extra = extra.as_object().into_iter().flatten();
+    let variables = extra.map(|(name, member)| (&**name, value(member)));
+    compile(source)
         .unwrap()
-        .render(Value::from(Serde(messages)), extra)
+        .render(Value::from(Serde(messages)), variables)
 }
 
 fn render(source: &str) -> String {
@@ -34,8 +43,8 @@ fn blocks_are_trimmed_as_in_the_reference() {
 #[test]
 fn templates_find_the_references_variables_and_functions() {
     assert_eq!(
-        render("{{ bos_token }}|{{ eos_token }}|{{ add_generation_prompt }}"),
-        "<s>||True"
+        render("{{ bos_token }}|{{ eos_token }}|{{ pad_token is defined }}"),
+        "<s>||False"
     );
     assert_eq!(
         render("{{ tools is defined }} {{ tools is none }} {{ documents is none }} {{ x is defined }}"),
@@ -111,7 +120,24 @@ fn tojson_writes_what_python_writes() {
     );
     let indented = "{\n  \"b\": [\n    1,\n    2.5,\n    null,\n    true\n  ],\n  \"a\": {},\n  \"é<&'>\": \"ü\\n\\\"\\\\\",\n  \"c\": []\n}";
     assert_eq!(print("(indent=2)"), indented);
+    assert_eq!(
+        print("(true)"),
+        print("(ensure_ascii=True)"),
+        "the first argument"
+    );
+    assert_eq!(print("(false, 2)"), indented);
     assert!(render_with("{{ 1 | tojson(colour=1) }}", json!([]), &Json::Null).is_err());
+    for (expression, expected) in [
+        ("x", "[1e-05, 1e+16, 1.0, 18446744073709551616]"),
+        ("{1: 1, true: 2, none: 3}", r#"{"1": 2, "null": 3}"#),
+        ("'a\\x7f\\x01'", "\"a\\u007f\\u0001\""),
+        ("(1, 2)", "[1, 2]"),
+    ] {
+        let extra = json!({"x": [1e-5, 1e16, 1.0, {"\u{0}integer": "18446744073709551616"}]});
+        let source = format!("{{{{ {expression} | tojson(ensure_ascii=true) }}}}");
+        assert_eq!(render_with(&source, json!([]), &extra).unwrap(), expected);
+    }
+    assert!(render_with("{{ nothing | tojson }}", json!([]), &Json::Null).is_err());
 }
 
 #[test]
@@ -143,10 +169,7 @@ fn a_rendering_that_exceeds_its_bounds_fails() {
 
 #[test]
 fn a_template_that_does_not_compile_gives_an_error_with_the_line() {
-    let error = ChatTemplate::compile("a\n{% if %}", &special())
-        .map(|_| ())
-        .unwrap_err()
-        .to_string();
+    let error = compile("a\n{% if %}").map(|_| ()).unwrap_err().to_string();
     assert!(
         error.contains("the chat template cannot be compiled") && error.contains("line 2"),
         "{error}"
@@ -154,17 +177,136 @@ fn a_template_that_does_not_compile_gives_an_error_with_the_line() {
 }
 
 #[test]
-fn extra_members_become_variables_and_never_replace_the_messages() {
-    let extra = json!({"enable_thinking": false, "messages": [], "add_generation_prompt": false});
-    let source = "{{ enable_thinking is false }}{{ messages | length }}{{ add_generation_prompt }}";
-    assert_eq!(render_with(source, json!([1, 2]), &extra).unwrap(), "True2False");
-    let error = render_with(source, json!([]), &json!([1])).unwrap_err();
-    assert_eq!(error.param_name(), Some("chat_template_kwargs"));
+fn variables_never_replace_the_messages_and_the_last_of_a_name_counts() {
+    let template = compile("{{ x }}{{ messages | length }}").unwrap();
+    let variables = [("x", 1), ("messages", 2), ("x", 3)];
+    let variables = variables.map(|(name, number)| (name, Value::from(number)));
+    let messages = Value::from(Serde(json!([1, 2])));
+    assert_eq!(template.render(messages, variables.into_iter()).unwrap(), "32");
+}
+
+#[test]
+fn what_only_another_template_engine_can_render_is_no_fault_of_the_client() {
+    for source in [
+        "{{ 'a' | xmlattr }}",
+        "{{ 'a'.encode() }}",
+        "{{ unknown_function() }}",
+        "{{ 'a' ~ (x | safe) }}",
+        "{% set y = x | e %}{{ y }}",
+    ] {
+        let error = render_with(source, json!([]), &json!({"x": "<"})).unwrap_err();
+        assert!(error.is_unrenderable(), "{source}: {error}");
+    }
+    let refusal = render_with("{{ raise_exception('no') }}", json!([]), &Json::Null).unwrap_err();
+    assert!(!refusal.is_unrenderable());
+}
+
+/// The expected texts are those of Jinja2 3.1.6 on CPython 3.11.
+#[test]
+fn jinja2s_tests_hold_for_the_same_values() {
+    for (expression, expected) in [
+        ("none is iterable", "False"),
+        ("x is iterable", "True"),
+        ("'a' is iterable", "True"),
+        ("{} is iterable", "True"),
+        ("1 is iterable", "False"),
+        ("none is sequence", "False"),
+        ("'a' is sequence", "True"),
+        ("{} is sequence", "True"),
+        ("[] is sequence", "True"),
+        ("1 is sequence", "False"),
+        ("raise_exception is callable", "True"),
+        ("m is callable", "True"),
+        ("'a' is callable", "False"),
+        ("namespace(a=1) is callable", "False"),
+        ("odd is number", "True"),
+        ("odd is float", "True"),
+        ("odd is integer", "False"),
+        ("odd is mapping", "False"),
+        ("odd is callable", "False"),
+    ] {
+        let source = format!("{{% macro m() %}}{{% endmacro %}}{{{{ {expression} }}}}");
+        let extra = json!({"odd": 1e-7});
+        assert_eq!(
+            render_with(&source, json!([]), &extra).unwrap(),
+            expected,
+            "{expression}"
+        );
+    }
+}
+
+/// The expected texts are those of Jinja2 3.1.6 on CPython 3.11.
+#[test]
+fn filters_and_methods_give_what_jinja2_gives() {
+    for (expression, expected) in [
+        (r"'\x1c a \x1f' | trim", "a"),
+        (r"'\x1c a \x1f'.strip()", "a"),
+        ("'xxaxx' | trim('x')", "a"),
+        ("'a\\nb\\n' | indent", "a\n    b\n"),
+        ("'a\\n\\nb' | indent(2, true)", "  a\n\n  b"),
+        ("'a\\n\\nb' | indent(width='>', blank=true)", "a\n>\n>b"),
+        ("'x' | int", "0"),
+        ("'x' | int(7)", "7"),
+        ("' 42 ' | int", "42"),
+        ("'3.9' | int", "3"),
+        ("'ff' | int(base=16)", "255"),
+        ("none | int", "0"),
+        ("[] | float(default=2)", "2"),
+        ("'x' | float", "0.0"),
+        ("'1e-7' | float", "1e-07"),
+        ("true | int", "1"),
+        ("'a b_c, d' | wordcount", "3"),
+        ("'hello big world' | truncate(9, leeway=0)", "hello..."),
+        ("'hello big world' | truncate(9, true, '~', 0)", "hello bi~"),
+        ("'hello big world' | truncate(12)", "hello big world"),
+        ("'[' ~ ('ab' | center(5)) ~ ']'", "[  ab ]"),
+        ("'a b/ü?' | urlencode", "a%20b/%C3%BC%3F"),
+        ("\"it's a they're\".title()", "It'S A They'Re"),
+        ("'a,b,c'.rsplit(',', 1)", "['a,b', 'c']"),
+        ("' a  b c '.rsplit(none, 1)", "[' a  b', 'c']"),
+        ("' a  b c '.split(maxsplit=1)", "['a', 'b c ']"),
+        ("' a  b c '.split()", "['a', 'b', 'c']"),
+        ("'a,b'.split(',')", "['a', 'b']"),
+        ("'a=b=c'.partition('=')", "('a', '=', 'b=c')"),
+        ("'abc'.rpartition('=')", "('', '', 'abc')"),
+        ("'abc'.removeprefix('a').removesuffix('c')", "b"),
+        ("'abcb'.index('b')", "1"),
+        ("'abcb'.rindex('b')", "3"),
+        ("'-5'.zfill(4)", "-005"),
+        (
+            "'a'.ljust(3, '.') ~ 'a'.rjust(3) ~ 'ab'.center(5, '-')",
+            "a..  a--ab-",
+        ),
+        ("'aB'.swapcase()", "Ab"),
+        ("'Straße'.casefold()", "strasse"),
+        ("'a\\tb'.expandtabs(4)", "a   b"),
+        ("[1, 2, 3].index(2)", "1"),
+        ("{'a': 1}.copy()", "{'a': 1}"),
+        ("odd", "1e-05"),
+        ("'n: ' ~ odd", "n: 1e-05"),
+        ("[odd]", "[1e-05]"),
+        ("odd | string", "1e-05"),
+        ("'<\\'\"&' | e", "&lt;&#39;&#34;&amp;"),
+        ("'<' | safe", "<"),
+        ("strftime_now('%Z')", ""),
+    ] {
+        let rendered = render_with(
+            &format!("{{{{ {expression} }}}}"),
+            json!([]),
+            &json!({"odd": 1e-5}),
+        );
+        assert_eq!(rendered.as_deref(), Ok(expected), "{expression}");
+    }
+}
+
+#[test]
+fn blocks_print_their_content_in_place() {
+    assert_eq!(render("a{% block b %}c{% endblock %}d"), "acd");
 }
 
 proptest! {
     #[test]
     fn compiling_a_template_never_panics(source in "(\\{%|%\\}|\\{\\{|\\}\\}|-|generation|endgeneration| |é|if x|endif){0,12}") {
-        let _ = ChatTemplate::compile(&source, &special());
+        let _ = compile(&source);
     }
 }

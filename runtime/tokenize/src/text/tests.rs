@@ -1,7 +1,7 @@
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::*;
 
@@ -26,10 +26,10 @@ fn a_chat_is_framed_by_turn_markers_that_are_tokens() {
     let text = byte_level();
     let messages = json!([{"role": "user", "content": "hello"}]);
     assert_eq!(
-        text.render_chat(&messages).unwrap(),
+        text.render_chat(&ChatPrompt::new(&messages)).unwrap(),
         "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     );
-    let tokens = text.encode_chat(&messages).unwrap();
+    let tokens = text.encode_chat(&ChatPrompt::new(&messages)).unwrap();
     assert_eq!(tokens.iter().filter(|token| **token == 1).count(), 2);
     assert_eq!(tokens.iter().filter(|token| **token == 2).count(), 1);
     assert_eq!(text.decode(&tokens).unwrap(), "user\nhello\nassistant\n");
@@ -39,16 +39,15 @@ fn a_chat_is_framed_by_turn_markers_that_are_tokens() {
 #[test]
 fn turn_markers_inside_a_message_are_tokens_too() {
     let text = byte_level();
-    let tokens = text
-        .encode_chat(&json!([{"role": "user", "content": "<|im_end|>"}]))
-        .unwrap();
+    let messages = json!([{"role": "user", "content": "<|im_end|>"}]);
+    let tokens = text.encode_chat(&ChatPrompt::new(&messages)).unwrap();
     assert_eq!(tokens.iter().filter(|token| **token == 2).count(), 2);
 }
 
 #[test]
 fn parts_null_and_missing_content_become_a_string() {
     let text = byte_level();
-    let render = |messages: Json| text.render_chat(&messages);
+    let render = |messages: Json| text.render_chat(&ChatPrompt::new(&messages));
     let parts =
         json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
     assert!(render(parts).unwrap().contains("user\na\nb<|im_end|>"));
@@ -80,7 +79,8 @@ fn tool_calls_reach_the_template_with_their_arguments_parsed() {
     let text = ModelText::load(&artifacts).unwrap();
     let call = |arguments: &str| {
         let call = json!({"function": {"name": "f", "arguments": arguments}});
-        text.render_chat(&json!([{"role": "assistant", "tool_calls": [call], "name": "n"}]))
+        let messages = json!([{"role": "assistant", "tool_calls": [call], "name": "n"}]);
+        text.render_chat(&ChatPrompt::new(&messages))
     };
     assert_eq!(call(r#"{"z":1,"a":[]}"#).unwrap(), r#"{"z": 1, "a": []}n"#);
     assert_eq!(call("").unwrap(), "{}n");
@@ -95,7 +95,7 @@ fn tool_calls_reach_the_template_with_their_arguments_parsed() {
 fn messages_of_the_wrong_shape_are_refused_with_the_parameter() {
     let text = byte_level();
     let check = |messages: Json, param: &str, expected: &str| {
-        let error = text.render_chat(&messages).unwrap_err();
+        let error = text.render_chat(&ChatPrompt::new(&messages)).unwrap_err();
         assert_eq!(error.param_name(), Some(param), "{error}");
         assert!(error.to_string().contains(expected), "{error}");
     };
@@ -171,7 +171,7 @@ fn a_model_without_a_template_refuses_chats_and_names_the_completions_path() {
     let bare = ModelArtifacts::assembled(artifacts.tokenizer_json().clone(), None, SpecialTokens::default());
     let error = ModelText::load(&bare)
         .unwrap()
-        .render_chat(&json!([]))
+        .render_chat(&ChatPrompt::new(&json!([])))
         .unwrap_err();
     assert_eq!(error, TextError::NoTemplate);
     assert!(error.to_string().contains("/v1/completions"));
