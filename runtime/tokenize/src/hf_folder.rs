@@ -1,7 +1,9 @@
 //! Reads the tokenizer and chat template from a Hugging Face model folder.
 //!
-//! `tokenizer.json` is taken as it is. Special tokens and the template are spread over several other files, each with
+//! `tokenizer.json` is taken as it is; other vocabularies are converted to it (`vocabulary.rs`). Special tokens and the template are spread over several other files, each with
 //! several shapes. This module merges them as `transformers` does.
+
+mod vocabulary;
 
 use std::fs;
 use std::io;
@@ -12,8 +14,7 @@ use tokenizers::Tokenizer;
 
 use crate::ArtifactError;
 use crate::artifacts::{
-    MAX_TEMPLATE_BYTES, MAX_TOKENIZER_BYTES, ModelArtifacts, SpecialToken, SpecialTokens, check_size,
-    is_end_token,
+    MAX_TEMPLATE_BYTES, ModelArtifacts, SpecialToken, SpecialTokens, check_size, is_end_token,
 };
 use crate::preparation::CodedChat;
 
@@ -26,16 +27,15 @@ impl ModelArtifacts {
     /// `chat_template.json`), and `config.json`, which says whether engines render the model's chats in code.
     ///
     /// # Errors
-    /// `tokenizer.json` is missing or invalid, or one of the other files is invalid.
+    /// `tokenizer.json` is missing or invalid, and there is no SentencePiece model (`tokenizer.model`) or vocabulary of
+    /// tiktoken (`tiktoken.model`) of a supported kind in its place; or one of the other files is invalid.
     pub fn from_hf_folder(path: &Path) -> Result<Self, ArtifactError> {
         let folder = Folder(path);
-        let file = path.join("tokenizer.json");
-        let tokenizer_json = folder.required("tokenizer.json", MAX_TOKENIZER_BYTES)?;
-        let tokenizer = Tokenizer::from_bytes(&tokenizer_json).map_err(|error| ArtifactError::Json {
-            path: file,
-            reason: error.to_string(),
-        })?;
-        let config = folder.object("tokenizer_config.json")?;
+        let mut config = folder.object("tokenizer_config.json")?;
+        let file = vocabulary::TokenizerFile::read(&folder, &mut config)?;
+        let tokenizer_json = file.tokenizer_json;
+        let tokenizer = Tokenizer::from_bytes(&tokenizer_json)
+            .map_err(|error| folder.wrong(file.name, error.to_string()))?;
         let map = folder.object("special_tokens_map.json")?;
         let generation = folder.object("generation_config.json")?;
 
@@ -46,6 +46,7 @@ impl ModelArtifacts {
         end.extend(eos.as_ref().map(|token| token.id));
         let flag = |name: &str| config.get(name).and_then(Value::as_bool);
         let (adds_bos, adds_eos) = frames(&tokenizer, bos.as_ref(), eos.as_ref())?;
+        let adds_bos = adds_bos || file.adds_bos;
         let special = SpecialTokens {
             add_bos: bos.is_some() && flag("add_bos_token").unwrap_or(adds_bos),
             add_eos: eos.is_some() && flag("add_eos_token").unwrap_or(adds_eos),

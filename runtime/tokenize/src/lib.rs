@@ -34,8 +34,10 @@ mod numbers;
 mod pieces;
 mod preparation;
 mod renderer;
+mod sentence_piece;
 mod template;
 mod text;
+mod tiktoken;
 mod tools;
 mod values;
 

@@ -246,3 +246,6 @@ fn cut_at_mark(mut prompt: String, continued: &str) -> Result<String, TextError>
     }
     Ok(prompt)
 }
+
+#[cfg(test)]
+mod tests;

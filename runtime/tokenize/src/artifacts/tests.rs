@@ -86,3 +86,36 @@ proptest! {
         let _ = ModelArtifacts::from_bytes(&bytes);
     }
 }
+
+#[test]
+fn the_engines_preparation_and_tokens_are_part_of_the_digest() {
+    let artifacts = ModelArtifacts::byte_level();
+    assert_eq!(
+        artifacts
+            .clone()
+            .with_preparation(MessagePreparation::Signalbox)
+            .digest(),
+        BYTE_LEVEL_DIGEST,
+        "the default leaves no trace"
+    );
+    let vllm = artifacts.clone().with_preparation(MessagePreparation::Vllm);
+    assert_ne!(vllm.digest(), artifacts.digest());
+    let read = ModelArtifacts::from_bytes(&vllm.to_bytes()).unwrap();
+    assert_eq!(read.preparation(), MessagePreparation::Vllm);
+    let bos = SpecialToken {
+        id: 1,
+        content: "<|im_start|>".to_owned(),
+    };
+    let special = SpecialTokens {
+        bos: Some(bos),
+        ..artifacts.special_tokens().clone()
+    };
+    let with_bos = ModelArtifacts::assembled(artifacts.tokenizer_json().clone(), None, special);
+    let adding = with_bos.clone().with_add_bos(true);
+    assert_ne!(adding.digest(), with_bos.digest());
+    let text = ModelText::load(&adding).unwrap();
+    assert_eq!(text.encode_prompt("hello").unwrap()[0], 1);
+    let own = artifacts.with_chat_template(Some("x".to_owned())).unwrap();
+    assert_eq!(own.chat_template(), Some("x"));
+    assert!(own.with_chat_template(Some("x".repeat(2 << 20))).is_err());
+}

@@ -8,6 +8,7 @@ use super::{GgufMetadata, read_gguf_metadata};
 use crate::ArtifactError;
 use crate::artifacts::{ModelArtifacts, SpecialToken, SpecialTokens, is_end_token};
 use crate::definition::{AddedToken, Definition};
+use crate::sentence_piece::merges_by_score;
 
 /// The numbers of `tokenizer.ggml.token_type`.
 mod token_type {
@@ -123,7 +124,7 @@ impl Vocabulary {
         let unknown = self.token(metadata, "unknown")?;
         let definition = Definition::sentence_piece(
             &self.tokens,
-            self.merges_by_score(scores),
+            merges_by_score(&self.tokens, scores, |id| self.types[id] == token_type::NORMAL),
             self.added(),
             unknown.as_ref().map(|token| &*token.content),
             metadata
@@ -131,34 +132,6 @@ impl Vocabulary {
                 .unwrap_or(true),
         );
         self.artifacts(metadata, &definition, true)
-    }
-
-    /// The merges that give SentencePiece's tokens. SentencePiece joins the two neighbours whose joint token has the
-    /// highest score; BPE joins by the rank of a merge. Hence every split of a token into two tokens becomes a merge,
-    /// ranked by the token's score, then by the ids of the two parts.
-    fn merges_by_score(&self, scores: &[f32]) -> Vec<(&str, &str)> {
-        let ids: HashMap<&str, usize> = self
-            .tokens
-            .iter()
-            .zip(&self.types)
-            .enumerate()
-            .filter(|(_, (_, kind))| **kind == token_type::NORMAL)
-            .map(|(id, (token, _))| (&**token, id))
-            .collect();
-        let mut merges = Vec::new();
-        for (token, id) in &ids {
-            for (cut, _) in token.char_indices().skip(1) {
-                let (left, right) = token.split_at(cut);
-                if let (Some(left_id), Some(right_id)) = (ids.get(left), ids.get(right)) {
-                    merges.push((scores[*id], *left_id, *right_id, left, right));
-                }
-            }
-        }
-        merges.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-        merges
-            .into_iter()
-            .map(|(_, _, _, left, right)| (left, right))
-            .collect()
     }
 
     fn added(&self) -> Vec<AddedToken<'_>> {

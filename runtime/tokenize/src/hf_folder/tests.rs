@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::{ChatPrompt, ModelText, TextError};
+use crate::{ChatPrompt, MessagePreparation, ModelText, TextError};
 
 /// A folder with the built-in tokenizer and `files`.
 fn folder(files: &[(&str, Value)]) -> tempfile::TempDir {
@@ -138,4 +138,117 @@ fn the_truncation_of_a_training_run_does_not_shorten_prompts() {
         json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
     let text = ModelText::load(&read(&[("tokenizer.json", tokenizer)]).unwrap()).unwrap();
     assert_eq!(text.encode_prompt(&"x".repeat(100)).unwrap().len(), 100);
+}
+
+#[derive(serde::Deserialize)]
+struct Tokenized {
+    text: String,
+    ids: Vec<u32>,
+}
+
+/// Checks the tokens of a folder with the file `name` and `config` against those of the vocabulary's own library:
+/// `oracle/vocabularies.py` wrote them. Tokens that the model adds around a prompt are left out.
+fn check_against_oracle(name: &str, file: &[u8], config: Value, ids: &str) -> ModelText {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(name), file).unwrap();
+    fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let text = ModelText::load(&ModelArtifacts::from_hf_folder(folder.path()).unwrap()).unwrap();
+    let mut compared = 0;
+    for line in ids.lines() {
+        let Tokenized { text: source, ids } = serde_json::from_str(line).unwrap();
+        // The library does not find special tokens in a text; the tokenizer here does.
+        if !source.contains("<s>") {
+            let tokens = text.encode_prompt_with(&source, false).unwrap();
+            assert_eq!(tokens, ids, "{name}: {source:?}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 20);
+    text
+}
+
+#[test]
+fn a_sentence_piece_model_gives_its_own_tokens() {
+    let file = include_bytes!("../../tests/oracle/sentencepiece/tokenizer.model");
+    let ids = include_str!("../../tests/oracle/sentencepiece/ids.jsonl");
+    let text = check_against_oracle("tokenizer.model", file, json!({}), ids);
+    let special = text.special_tokens();
+    let name = |token: &Option<SpecialToken>| token.as_ref().map(|token| token.content.clone());
+    assert_eq!(name(&special.bos).as_deref(), Some("<s>"));
+    assert_eq!(name(&special.eos).as_deref(), Some("</s>"));
+    assert!(special.add_bos && !special.add_eos, "as Llama 2");
+    assert_eq!(text.encode_prompt("<s>").unwrap(), [1, 1]);
+    let tool = text.encode_prompt_with("<tool>", false).unwrap();
+    assert_eq!(
+        text.decode(&tool).unwrap().trim(),
+        "<tool>",
+        "a symbol of the user"
+    );
+}
+
+#[test]
+fn a_vocabulary_of_tiktoken_gives_its_own_tokens() {
+    let file = include_bytes!("../../tests/oracle/tiktoken/tiktoken.model");
+    let ids = include_str!("../../tests/oracle/tiktoken/ids.jsonl");
+    let config = json!({
+        "tokenizer_class": "TikTokenTokenizer", "bos_token": "[BOS]", "eos_token": "[EOS]",
+        "added_tokens_decoder": {"420": {"content": "[BOS]"}, "421": {"content": "[EOS]"}, "426": {"content": "<|im_end|>"}},
+    });
+    let text = check_against_oracle("tiktoken.model", file, config, ids);
+    assert_eq!(text.vocab_size(), 420 + 256);
+    assert_eq!(text.eos_tokens(), [421, 426]);
+    assert_eq!(
+        text.encode_prompt("<|im_end|><|reserved_token_430|>").unwrap(),
+        [426, 430]
+    );
+}
+
+#[test]
+fn a_vocabulary_of_tiktoken_with_unknown_words_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("tiktoken.model"), "YQ== 0\n").unwrap();
+    let error = ModelArtifacts::from_hf_folder(folder.path())
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("TikTokenTokenizer (Kimi)"), "{error}");
+}
+
+#[test]
+fn templates_come_from_several_files_and_tools_may_have_their_own() {
+    let config = |template: Value| ("tokenizer_config.json", json!({ "chat_template": template }));
+    let both = |files: &[(&str, Value)]| {
+        let artifacts = read(files).unwrap();
+        (
+            artifacts.chat_template().map(str::to_owned),
+            artifacts.tool_template().map(str::to_owned),
+        )
+    };
+    let list = json!([{"name": "default", "template": "a"}, {"name": "tool_use", "template": "{{ tools }}"}]);
+    assert_eq!(
+        both(&[config(list)]),
+        (Some("a".to_owned()), Some("{{ tools }}".to_owned()))
+    );
+    let json = ("chat_template.json", json!({"chat_template": "c"}));
+    assert_eq!(both(&[config(json!("a")), json]), (Some("c".to_owned()), None));
+}
+
+#[test]
+fn chats_that_engines_render_in_code_are_recognised() {
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let config = |kind: &str| ("config.json", json!({"model_type": kind, "architectures": []}));
+    let template = ("chat_template.jinja", json!("{{ messages[0].content }}"));
+    let render = |kind: &str, preparation: MessagePreparation| {
+        let artifacts = read(&[config(kind), template.clone()]).unwrap();
+        let text = ModelText::load(&artifacts.with_preparation(preparation)).unwrap();
+        text.render_chat(&ChatPrompt::new(&messages))
+    };
+    for kind in ["gpt_oss", "deepseek_v32", "deepseek_v4"] {
+        let error = render(kind, MessagePreparation::Vllm).unwrap_err();
+        assert!(error.is_unrenderable(), "{error}");
+        assert_eq!(render(kind, MessagePreparation::Signalbox).unwrap(), "hi");
+    }
+    assert_eq!(render("gpt_oss", MessagePreparation::Sglang).unwrap(), "hi");
+    assert_eq!(render("qwen3", MessagePreparation::Vllm).unwrap(), "hi");
+    let mistral = read(&[config("mistral"), ("tekken.json", json!({}))]).unwrap();
+    assert_eq!(mistral.coded_chat(), Some(CodedChat::MistralCommon));
 }
