@@ -11,13 +11,14 @@ mod filters;
 mod markup;
 mod methods;
 mod python_text;
+mod repr;
 mod syntax;
 mod tojson;
 
 use minijinja::machinery;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
-use minijinja::{Environment, Error, ErrorKind};
+use minijinja::{Environment, Error, ErrorKind, Output, State, escape_formatter};
 
 pub(crate) use self::content_format::ContentFormat;
 pub(crate) use self::python_text::{strip, strip_end};
@@ -68,6 +69,7 @@ impl ChatTemplate {
         environment.set_recursion_limit(MAX_RECURSION);
         environment.set_unknown_method_callback(methods::call);
         filters::add_to(&mut environment);
+        environment.set_formatter(print);
         environment.add_filter("tojson", tojson::tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", dates::strftime_now);
@@ -124,6 +126,14 @@ impl ChatTemplate {
         let context = context.chain([("messages", messages)]);
         let template = self.environment.get_template(NAME).map_err(failure)?;
         template.render(object(context)).map_err(failure)
+    }
+}
+
+/// Prints a value: a list or dictionary as Python's `repr`, anything else as its text.
+fn print(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
+    match repr::of_container(value) {
+        Some(repr) => Ok(out.write_str(&repr)?),
+        None => escape_formatter(out, state, value),
     }
 }
 

@@ -5,6 +5,7 @@ use minijinja::{Environment, Error, ErrorKind, State};
 
 use super::arguments::Arguments;
 use super::python_text::{is_space, lines};
+use super::repr;
 use crate::numbers::PythonNumber;
 
 /// The widest indent or padding, in characters, so that a mistake in a template cannot fill the memory.
@@ -12,6 +13,7 @@ const MAX_WIDTH: usize = 4096;
 
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_filter("trim", trim);
+    environment.add_filter("string", string);
     environment.add_filter("int", int);
     environment.add_filter("float", float);
     environment.add_filter("indent", indent);
@@ -42,7 +44,10 @@ fn long(value: &Value) -> Option<&PythonNumber> {
 
 /// The text of a value, as Jinja2's `soft_str` gives it.
 fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    match value.as_str() {
+        Some(text) => text.to_owned(),
+        None => repr::of_container(value).unwrap_or_else(|| value.to_string()),
+    }
 }
 
 fn trim(value: &Value, chars: Option<&str>) -> Value {
@@ -54,7 +59,15 @@ fn trim(value: &Value, chars: Option<&str>) -> Value {
     };
     match value.as_str() {
         Some(text) => trimmed(text),
-        None => trimmed(&value.to_string()),
+        None => trimmed(&text(value)),
+    }
+}
+
+/// The text of a value, as `{{ value }}` prints it.
+fn string(value: &Value) -> Value {
+    match value.as_str() {
+        Some(_) => value.clone(),
+        None => Value::from(text(value)),
     }
 }
 
