@@ -4,6 +4,7 @@
 //! them:
 //!
 //! - [`service`]: starts a worker, answers the calls of routers, and drains the worker.
+//! - [`backend`]: the trait of what computes the answers.
 //! - [`runner`]: the thread that steps engines. Requests go in, pieces of answers come out.
 //! - [`engine`]: the trait of an engine. [`sim`] implements it without a GPU.
 //! - [`block_pool`]: the KV blocks of an engine and their contents.
@@ -11,6 +12,7 @@
 //! - [`answer`]: writes the bytes of OpenAI answers.
 
 pub mod answer;
+pub mod backend;
 pub mod block_pool;
 pub mod engine;
 #[cfg(any(test, feature = "llama"))]

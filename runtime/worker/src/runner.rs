@@ -19,14 +19,19 @@ use std::sync::{
     mpsc::TrySendError,
 };
 
-use signalbox_protocol::{ErrorKind, GenerateRequest, LoadReport, WireError};
+use futures_util::{FutureExt, future::BoxFuture};
+use signalbox_protocol::{ErrorKind, GenerateRequest, LoadReport, Parity, WireError};
+use signalbox_request_plane::Responder;
 use tokio::sync::watch;
 
-use crate::engine::EngineInfo;
+use crate::{
+    backend::{Backend, BackendInfo, BackendRequest},
+    engine::EngineInfo,
+};
 
 use self::{
     engine_thread::{EngineMailbox, Message},
-    intake::Intake,
+    intake::{Intake, engine_stopped},
 };
 
 mod choice;
@@ -39,7 +44,6 @@ mod sink;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::intake::engine_stopped;
 pub use self::{engine_thread::EngineThread, intake::MAX_CHOICES, sink::AnswerSink};
 
 /// The state of an engine on its thread.
@@ -111,5 +115,55 @@ impl RunnerHandle {
         let mut state = self.state.clone();
         // An error means that the state's sender was dropped with the engine.
         let _ = state.wait_for(|state| *state != RunnerState::Running).await;
+    }
+}
+
+impl Backend for RunnerHandle {
+    fn generate(&self, request: BackendRequest, responder: Responder) {
+        self.submit(&request.generate, request.tokens, responder);
+    }
+
+    fn load(&self) -> watch::Receiver<LoadReport> {
+        Self::load(self)
+    }
+
+    /// The engines of this crate publish every change of their KV cache and take the router's tokens: always exact.
+    fn parity(&self) -> watch::Receiver<Parity> {
+        watch::channel(Parity::default()).1
+    }
+
+    fn failed(&self) -> BoxFuture<'static, String> {
+        let mut state = self.state();
+        async move {
+            if state
+                .wait_for(|state| *state == RunnerState::Failed)
+                .await
+                .is_err()
+            {
+                // The engine was stopped and will not fail any more.
+                std::future::pending::<()>().await;
+            }
+            "the engine panicked; the log has the reason".into()
+        }
+        .boxed()
+    }
+
+    fn stop(&self) -> BoxFuture<'static, ()> {
+        let handle = self.clone();
+        async move { Self::stop(&handle).await }.boxed()
+    }
+}
+
+impl From<EngineInfo> for BackendInfo {
+    fn from(info: EngineInfo) -> Self {
+        Self {
+            engine: info.name.to_owned(),
+            engine_version: String::new(),
+            reads_body: false,
+            kv_events: true,
+            block_size: info.block_size,
+            context_length: info.context_length,
+            capacity: info.capacity,
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Runs a worker: bind, serve, drain.
 //!
-//! [`run`] puts an engine behind a request-plane server and answers every [`Call`](signalbox_protocol::Call). A running
-//! worker is reachable under the address on its card. After [`RunningWorker::drain`] its server and its engine have
-//! ended.
+//! [`run`] puts an engine behind a request-plane server and answers every [`Call`](signalbox_protocol::Call);
+//! [`run_backend`] does so with anything else that computes answers. A running worker is reachable under the address on
+//! its card. After [`RunningWorker::drain`] its server and its backend have ended.
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +19,9 @@ use signalbox_request_plane::{NatsTransport, Server, ServerConfig, ServerHandle}
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 
 use crate::{
+    backend::{Backend, BackendInfo},
     engine::StepEngine,
-    runner::{EngineThread, RunnerHandle, RunnerState},
+    runner::EngineThread,
 };
 
 use self::calls::WorkerService;
@@ -102,7 +103,7 @@ pub struct RunningWorker {
     card: Arc<WorkerCard>,
     log: EventLog,
     server: ServerHandle,
-    runner: RunnerHandle,
+    backend: Arc<dyn Backend>,
 }
 
 /// Starts a worker whose engine is stepped on `thread`. Call it inside a tokio runtime.
@@ -114,6 +115,25 @@ pub async fn run(
     engine: Box<dyn StepEngine>,
     files: ModelFiles,
     thread: &EngineThread,
+) -> Result<RunningWorker, WorkerError> {
+    let info = engine.info().into();
+    let text = files.text.clone();
+    let start = |card: &WorkerCard, log: &EventLog| -> Arc<dyn Backend> {
+        Arc::new(thread.run(engine, &card.model, text, log.clone()))
+    };
+    run_backend(config, info, files, start).await
+}
+
+/// Starts a worker with the backend that `start` returns. `start` is called once the worker's address is bound, with
+/// the worker's card and the log to which the backend publishes its KV events. Call it inside a tokio runtime.
+///
+/// # Errors
+/// See [`WorkerError`]. After an error nothing of the worker runs.
+pub async fn run_backend(
+    config: WorkerConfig,
+    info: BackendInfo,
+    files: ModelFiles,
+    start: impl FnOnce(&WorkerCard, &EventLog) -> Arc<dyn Backend>,
 ) -> Result<RunningWorker, WorkerError> {
     if config.labels.len() > MAX_LABELS {
         return Err(WorkerError::TooManyLabels(config.labels.len()));
@@ -136,27 +156,26 @@ pub async fn run(
         (Some(host), Some(local)) => format!("{host}:{}", local.port()),
         _ => server.address(),
     };
-    let info = engine.info();
     let card = Arc::new(WorkerCard {
         id: config.id,
         epoch: epoch_now(),
         model: config.model,
         address,
-        engine: info.name.to_owned(),
+        engine: info.engine,
         block_size: info.block_size,
         context_length: info.context_length,
         artifacts_digest: files.digest,
         role: config.role,
         capacity: info.capacity,
-        engine_version: String::new(),
-        reads_body: false,
-        kv_events: true,
+        engine_version: info.engine_version,
+        reads_body: info.reads_body,
+        kv_events: info.kv_events,
         labels: config.labels,
     });
     let log = EventLog::new(card.epoch);
-    let runner = thread.run(engine, &card.model, files.text, log.clone());
+    let backend = start(&card, &log);
     let service = WorkerService::new(
-        runner.clone(),
+        backend.clone(),
         log.clone(),
         card.artifacts_digest.clone(),
         files.artifacts,
@@ -170,7 +189,7 @@ pub async fn run(
         card,
         log,
         server,
-        runner,
+        backend,
     })
 }
 
@@ -185,25 +204,17 @@ impl RunningWorker {
         &self.log
     }
 
-    /// Returns when the engine has panicked. The worker answers no more requests: the process should exit with code 1
-    /// and be restarted.
-    pub async fn failed(&self) {
-        let mut state = self.runner.state();
-        if state
-            .wait_for(|state| *state == RunnerState::Failed)
-            .await
-            .is_err()
-        {
-            // The engine was stopped and will not fail any more.
-            std::future::pending::<()>().await;
-        }
+    /// Returns the reason when the backend has failed. The worker answers no more requests: drain it, and start another
+    /// incarnation or exit with code 1 to be restarted.
+    pub async fn failed(&self) -> String {
+        self.backend.failed().await
     }
 
     /// Drains the worker: routers send no new requests, and open requests have `grace` to finish. Then the server and
-    /// the engine end.
+    /// the backend end.
     pub async fn drain(&self, grace: Duration) {
         self.server.drain(grace).await;
-        self.runner.stop().await;
+        self.backend.stop().await;
     }
 }
 

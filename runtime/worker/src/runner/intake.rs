@@ -67,7 +67,7 @@ impl Drop for PreparedRequest {
 }
 
 /// The error for requests to an engine that has stopped or failed.
-pub(crate) fn engine_stopped() -> WireError {
+pub(super) fn engine_stopped() -> WireError {
     WireError::new(ErrorKind::Unavailable, "the worker's engine has stopped")
 }
 

@@ -1,14 +1,14 @@
 //! Answers the calls of routers.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use signalbox_event_plane::{EventLog, NotRetained, encode_snapshot};
-use signalbox_protocol::{Call, ErrorKind, Parity, StreamSummary, WireError, WorkerEpoch, WorkerReport};
+use signalbox_protocol::{Call, ErrorKind, StreamSummary, WireError, WorkerEpoch, WorkerReport};
 use signalbox_request_plane::{CallHandler, CallParts, CallerGone, Responder};
 use tokio::runtime::Handle;
 
-use crate::runner::{RunnerHandle, engine_stopped};
+use crate::backend::{Backend, BackendRequest};
 
 /// Shortest interval between two load reports. Load changes with every step, and more frequent reports do not improve
 /// routing.
@@ -17,11 +17,11 @@ const MIN_LOAD_INTERVAL: Duration = Duration::from_millis(10);
 /// Longest interval between two load reports. Longer ones are reduced to it.
 const MAX_LOAD_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Answers the calls of routers. Generations go to the engine's thread. Each other call has a task of its own, which
+/// Answers the calls of routers. Generations go to the backend. Each other call has a task of its own, which
 /// reads shared state and ends with the call.
 #[derive(Debug)]
 pub(super) struct WorkerService {
-    runner: RunnerHandle,
+    backend: Arc<dyn Backend>,
     log: EventLog,
     artifacts_digest: String,
     artifacts: Bytes,
@@ -31,13 +31,13 @@ pub(super) struct WorkerService {
 impl WorkerService {
     /// Call it inside a tokio runtime. The calls' tasks run on that runtime.
     pub(super) fn new(
-        runner: RunnerHandle,
+        backend: Arc<dyn Backend>,
         log: EventLog,
         artifacts_digest: String,
         artifacts: Bytes,
     ) -> Self {
         Self {
-            runner,
+            backend,
             log,
             artifacts_digest,
             artifacts,
@@ -94,14 +94,15 @@ impl WorkerService {
 
     fn watch_load(&self, interval: Duration, responder: Responder) {
         let interval = interval.clamp(MIN_LOAD_INTERVAL, MAX_LOAD_INTERVAL);
-        let mut load = self.runner.load();
+        let mut load = self.backend.load();
+        let mut parity = self.backend.parity();
         let log = self.log.clone();
         self.tasks.spawn(async move {
             loop {
                 let report = WorkerReport {
                     load: *load.borrow_and_update(),
                     next_kv_batch: log.next_sequence(),
-                    parity: Parity::default(),
+                    parity: parity.borrow_and_update().clone(),
                 };
                 let Ok(json) = serde_json::to_vec(&report) else {
                     return;
@@ -111,14 +112,18 @@ impl WorkerService {
                 }
                 let next = async {
                     tokio::time::sleep(interval).await;
-                    load.changed().await
+                    tokio::select! {
+                        changed = load.changed() => changed,
+                        // A backend whose verdict is final drops the sender, and the load goes on.
+                        Ok(()) = parity.changed() => Ok(()),
+                    }
                 };
                 let changed = tokio::select! {
                     () = responder.cancelled() => return,
                     changed = next => changed,
                 };
                 if changed.is_err() {
-                    return responder.fail(engine_stopped());
+                    return responder.fail(backend_ended());
                 }
             }
         });
@@ -128,7 +133,14 @@ impl WorkerService {
 impl CallHandler for WorkerService {
     fn call(&self, parts: CallParts, responder: Responder) {
         match parts.call {
-            Call::Generate(request) => self.runner.submit(&request, parts.tokens, responder),
+            Call::Generate(generate) => {
+                let request = BackendRequest {
+                    generate,
+                    tokens: parts.tokens,
+                    body: parts.body,
+                };
+                self.backend.generate(request, responder);
+            }
             Call::FetchArtifacts { digest } => self.fetch_artifacts(&digest, responder),
             Call::FetchKvSnapshot => self.fetch_kv_snapshot(responder),
             Call::WatchKvEvents { after } => self.watch_kv_events(after, responder),
@@ -141,6 +153,11 @@ async fn send_whole(bytes: &[u8], responder: Responder) {
     if responder.send(bytes).await.is_ok() {
         responder.end(StreamSummary::default());
     }
+}
+
+/// The error for watches of a worker whose backend has ended.
+fn backend_ended() -> WireError {
+    WireError::new(ErrorKind::Unavailable, "the worker's engine has stopped")
 }
 
 /// The error for events that the log no longer has: the caller has to fetch a snapshot.
