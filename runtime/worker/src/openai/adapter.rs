@@ -1,0 +1,403 @@
+//! The backend of a worker whose engine runs next door: one data-parallel rank of that engine.
+//!
+//! Each request has a task of its own, which ends with the request. Two more tasks keep the worker's report current:
+//! one computes the load when the engine reports it or a request begins or ends, the other judges parity twice a
+//! second.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use parking_lot::Mutex;
+use signalbox_event_plane::EventLog;
+use signalbox_protocol::{
+    BlockHasher, Endpoint, ErrorKind, LoadReport, Parity, SequenceHash, WireError, WorkerCapacity, WorkerCard,
+};
+use signalbox_request_plane::Responder;
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use super::{
+    engine_phase::EnginePhase,
+    engine_watch::EngineWatch,
+    facts::{DEFAULT_BLOCK_SIZE, EngineFacts, EngineFlavour},
+    forward::{Answered, Failure, Forward},
+    in_flight::InFlight,
+    kv_events::{DropCause, KvEventFacts, KvEventSource, KvEventsConfig, Replay},
+    load::RankLoad,
+    parity::{EventFacts, ParityJudge, ParitySetup, RequestFacts},
+    probe::FoundEngine,
+    request_body::Additions,
+    upstream::Upstream,
+};
+use crate::backend::{Backend, BackendInfo, BackendRequest};
+
+/// Sequences that an engine decodes at once, if it does not state the number: vLLM's default.
+const DEFAULT_MAX_SEQUENCES: u32 = 256;
+
+/// Requests that may wait at an engine. Engines queue without a bound; a router that sends more waits for nothing.
+const MAX_WAITING: u32 = 4_096;
+
+/// How often parity is judged.
+const JUDGE_EVERY: Duration = Duration::from_millis(500);
+
+/// An engine that was found and is watched. The workers of its ranks share it.
+#[derive(Debug)]
+pub struct Engine {
+    upstream: Upstream,
+    facts: EngineFacts,
+    watch: EngineWatch,
+}
+
+/// What is known about the tokens that routers compute for this engine.
+#[derive(Debug, Clone, Default)]
+pub struct TokenFacts {
+    /// Why routers cannot compute the engine's tokens, and the mend; `None` if they can.
+    pub no_tokenizer: Option<String>,
+    /// What differed when the engine was asked for its tokens at the start.
+    pub first_difference: Option<String>,
+    /// The engine's tokens of a chat were the same: SGLang may take the router's in place of the messages.
+    pub chat_is_equal: bool,
+}
+
+impl Engine {
+    /// Starts to watch an engine. Needs a tokio runtime.
+    pub fn watch(upstream: Upstream, found: FoundEngine) -> Arc<Self> {
+        let watch = EngineWatch::start(upstream.clone(), &found);
+        Arc::new(Self {
+            upstream,
+            facts: found.facts,
+            watch,
+        })
+    }
+
+    /// What was found out about it.
+    pub fn facts(&self) -> &EngineFacts {
+        &self.facts
+    }
+
+    /// The properties of the worker of one rank.
+    pub fn info(&self) -> BackendInfo {
+        let facts = &self.facts;
+        BackendInfo {
+            engine: facts.flavour.as_str().into(),
+            engine_version: facts.version.clone(),
+            reads_body: true,
+            kv_events: !facts.events.is_empty(),
+            block_size: self.block_size(),
+            // Unknown: the engine itself refuses what is too long.
+            context_length: facts.context_length.unwrap_or(u32::MAX),
+            capacity: WorkerCapacity {
+                kv_blocks: facts.kv_blocks.unwrap_or(0),
+                max_sequences: facts.max_sequences.unwrap_or(DEFAULT_MAX_SEQUENCES),
+                max_waiting: MAX_WAITING,
+            },
+        }
+    }
+
+    fn block_size(&self) -> u32 {
+        self.facts.block_size.unwrap_or(DEFAULT_BLOCK_SIZE).max(1)
+    }
+
+    /// Starts the backend of one rank's worker. Needs a tokio runtime.
+    pub fn adapter(
+        self: &Arc<Self>,
+        rank: u32,
+        tokens: TokenFacts,
+        card: &WorkerCard,
+        log: &EventLog,
+    ) -> Arc<dyn Backend> {
+        Arc::new(Adapter::start(self.clone(), rank, tokens, card, log))
+    }
+
+    /// Starts to read the KV events of one rank.
+    fn read_events(&self, rank: u32, card: &WorkerCard, log: &EventLog) -> Option<KvEventSource> {
+        let endpoint = self.facts.events.iter().find(|endpoint| endpoint.rank == rank)?;
+        let config = KvEventsConfig {
+            endpoint: endpoint.events.clone(),
+            replay_endpoint: endpoint.replay.clone(),
+            topic: endpoint.topic.clone(),
+            rank: (self.facts.ranks > 1).then_some(rank),
+            model: card.model.clone(),
+            block_size: card.block_size,
+            kv_blocks: card.capacity.kv_blocks,
+        };
+        // The addresses were checked when the engine was found.
+        KvEventSource::start(config, log.clone())
+            .inspect_err(|error| tracing::error!(worker.id = %card.id, %error, "KV events cannot be read"))
+            .ok()
+    }
+
+    /// What is known about parity before the first request.
+    fn parity_setup(&self, tokens: TokenFacts) -> ParitySetup {
+        let facts = &self.facts;
+        ParitySetup {
+            block_size: self.block_size(),
+            no_tokenizer: tokens.no_tokenizer,
+            no_events: facts.events.is_empty().then(|| facts.no_events_cause()),
+            no_caching: (facts.prefix_caching == Some(false))
+                .then(|| format!("prefix caching is off at the engine: {}", facts.caching_mend())),
+            first_difference: tokens.first_difference,
+        }
+    }
+}
+
+/// The backend of one rank.
+#[derive(Debug)]
+struct Adapter {
+    shared: Arc<Shared>,
+    load: watch::Receiver<LoadReport>,
+    parity: watch::Receiver<Parity>,
+    stopping: watch::Sender<bool>,
+    runtime: Handle,
+    tasks: [AbortHandle; 2],
+}
+
+/// What the tasks of an adapter share.
+#[derive(Debug)]
+struct Shared {
+    engine: Arc<Engine>,
+    rank: u32,
+    /// The model's name on the card: part of the block hashes.
+    model: String,
+    /// Chats at this engine may carry the router's tokens.
+    sends_input_ids: bool,
+    in_flight: InFlight,
+    /// The engine's KV events; `None` if it publishes none.
+    events: Option<KvEventSource>,
+    judge: Mutex<ParityJudge>,
+}
+
+impl Adapter {
+    fn start(engine: Arc<Engine>, rank: u32, tokens: TokenFacts, card: &WorkerCard, log: &EventLog) -> Self {
+        let sends_input_ids = engine.facts.flavour == EngineFlavour::Sglang && tokens.chat_is_equal;
+        let setup = engine.parity_setup(tokens);
+        let judge = ParityJudge::new(setup, Instant::now());
+        let (parity_sender, parity) = watch::channel(judge.verdict(Instant::now()));
+        let (load_sender, load) = watch::channel(LoadReport::default());
+        let shared = Arc::new(Shared {
+            rank,
+            events: engine.read_events(rank, card, log),
+            model: card.model.clone(),
+            sends_input_ids,
+            in_flight: InFlight::default(),
+            judge: Mutex::new(judge),
+            engine,
+        });
+        let tasks = [
+            tokio::spawn(shared.clone().report_load(load_sender)).abort_handle(),
+            tokio::spawn(shared.clone().judge_parity(parity_sender)).abort_handle(),
+        ];
+        Self {
+            shared,
+            load,
+            parity,
+            stopping: watch::Sender::new(false),
+            runtime: Handle::current(),
+            tasks,
+        }
+    }
+}
+
+impl Backend for Adapter {
+    fn generate(&self, request: BackendRequest, responder: Responder) {
+        let phase = self.shared.engine.watch.phase();
+        if let EnginePhase::Gone(reason) = &*phase.borrow() {
+            return responder.fail(WireError::new(ErrorKind::Unavailable, reason.clone()));
+        }
+        let shared = self.shared.clone();
+        let mut stopping = self.stopping.subscribe();
+        let guard = shared.in_flight.enter();
+        self.runtime.spawn(async move {
+            let outcome = tokio::select! {
+                outcome = shared.answer(request, phase, &responder) => outcome,
+                _ = stopping.wait_for(|stopping| *stopping) => Err(Failure::Error(WireError::new(
+                    ErrorKind::Unavailable,
+                    "the worker stops",
+                ))),
+            };
+            match outcome {
+                Ok(summary) => responder.end(summary),
+                Err(Failure::Error(error)) => responder.fail(error),
+                Err(Failure::CallerGone) => {
+                    responder.fail(WireError::new(
+                        ErrorKind::Cancelled,
+                        "the caller closed the stream",
+                    ));
+                }
+            }
+            drop(guard);
+        });
+    }
+
+    fn load(&self) -> watch::Receiver<LoadReport> {
+        self.load.clone()
+    }
+
+    fn parity(&self) -> watch::Receiver<Parity> {
+        self.parity.clone()
+    }
+
+    fn failed(&self) -> BoxFuture<'static, String> {
+        let mut phase = self.shared.engine.watch.phase();
+        async move {
+            loop {
+                if let EnginePhase::Gone(reason) = &*phase.borrow_and_update() {
+                    return reason.clone();
+                }
+                if phase.changed().await.is_err() {
+                    // The watch was stopped, and nothing is known of the engine any more.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn stop(&self) -> BoxFuture<'static, ()> {
+        self.stopping.send_replace(true);
+        self.tasks.iter().for_each(AbortHandle::abort);
+        let in_flight = self.shared.in_flight.clone();
+        async move {
+            while in_flight.count() > 0 {
+                in_flight.changed().await;
+            }
+        }
+        .boxed()
+    }
+}
+
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Shared {
+    /// Forwards one request, and learns from its answer.
+    async fn answer(
+        &self,
+        request: BackendRequest,
+        phase: watch::Receiver<EnginePhase>,
+        responder: &Responder,
+    ) -> Result<signalbox_protocol::StreamSummary, Failure> {
+        let BackendRequest {
+            generate,
+            tokens,
+            body,
+        } = request;
+        let endpoint = generate.format.endpoint;
+        let states_tokens = matches!(endpoint, Endpoint::Chat | Endpoint::Completions) && !tokens.is_empty();
+        let additions = Additions {
+            flavour: self.engine.facts.flavour,
+            endpoint,
+            wants_token_ids: states_tokens && self.judge.lock().takes_sample(),
+            input_ids: if self.sends_input_ids { &tokens } else { &[] },
+        };
+        let (body, added) = additions.apply(&body);
+        let forward = Forward {
+            upstream: &self.engine.upstream,
+            request: &generate,
+            body,
+            added,
+            rank: (self.engine.facts.ranks > 1).then_some(self.rank),
+            prompt_tokens: tokens.len() as u32,
+            phase,
+        };
+        let answered = forward.run(responder).await?;
+        self.learn(
+            &answered,
+            &tokens,
+            &generate.lora,
+            &generate.cache_salt,
+            generate.overlap_blocks,
+        );
+        Ok(answered.summary)
+    }
+
+    fn learn(&self, answered: &Answered, tokens: &[u32], lora: &str, cache_salt: &str, credited_blocks: u32) {
+        let facts = RequestFacts {
+            router_tokens: tokens,
+            engine_tokens: answered.prompt_ids.as_deref(),
+            cached_tokens: answered.cached_tokens,
+            credited_blocks,
+        };
+        let block = || self.block_to_appear(tokens, lora, cache_salt);
+        self.judge.lock().on_answer(&facts, block, Instant::now());
+    }
+
+    /// The last block of a prompt but one, or the only one. The last is not sure to be stored: an engine may keep the
+    /// block of a prompt's last token out of its cache.
+    fn block_to_appear(&self, tokens: &[u32], lora: &str, cache_salt: &str) -> Option<SequenceHash> {
+        let size = self.engine.block_size() as usize;
+        let blocks = match tokens.len() / size {
+            0 => return None,
+            1 => 1,
+            whole => whole - 1,
+        };
+        let hasher = BlockHasher::new(&self.model, lora, cache_salt, size);
+        hasher.hash(&tokens[..blocks * size]).pop()
+    }
+
+    async fn report_load(self: Arc<Self>, report: watch::Sender<LoadReport>) {
+        let mut loads = self.engine.watch.loads();
+        let mut load = RankLoad::new(self.engine.facts.kv_blocks.unwrap_or(0));
+        loop {
+            let open = self.in_flight.count();
+            report.send_if_modified(|last| {
+                let now = load.report(open);
+                std::mem::replace(last, now) != now
+            });
+            tokio::select! {
+                () = self.in_flight.changed() => {}
+                Ok(()) = loads.changed() => {
+                    let reported = loads.borrow_and_update().get(self.rank as usize).copied().flatten();
+                    if let Some(reported) = reported {
+                        load.update(reported, self.in_flight.count());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn judge_parity(self: Arc<Self>, report: watch::Sender<Parity>) {
+        let mut ticks = interval(JUDGE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = Instant::now();
+            let verdict = {
+                let mut judge = self.judge.lock();
+                if let Some(events) = &self.events {
+                    let facts = events.facts();
+                    judge.on_events(event_facts(&facts.borrow(), self.engine.block_size()), now);
+                    judge.look_for_blocks(now, |block| events.has_appeared(block));
+                }
+                judge.verdict(now)
+            };
+            report.send_if_modified(|last| {
+                let is_new = *last != verdict;
+                *last = verdict;
+                is_new
+            });
+        }
+    }
+}
+
+/// What matters for parity of what is known about a stream of events, for blocks of `block_size` tokens.
+fn event_facts(facts: &KvEventFacts, block_size: u32) -> EventFacts {
+    let other_size = match facts.block_sizes.contains(&block_size) {
+        true => None,
+        false => facts.block_sizes.first().copied(),
+    };
+    EventFacts {
+        is_connected: facts.connected,
+        is_complete: facts.complete,
+        has_replay: facts.replay != Replay::NotConfigured,
+        other_block_size: other_size,
+        has_token_pairs: facts.dropped.count(DropCause::TokenPairs) > 0,
+    }
+}

@@ -1,0 +1,315 @@
+//! Passes an engine's stream of events to the client, takes out what the adapter asked for, and checks its end.
+//!
+//! An engine reports failures inside of a stream that then ends politely, so the bytes alone do not show whether an
+//! answer is whole. A chat or completion is whole when a choice has a finish reason and `[DONE]` came; `/v1/responses`
+//! and `/v1/messages` have closing events. Anything else is a [`StreamFault`].
+//!
+//! Most events are one token, and none of them is parsed: a search for a few keys tells whether there is anything to
+//! do. The search is for `"key":` with its quotes, which cannot occur inside a JSON string, because quotes are escaped
+//! there.
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+use serde_json::Value;
+use signalbox_protocol::{Endpoint, StreamSummary};
+
+use super::{
+    json_members::value_length,
+    request_body::Added,
+    sse::{EventSplitter, EventTooLong, MAX_EVENT_BYTES, data_of},
+    token_ids::TokenLists,
+    usage::Usage,
+};
+
+/// Why a stream is not a whole answer.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StreamFault {
+    /// The engine reported an error in the stream.
+    #[error("{message}")]
+    Engine {
+        /// The engine's words.
+        message: String,
+        /// The event's data.
+        body: String,
+    },
+    /// The stream ended before the answer was whole.
+    #[error("the engine's stream ended before the answer was complete")]
+    Incomplete,
+    /// An event is longer than the bound.
+    #[error("the engine sent an event of more than {MAX_EVENT_BYTES} bytes")]
+    TooLong,
+}
+
+impl From<EventTooLong> for StreamFault {
+    fn from(_: EventTooLong) -> Self {
+        Self::TooLong
+    }
+}
+
+/// One stream of an engine on its way to a client.
+#[derive(Debug)]
+pub(crate) struct AnswerFilter {
+    endpoint: Endpoint,
+    added: Added,
+    keys: &'static Keys,
+    events: EventSplitter,
+    usage: Usage,
+    /// Tokens in the events that were passed on, by the adapter's count.
+    tokens: u32,
+    has_begun: bool,
+    is_finished: bool,
+    is_done: bool,
+    /// The engine's tokens of the prompt, if they were asked for and have arrived.
+    prompt_ids: Option<Vec<u32>>,
+}
+
+/// What to do with an event.
+enum Verdict {
+    /// Pass it on, with this many tokens in it.
+    Pass(u32),
+    /// Pass on the changed text, with this many tokens in it.
+    Changed(Vec<u8>, u32),
+    /// Pass nothing on.
+    Drop,
+}
+
+impl AnswerFilter {
+    /// A stream of a request to `endpoint` to which `added` was added.
+    pub(crate) fn new(endpoint: Endpoint, added: Added) -> Self {
+        Self {
+            endpoint,
+            added,
+            keys: Keys::get(),
+            events: EventSplitter::default(),
+            usage: Usage::default(),
+            tokens: 0,
+            has_begun: false,
+            is_finished: false,
+            is_done: false,
+            prompt_ids: None,
+        }
+    }
+
+    /// Takes bytes of the engine and appends what the client gets to `out`. Returns the number of tokens in it.
+    ///
+    /// Nothing is appended before the first event with data: its arrival means that the prefill is done, which headers
+    /// and comments do not.
+    pub(crate) fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<u32, StreamFault> {
+        self.events.push(bytes)?;
+        let before = self.tokens;
+        // Taken out of `self` while an event in it is borrowed.
+        let mut events = std::mem::take(&mut self.events);
+        let outcome = loop {
+            let Some(event) = events.next_event() else {
+                break Ok(());
+            };
+            match self.judge(event) {
+                Ok(Verdict::Pass(tokens)) => {
+                    self.tokens += tokens;
+                    out.extend_from_slice(event);
+                }
+                Ok(Verdict::Changed(text, tokens)) => {
+                    self.tokens += tokens;
+                    out.extend_from_slice(&text);
+                }
+                Ok(Verdict::Drop) => {}
+                Err(fault) => break Err(fault),
+            }
+        };
+        self.events = events;
+        outcome.map(|()| self.tokens - before)
+    }
+
+    /// The end of the engine's stream. `prompt_tokens` is the router's count of the prompt, for engines that report none.
+    pub(crate) fn end(
+        &mut self,
+        out: &mut Vec<u8>,
+        prompt_tokens: u32,
+    ) -> Result<StreamSummary, StreamFault> {
+        // The last event may lack its empty line.
+        if !self.events.rest().trim_ascii().is_empty() {
+            self.push(b"\n\n", out)?;
+        }
+        if !self.is_whole() {
+            return Err(StreamFault::Incomplete);
+        }
+        Ok(self.usage.summary(prompt_tokens, self.tokens))
+    }
+
+    /// Whether the answer is whole: what follows is only the end of the connection's message.
+    pub(crate) fn is_whole(&self) -> bool {
+        match self.endpoint {
+            Endpoint::Chat | Endpoint::Completions => self.is_finished && self.is_done,
+            Endpoint::Responses | Endpoint::Messages => self.is_finished,
+            // No known engine streams these. A stream without events would be no answer.
+            _ => self.has_begun,
+        }
+    }
+
+    /// The tokens that the engine took from its KV cache; `None` if it does not report them, or not yet.
+    pub(crate) fn cached_tokens(&self) -> Option<u32> {
+        self.usage.cached_tokens()
+    }
+
+    /// The engine's tokens of the prompt, once.
+    pub(crate) fn take_prompt_ids(&mut self) -> Option<Vec<u32>> {
+        self.prompt_ids.take()
+    }
+
+    fn judge(&mut self, event: &[u8]) -> Result<Verdict, StreamFault> {
+        let Some(place) = data_of(event) else {
+            return Ok(if self.has_begun {
+                Verdict::Pass(0)
+            } else {
+                Verdict::Drop
+            });
+        };
+        let data = &event[place];
+        if self.keys.error.find(data).is_some()
+            && let Some(fault) = error_in(data)
+        {
+            return Err(fault);
+        }
+        let verdict = match self.endpoint {
+            Endpoint::Chat | Endpoint::Completions => self.judge_chunk(event, data),
+            _ => self.judge_typed(data),
+        };
+        self.has_begun |= !matches!(verdict, Verdict::Drop);
+        Ok(verdict)
+    }
+
+    /// A chunk of a chat or completion.
+    fn judge_chunk(&mut self, event: &[u8], data: &[u8]) -> Verdict {
+        if data.trim_ascii() == b"[DONE]" {
+            self.is_done = true;
+            return Verdict::Pass(0);
+        }
+        let mut has_finish = false;
+        for at in self.keys.finish_reason.find_iter(data) {
+            let value = data[at + self.keys.finish_reason.needle().len()..].trim_ascii_start();
+            has_finish |= !value.starts_with(b"null");
+        }
+        self.is_finished |= has_finish;
+        let mut is_usage_alone = false;
+        if let Some(usage) = self.usage_in(data) {
+            self.usage.update(usage);
+            is_usage_alone = self.keys.no_choices.find(data).is_some();
+        }
+        if is_usage_alone {
+            return if self.added.usage {
+                Verdict::Drop
+            } else {
+                Verdict::Pass(0)
+            };
+        }
+        if self.added.token_ids {
+            return self.without_ids(event, has_finish);
+        }
+        Verdict::Pass(self.tokens_in(data))
+    }
+
+    /// Counts the tokens of a chunk without token ids: one, unless it only opens the answer.
+    fn tokens_in(&self, data: &[u8]) -> u32 {
+        let opens = self.tokens == 0
+            && self.keys.role.find(data).is_some()
+            && self.keys.empty_content.find(data).is_some();
+        u32::from(!opens)
+    }
+
+    /// Takes the token ids out of a chunk, so that it is what the engine writes without `return_token_ids`: `null` in
+    /// place of each list, and no chunk that has nothing else.
+    fn without_ids(&mut self, event: &[u8], has_finish: bool) -> Verdict {
+        let lists = TokenLists::find(event);
+        let tokens = lists.generated;
+        if self.prompt_ids.is_none() {
+            self.prompt_ids.clone_from(&lists.prompt);
+        }
+        // Without `return_token_ids` vLLM does not send a chunk while its tool parser waits for more text.
+        if !has_finish && self.keys.empty_delta.find(event).is_some() {
+            self.tokens += tokens;
+            return Verdict::Drop;
+        }
+        match lists.without(event) {
+            Some(changed) => Verdict::Changed(changed, tokens),
+            None => Verdict::Pass(tokens),
+        }
+    }
+
+    /// An event of `/v1/responses` or `/v1/messages`, which names its type.
+    fn judge_typed(&mut self, data: &[u8]) -> Verdict {
+        self.is_finished |= self
+            .keys
+            .closing
+            .iter()
+            .any(|closing| closing.find(data).is_some());
+        if let Some(usage) = self.usage_in(data) {
+            self.usage.update(usage);
+        }
+        Verdict::Pass(u32::from(self.keys.delta.find(data).is_some()))
+    }
+
+    fn usage_in(&self, data: &[u8]) -> Option<Usage> {
+        let at = self.keys.usage.find(data)?;
+        let value = data[at + self.keys.usage.needle().len()..].trim_ascii_start();
+        let object = value.starts_with(b"{").then(|| value_length(value))??;
+        Usage::read(&value[..object])
+    }
+}
+
+/// The error that an event reports. An `error` of `null`, or one deeper inside, is none.
+fn error_in(data: &[u8]) -> Option<StreamFault> {
+    let event: Value = serde_json::from_slice(data).ok()?;
+    let error = event.get("error").filter(|error| !error.is_null())?;
+    let message = error
+        .get("message")
+        .and_then(Value::as_str)
+        .map_or_else(|| error.to_string(), str::to_owned);
+    Some(StreamFault::Engine {
+        message,
+        body: String::from_utf8_lossy(data).into_owned(),
+    })
+}
+
+/// The searches, prepared once for all streams.
+#[derive(Debug)]
+struct Keys {
+    error: Finder<'static>,
+    finish_reason: Finder<'static>,
+    usage: Finder<'static>,
+    no_choices: Finder<'static>,
+    role: Finder<'static>,
+    empty_content: Finder<'static>,
+    empty_delta: Finder<'static>,
+    delta: Finder<'static>,
+    /// The types of the events that close an answer.
+    closing: [Finder<'static>; 4],
+}
+
+impl Keys {
+    fn get() -> &'static Self {
+        static KEYS: LazyLock<Keys> = LazyLock::new(|| {
+            let finder = |text: &'static str| Finder::new(text);
+            Keys {
+                error: finder("\"error\":"),
+                finish_reason: finder("\"finish_reason\":"),
+                usage: finder("\"usage\":"),
+                no_choices: finder("\"choices\":[]"),
+                role: finder("\"role\":"),
+                empty_content: finder("\"content\":\"\""),
+                empty_delta: finder("\"delta\":{}"),
+                delta: finder("\"delta\":"),
+                closing: [
+                    finder("\"message_stop\""),
+                    finder("\"response.completed\""),
+                    finder("\"response.incomplete\""),
+                    finder("\"response.failed\""),
+                ],
+            }
+        });
+        &KEYS
+    }
+}
+
+#[cfg(test)]
+mod tests;
