@@ -24,10 +24,25 @@ pub(crate) enum ChildNotice {
         /// The part that is loaded.
         percent: u8,
     },
-    /// The worker takes requests.
+    /// The engine next door is not ready; the worker waits for it.
+    Waiting {
+        /// What it waits for.
+        reason: String,
+    },
+    /// The engine next door is ready.
+    Found {
+        /// What it is, and what it lacks: a line each.
+        lines: Vec<String>,
+    },
+    /// The workers of the process take requests.
     Ready {
-        /// `host:port` of the request plane.
-        address: String,
+        /// `host:port` of the request plane, of each worker.
+        addresses: Vec<String>,
+    },
+    /// The workers of the process take no more requests until the next `Ready`.
+    Away {
+        /// Why not.
+        reason: String,
     },
     /// The worker cannot run; its process ends.
     Failed {
@@ -100,13 +115,14 @@ mod tests {
             kind: EngineKind::Sim,
             model: Some("a folder/model.gguf".into()),
             model_name: Some("m \"quoted\"\n".into()),
-            block_size: 16,
+            block_size: Some(16),
             kv_tokens: None,
             max_sequences: Some(8),
             threads: Some(1),
             tokenizer: None,
             speedup: 0.1,
             seed: u64::MAX,
+            upstream: None,
         };
         let sent = WorkerSettings::of_child("worker-0".parse().unwrap(), engine, Duration::from_secs(3));
         let line = settings_line(&sent).unwrap();

@@ -51,8 +51,14 @@ pub(crate) struct ChildWorker {
 pub(crate) enum ChildReport {
     /// This part of its model is loaded.
     Loading { name: String, percent: u8 },
+    /// Its engine next door is not ready.
+    Waiting { name: String, reason: String },
+    /// Its engine next door is ready; what it is, a line each.
+    Found { name: String, lines: Vec<String> },
     /// The child takes requests.
     Ready { name: String },
+    /// The child takes no requests until it is ready again.
+    Away { name: String, reason: String },
     /// The child exited before it ever took requests.
     NeverStarted { name: String, reason: String },
     /// The child exited after it took requests, and will be started again.
@@ -97,7 +103,7 @@ impl ChildWorker {
         let _ = stdin.write_all(settings.as_bytes()).await;
         let stdout = child.stdout.take().context("the child has no standard output")?;
         let mut notices = BufReader::new(stdout).lines();
-        let mut address = None;
+        let mut addresses = Vec::new();
         let mut reason = None;
         loop {
             let line = tokio::select! {
@@ -105,33 +111,46 @@ impl ChildWorker {
                 () = self.stop.cancelled() => break,
             };
             let Ok(Some(line)) = line else { break };
+            let name = self.settings.name.to_string();
             match serde_json::from_str(&line) {
                 Ok(ChildNotice::Loading { percent }) => {
-                    self.report(ChildReport::Loading {
-                        name: self.settings.name.to_string(),
-                        percent,
-                    })
-                    .await;
+                    self.report(ChildReport::Loading { name, percent }).await;
                 }
-                Ok(ChildNotice::Ready { address: own }) => {
+                Ok(ChildNotice::Waiting { reason }) => {
+                    self.report(ChildReport::Waiting { name, reason }).await;
+                }
+                Ok(ChildNotice::Found { lines }) => {
+                    self.report(ChildReport::Found { name, lines }).await;
+                }
+                Ok(ChildNotice::Ready { addresses: own }) => {
                     *has_started = true;
-                    self.workers.add(own.clone()).await;
-                    address = Some(own);
-                    let name = self.settings.name.to_string();
+                    for address in &own {
+                        self.workers.add(address.clone()).await;
+                    }
+                    addresses = own;
                     self.report(ChildReport::Ready { name }).await;
+                }
+                Ok(ChildNotice::Away { reason }) => {
+                    self.remove(&mut addresses).await;
+                    self.report(ChildReport::Away { name, reason }).await;
                 }
                 Ok(ChildNotice::Failed { reason: own }) => reason = Some(own),
                 Err(error) => {
-                    warn!(worker.id = %self.settings.name, line, %error, "the child wrote a line that is no notice");
+                    warn!(worker.id = name, line, %error, "the child wrote a line that is no notice");
                 }
             }
         }
         // Before the child ends, so that its end does not count as a lost connection.
-        if let Some(address) = address {
-            self.workers.remove(&address).await;
-        }
+        self.remove(&mut addresses).await;
         let status = self.end(&mut child).await?;
         Ok(reason.unwrap_or_else(|| format!("its process ended ({status})")))
+    }
+
+    /// The router closes its connections to these addresses.
+    async fn remove(&self, addresses: &mut Vec<String>) {
+        for address in addresses.drain(..) {
+            self.workers.remove(&address).await;
+        }
     }
 
     fn spawn(&self) -> anyhow::Result<Child> {

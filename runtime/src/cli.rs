@@ -13,7 +13,7 @@ mod worker;
 
 pub(crate) use planes::PlaneOptions;
 pub(crate) use router::{FrontendOptions, ServeOptions, Switch, UpOptions};
-pub(crate) use worker::{EngineChoice, EngineOptions, RequestTransport, WorkerOptions};
+pub(crate) use worker::{EngineChoice, EngineOptions, RequestTransport, UpstreamOptions, WorkerOptions};
 
 /// The environment variables of `--log` and `--log-json`. A child process gets both options this way.
 pub(crate) const LOG_VARIABLE: &str = "SIGNALBOX_LOG";
@@ -42,6 +42,8 @@ pub struct Cli {
 const EXAMPLES: &str = "Examples:
   runtime up                                      a model on two workers at http://127.0.0.1:8000
   runtime up --engine sim --workers 4             the same with simulated GPUs
+  runtime up --upstream http://gpu-1:8000 --upstream http://gpu-2:8000
+                                                  in front of engines that run already (vLLM, SGLang)
   runtime worker --engine sim --listen 127.0.0.1:7001
   runtime serve --discovery static://127.0.0.1:7001,127.0.0.1:7002
   runtime serve --discovery etcd://etcd:2379 --events nats://nats:4222
@@ -50,7 +52,7 @@ const EXAMPLES: &str = "Examples:
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve a model on this machine: the router, and its workers as child processes.
+    /// Serve a model on this machine, or engines that run already: the router, and its workers as child processes.
     Up(Box<UpOptions>),
     /// Route to workers that run elsewhere.
     Serve(Box<ServeOptions>),
@@ -123,6 +125,8 @@ mod tests {
             ["runtime", "up", "--speedup", "-1"],
             ["runtime", "worker", "--id", "a.b"],
             ["runtime", "worker", "--label", "zone"],
+            ["runtime", "up", "--upstream", "gpu-1:8000"],
+            ["runtime", "worker", "--kv-events", "gpu-1:5557"],
         ] {
             let error = Cli::try_parse_from(wrong).unwrap_err().to_string();
             assert!(error.contains(wrong[2]), "{error}");

@@ -16,6 +16,7 @@ mod settings;
 mod shutdown;
 mod static_workers;
 pub mod telemetry;
+mod tokenizer_files;
 mod up;
 mod worker_process;
 

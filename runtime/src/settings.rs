@@ -31,12 +31,21 @@ pub(crate) struct LogSettings {
 #[derive(Debug)]
 pub(crate) struct UpSettings {
     pub(crate) router: RouterSettings,
-    /// The number of workers.
-    pub(crate) workers: u16,
-    /// The engine of each worker.
-    pub(crate) engine: EngineSettings,
-    /// The engine was chosen by the user; otherwise it is the best one of this binary.
-    pub(crate) is_engine_chosen: bool,
+    pub(crate) workers: UpWorkers,
+}
+
+/// The workers of `runtime up`.
+#[derive(Debug)]
+pub(crate) enum UpWorkers {
+    /// Some that all run the same engine of this binary.
+    Alike {
+        number: u16,
+        engine: EngineSettings,
+        /// The engine was chosen by the user; otherwise it is the best one of this binary.
+        is_engine_chosen: bool,
+    },
+    /// One for each engine that runs already, under the names that the addresses give.
+    NextDoor(Vec<(WorkerId, EngineSettings)>),
 }
 
 /// A router process.
@@ -115,6 +124,8 @@ pub(crate) enum EngineKind {
     Llama,
     /// A simulated GPU.
     Sim,
+    /// An engine that runs already and speaks the OpenAI API.
+    Openai,
 }
 
 /// An engine and its model. Where a number is `None`, the engine's own default counts.
@@ -126,20 +137,51 @@ pub(crate) struct EngineSettings {
     /// The name that clients use; `None` for the file's name without its quantisation.
     pub(crate) model_name: Option<String>,
     /// Tokens per KV block.
-    pub(crate) block_size: u32,
+    pub(crate) block_size: Option<u32>,
     /// Tokens that the KV cache holds.
     pub(crate) kv_tokens: Option<u32>,
     /// Sequences decoded at once.
     pub(crate) max_sequences: Option<u32>,
     /// llama: threads that compute.
     pub(crate) threads: Option<u32>,
-    /// sim: a folder with a Hugging Face tokenizer.
+    /// sim and openai: a folder with a Hugging Face tokenizer.
     pub(crate) tokenizer: Option<PathBuf>,
     /// sim: how many times as fast as the simulated GPU; 0 for no waiting.
     pub(crate) speedup: f64,
     /// sim: the seed of the generated tokens.
     pub(crate) seed: u64,
+    /// openai: the engine that runs already. Always there for it, and never for another engine.
+    pub(crate) upstream: Option<UpstreamSettings>,
 }
+
+/// An engine that runs already.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct UpstreamSettings {
+    /// `http://host:port`, checked.
+    pub(crate) url: String,
+    /// Its API key.
+    pub(crate) key: Option<String>,
+    /// `tcp://host:port` of its KV events, instead of what it states.
+    pub(crate) kv_events: Option<String>,
+    /// `tcp://host:port` of its replays, instead of what it states.
+    pub(crate) kv_replay: Option<String>,
+    /// Most tokens of prompt and answer together, instead of what it states.
+    pub(crate) context_length: Option<u32>,
+    /// The cache of the Hugging Face hub; `None` if this user has no home folder.
+    pub(crate) hub_cache: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for UpstreamSettings {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpstreamSettings")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tokens per KV block of the engines of this binary, if the user gives no number.
+pub(crate) const DEFAULT_BLOCK_SIZE: u32 = 16;
 
 /// What carries membership and events. The default is a process without servers.
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::bail;
+use signalbox_protocol::WorkerId;
 use signalbox_router::{EventState, InstanceView, Router, WorkerPhase};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,7 @@ use crate::{
     console,
     model::ServedModel,
     router_process::RouterProcess,
-    settings::{EngineKind, EngineSettings, LogSettings, UpSettings, WorkerSettings},
+    settings::{EngineKind, EngineSettings, LogSettings, UpSettings, UpWorkers, WorkerSettings},
     shutdown,
 };
 
@@ -29,33 +30,22 @@ const READY_POLL: Duration = Duration::from_millis(10);
 /// Runs until the process is asked to stop.
 pub(crate) async fn run(settings: UpSettings, log: LogSettings) -> anyhow::Result<()> {
     let started = Instant::now();
-    let model = ServedModel::resolve(&settings.engine)?;
-    let UpSettings {
-        router,
-        workers,
-        engine,
-        is_engine_chosen,
-    } = settings;
+    let UpSettings { router, workers } = settings;
     let (grace, policy) = (router.grace, router.policy.clone());
+    let plan = Plan::of(workers)?;
     let mut process = RouterProcess::start(router).await?;
     let stop_requested = shutdown::requested()?;
-    introduce(&model, is_engine_chosen);
+    plan.introduce();
     process.introduce();
     console::line(format_args!("policy       {policy}"));
 
-    // What was found once is not searched for again by each child.
-    let engine = EngineSettings {
-        model: model.path.clone(),
-        model_name: Some(model.name.clone()),
-        ..engine
-    };
     let stop = CancellationToken::new();
     let (reports, mut received) = mpsc::channel(REPORTS);
     let mut children = tokio::task::JoinSet::new();
-    for number in 0..workers {
-        let name = format!("worker-{number}").parse()?;
+    let mut progress = Progress::new(plan.enough);
+    for (name, engine) in plan.workers {
         let child = ChildWorker {
-            settings: WorkerSettings::of_child(name, engine.clone(), grace),
+            settings: WorkerSettings::of_child(name, engine, grace),
             log: log.clone(),
             workers: process.workers.clone(),
             reports: reports.clone(),
@@ -64,7 +54,6 @@ pub(crate) async fn run(settings: UpSettings, log: LogSettings) -> anyhow::Resul
         children.spawn_local(child.supervise());
     }
 
-    let mut progress = Progress::new(workers.into());
     let (router, address) = (process.router.clone(), process.http.public_address());
     let outcome = tokio::select! {
         () = stop_requested => Ok(()),
@@ -75,9 +64,9 @@ pub(crate) async fn run(settings: UpSettings, log: LogSettings) -> anyhow::Resul
                 if let Err(error) = progress.take(report) {
                     break error;
                 }
-                if progress.all_ready() {
-                    all_taken_in(&router, workers.into()).await;
-                    greet(address, &model.name, started.elapsed());
+                if progress.enough_ready() {
+                    let model = all_taken_in(&router, plan.enough).await;
+                    greet(address, &model, started.elapsed());
                 }
             }
         } => Err(error),
@@ -91,26 +80,90 @@ pub(crate) async fn run(settings: UpSettings, log: LogSettings) -> anyhow::Resul
     outcome
 }
 
-fn introduce(model: &ServedModel, is_engine_chosen: bool) {
+/// The children to start.
+struct Plan {
+    workers: Vec<(WorkerId, EngineSettings)>,
+    /// How many must take requests until the user is told that it works: all that this command starts, but one of the
+    /// engines that run already, because one that is down may stay down.
+    enough: usize,
+    introduction: Vec<String>,
+}
+
+impl Plan {
+    fn of(workers: UpWorkers) -> anyhow::Result<Self> {
+        match workers {
+            UpWorkers::Alike {
+                number,
+                engine,
+                is_engine_chosen,
+            } => {
+                let model = ServedModel::resolve(&engine)?;
+                let introduction = introduction(&model, is_engine_chosen);
+                // What was found once is not searched for again by each child.
+                let engine = EngineSettings {
+                    model: model.path,
+                    model_name: Some(model.name),
+                    ..engine
+                };
+                let named = |number| anyhow::Ok((format!("worker-{number}").parse()?, engine.clone()));
+                Ok(Self {
+                    workers: (0..number).map(named).collect::<Result<_, _>>()?,
+                    enough: number.into(),
+                    introduction,
+                })
+            }
+            UpWorkers::NextDoor(workers) => {
+                let address = |(name, engine): &(WorkerId, EngineSettings)| {
+                    let url = engine.upstream.as_ref().map_or("", |upstream| &upstream.url);
+                    format!("engine       {url} (worker {name})")
+                };
+                Ok(Self {
+                    introduction: workers.iter().map(address).collect(),
+                    enough: 1,
+                    workers,
+                })
+            }
+        }
+    }
+
+    fn introduce(&self) {
+        for line in &self.introduction {
+            console::line(format_args!("{line}"));
+        }
+    }
+}
+
+fn introduction(model: &ServedModel, is_engine_chosen: bool) -> Vec<String> {
+    let mut lines = Vec::new();
     if model.engine == EngineKind::Sim && !is_engine_chosen {
-        console::line(format_args!(
+        lines.push(
             "engine       sim: this binary was built without a real engine (--features llama); it generates random tokens"
-        ));
+                .into(),
+        );
     }
     let (engine, source) = match (model.engine, &model.path) {
         (EngineKind::Llama, Some(path)) => ("llama", format!("from {}", path.display())),
         (EngineKind::Llama, None) => ("llama", String::new()),
         (EngineKind::Sim, _) => ("sim", "simulated GPU".into()),
+        (EngineKind::Openai, _) => ("openai", "next door".into()),
     };
-    console::line(format_args!("model        {} ({engine}, {source})", model.name));
+    lines.push(format!("model        {} ({engine}, {source})", model.name));
+    lines
 }
 
-/// Returns once the router can route to all workers.
-async fn all_taken_in(router: &Router, workers: usize) {
+/// Returns once the router can route to this many workers, with the model of the first.
+async fn all_taken_in(router: &Router, workers: usize) -> String {
     let is_in = |instance: &&InstanceView| {
         instance.state == WorkerPhase::Ready && instance.events != EventState::Resyncing
     };
-    while router.instances().iter().filter(is_in).count() < workers {
+    loop {
+        let instances = router.instances();
+        let mut taken_in = instances.iter().filter(is_in);
+        if let Some(first) = taken_in.next()
+            && taken_in.count() + 1 >= workers
+        {
+            return first.card.model.clone();
+        }
         tokio::time::sleep(READY_POLL).await;
     }
 }
@@ -129,7 +182,8 @@ fn greet(address: SocketAddr, model: &str, took: Duration) {
 
 /// What the children have reported so far.
 struct Progress {
-    workers: usize,
+    /// How many children must take requests.
+    enough: usize,
     percent: BTreeMap<String, u8>,
     /// The names of the children that take requests.
     ready: BTreeSet<String>,
@@ -137,9 +191,9 @@ struct Progress {
 }
 
 impl Progress {
-    fn new(workers: usize) -> Self {
+    fn new(enough: usize) -> Self {
         Self {
-            workers,
+            enough,
             percent: BTreeMap::new(),
             ready: BTreeSet::new(),
             was_announced: false,
@@ -156,7 +210,19 @@ impl Progress {
                     console::line(format_args!("loading      {name} {percent} %"));
                 }
             }
+            ChildReport::Waiting { name, reason } => {
+                console::line(format_args!("waiting      {name}: {reason}"));
+            }
+            ChildReport::Found { name, lines } => {
+                for line in lines {
+                    console::line(format_args!("found        {name}: {line}"));
+                }
+            }
             ChildReport::Ready { name } => _ = self.ready.insert(name),
+            ChildReport::Away { name, reason } => {
+                self.ready.remove(&name);
+                console::line(format_args!("away         {name}: {reason}"));
+            }
             ChildReport::NeverStarted { name, reason } => bail!("{name} cannot start: {reason}"),
             ChildReport::Exited { name, reason } => {
                 self.ready.remove(&name);
@@ -168,9 +234,9 @@ impl Progress {
         Ok(())
     }
 
-    /// Returns true once: when all workers are ready for the first time.
-    fn all_ready(&mut self) -> bool {
-        let is_first = self.ready.len() == self.workers && !self.was_announced;
+    /// Returns true once: when enough workers are ready for the first time.
+    fn enough_ready(&mut self) -> bool {
+        let is_first = self.ready.len() >= self.enough && !self.was_announced;
         self.was_announced |= is_first;
         is_first
     }
@@ -201,10 +267,10 @@ mod tests {
             ready("b"),
         ] {
             progress.take(report).unwrap();
-            assert!(!progress.all_ready());
+            assert!(!progress.enough_ready());
         }
         progress.take(ready("a")).unwrap();
-        assert!(progress.all_ready());
-        assert!(!progress.all_ready(), "it is announced once");
+        assert!(progress.enough_ready());
+        assert!(!progress.enough_ready(), "it is announced once");
     }
 }

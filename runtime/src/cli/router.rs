@@ -11,9 +11,9 @@ use super::{
 
 #[derive(Debug, Args)]
 pub(crate) struct UpOptions {
-    /// Workers to start.
-    #[arg(long, env = "SIGNALBOX_WORKERS", default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) workers: u16,
+    /// Workers to start. The default is 2, or one for each --upstream.
+    #[arg(long, env = "SIGNALBOX_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) workers: Option<u16>,
     #[command(flatten)]
     pub(crate) engine: EngineOptions,
     #[command(flatten)]

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 use signalbox_protocol::{WorkerId, WorkerRole};
+use signalbox_worker::openai::UpstreamUrl;
 
 use super::planes::PlaneOptions;
 
@@ -70,18 +71,22 @@ pub(crate) enum RequestTransport {
 /// Options of an engine and its model.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineOptions {
-    /// What computes the tokens. The default is llama if this binary has it, else sim.
+    /// What computes the tokens. The default is openai with --upstream; without it llama if this binary has it, else
+    /// sim.
     #[arg(long, env = "SIGNALBOX_ENGINE", value_enum)]
     pub(crate) engine: Option<EngineChoice>,
+    #[command(flatten)]
+    pub(crate) upstream: UpstreamOptions,
     /// The model, a GGUF file.
     #[arg(long, env = "SIGNALBOX_MODEL", value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
-    /// The model name that clients use. The default is the file's name without the quantisation.
+    /// The model name that clients use. The default is the file's name without the quantisation, or the name at the
+    /// engine of --upstream.
     #[arg(long, env = "SIGNALBOX_MODEL_NAME", value_name = "NAME")]
     pub(crate) model_name: Option<String>,
-    /// Tokens per KV block.
-    #[arg(long, env = "SIGNALBOX_BLOCK_SIZE", default_value_t = 16, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) block_size: u32,
+    /// Tokens per KV block. The default is 16, or what the engine of --upstream states.
+    #[arg(long, env = "SIGNALBOX_BLOCK_SIZE", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) block_size: Option<u32>,
     /// Tokens that the KV cache holds.
     #[arg(long, env = "SIGNALBOX_KV_TOKENS", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(64..))]
     pub(crate) kv_tokens: Option<u32>,
@@ -91,7 +96,8 @@ pub(crate) struct EngineOptions {
     /// llama: threads that compute.
     #[arg(long, env = "SIGNALBOX_ENGINE_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
-    /// sim: a Hugging Face tokenizer folder. The default is the model's tokenizer, or one with a token for each byte.
+    /// sim and openai: a folder with the model's Hugging Face tokenizer. The default is the model's own tokenizer if it
+    /// is found on this machine; without one, sim has a token for each byte, and openai routes without KV events.
     #[arg(long, env = "SIGNALBOX_TOKENIZER", value_name = "PATH")]
     pub(crate) tokenizer: Option<PathBuf>,
     /// sim: how many times as fast as the simulated GPU; 0 for no waiting at all.
@@ -102,6 +108,59 @@ pub(crate) struct EngineOptions {
     pub(crate) seed: u64,
 }
 
+/// Options of an engine that runs next door.
+#[derive(Clone, Args)]
+pub(crate) struct UpstreamOptions {
+    /// The address of an engine that runs already (vLLM, SGLang or another OpenAI-compatible server):
+    /// `http://host:port`. `runtime up` takes several, in the environment separated by spaces.
+    #[arg(long, env = "SIGNALBOX_UPSTREAM", value_name = "URL", value_delimiter = ' ')]
+    pub(crate) upstream: Vec<UpstreamUrl>,
+    /// openai: the engine's API key.
+    #[arg(
+        long,
+        env = "SIGNALBOX_UPSTREAM_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    pub(crate) upstream_key: Option<String>,
+    /// openai: where the engine publishes KV events, `tcp://host:port`, if it does not state that itself. Each further
+    /// data-parallel rank has the next port.
+    #[arg(long, env = "SIGNALBOX_KV_EVENTS", value_name = "ADDR", value_parser = zmq_address)]
+    pub(crate) kv_events: Option<String>,
+    /// openai: where the engine replays KV events, `tcp://host:port`, if it does not state that itself.
+    #[arg(long, env = "SIGNALBOX_KV_REPLAY", value_name = "ADDR", value_parser = zmq_address)]
+    pub(crate) kv_replay: Option<String>,
+    /// openai: most tokens of prompt and answer together, if the engine does not state it.
+    #[arg(long, env = "SIGNALBOX_CONTEXT_LENGTH", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) context_length: Option<u32>,
+    /// openai: the cache of the Hugging Face hub, where the model's tokenizer is looked for. The default is the folder
+    /// `hub` of --hf-home.
+    #[arg(long, env = "HF_HUB_CACHE", value_name = "FOLDER")]
+    pub(crate) hf_hub_cache: Option<PathBuf>,
+    /// openai: the folder of Hugging Face's libraries. The default is `~/.cache/huggingface`.
+    #[arg(long, env = "HF_HOME", value_name = "FOLDER")]
+    pub(crate) hf_home: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for UpstreamOptions {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpstreamOptions")
+            .field("upstream", &self.upstream)
+            .finish_non_exhaustive()
+    }
+}
+
+fn zmq_address(text: &str) -> Result<String, String> {
+    let address = text.strip_prefix("tcp://").and_then(|rest| rest.rsplit_once(':'));
+    match address {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            Ok(text.into())
+        }
+        _ => Err("give tcp://host:port".into()),
+    }
+}
+
 /// What computes the tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineChoice {
@@ -109,6 +168,8 @@ pub(crate) enum EngineChoice {
     Llama,
     /// A simulated GPU: real paging, batching and KV events, random tokens.
     Sim,
+    /// An engine that runs already, at the address of --upstream.
+    Openai,
 }
 
 fn speedup(text: &str) -> Result<f64, String> {

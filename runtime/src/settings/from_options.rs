@@ -1,23 +1,30 @@
 //! From parsed options to settings. Each option is right by itself; here options are checked against each other.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use signalbox_discovery::{EtcdConfig, EtcdTls};
 use signalbox_http::HttpConfig;
 use signalbox_nats::NatsConfig;
 use signalbox_protocol::WorkerId;
+use signalbox_worker::openai::UpstreamUrl;
 
 use super::{
-    EngineKind, EngineSettings, NatsSettings, PlaneSettings, RouterSettings, UpSettings, WorkerPlace,
-    WorkerSettings,
+    EngineKind, EngineSettings, NatsSettings, PlaneSettings, RouterSettings, UpSettings, UpWorkers,
+    UpstreamSettings, WorkerPlace, WorkerSettings,
 };
 use crate::cli::{
     EngineChoice, EngineOptions, FrontendOptions, PlaneOptions, RequestTransport, ServeOptions, Switch,
-    UpOptions, WorkerOptions,
+    UpOptions, UpstreamOptions, WorkerOptions,
 };
 
 const MIB: usize = 1024 * 1024;
+
+/// Workers of `runtime up` with an engine of this binary.
+const DEFAULT_WORKERS: u16 = 2;
+
+/// Most engines of one `runtime up`: each is a process on this machine.
+const MAX_UPSTREAMS: usize = 64;
 
 impl TryFrom<UpOptions> for UpSettings {
     type Error = anyhow::Error;
@@ -25,20 +32,62 @@ impl TryFrom<UpOptions> for UpSettings {
     fn try_from(options: UpOptions) -> anyhow::Result<Self> {
         let UpOptions {
             workers,
-            engine,
+            mut engine,
             frontend,
         } = options;
-        let is_engine_chosen = engine.engine.is_some();
-        let mut engine = EngineSettings::try_from(engine)?;
-        engine.threads.get_or_insert_with(|| threads_of_each(workers));
+        let upstreams = std::mem::take(&mut engine.upstream.upstream);
+        let workers = if upstreams.is_empty() {
+            let number = workers.unwrap_or(DEFAULT_WORKERS);
+            let is_engine_chosen = engine.engine.is_some();
+            let mut engine = EngineSettings::try_from(engine)?;
+            engine.threads.get_or_insert_with(|| threads_of_each(number));
+            UpWorkers::Alike {
+                number,
+                engine,
+                is_engine_chosen,
+            }
+        } else {
+            ensure!(
+                workers.is_none(),
+                "--workers is for engines that `runtime up` starts itself; with --upstream there is one worker for each \
+                 engine"
+            );
+            UpWorkers::NextDoor(next_door(upstreams, &engine)?)
+        };
         let planes = PlaneSettings::default();
         Ok(Self {
             router: router("router".into(), planes, false, frontend)?,
             workers,
-            engine,
-            is_engine_chosen,
         })
     }
+}
+
+/// A worker for each engine that runs already.
+fn next_door(
+    upstreams: Vec<UpstreamUrl>,
+    options: &EngineOptions,
+) -> anyhow::Result<Vec<(WorkerId, EngineSettings)>> {
+    ensure!(
+        upstreams.len() <= MAX_UPSTREAMS,
+        "--upstream is given {} times; one `runtime up` serves at most {MAX_UPSTREAMS} engines: run workers of their own \
+         with `runtime worker --upstream` and `runtime serve`",
+        upstreams.len()
+    );
+    ensure!(
+        upstreams.len() == 1 || options.upstream.kv_events.is_none() && options.upstream.kv_replay.is_none(),
+        "--kv-events and --kv-replay are addresses of one engine, and --upstream names {}; engines that state their own \
+         addresses need neither",
+        upstreams.len()
+    );
+    let mut names = BTreeSet::new();
+    let worker = |url: UpstreamUrl| {
+        let name = url.as_name();
+        ensure!(names.insert(name.clone()), "--upstream names {url} twice");
+        let mut options = options.clone();
+        options.upstream.upstream = vec![url];
+        Ok((name.parse()?, EngineSettings::try_from(options)?))
+    };
+    upstreams.into_iter().map(worker).collect()
 }
 
 /// Workers on one machine share its cores. Workers that each took all of them would wait for each other at every step.
@@ -161,11 +210,23 @@ impl TryFrom<EngineOptions> for EngineSettings {
     type Error = anyhow::Error;
 
     fn try_from(options: EngineOptions) -> anyhow::Result<Self> {
-        let kind = engine_kind(options.engine)?;
+        let kind = engine_kind(options.engine, &options.upstream)?;
         ensure!(
-            kind == EngineKind::Sim || options.tokenizer.is_none(),
-            "--tokenizer is for --engine sim; a GGUF file has a tokenizer of its own"
+            kind != EngineKind::Llama || options.tokenizer.is_none(),
+            "--tokenizer is for --engine sim and --upstream; a GGUF file has a tokenizer of its own"
         );
+        if kind == EngineKind::Openai {
+            for (is_given, flag) in [
+                (options.model.is_some(), "--model"),
+                (options.threads.is_some(), "--threads"),
+            ] {
+                ensure!(
+                    !is_given,
+                    "{flag} is for engines of this binary; an engine at --upstream has its own settings"
+                );
+            }
+        }
+        let upstream = upstream(kind, options.upstream)?;
         Ok(Self {
             kind,
             model: options.model,
@@ -177,14 +238,62 @@ impl TryFrom<EngineOptions> for EngineSettings {
             tokenizer: options.tokenizer,
             speedup: options.speedup,
             seed: options.seed,
+            upstream,
         })
     }
 }
 
-/// The chosen engine, or the best one of this binary.
-fn engine_kind(chosen: Option<EngineChoice>) -> anyhow::Result<EngineKind> {
+/// The engine that runs already; `None` for engines of this binary.
+fn upstream(kind: EngineKind, options: UpstreamOptions) -> anyhow::Result<Option<UpstreamSettings>> {
+    if kind != EngineKind::Openai {
+        for (is_given, flag) in [
+            (options.upstream_key.is_some(), "--upstream-key"),
+            (options.kv_events.is_some(), "--kv-events"),
+            (options.kv_replay.is_some(), "--kv-replay"),
+            (options.context_length.is_some(), "--context-length"),
+        ] {
+            ensure!(
+                !is_given,
+                "{flag} is for an engine that runs already; give its address with --upstream"
+            );
+        }
+        return Ok(None);
+    }
+    let [url] = options.upstream.as_slice() else {
+        bail!(
+            "a worker drives one engine and --upstream names {}; run a worker for each, or `runtime up`",
+            options.upstream.len()
+        );
+    };
+    let hf_home = options.hf_home.or_else(|| {
+        let home = std::env::home_dir()?;
+        Some(home.join(".cache").join("huggingface"))
+    });
+    Ok(Some(UpstreamSettings {
+        url: url.to_string(),
+        key: options.upstream_key,
+        kv_events: options.kv_events,
+        kv_replay: options.kv_replay,
+        context_length: options.context_length,
+        hub_cache: options
+            .hf_hub_cache
+            .or_else(|| hf_home.map(|home| home.join("hub"))),
+    }))
+}
+
+/// The chosen engine, or the one at `--upstream`, or the best one of this binary.
+fn engine_kind(chosen: Option<EngineChoice>, upstream: &UpstreamOptions) -> anyhow::Result<EngineKind> {
     let has_llama = cfg!(feature = "llama");
+    let has_upstream = !upstream.upstream.is_empty();
     match chosen {
+        Some(EngineChoice::Openai) if !has_upstream => bail!(
+            "--engine openai needs the address of an engine that runs already; give --upstream http://host:port"
+        ),
+        Some(EngineChoice::Openai) => Ok(EngineKind::Openai),
+        None if has_upstream => Ok(EngineKind::Openai),
+        Some(_) if has_upstream => {
+            bail!("--upstream is for --engine openai; leave --engine out to drive the engine at that address")
+        }
         Some(EngineChoice::Llama) if !has_llama => bail!(
             "this binary was built without the llama engine; build it with --features llama, or run --engine sim"
         ),

@@ -103,12 +103,106 @@ fn simulated_workers_are_numbered_and_have_ports_of_their_own() {
     assert_eq!(workers("--listen=127.0.0.1:0"), ["gpu-0 0", "gpu-1 0"]);
 }
 
-#[test]
-fn workers_of_one_machine_share_its_cores() {
-    let Command::Up(options) = command(&["up", "--engine=sim", "--workers=64"]) else {
+fn up_of(arguments: &[&str]) -> anyhow::Result<UpSettings> {
+    let Command::Up(options) = command(&[&["up"], arguments].concat()) else {
         panic!("up")
     };
-    let settings = UpSettings::try_from(*options).unwrap();
-    assert!(settings.is_engine_chosen && settings.engine.threads.unwrap() >= 1);
+    (*options).try_into()
+}
+
+#[test]
+fn workers_of_one_machine_share_its_cores() {
+    let settings = up_of(&["--engine=sim", "--workers=64"]).unwrap();
     assert_eq!(settings.router.planes.namespace, "default");
+    let UpWorkers::Alike {
+        number,
+        engine,
+        is_engine_chosen,
+    } = settings.workers
+    else {
+        panic!("{:?}", settings.workers)
+    };
+    assert!(number == 64 && is_engine_chosen && engine.threads.unwrap() >= 1);
+}
+
+#[test]
+fn each_engine_that_runs_already_gets_a_worker_named_after_its_address() {
+    let settings = up_of(&[
+        "--upstream=http://gpu-1:8000",
+        "--upstream=http://10.0.0.2:8001/v1",
+        "--block-size=32",
+    ]);
+    let UpWorkers::NextDoor(workers) = settings.unwrap().workers else {
+        panic!("engines next door")
+    };
+    let shown: Vec<_> = workers
+        .iter()
+        .map(|(name, engine)| {
+            let upstream = engine.upstream.as_ref().unwrap();
+            (
+                name.as_str(),
+                upstream.url.as_str(),
+                engine.kind,
+                engine.block_size,
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("gpu-1-8000", "http://gpu-1:8000", EngineKind::Openai, Some(32)),
+            (
+                "10-0-0-2-8001",
+                "http://10.0.0.2:8001",
+                EngineKind::Openai,
+                Some(32)
+            ),
+        ]
+    );
+    let settings = worker_of(&["--upstream=http://h:1", "--upstream-key=secret", "--hf-home=/x"]).unwrap();
+    let upstream = settings.engine.upstream.as_ref().unwrap();
+    assert_eq!(upstream.key.as_deref(), Some("secret"));
+    assert!(!format!("{settings:?}").contains("secret"));
+    if std::env::var_os("HF_HUB_CACHE").is_none() {
+        assert_eq!(
+            upstream.hub_cache.as_deref(),
+            Some(std::path::Path::new("/x/hub"))
+        );
+    }
+}
+
+#[test]
+fn options_for_other_engines_are_refused() {
+    let one = "--upstream=http://h:1";
+    for (arguments, words) in [
+        (
+            &["--engine=openai"][..],
+            &["--engine openai", "--upstream http://host:port"][..],
+        ),
+        (&["--engine=sim", one], &["--upstream", "--engine openai"]),
+        (&[one, "--model=x.gguf"], &["--model"]),
+        (&[one, "--threads=2"], &["--threads"]),
+        (
+            &["--engine=sim", "--kv-events=tcp://h:1"],
+            &["--kv-events", "--upstream"],
+        ),
+        (
+            &["--engine=sim", "--context-length=5"],
+            &["--context-length", "--upstream"],
+        ),
+    ] {
+        check_refused(worker_of(arguments), words);
+        check_refused(up_of(arguments), words);
+    }
+    check_refused(
+        worker_of(&[one, "--upstream=http://h:2"]),
+        &["one engine", "names 2"],
+    );
+    check_refused(worker_of(&[one, "--sim-workers=2"]), &["--sim-workers 2"]);
+    check_refused(up_of(&[one, one]), &["twice"]);
+    check_refused(up_of(&[one, "--workers=2"]), &["--workers", "--upstream"]);
+    check_refused(
+        up_of(&[one, "--upstream=http://h:2", "--kv-events=tcp://h:1"]),
+        &["--kv-events", "one engine"],
+    );
 }
