@@ -40,7 +40,7 @@ pub(crate) enum UpWorkers {
     /// Some that all run the same engine of this binary.
     Alike {
         number: u16,
-        engine: EngineSettings,
+        engine: Box<EngineSettings>,
         /// The engine was chosen by the user; otherwise it is the best one of this binary.
         is_engine_chosen: bool,
     },

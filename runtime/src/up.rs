@@ -103,7 +103,7 @@ impl Plan {
                 let engine = EngineSettings {
                     model: model.path,
                     model_name: Some(model.name),
-                    ..engine
+                    ..*engine
                 };
                 let named = |number| anyhow::Ok((format!("worker-{number}").parse()?, engine.clone()));
                 Ok(Self {

@@ -43,7 +43,7 @@ impl TryFrom<UpOptions> for UpSettings {
             engine.threads.get_or_insert_with(|| threads_of_each(number));
             UpWorkers::Alike {
                 number,
-                engine,
+                engine: Box::new(engine),
                 is_engine_chosen,
             }
         } else {

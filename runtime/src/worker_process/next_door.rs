@@ -7,7 +7,9 @@ use signalbox_protocol::WorkerId;
 use signalbox_request_plane::{NatsTransport, ServerConfig};
 use signalbox_tokenize::ModelText;
 use signalbox_worker::{
-    openai::{Engine, EngineFacts, StatedFacts, TokenFacts, Upstream, check_tokens, find_engine},
+    openai::{
+        Engine, EngineFacts, StatedFacts, TokenFacts, Upstream, check_tokens, find_engine, start_adapter,
+    },
     service::{self, ModelFiles, RunningWorker, WorkerConfig},
 };
 
@@ -61,7 +63,7 @@ pub(super) async fn start_workers(
         let (engine, check) = (engine.clone(), check.clone());
         let info = engine.info();
         let worker = service::run_backend(config, info, files.clone(), |card, log| {
-            engine.adapter(rank, check, card, log)
+            start_adapter(engine, rank, check, card, log)
         });
         workers.push(worker.await?);
     }

@@ -6,7 +6,8 @@
 //!
 //! - `upstream`: the HTTP connection. `probe` waits for the engine and finds out what it is ([`EngineFacts`]).
 //! - `token_check`: asks the engine for its tokens of a sample, and compares them with the router's.
-//! - `engine_watch`: polls the engine. `engine_phase` decides whether it still runs, `load` computes its load.
+//! - [`Engine`]: what the workers of an engine's ranks have in common. `engine_watch` polls it; `engine_phase` decides
+//!   whether it still runs, `load` computes its load.
 //! - `adapter`: the [`Backend`](crate::backend::Backend). `forward` sends one request, with `request_body` before it and
 //!   `answer_stream` or `answer_document` behind it.
 //! - [`kv_events`]: the engine's KV events, read over ZeroMQ and published as the worker's own.
@@ -15,6 +16,7 @@
 mod adapter;
 mod answer_document;
 mod answer_stream;
+mod engine;
 mod engine_error;
 mod engine_phase;
 mod engine_watch;
@@ -25,6 +27,7 @@ mod json_members;
 pub mod kv_events;
 mod load;
 mod parity;
+mod patience;
 mod probe;
 mod prometheus;
 mod request_body;
@@ -35,7 +38,8 @@ mod upstream;
 mod usage;
 
 pub use self::{
-    adapter::{Engine, TokenFacts},
+    adapter::start_adapter,
+    engine::{Engine, TokenFacts},
     facts::{DEFAULT_BLOCK_SIZE, EngineFacts, EngineFlavour, EventEndpoint, StartTime, StatedFacts},
     probe::{FoundEngine, ProbeError, find_engine},
     token_check::check_tokens,

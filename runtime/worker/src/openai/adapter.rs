@@ -10,7 +10,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use signalbox_event_plane::EventLog;
 use signalbox_protocol::{
-    BlockHasher, Endpoint, ErrorKind, LoadReport, Parity, SequenceHash, WireError, WorkerCapacity, WorkerCard,
+    BlockHasher, Endpoint, ErrorKind, LoadReport, Parity, SequenceHash, StreamSummary, WireError, WorkerCard,
 };
 use signalbox_request_plane::Responder;
 use tokio::{
@@ -21,128 +21,31 @@ use tokio::{
 };
 
 use super::{
+    engine::{Engine, TokenFacts},
     engine_phase::EnginePhase,
-    engine_watch::EngineWatch,
-    facts::{DEFAULT_BLOCK_SIZE, EngineFacts, EngineFlavour},
-    forward::{Answered, Failure, Forward},
+    facts::EngineFlavour,
+    forward::{Answered, Forward},
     in_flight::InFlight,
-    kv_events::{DropCause, KvEventFacts, KvEventSource, KvEventsConfig, Replay},
+    kv_events::{DropCause, KvEventFacts, KvEventSource, Replay},
     load::RankLoad,
-    parity::{EventFacts, ParityJudge, ParitySetup, RequestFacts},
-    probe::FoundEngine,
+    parity::{EventFacts, ParityJudge, RequestFacts},
+    patience::Failure,
     request_body::Additions,
-    upstream::Upstream,
 };
-use crate::backend::{Backend, BackendInfo, BackendRequest};
-
-/// Sequences that an engine decodes at once, if it does not state the number: vLLM's default.
-const DEFAULT_MAX_SEQUENCES: u32 = 256;
-
-/// Requests that may wait at an engine. Engines queue without a bound; a router that sends more waits for nothing.
-const MAX_WAITING: u32 = 4_096;
+use crate::backend::{Backend, BackendRequest};
 
 /// How often parity is judged.
 const JUDGE_EVERY: Duration = Duration::from_millis(500);
 
-/// An engine that was found and is watched. The workers of its ranks share it.
-#[derive(Debug)]
-pub struct Engine {
-    upstream: Upstream,
-    facts: EngineFacts,
-    watch: EngineWatch,
-}
-
-/// What is known about the tokens that routers compute for this engine.
-#[derive(Debug, Clone, Default)]
-pub struct TokenFacts {
-    /// Why routers cannot compute the engine's tokens, and the mend; `None` if they can.
-    pub no_tokenizer: Option<String>,
-    /// What differed when the engine was asked for its tokens at the start.
-    pub first_difference: Option<String>,
-    /// The engine's tokens of a chat were the same: SGLang may take the router's in place of the messages.
-    pub chat_is_equal: bool,
-}
-
-impl Engine {
-    /// Starts to watch an engine. Needs a tokio runtime.
-    pub fn watch(upstream: Upstream, found: FoundEngine) -> Arc<Self> {
-        let watch = EngineWatch::start(upstream.clone(), &found);
-        Arc::new(Self {
-            upstream,
-            facts: found.facts,
-            watch,
-        })
-    }
-
-    /// What was found out about it.
-    pub fn facts(&self) -> &EngineFacts {
-        &self.facts
-    }
-
-    /// The properties of the worker of one rank.
-    pub fn info(&self) -> BackendInfo {
-        let facts = &self.facts;
-        BackendInfo {
-            engine: facts.flavour.as_str().into(),
-            engine_version: facts.version.clone(),
-            reads_body: true,
-            kv_events: !facts.events.is_empty(),
-            block_size: self.block_size(),
-            // Unknown: the engine itself refuses what is too long.
-            context_length: facts.context_length.unwrap_or(u32::MAX),
-            capacity: WorkerCapacity {
-                kv_blocks: facts.kv_blocks.unwrap_or(0),
-                max_sequences: facts.max_sequences.unwrap_or(DEFAULT_MAX_SEQUENCES),
-                max_waiting: MAX_WAITING,
-            },
-        }
-    }
-
-    fn block_size(&self) -> u32 {
-        self.facts.block_size.unwrap_or(DEFAULT_BLOCK_SIZE).max(1)
-    }
-
-    /// Starts the backend of one rank's worker. Needs a tokio runtime.
-    pub fn adapter(
-        self: &Arc<Self>,
-        rank: u32,
-        tokens: TokenFacts,
-        card: &WorkerCard,
-        log: &EventLog,
-    ) -> Arc<dyn Backend> {
-        Arc::new(Adapter::start(self.clone(), rank, tokens, card, log))
-    }
-
-    /// Starts to read the KV events of one rank.
-    fn read_events(&self, rank: u32, card: &WorkerCard, log: &EventLog) -> Option<KvEventSource> {
-        let endpoint = self.facts.events.iter().find(|endpoint| endpoint.rank == rank)?;
-        let config = KvEventsConfig {
-            endpoint: endpoint.events.clone(),
-            replay_endpoint: endpoint.replay.clone(),
-            topic: endpoint.topic.clone(),
-            rank: (self.facts.ranks > 1).then_some(rank),
-            model: card.model.clone(),
-            block_size: card.block_size,
-            kv_blocks: card.capacity.kv_blocks,
-        };
-        // The addresses were checked when the engine was found.
-        KvEventSource::start(config, log.clone())
-            .inspect_err(|error| tracing::error!(worker.id = %card.id, %error, "KV events cannot be read"))
-            .ok()
-    }
-
-    /// What is known about parity before the first request.
-    fn parity_setup(&self, tokens: TokenFacts) -> ParitySetup {
-        let facts = &self.facts;
-        ParitySetup {
-            block_size: self.block_size(),
-            no_tokenizer: tokens.no_tokenizer,
-            no_events: facts.events.is_empty().then(|| facts.no_events_cause()),
-            no_caching: (facts.prefix_caching == Some(false))
-                .then(|| format!("prefix caching is off at the engine: {}", facts.caching_mend())),
-            first_difference: tokens.first_difference,
-        }
-    }
+/// Starts the backend of one rank's worker, which publishes the rank's KV events in `log`. Needs a tokio runtime.
+pub fn start_adapter(
+    engine: Arc<Engine>,
+    rank: u32,
+    tokens: TokenFacts,
+    card: &WorkerCard,
+    log: &EventLog,
+) -> Arc<dyn Backend> {
+    Arc::new(Adapter::start(engine, rank, tokens, card, log))
 }
 
 /// The backend of one rank.
@@ -173,7 +76,7 @@ struct Shared {
 
 impl Adapter {
     fn start(engine: Arc<Engine>, rank: u32, tokens: TokenFacts, card: &WorkerCard, log: &EventLog) -> Self {
-        let sends_input_ids = engine.facts.flavour == EngineFlavour::Sglang && tokens.chat_is_equal;
+        let sends_input_ids = engine.facts().flavour == EngineFlavour::Sglang && tokens.chat_is_equal;
         let setup = engine.parity_setup(tokens);
         let judge = ParityJudge::new(setup, Instant::now());
         let (parity_sender, parity) = watch::channel(judge.verdict(Instant::now()));
@@ -204,7 +107,7 @@ impl Adapter {
 
 impl Backend for Adapter {
     fn generate(&self, request: BackendRequest, responder: Responder) {
-        let phase = self.shared.engine.watch.phase();
+        let phase = self.shared.engine.phase();
         if let EnginePhase::Gone(reason) = &*phase.borrow() {
             return responder.fail(WireError::new(ErrorKind::Unavailable, reason.clone()));
         }
@@ -242,7 +145,7 @@ impl Backend for Adapter {
     }
 
     fn failed(&self) -> BoxFuture<'static, String> {
-        let mut phase = self.shared.engine.watch.phase();
+        let mut phase = self.shared.engine.phase();
         async move {
             loop {
                 if let EnginePhase::Gone(reason) = &*phase.borrow_and_update() {
@@ -283,7 +186,7 @@ impl Shared {
         request: BackendRequest,
         phase: watch::Receiver<EnginePhase>,
         responder: &Responder,
-    ) -> Result<signalbox_protocol::StreamSummary, Failure> {
+    ) -> Result<StreamSummary, Failure> {
         let BackendRequest {
             generate,
             tokens,
@@ -292,7 +195,7 @@ impl Shared {
         let endpoint = generate.format.endpoint;
         let states_tokens = matches!(endpoint, Endpoint::Chat | Endpoint::Completions) && !tokens.is_empty();
         let additions = Additions {
-            flavour: self.engine.facts.flavour,
+            flavour: self.engine.facts().flavour,
             endpoint,
             wants_token_ids: states_tokens && self.judge.lock().takes_sample(),
             input_ids: if self.sends_input_ids { &tokens } else { &[] },
@@ -303,7 +206,7 @@ impl Shared {
             request: &generate,
             body,
             added,
-            rank: (self.engine.facts.ranks > 1).then_some(self.rank),
+            rank: (self.engine.facts().ranks > 1).then_some(self.rank),
             prompt_tokens: tokens.len() as u32,
             phase,
         };
@@ -343,8 +246,8 @@ impl Shared {
     }
 
     async fn report_load(self: Arc<Self>, report: watch::Sender<LoadReport>) {
-        let mut loads = self.engine.watch.loads();
-        let mut load = RankLoad::new(self.engine.facts.kv_blocks.unwrap_or(0));
+        let mut loads = self.engine.loads();
+        let mut load = RankLoad::new(self.engine.facts().kv_blocks.unwrap_or(0));
         loop {
             let open = self.in_flight.count();
             report.send_if_modified(|last| {

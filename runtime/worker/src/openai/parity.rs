@@ -335,7 +335,7 @@ pub(crate) fn first_difference(router: &[u32], engine: &[u32]) -> Option<String>
         return None;
     }
     let at = router.iter().zip(engine).take_while(|(a, b)| a == b).count();
-    let token = |tokens: &[u32]| tokens.get(at).map_or("the end".into(), u32::to_string);
+    let token = |tokens: &[u32]| tokens.get(at).map_or_else(|| "the end".into(), u32::to_string);
     Some(format!(
         "the router's tokens of a prompt differ from the engine's at token {at} ({} and {}; {} and {} tokens in all): the \
          tokenizer or chat template is not the engine's; give the engine's with --tokenizer FOLDER",

@@ -3,7 +3,7 @@
 //! Nothing has to be configured that an engine states. What it does not state is `None` in the [`EngineFacts`]; their
 //! [`missing`](EngineFacts::missing) names each with the mend.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     facts::{EngineFacts, EngineFlavour, StartTime, StatedFacts},
     prometheus,
-    upstream::{Upstream, UpstreamError, UpstreamUrl},
+    upstream::{Upstream, UpstreamError, UpstreamUrl, WholeAnswer},
 };
 
 pub(crate) use self::models::ModelList;
@@ -156,31 +156,26 @@ fn no_models(upstream: &Upstream, status: StatusCode, body: &Bytes) -> ProbeErro
 }
 
 /// The first route that shows that the engine is ready.
-fn ready_route(upstream: &Upstream) -> impl Future<Output = Result<&'static str, NotReady>> {
-    async move {
-        for route in READY_ROUTES {
-            let answer = upstream.get(route).await?;
-            match answer.status.as_u16() {
-                200..=299 => return Ok(route),
-                // A key is not needed for health, but for the models: that shows next.
-                401 | 403 => return Ok("/v1/models"),
-                404 | 405 => {}
-                status => {
-                    return Err(NotReady(format!(
-                        "the engine is not ready yet: it answers {status} to GET {route}"
-                    )));
-                }
+async fn ready_route(upstream: &Upstream) -> Result<&'static str, NotReady> {
+    for route in READY_ROUTES {
+        let answer = upstream.get(route).await?;
+        match answer.status.as_u16() {
+            200..=299 => return Ok(route),
+            // A key is not needed for health, but for the models: that shows next.
+            401 | 403 => return Ok("/v1/models"),
+            404 | 405 => {}
+            status => {
+                let reason = format!("the engine is not ready yet: it answers {status} to GET {route}");
+                return Err(NotReady(reason));
             }
         }
-        // There is an answer to everything, and no route of a known engine. The models show what it is.
-        Ok("/v1/models")
     }
+    // There is an answer to everything, and no route of a known engine. The models show what it is.
+    Ok("/v1/models")
 }
 
 /// The body of an answer, or `None` if the engine does not have the route.
-fn optional(
-    answer: Result<super::upstream::WholeAnswer, UpstreamError>,
-) -> Result<Option<Bytes>, UpstreamError> {
+fn optional(answer: Result<WholeAnswer, UpstreamError>) -> Result<Option<Bytes>, UpstreamError> {
     answer.map(|answer| (answer.status == StatusCode::OK).then_some(answer.body))
 }
 

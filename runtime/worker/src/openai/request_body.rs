@@ -17,6 +17,18 @@ use super::{
     json_members::{JsonMembers, MemberEdits},
 };
 
+/// Members of a chat with which the engine renders the messages itself. The check of the tokens at the start has none of
+/// them, so only without them the router's tokens are known to be the engine's.
+const KEEP_MESSAGES: [&str; 7] = [
+    "input_ids",
+    "tools",
+    "documents",
+    "chat_template",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "continue_final_message",
+];
+
 /// What was added to a body, and so has to be taken out of the answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Added {
@@ -64,7 +76,9 @@ impl Additions<'_> {
         if self.flavour == EngineFlavour::Sglang
             && self.endpoint == Endpoint::Chat
             && !self.input_ids.is_empty()
-            && edits.members().get("input_ids").is_none()
+            && KEEP_MESSAGES
+                .iter()
+                .all(|member| edits.members().get(member).is_none())
         {
             edits.set("input_ids", number_list(self.input_ids).as_bytes());
         }
@@ -202,6 +216,7 @@ mod tests {
             sglang(Endpoint::Chat, &[1], r#"{"input_ids":[2]}"#),
             r#"{"input_ids":[2]}"#
         );
+        assert_eq!(sglang(Endpoint::Chat, &[1], r#"{"tools":[]}"#), r#"{"tools":[]}"#);
         assert_eq!(sglang(Endpoint::Completions, &[1], "{}"), "{}");
     }
 

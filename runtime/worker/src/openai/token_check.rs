@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use signalbox_tokenize::ModelText;
 
-use super::{adapter::TokenFacts, parity::first_difference, upstream::Upstream};
+use super::{engine::TokenFacts, parity::first_difference, upstream::Upstream};
 
 /// Text with what tokenizers treat differently: spaces, digits, accents, a symbol outside of the basic plane.
 const SAMPLE: &str = "Why is the sky blue?  It is 1024 km high, très haut \u{1f600}.\n";

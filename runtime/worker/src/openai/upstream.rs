@@ -3,7 +3,7 @@
 //! uvicorn, under vLLM and SGLang, closes a connection that was idle for 5 s (measured on vLLM 0.32). A request that is
 //! sent at that moment fails without an answer, so connections are dropped well before.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -126,19 +126,19 @@ const MAX_NAME_BYTES: usize = 56;
 pub(crate) enum UpstreamError {
     /// No connection: the engine does not run, or is not reachable.
     #[error("cannot connect to the engine at {0}")]
-    Connect(UpstreamUrl, #[source] hyper_util::client::legacy::Error),
+    Connect(Arc<str>, #[source] hyper_util::client::legacy::Error),
     /// The connection ended without an answer.
     #[error("the engine at {0} closed the connection without an answer")]
-    NoAnswer(UpstreamUrl, #[source] hyper_util::client::legacy::Error),
+    NoAnswer(Arc<str>, #[source] hyper_util::client::legacy::Error),
     /// The connection ended within the answer.
     #[error("the connection to the engine at {0} was lost within the answer")]
-    Lost(UpstreamUrl, #[source] hyper::Error),
+    Lost(Arc<str>, #[source] hyper::Error),
     /// No answer in time.
     #[error("the engine at {0} did not answer within {1:?}")]
-    TimedOut(UpstreamUrl, Duration),
+    TimedOut(Arc<str>, Duration),
     /// The answer is too large.
     #[error("the answer of the engine at {0} is larger than {1} bytes")]
-    TooLarge(UpstreamUrl, usize),
+    TooLarge(Arc<str>, usize),
     /// The request cannot be sent, such as one with a control character in a header.
     #[error("the request cannot be sent to the engine")]
     Request(#[source] hyper::http::Error),
@@ -148,6 +148,8 @@ pub(crate) enum UpstreamError {
 #[derive(Debug, Clone)]
 pub struct Upstream {
     url: UpstreamUrl,
+    /// The address as text, before every path.
+    base: Arc<str>,
     client: Client<HttpConnector, Full<Bytes>>,
     /// `Authorization`, for engines that require a key.
     key: Option<HeaderValue>,
@@ -187,7 +189,13 @@ impl Upstream {
             .pool_max_idle_per_host(MAX_IDLE)
             .http1_max_buf_size(MAX_HEAD_BYTES)
             .build(connector);
-        Ok(Self { url, client, key })
+        let base = url.to_string().into();
+        Ok(Self {
+            url,
+            base,
+            client,
+            key,
+        })
     }
 
     /// The engine's address.
@@ -206,10 +214,12 @@ impl Upstream {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let Self { url, client, key } = self;
+        let Self {
+            base, client, key, ..
+        } = self;
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("{url}{path}"))
+            .uri(format!("{base}{path}"))
             .body(Full::new(body))
             .map_err(UpstreamError::Request)?;
         *request.headers_mut() = headers;
@@ -220,8 +230,8 @@ impl Upstream {
             .request(request)
             .await
             .map_err(|error| match error.is_connect() {
-                true => UpstreamError::Connect(url.clone(), error),
-                false => UpstreamError::NoAnswer(url.clone(), error),
+                true => UpstreamError::Connect(base.clone(), error),
+                false => UpstreamError::NoAnswer(base.clone(), error),
             })
     }
 
@@ -238,10 +248,10 @@ impl Upstream {
                 body: body.to_bytes(),
             }),
             Err(error) => Err(match error.downcast::<hyper::Error>() {
-                Ok(error) => UpstreamError::Lost(self.url.clone(), *error),
+                Ok(error) => UpstreamError::Lost(self.base.clone(), *error),
                 Err(error) => {
                     debug_assert!(error.is::<LengthLimitError>(), "the body has no other error");
-                    UpstreamError::TooLarge(self.url.clone(), limit)
+                    UpstreamError::TooLarge(self.base.clone(), limit)
                 }
             }),
         }
@@ -273,7 +283,7 @@ impl Upstream {
         };
         match timeout(QUESTION_TIMEOUT, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(UpstreamError::TimedOut(self.url.clone(), QUESTION_TIMEOUT)),
+            Err(_) => Err(UpstreamError::TimedOut(self.base.clone(), QUESTION_TIMEOUT)),
         }
     }
 }

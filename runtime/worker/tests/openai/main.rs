@@ -16,7 +16,7 @@ use signalbox_request_plane::{
 };
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use signalbox_worker::{
-    openai::{Engine, StatedFacts, TokenFacts, Upstream, find_engine},
+    openai::{Engine, StatedFacts, TokenFacts, Upstream, find_engine, start_adapter},
     service::{ModelFiles, RunningWorker, WorkerConfig, run_backend},
 };
 use tokio::{sync::Notify, time::timeout};
@@ -56,7 +56,7 @@ impl Fixture {
         };
         let info = watched.info();
         let worker = run_backend(config, info, ModelFiles::new(&artifacts, text), |card, log| {
-            watched.adapter(0, TokenFacts::default(), card, log)
+            start_adapter(watched, 0, TokenFacts::default(), card, log)
         })
         .await
         .unwrap();

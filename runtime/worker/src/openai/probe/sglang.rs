@@ -47,7 +47,7 @@ impl ServerInfo {
         if let Some(version) = self.version {
             facts.version = version;
         }
-        facts.model_root = self.model_path.or(facts.model_root.take());
+        facts.model_root = self.model_path.or_else(|| facts.model_root.take());
         facts.context_length = facts.context_length.or(self.max_req_input_len);
         facts.prefix_caching = Some(!self.disable_radix_cache);
         facts.max_sequences = self.max_running_requests;
