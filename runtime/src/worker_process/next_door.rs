@@ -5,10 +5,11 @@ use std::{net::SocketAddr, sync::Arc};
 use anyhow::Context;
 use signalbox_protocol::WorkerId;
 use signalbox_request_plane::{NatsTransport, ServerConfig};
-use signalbox_tokenize::ModelText;
+use signalbox_tokenize::{MessagePreparation, ModelText};
 use signalbox_worker::{
     openai::{
-        Engine, EngineFacts, StatedFacts, TokenFacts, Upstream, check_tokens, find_engine, start_adapter,
+        Engine, EngineFacts, EngineFlavour, StatedFacts, TokenFacts, Upstream, check_tokens, find_engine,
+        start_adapter,
     },
     service::{self, ModelFiles, RunningWorker, WorkerConfig},
 };
@@ -35,15 +36,20 @@ pub(super) async fn start_workers(
         .context("--upstream-key has characters that no header can have")?;
     let waiting = |reason: &str| report_wait(settings, reason, is_child);
     let found = find_engine(&upstream, &stated_facts(&settings.engine, own), waiting).await?;
-    let tokenizer = find_tokenizer(&settings.engine, own, &found.facts, &found.served_model)?;
-    let text = Arc::new(ModelText::load(&tokenizer.artifacts)?);
-    let check = match tokenizer.not_found.is_none() {
+    let mut tokenizer = find_tokenizer(&settings.engine, own, &found.facts, &found.served_model)?;
+    let mut text = Arc::new(ModelText::load(&tokenizer.artifacts)?);
+    let mut check = match tokenizer.not_found.is_none() {
         true => check_tokens(&upstream, &found.served_model, &text).await,
         false => TokenFacts {
             no_tokenizer: tokenizer.not_found.clone(),
             ..TokenFacts::default()
         },
     };
+    if let Some(adds_bos) = check.adds_bos {
+        tokenizer.artifacts = tokenizer.artifacts.with_add_bos(adds_bos);
+        text = Arc::new(ModelText::load(&tokenizer.artifacts)?);
+        check = check_tokens(&upstream, &found.served_model, &text).await;
+    }
     report_found(settings, &found.facts, &tokenizer, &check, is_child);
     let files = ModelFiles::new(&tokenizer.artifacts, text);
     let model = found.facts.model.clone();
@@ -88,13 +94,21 @@ fn find_tokenizer(
     facts: &EngineFacts,
     served_model: &str,
 ) -> anyhow::Result<FoundTokenizer> {
-    TokenizerPlaces {
+    let mut found = TokenizerPlaces {
         folder: engine.tokenizer.as_deref(),
         model_root: facts.model_root.as_deref(),
         model: served_model,
         hub_cache: upstream.hub_cache.as_deref(),
     }
-    .find()
+    .find()?;
+    // An unknown engine most likely renders a chat as transformers does, like our own engines.
+    let preparation = match facts.flavour {
+        EngineFlavour::Vllm => MessagePreparation::Vllm,
+        EngineFlavour::Sglang => MessagePreparation::Sglang,
+        EngineFlavour::OpenAi => MessagePreparation::Signalbox,
+    };
+    found.artifacts = found.artifacts.with_preparation(preparation);
+    Ok(found)
 }
 
 /// The names and addresses of the ranks' workers: numbered, at consecutive ports, if there are several.

@@ -39,6 +39,9 @@ pub struct TokenFacts {
     pub no_tokenizer: Option<String>,
     /// What differed when the engine was asked for its tokens at the start.
     pub first_difference: Option<String>,
+    /// Whether the engine adds a beginning-of-sequence token, where the model's files lead to the other answer and the
+    /// tokens of a plain prompt differ in nothing else.
+    pub adds_bos: Option<bool>,
     /// The engine's tokens of a chat were the same: SGLang may take the router's in place of the messages.
     pub chat_is_equal: bool,
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use signalbox_tokenize::ModelText;
+use signalbox_tokenize::{ChatPrompt, ModelText};
 
 use super::{engine::TokenFacts, parity::first_difference, upstream::Upstream};
 
@@ -20,11 +20,13 @@ pub async fn check_tokens(upstream: &Upstream, model: &str, text: &ModelText) ->
     let prompt = json!({"model": model, "prompt": SAMPLE});
     if let (Some(engine), Ok(own)) = (tokenize(upstream, &prompt).await, text.encode_prompt(SAMPLE)) {
         facts.first_difference = first_difference(&own, &engine);
+        facts.adds_bos = bos_difference(&own, &engine, text);
     }
     for messages in chats() {
         let chat = json!({"model": model, "messages": messages});
         // Some templates refuse a system message, at the engine and here.
-        let (Some(engine), Ok(own)) = (tokenize(upstream, &chat).await, text.encode_chat(&messages)) else {
+        let own = text.encode_chat(&ChatPrompt::new(&messages));
+        let (Some(engine), Ok(own)) = (tokenize(upstream, &chat).await, own) else {
             continue;
         };
         let difference = first_difference(&own, &engine);
@@ -34,6 +36,16 @@ pub async fn check_tokens(upstream: &Upstream, model: &str, text: &ModelText) ->
         break;
     }
     facts
+}
+
+/// Whether the engine puts the beginning-of-sequence token before a prompt, if that is all that differs. It depends on
+/// the engine's release of transformers, and not on the model's files alone.
+fn bos_difference(own: &[u32], engine: &[u32], text: &ModelText) -> Option<bool> {
+    let bos = text.special_tokens().bos.as_ref()?.id;
+    if engine.strip_prefix(&[bos]) == Some(own) {
+        return Some(true);
+    }
+    (own.strip_prefix(&[bos]) == Some(engine)).then_some(false)
 }
 
 fn chats() -> [Value; 2] {
