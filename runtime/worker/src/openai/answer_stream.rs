@@ -60,6 +60,8 @@ pub(crate) struct AnswerFilter {
     has_begun: bool,
     is_finished: bool,
     is_done: bool,
+    /// The last chunk of a choice, until the event behind it is there.
+    held: Vec<u8>,
     /// The engine's tokens of the prompt, if they were asked for and have arrived.
     prompt_ids: Option<Vec<u32>>,
 }
@@ -70,6 +72,8 @@ enum Verdict {
     Pass(u32),
     /// Pass on the changed text, with this many tokens in it.
     Changed(Vec<u8>, u32),
+    /// Pass this on before the next event that is passed on.
+    Hold(Vec<u8>, u32),
     /// Pass nothing on.
     Drop,
 }
@@ -87,6 +91,7 @@ impl AnswerFilter {
             has_begun: false,
             is_finished: false,
             is_done: false,
+            held: Vec::new(),
             prompt_ids: None,
         }
     }
@@ -107,14 +112,24 @@ impl AnswerFilter {
             match self.judge(event) {
                 Ok(Verdict::Pass(tokens)) => {
                     self.tokens += tokens;
+                    out.append(&mut self.held);
                     out.extend_from_slice(event);
                 }
                 Ok(Verdict::Changed(text, tokens)) => {
                     self.tokens += tokens;
+                    out.append(&mut self.held);
                     out.extend_from_slice(&text);
                 }
+                Ok(Verdict::Hold(text, tokens)) => {
+                    self.tokens += tokens;
+                    out.append(&mut self.held);
+                    self.held = text;
+                }
                 Ok(Verdict::Drop) => {}
-                Err(fault) => break Err(fault),
+                Err(fault) => {
+                    out.append(&mut self.held);
+                    break Err(fault);
+                }
             }
         };
         self.events = events;
@@ -131,6 +146,7 @@ impl AnswerFilter {
         if !self.events.rest().trim_ascii().is_empty() {
             self.push(b"\n\n", out)?;
         }
+        out.append(&mut self.held);
         if !self.is_whole() {
             return Err(StreamFault::Incomplete);
         }
@@ -196,17 +212,52 @@ impl AnswerFilter {
             self.usage.update(usage);
             is_usage_alone = self.keys.no_choices.find(data).is_some();
         }
+        if is_usage_alone && self.added.usage {
+            self.move_fingerprint(data);
+            return Verdict::Drop;
+        }
         if is_usage_alone {
-            return if self.added.usage {
-                Verdict::Drop
-            } else {
-                Verdict::Pass(0)
-            };
+            return Verdict::Pass(0);
         }
-        if self.added.token_ids {
-            return self.without_ids(event, has_finish);
+        let verdict = match self.added.token_ids {
+            true => self.without_ids(event, has_finish),
+            false => Verdict::Pass(self.tokens_in(data)),
+        };
+        match verdict {
+            Verdict::Pass(tokens) if self.holds(has_finish) => Verdict::Hold(event.to_vec(), tokens),
+            Verdict::Changed(text, tokens) if self.holds(has_finish) => Verdict::Hold(text, tokens),
+            verdict => verdict,
         }
-        Verdict::Pass(self.tokens_in(data))
+    }
+
+    /// Whether the chunk that ends a choice waits for the event behind it, which follows at once.
+    fn holds(&self, has_finish: bool) -> bool {
+        has_finish && self.added.usage
+    }
+
+    /// Adds the fingerprint of the usage chunk to the last chunk of the answer, where vLLM writes it for requests that do
+    /// not ask for usage.
+    fn move_fingerprint(&mut self, usage: &[u8]) {
+        let key = self.keys.fingerprint.needle();
+        let Some(at) = self.keys.fingerprint.find(usage) else {
+            return;
+        };
+        let Some(length) = value_length(&usage[at + key.len()..]) else {
+            return;
+        };
+        let member = &usage[at..at + key.len() + length];
+        let has_own = self.keys.fingerprint.find(&self.held).is_some();
+        if let Some(close) = self
+            .held
+            .iter()
+            .rposition(|byte| *byte == b'}')
+            .filter(|_| !has_own)
+        {
+            let behind = self.held.split_off(close);
+            self.held.push(b',');
+            self.held.extend_from_slice(member);
+            self.held.extend_from_slice(&behind);
+        }
     }
 
     /// Counts the tokens of a chunk without token ids: one, unless it only opens the answer.
@@ -281,6 +332,7 @@ struct Keys {
     role: Finder<'static>,
     empty_content: Finder<'static>,
     empty_delta: Finder<'static>,
+    fingerprint: Finder<'static>,
     delta: Finder<'static>,
     /// The types of the events that close an answer.
     closing: [Finder<'static>; 4],
@@ -298,6 +350,7 @@ impl Keys {
                 role: finder("\"role\":"),
                 empty_content: finder("\"content\":\"\""),
                 empty_delta: finder("\"delta\":{}"),
+                fingerprint: finder("\"system_fingerprint\":"),
                 delta: finder("\"delta\":"),
                 closing: [
                     finder("\"message_stop\""),

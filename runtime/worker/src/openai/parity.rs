@@ -44,6 +44,9 @@ const MOST_AWAITED: usize = 32;
 /// Longest time without a connection to the events. Engines that restart take longer and are another incarnation.
 const MOST_DISCONNECTED: Duration = Duration::from_secs(5);
 
+/// Time to read an engine's replay, until what is missing counts as lost.
+const CATCH_UP_TIME: Duration = Duration::from_secs(3);
+
 /// What is known about a worker before its first request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ParitySetup {
@@ -92,6 +95,8 @@ pub(crate) struct ParityJudge {
     setup: ParitySetup,
     events: EventFacts,
     disconnected_since: Option<Instant>,
+    /// Since when the events are connected and do not show all blocks.
+    incomplete_since: Option<Instant>,
     /// Requests that are still sampled without exception.
     sample_left: u32,
     /// Requests since the last one that was sampled.
@@ -137,6 +142,7 @@ impl ParityJudge {
         let mut judge = Self {
             events: EventFacts::default(),
             disconnected_since: Some(now),
+            incomplete_since: None,
             sample_left: FIRST_SAMPLE,
             since_sample: 0,
             tokens: Window::default(),
@@ -209,6 +215,10 @@ impl ParityJudge {
             true => None,
             false => self.disconnected_since.or(Some(now)),
         };
+        self.incomplete_since = match facts.is_connected && !facts.is_complete {
+            true => self.incomplete_since.or(Some(now)),
+            false => None,
+        };
         self.events = facts;
     }
 
@@ -226,7 +236,7 @@ impl ParityJudge {
         if let Some(cause) = self.fallback_cause(now) {
             return Parity::impaired(ParityState::Fallback, cause);
         }
-        match self.degraded_cause() {
+        match self.degraded_cause(now) {
             Some(cause) => Parity::impaired(ParityState::Degraded, cause),
             None => Parity::default(),
         }
@@ -274,12 +284,17 @@ impl ParityJudge {
         })
     }
 
-    fn degraded_cause(&self) -> Option<String> {
+    fn degraded_cause(&self, now: Instant) -> Option<String> {
         if self.tokens_state == ParityState::Degraded {
             return self.difference.clone();
         }
         if !self.events.is_connected {
             return Some("the engine's KV events are not connected yet".into());
+        }
+        if let Some(since) = self.incomplete_since
+            && now.saturating_duration_since(since) < CATCH_UP_TIME
+        {
+            return Some("the engine's KV events are still being read".into());
         }
         if !self.events.is_complete {
             return Some(match self.events.has_replay {

@@ -74,25 +74,43 @@ fn what_was_added_is_taken_out_again() {
     assert_eq!(out.matches("\"token_ids\":null").count(), 3, "{out}");
     assert!(out.ends_with("data: [DONE]\n\n"), "{out}");
 
-    // A chunk is what the engine sends when it was not asked: the same but for the id and the time.
-    let chunk = |text: &str, number: usize| {
-        let line = text.split("\n\n").nth(number).unwrap();
-        line[line.find("\"model\"").unwrap()..].to_owned()
-    };
-    let (asked, ..) = filtered(
-        Endpoint::Chat,
-        Added {
-            token_ids: true,
-            usage: false,
-        },
-        &[CHAT_IDS.replace(",\"usage\":{\"prompt_tokens\":26,\"total_tokens\":26,\"completion_tokens\":0,\"completion_tokens_details\":null}", "").as_bytes()],
-    );
-    assert_eq!(chunk(&asked, 0), chunk(CHAT, 0));
-
     let (out, end, mut filter) = filtered(Endpoint::Completions, EVERYTHING, &[COMPLETIONS_IDS.as_bytes()]);
     assert_eq!(end, Ok(summary(26, 3)));
     assert_eq!(filter.take_prompt_ids().unwrap().len(), 26);
     assert!(!out.contains('[') || !out.contains("token_ids\":["), "{out}");
+}
+
+/// The events of a stream without their ids and times.
+fn events(text: &str) -> Vec<String> {
+    let after_time = |event: &str| match event.find("\"model\"") {
+        Some(place) => event[place..].to_owned(),
+        None => event.to_owned(),
+    };
+    text.trim_end().split("\n\n").map(after_time).collect()
+}
+
+#[test]
+fn the_answer_is_the_one_that_the_engine_gives_when_nothing_is_added() {
+    let stream = usage_at_the_end(CHAT_IDS);
+    let (out, end, _) = filtered(Endpoint::Chat, EVERYTHING, &[stream.as_bytes()]);
+    assert_eq!(events(&out), events(CHAT));
+    assert_eq!(end, Ok(summary(26, 6)));
+}
+
+/// The capture was made with usage in every chunk; this is the stream with usage in the last one only.
+fn usage_at_the_end(text: &str) -> String {
+    let mut kept = String::new();
+    for event in text.split_inclusive("\n\n") {
+        match (event.find(",\"usage\":{"), event.contains("\"choices\":[]")) {
+            (Some(at), false) => {
+                let length = value_length(&event.as_bytes()[at + 9..]).unwrap();
+                kept.push_str(&event[..at]);
+                kept.push_str(&event[at + 9 + length..]);
+            }
+            _ => kept.push_str(event),
+        }
+    }
+    kept
 }
 
 #[test]
