@@ -169,6 +169,7 @@ fn request() -> RouteRequest {
             },
         },
         tokens: vec![1; 64],
+        unhashed_tokens: 0,
         body: Bytes::new(),
         session: 0,
     }

@@ -264,6 +264,7 @@ impl Prepared {
                 },
             },
             tokens: self.tokens,
+            unhashed_tokens: 0,
             body,
             session: generation.session,
         }

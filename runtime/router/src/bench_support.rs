@@ -96,6 +96,7 @@ impl BenchRouter {
             context_length: 32_768,
             block_size: BLOCK_SIZE,
             artifacts_digest: String::new(),
+            reads_body: false,
             text,
             decisions: Arc::default(),
             workers: workers.collect::<Result<_, _>>()?,

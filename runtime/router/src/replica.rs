@@ -40,8 +40,11 @@ mod tests;
 pub struct RouteRequest {
     /// What to generate; `deadline_ms` counts from the call of [`ReplicaHandle::route`].
     pub generate: GenerateRequest,
-    /// Token ids of the prompt.
+    /// Token ids of the prompt. Empty if they are unknown: then no KV block of the prompt is looked up.
     pub tokens: Vec<u32>,
+    /// About how many tokens the engine computes beside `tokens`: those of a prompt with unknown tokens, or of further
+    /// prompts. They count as load only.
+    pub unhashed_tokens: u32,
     /// The client's body, for engines that read it themselves.
     pub body: Bytes,
     /// Hash of the client's session or user ([`name_hash`]); 0 for none.
@@ -196,7 +199,9 @@ impl ReplicaState {
     ) -> Result<Placement, NoCandidate> {
         let sampling = &request.generate.sampling;
         let demand = Demand {
-            prompt_tokens: u32::try_from(request.tokens.len()).unwrap_or(u32::MAX),
+            prompt_tokens: u32::try_from(request.tokens.len())
+                .unwrap_or(u32::MAX)
+                .saturating_add(request.unhashed_tokens),
             blocks,
             expected_output_tokens: sampling.max_tokens.saturating_mul(sampling.n),
             priority: request.generate.priority,

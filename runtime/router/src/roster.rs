@@ -40,6 +40,9 @@ pub(crate) struct ModelEntry {
     pub(crate) context_length: u32,
     pub(crate) block_size: u32,
     pub(crate) artifacts_digest: String,
+    /// Whether the engines read clients' bodies themselves. Workers of both kinds never serve one model: a body that
+    /// was checked for one kind may mean something else to the other.
+    pub(crate) reads_body: bool,
     pub(crate) text: Arc<ModelText>,
     /// How many decisions this process has made for the model. Round robin uses it as its counter.
     pub(crate) decisions: Arc<AtomicU64>,
@@ -271,7 +274,9 @@ impl Roster {
         let is_served = self.workers.values().any(served);
         let known = self.models.get(&card.model);
         if let (true, Some(model)) = (is_served, known) {
-            return model.block_size == card.block_size && model.artifacts_digest == card.artifacts_digest;
+            return model.block_size == card.block_size
+                && model.artifacts_digest == card.artifacts_digest
+                && model.reads_body == card.reads_body;
         }
         if known.is_none() && self.models.len() >= MAX_MODELS {
             return false;
@@ -282,6 +287,7 @@ impl Roster {
             context_length: card.context_length,
             block_size: card.block_size,
             artifacts_digest: card.artifacts_digest.clone(),
+            reads_body: card.reads_body,
             text,
             decisions: known.map_or_else(Arc::default, |model| model.decisions.clone()),
             workers: ReadyWorkers::default(),
@@ -371,6 +377,7 @@ impl Roster {
                 context_length: model.context_length,
                 block_size: model.block_size,
                 artifacts_digest: model.artifacts_digest.clone(),
+                reads_body: model.reads_body,
                 text: model.text.clone(),
                 decisions: model.decisions.clone(),
                 workers: workers.iter().filter(is_ready).cloned().collect(),

@@ -84,6 +84,8 @@ pub struct ModelView {
     pub context_length: u32,
     /// Tokens per KV block.
     pub block_size: u32,
+    /// Whether the model's engines read clients' bodies themselves. Such a body needs only the checks of routing.
+    pub reads_body: bool,
     /// The model's tokenizer and chat template.
     pub text: Arc<ModelText>,
 }
@@ -344,6 +346,7 @@ fn model_view(model: &ModelEntry) -> ModelView {
         created: model.created,
         context_length: model.context_length,
         block_size: model.block_size,
+        reads_body: model.reads_body,
         text: model.text.clone(),
     }
 }

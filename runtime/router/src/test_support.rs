@@ -89,6 +89,7 @@ pub(crate) fn model(workers: Vec<WorkerEntry>) -> ModelEntry {
         context_length: 1_024,
         block_size: 16,
         artifacts_digest: "d".into(),
+        reads_body: false,
         text: text(),
         decisions: Arc::default(),
         workers: workers.into_iter().collect(),
@@ -131,6 +132,7 @@ pub(crate) fn request(deadline: Duration) -> RouteRequest {
             },
         },
         tokens: (0..40).collect(),
+        unhashed_tokens: 0,
         body: Bytes::from_static(b"{}"),
         session: 0,
     }

@@ -184,7 +184,7 @@ impl WorkerRoster {
         match self.roster.ready(card, text, now_unix) {
             Some(WorkerPhase::Refused) => warn!(
                 worker.id = %card.id, model = %card.model,
-                "worker refused: its block size or tokenizer differs from that of the model's other workers",
+                "worker refused: its block size, tokenizer or kind of engine differs from that of the model's other workers",
             ),
             Some(_) => info!(worker.id = %card.id, model = %card.model, "worker ready"),
             None => {}

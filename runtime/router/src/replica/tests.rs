@@ -118,6 +118,24 @@ async fn a_model_without_workers_is_unavailable_and_one_with_full_workers_overlo
 }
 
 #[actix_rt::test]
+async fn a_prompt_with_unknown_tokens_is_routed_and_its_estimate_counts_as_load() {
+    let mut worker = TestWorker::start().await;
+    let rig = Rig::with(&[&worker]);
+    let mut request = request(PATIENCE);
+    request.tokens.clear();
+    request.unhashed_tokens = 100;
+    let routing = soon(rig.replica.route(request));
+    let working = async {
+        let (parts, responder) = worker.call().await;
+        assert!(parts.tokens.is_empty());
+        assert_eq!(rig.prefill_tokens(0), 100);
+        answer(responder);
+    };
+    let (routed, ()) = tokio::join!(routing, working);
+    assert_eq!(routed.unwrap().overlap_blocks, 0);
+}
+
+#[actix_rt::test]
 async fn the_first_bytes_release_the_prefill_load_and_the_end_releases_the_rest() {
     let mut worker = TestWorker::start().await;
     let rig = Rig::with(&[&worker]);

@@ -115,6 +115,24 @@ fn a_worker_that_contradicts_its_model_is_refused() {
 }
 
 #[test]
+fn engines_that_read_bodies_and_engines_that_do_not_never_serve_one_model() {
+    let mut roster = Roster::default();
+    let reader = |name: &str| {
+        Arc::new(WorkerCard {
+            reads_body: true,
+            ..(*card(name, 1)).clone()
+        })
+    };
+    join(&mut roster, &reader("a"));
+    join(&mut roster, &reader("b"));
+    roster.join(card("c", 1), |_| true).unwrap();
+    assert_eq!(roster.ready(&card("c", 1), text(), 1), Some(WorkerPhase::Refused));
+    let view = roster.view();
+    assert!(view.models["m"].reads_body);
+    assert_eq!(view.models["m"].workers.len(), 2);
+}
+
+#[test]
 fn a_worker_that_left_before_it_was_ready_defines_no_model() {
     let mut roster = Roster::default();
     let left = card("a", 1);
