@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt};
 use signalbox_protocol::{ErrorKind, StreamSummary, WireError};
 use signalbox_router::AnswerStream;
 
-use crate::metrics::RequestRecord;
+use crate::{dialect, metrics::RequestRecord};
 
 /// Most bytes merged into one chunk. The HTTP library buffers as many before it writes.
 const MAX_MERGED_BYTES: usize = 32 * 1024;
@@ -59,7 +59,7 @@ impl<A: Answer> AnswerBody<A> {
     fn fail(&mut self, error: &WireError) -> Bytes {
         self.answer = None;
         self.record.finish(error.status(), None);
-        Bytes::from(format!("data: {}\n\n", error.to_openai_json()))
+        dialect::event(self.record.endpoint(), error)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Turns errors into HTTP answers: OpenAI's body, and the status and `Retry-After` of the error's kind. All errors
+//! Turns errors into HTTP answers: the body of the route's API, and the status and `Retry-After` of the error. All errors
 //! pass here.
 //!
 //! Three answers are made elsewhere: the HTTP library answers a request head that is malformed (400), too large (431)
@@ -12,14 +12,19 @@ use actix_web::{
         header::{self, HeaderName},
     },
 };
-use signalbox_protocol::{ErrorKind, RequestId, WireError};
+use signalbox_protocol::{Endpoint, ErrorKind, RequestId, WireError};
 use signalbox_router::{
     PolicyChangeError, StoreError,
     policies::{AdmissionError, RegistryError},
 };
 
+use crate::dialect;
+
 /// The header with the request's id, which both sides log.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// `Retry-After` of an engine's answer that has too much to do, in seconds: as for Signalbox's own.
+const ENGINE_RETRY_S: u32 = 1;
 
 /// An error on its way to a client.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +36,26 @@ impl ApiError {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(WireError::new(kind, message))
     }
+
+    fn response(&self, body: String) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status_code());
+        if let Some(seconds) = self.retry_after_s() {
+            response.insert_header((header::RETRY_AFTER, seconds));
+        }
+        if self.0.kind == ErrorKind::Unauthorized {
+            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
+        }
+        response.content_type("application/json").body(body)
+    }
+
+    /// Seconds after which a retry may succeed. An engine's status counts more than the kind, which says whether a router
+    /// may try another worker.
+    fn retry_after_s(&self) -> Option<u32> {
+        match &self.0.engine {
+            Some(engine) => matches!(engine.status, 429 | 503).then_some(ENGINE_RETRY_S),
+            None => self.0.kind.retry_after_s(),
+        }
+    }
 }
 
 impl ResponseError for ApiError {
@@ -39,22 +64,22 @@ impl ResponseError for ApiError {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let mut response = HttpResponse::build(self.status_code());
-        if let Some(seconds) = self.0.kind.retry_after_s() {
-            response.insert_header((header::RETRY_AFTER, seconds));
-        }
-        if self.0.kind == ErrorKind::Unauthorized {
-            response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));
-        }
-        response
-            .content_type("application/json")
-            .body(self.0.to_openai_json())
+        self.response(self.0.to_openai_json())
     }
 }
 
 /// The answer to a request that failed.
 pub(crate) fn response(error: WireError, id: &RequestId) -> HttpResponse {
-    let mut response = ApiError(error).error_response();
+    with_id(ApiError(error).error_response(), id)
+}
+
+/// The answer to a request to `endpoint` that failed, in the shape of that route.
+pub(crate) fn response_at(endpoint: Endpoint, error: WireError, id: &RequestId) -> HttpResponse {
+    let body = dialect::body(endpoint, &error);
+    with_id(ApiError(error).response(body), id)
+}
+
+fn with_id(mut response: HttpResponse, id: &RequestId) -> HttpResponse {
     if let Ok(value) = header::HeaderValue::from_str(id.as_str()) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
@@ -147,6 +172,7 @@ impl From<PolicyChangeError> for ApiError {
 mod tests {
     use actix_web::{body::MessageBody, test::TestRequest};
     use serde_json::Value;
+    use signalbox_protocol::EngineError;
 
     use super::*;
 
@@ -183,6 +209,25 @@ mod tests {
         );
         assert_eq!(answer.status(), 429);
         assert_eq!(answer.headers().get(header::RETRY_AFTER).unwrap(), "1");
+    }
+
+    #[test]
+    fn an_engines_error_keeps_its_status_and_body_and_has_retry_after_if_the_status_asks_for_it() {
+        for (status, retry_after) in [(400, false), (429, true), (500, false), (503, true)] {
+            let error = WireError {
+                engine: Some(Box::new(EngineError {
+                    status,
+                    body: r#"{"error": {"message":"as is"}}"#.into(),
+                })),
+                // The router may move the request to another worker.
+                ..WireError::new(ErrorKind::Unavailable, "the engine failed")
+            };
+            let answer = response_at(Endpoint::Chat, error, &RequestId::from_random(1));
+            let retries = answer.headers().get(header::RETRY_AFTER).is_some();
+            assert_eq!((answer.status().as_u16(), retries), (status, retry_after));
+            let body = answer.into_body().try_into_bytes().unwrap();
+            assert_eq!(body, r#"{"error": {"message":"as is"}}"#);
+        }
     }
 
     #[test]

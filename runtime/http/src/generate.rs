@@ -1,27 +1,24 @@
-//! A generation from the request's head to its answer's body: read, parse, tokenise, route, stream.
-
-use std::time::{SystemTime, UNIX_EPOCH};
+//! A request that a worker answers, from its head to its answer's body: read, parse, tokenise, route, stream.
+//!
+//! All routes pass here. The model decides how a body is read: strictly if its workers run an engine of this repository
+//! ([`checked`]), and only as far as routing needs if its engines read bodies themselves ([`forwarded`]).
 
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{CACHE_CONTROL, HeaderName, HeaderValue},
     web::{Data, Payload},
 };
-use bytes::Bytes;
-use signalbox_protocol::{AnswerFormat, Endpoint, ErrorKind, GenerateRequest, WireError};
-use signalbox_router::{ModelView, RouteRequest, RoutedAnswer};
-use signalbox_tokenize::{ChatPrompt, TextError};
+use signalbox_protocol::{Endpoint, ErrorKind, WireError};
+use signalbox_router::RoutedAnswer;
 
 use crate::{
     answer::{Answer, AnswerBody, collect},
-    body,
+    body, checked,
     error::{self, REQUEST_ID},
+    forwarded,
     frontend::Frontend,
     metrics::RequestRecord,
-    openai::{
-        ChatRequest, CompletionRequest, DefaultLength, GenerationParams, Prompt, check_vocabulary,
-        fit_context, model_of,
-    },
+    openai::{CHAT_NAMES, COMPLETION_NAMES, Fields, take_model},
 };
 
 const WORKER: HeaderName = HeaderName::from_static("x-signalbox-worker");
@@ -30,55 +27,17 @@ const OVERLAP_BLOCKS: HeaderName = HeaderName::from_static("x-signalbox-overlap-
 /// With the value `no`, reverse proxies such as nginx forward each event at once.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// OpenAI's default length of a plain completion, in tokens.
-const DEFAULT_COMPLETION_TOKENS: u32 = 16;
-
-/// `POST /v1/chat/completions`
-pub(crate) async fn chat_completions(
-    request: HttpRequest,
-    payload: Payload,
-    frontend: Data<Frontend>,
-) -> HttpResponse {
-    respond(Endpoint::Chat, request, payload, &frontend).await
-}
-
-/// `POST /v1/completions`
-pub(crate) async fn completions(
-    request: HttpRequest,
-    payload: Payload,
-    frontend: Data<Frontend>,
-) -> HttpResponse {
-    respond(Endpoint::Completions, request, payload, &frontend).await
-}
-
-/// `POST /v1/embeddings`: an error, since no served model makes embeddings.
-pub(crate) async fn embeddings(
-    request: HttpRequest,
-    payload: Payload,
-    frontend: Data<Frontend>,
-) -> HttpResponse {
-    let refused = async {
-        let body = body::read(&request, payload, frontend.body_limits).await?;
-        let model = model_of(&body)?;
-        frontend.model(&model)?;
-        let message = format!("{model} generates text and makes no embeddings; no model served here does");
-        Err::<HttpResponse, _>(WireError::invalid_param("model", message))
-    };
-    refused
-        .await
-        .unwrap_or_else(|error| error::response(error, &error::request_id(&request)))
-}
-
-async fn respond(
+/// Answers a request to `endpoint`.
+pub(crate) async fn respond(
     endpoint: Endpoint,
     request: HttpRequest,
     payload: Payload,
-    frontend: &Frontend,
+    frontend: Data<Frontend>,
 ) -> HttpResponse {
     let id = error::request_id(&request);
     let in_flight = frontend.traffic.enter();
     let mut record = RequestRecord::begin(&frontend.metrics, endpoint, id, in_flight);
-    match answer(endpoint, &request, payload, frontend, &mut record).await {
+    match answer(endpoint, &request, payload, &frontend, &mut record).await {
         Ok((answer, stream)) => match whole_or_stream(answer, stream, record).await {
             Ok(response) => response,
             Err((error, mut record)) => fail(error, &mut record),
@@ -89,7 +48,7 @@ async fn respond(
 
 fn fail(error: WireError, record: &mut RequestRecord) -> HttpResponse {
     record.finish(error.status(), None);
-    error::response(error, record.id())
+    error::response_at(record.endpoint(), error, record.id())
 }
 
 /// Everything up to the worker's first bytes. Also returns whether the client wants a stream.
@@ -107,17 +66,25 @@ async fn answer(
         ));
     }
     let body = body::read(request, payload, frontend.body_limits).await?;
-    let prepared = match endpoint {
-        Endpoint::Chat => prepare_chat(frontend, &body, record)?,
-        _ => prepare_completion(frontend, &body, record)?,
+    let mut fields = parse(endpoint, &body)?;
+    let name = take_model(&mut fields)?;
+    let model = frontend.model(&name)?;
+    record.served_by_model(&model.name);
+    let prepared = if model.reads_body {
+        forwarded::prepare(endpoint, name, &mut fields, &model, body.len())
+    } else {
+        checked::prepare(endpoint, name, &mut fields, &model)?
     };
+    if let Some(reason) = prepared.unhashed {
+        record.unhashed(reason.as_str());
+    }
     let stream = prepared.generation.stream;
     let choices = prepared.generation.sampling.n;
     let left = frontend.request_timeout.saturating_sub(record.elapsed());
     let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
     let routed = frontend
         .replica
-        .route(prepared.into_route_request(endpoint, body, record, deadline_ms))
+        .route(prepared.into_route_request(endpoint, body, record.id().clone(), deadline_ms))
         .await?;
     record.routed_to(&routed.worker);
     if stream {
@@ -126,148 +93,19 @@ async fn answer(
     Ok((routed, stream))
 }
 
-/// A request whose tokens fit its model.
-#[derive(Debug)]
-struct Prepared {
-    generation: GenerationParams,
-    tokens: Vec<u32>,
-    /// The text that the answer begins with.
-    echo: Option<String>,
-}
-
-fn prepare_chat(frontend: &Frontend, body: &[u8], record: &mut RequestRecord) -> Result<Prepared, WireError> {
-    let ChatRequest { generation, messages } = ChatRequest::parse(body)?;
-    let model = frontend.model(&generation.model)?;
-    record.served_by_model(&model.name);
-    let tokens = model
-        .text
-        .encode_chat(&ChatPrompt::new(&messages))
-        .map_err(|error| text_error(error, "messages"))?;
-    fit(
-        generation,
-        tokens,
-        None,
-        &model,
-        DefaultLength::RestOfContext,
-        "messages",
-    )
-}
-
-fn prepare_completion(
-    frontend: &Frontend,
-    body: &[u8],
-    record: &mut RequestRecord,
-) -> Result<Prepared, WireError> {
-    let CompletionRequest {
-        generation,
-        prompt,
-        echo,
-    } = CompletionRequest::parse(body)?;
-    let model = frontend.model(&generation.model)?;
-    record.served_by_model(&model.name);
-    let (tokens, text) = match prompt {
-        Prompt::Text(text) => (
-            model
-                .text
-                .encode_prompt(&text)
-                .map_err(|error| text_error(error, "prompt"))?,
-            Some(text),
-        ),
-        Prompt::Tokens(tokens) => {
-            check_vocabulary(&tokens, &generation.sampling.logit_bias, model.text.vocab_size())?;
-            (tokens, None)
+/// Reads the parameters that either way of reading a body needs, as one pass over the body.
+fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Fields, WireError> {
+    let [common, prompt] = forwarded::names(endpoint);
+    match endpoint {
+        Endpoint::Chat => {
+            let [a, b, c] = CHAT_NAMES;
+            Fields::parse(body, &[a, b, c, common, prompt])
         }
-    };
-    let echo = match (echo, text) {
-        (false, _) => None,
-        (true, Some(text)) => Some(text),
-        (true, None) => Some(
-            model
-                .text
-                .decode(&tokens)
-                .map_err(|error| text_error(error, "prompt"))?,
-        ),
-    };
-    fit(
-        generation,
-        tokens,
-        echo,
-        &model,
-        DefaultLength::Tokens(DEFAULT_COMPLETION_TOKENS),
-        "prompt",
-    )
-}
-
-fn fit(
-    mut generation: GenerationParams,
-    tokens: Vec<u32>,
-    echo: Option<String>,
-    model: &ModelView,
-    default: DefaultLength,
-    param: &str,
-) -> Result<Prepared, WireError> {
-    if tokens.is_empty() {
-        return Err(WireError::invalid_param(
-            param,
-            format!("{param} has no tokens; give at least one"),
-        ));
-    }
-    check_vocabulary(&[], &generation.sampling.logit_bias, model.text.vocab_size())?;
-    generation.sampling.max_tokens = fit_context(
-        tokens.len(),
-        generation.max_tokens,
-        default,
-        model.context_length,
-        param,
-    )?;
-    Ok(Prepared {
-        generation,
-        tokens,
-        echo,
-    })
-}
-
-/// Errors of the template or the tokenizer are about the prompt: `param` names the parameter that holds it.
-fn text_error(error: TextError, param: &str) -> WireError {
-    let mut error = WireError::from(error);
-    error.param.get_or_insert_with(|| param.to_owned());
-    error
-}
-
-impl Prepared {
-    fn into_route_request(
-        self,
-        endpoint: Endpoint,
-        body: Bytes,
-        record: &RequestRecord,
-        deadline_ms: u64,
-    ) -> RouteRequest {
-        let generation = self.generation;
-        RouteRequest {
-            generate: GenerateRequest {
-                id: record.id().clone(),
-                model: generation.model,
-                deadline_ms,
-                lora: String::new(),
-                cache_salt: generation.cache_salt,
-                priority: generation.priority,
-                overlap_blocks: 0,
-                sampling: generation.sampling,
-                format: AnswerFormat {
-                    endpoint,
-                    stream: generation.stream,
-                    include_usage: generation.include_usage,
-                    echo: self.echo,
-                    created: SystemTime::now()
-                        .duration_since(UNIX_EPOCH)
-                        .map_or(0, |since| since.as_secs()),
-                },
-            },
-            tokens: self.tokens,
-            unhashed_tokens: 0,
-            body,
-            session: generation.session,
+        Endpoint::Completions => {
+            let [a, b, c] = COMPLETION_NAMES;
+            Fields::parse(body, &[a, b, c, common, prompt])
         }
+        _ => Fields::parse(body, &[common, prompt]),
     }
 }
 

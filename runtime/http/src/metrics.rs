@@ -23,6 +23,7 @@ const ITL_SECONDS: &str = "signalbox_itl_seconds";
 const PROMPT_TOKENS: &str = "signalbox_prompt_tokens_total";
 const CACHED_TOKENS: &str = "signalbox_cached_tokens_total";
 const COMPLETION_TOKENS: &str = "signalbox_completion_tokens_total";
+const UNHASHED: &str = "signalbox_requests_unhashed_total";
 
 /// The model label of requests that name no served model.
 const NO_MODEL: &str = "none";
@@ -76,6 +77,10 @@ pub(crate) fn describe() {
         "Prompt tokens of finished answers that were found in a KV cache"
     );
     describe_counter!(COMPLETION_TOKENS, "Tokens generated in finished answers");
+    describe_counter!(
+        UNHASHED,
+        "Requests whose prompt, or a part of it, was not looked up in the KV index, by model, endpoint and reason"
+    );
 }
 
 /// One HTTP thread's metric handles, kept so that a request does not look them up.
@@ -107,6 +112,8 @@ struct ModelMetrics {
     endpoint: Endpoint,
     /// A vector, since few statuses ever occur.
     by_status: RefCell<Vec<(u16, Counter)>>,
+    /// Likewise, by reason.
+    unhashed: RefCell<Vec<(&'static str, Counter)>>,
     request_seconds: Histogram,
     ttft_seconds: Histogram,
     itl_seconds: Histogram,
@@ -135,6 +142,7 @@ impl ModelMetrics {
             model: model.to_owned(),
             endpoint,
             by_status: RefCell::default(),
+            unhashed: RefCell::default(),
             request_seconds: histogram!(REQUEST_SECONDS, &labels()),
             ttft_seconds: histogram!(TTFT_SECONDS, &labels()),
             itl_seconds: histogram!(ITL_SECONDS, &labels()),
@@ -159,6 +167,22 @@ impl ModelMetrics {
         requests.increment(1);
         by_status.push((status, requests));
     }
+
+    fn count_unhashed(&self, reason: &'static str) {
+        let mut unhashed = self.unhashed.borrow_mut();
+        if let Some((_, requests)) = unhashed.iter().find(|(known, _)| *known == reason) {
+            requests.increment(1);
+            return;
+        }
+        let labels = [
+            ("model", self.model.clone()),
+            ("endpoint", self.endpoint.as_str().to_owned()),
+            ("reason", reason.to_owned()),
+        ];
+        let requests = counter!(UNHASHED, &labels);
+        requests.increment(1);
+        unhashed.push((reason, requests));
+    }
 }
 
 /// What happened to one request. Dropping the record counts the request and logs it, so that every request is counted
@@ -171,6 +195,8 @@ pub(crate) struct RequestRecord {
     model: Option<String>,
     id: RequestId,
     worker: Option<WorkerId>,
+    /// Why the prompt was not looked up in the KV index.
+    unhashed: Option<&'static str>,
     began: Instant,
     /// When the first bytes of a stream arrived, and how many sequences share its tokens.
     first_token: Option<(Instant, u32)>,
@@ -193,6 +219,7 @@ impl RequestRecord {
             model: None,
             id,
             worker: None,
+            unhashed: None,
             began: Instant::now(),
             first_token: None,
             status: signalbox_protocol::ErrorKind::Cancelled.status(),
@@ -208,6 +235,16 @@ impl RequestRecord {
 
     pub(crate) fn id(&self) -> &RequestId {
         &self.id
+    }
+
+    /// The route that the client called.
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
+    /// The prompt, or a part of it, is not looked up in the KV index for this reason, which becomes a label.
+    pub(crate) fn unhashed(&mut self, reason: &'static str) {
+        self.unhashed = Some(reason);
     }
 
     /// Sets the model. It must be a served one, since its name becomes a label.
@@ -238,6 +275,9 @@ impl Drop for RequestRecord {
             .metrics
             .of(self.model.as_deref().unwrap_or(NO_MODEL), self.endpoint);
         metrics.count(self.status);
+        if let Some(reason) = self.unhashed {
+            metrics.count_unhashed(reason);
+        }
         metrics.request_seconds.record(took);
         if let Some((first, _)) = self.first_token {
             metrics.ttft_seconds.record(first - self.began);
@@ -262,6 +302,7 @@ impl Drop for RequestRecord {
             model = self.model,
             endpoint = self.endpoint.as_str(),
             status = self.status,
+            unhashed = self.unhashed,
             seconds = took.as_secs_f64(),
             prompt_tokens = self.summary.map(|summary| summary.prompt_tokens),
             cached_tokens = self.summary.map(|summary| summary.cached_tokens),

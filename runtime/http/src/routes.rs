@@ -3,8 +3,9 @@
 use actix_web::{
     HttpRequest, Resource, Route,
     middleware::from_fn,
-    web::{self, Data, PathConfig, ServiceConfig},
+    web::{self, Data, PathConfig, Payload, ServiceConfig},
 };
+use signalbox_protocol::Endpoint;
 
 use crate::{
     admin::{self, Admin},
@@ -13,26 +14,18 @@ use crate::{
     generate, health, models,
 };
 
-/// OpenAI's API, and the health checks of load balancers.
+/// The routes that vLLM and SGLang also have without the version.
+const UNVERSIONED: [(&str, Endpoint); 2] = [("/rerank", Endpoint::Rerank), ("/score", Endpoint::Score)];
+
+/// The APIs of OpenAI, Anthropic and the engines, and the health checks of load balancers.
 pub(crate) fn public(config: &mut ServiceConfig, frontend: Frontend) {
+    let answered = Endpoint::ALL.map(|endpoint| (endpoint.path(), endpoint));
+    for (path, endpoint) in answered.into_iter().chain(UNVERSIONED) {
+        config.service(answered_by_worker(path, endpoint));
+    }
     config
         .app_data(Data::new(frontend))
         .app_data(path_config())
-        .service(resource(
-            "/v1/chat/completions",
-            "POST",
-            [web::post().to(generate::chat_completions)],
-        ))
-        .service(resource(
-            "/v1/completions",
-            "POST",
-            [web::post().to(generate::completions)],
-        ))
-        .service(resource(
-            "/v1/embeddings",
-            "POST",
-            [web::post().to(generate::embeddings)],
-        ))
         .service(resource("/v1/models", "GET", [web::get().to(models::list)]))
         .service(resource(
             "/v1/models/{id:.+}",
@@ -89,6 +82,14 @@ pub(crate) fn admin(config: &mut ServiceConfig, state: Admin) {
         .app_data(Data::new(state))
         .app_data(path_config())
         .service(guarded);
+}
+
+/// A path whose requests a worker answers.
+fn answered_by_worker(path: &str, endpoint: Endpoint) -> Resource {
+    let handler = move |request: HttpRequest, payload: Payload, frontend: Data<Frontend>| {
+        generate::respond(endpoint, request, payload, frontend)
+    };
+    resource(path, "POST", [web::post().to(handler)])
 }
 
 /// A path with its methods; any other method gets 405 with `allowed` as the `Allow` header.

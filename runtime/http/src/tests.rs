@@ -3,6 +3,7 @@
 mod admin;
 mod answers;
 mod clients;
+mod forwarded;
 
 use std::{
     net::SocketAddr,
@@ -22,7 +23,7 @@ use signalbox_router::{
     Router, RouterConfig,
     policies::{PolicyEngine, PolicyLimits, PolicyRegistry},
 };
-use signalbox_tokenize::ModelArtifacts;
+use signalbox_tokenize::{MessagePreparation, ModelArtifacts};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -49,7 +50,17 @@ impl Rig {
         Self::start(Some(model), |_| ()).await
     }
 
+    /// Starts with one ready worker of `model` whose engine reads clients' bodies itself.
+    async fn forwarding(model: &str) -> Self {
+        Self::start_with(Some((model, true)), |_| ()).await
+    }
+
     async fn start(model: Option<&str>, configure: impl FnOnce(&mut HttpConfig)) -> Self {
+        Self::start_with(model.map(|model| (model, false)), configure).await
+    }
+
+    /// `model`: what the worker serves, and whether its engine reads bodies itself.
+    async fn start_with(model: Option<(&str, bool)>, configure: impl FnOnce(&mut HttpConfig)) -> Self {
         let discovery = Arc::new(MemoryDiscovery::default());
         let engine = PolicyEngine::new(PolicyLimits::default()).unwrap();
         let router = Router::start(RouterConfig {
@@ -76,7 +87,7 @@ impl Rig {
             .unwrap();
         let (sender, calls) = mpsc::channel(8);
         let registration = match model {
-            Some(model) => Some(join(&discovery, model, sender).await),
+            Some((model, reads_body)) => Some(join(&discovery, model, reads_body, sender).await),
             None => None,
         };
         while model.is_some() && router.models().is_empty() {
@@ -107,6 +118,20 @@ impl Rig {
         exchange(self.http.public_address(), request.as_bytes()).await
     }
 
+    /// Sends a request that a worker answers, and plays the worker: `answer` gets what the worker received. Returns what
+    /// the client received, and what the worker received.
+    async fn answered(
+        &mut self,
+        request: String,
+        answer: impl FnOnce(Responder),
+    ) -> (Reply, GenerateRequest, CallParts) {
+        let address = self.http.public_address();
+        let client = actix_rt::spawn(async move { exchange(address, request.as_bytes()).await });
+        let (received, parts, responder) = self.call().await;
+        answer(responder);
+        (client.await.unwrap(), received, parts)
+    }
+
     /// Sends a request to the admin API.
     async fn admin(&self, request: &[u8]) -> Reply {
         exchange(self.http.admin_address(), request).await
@@ -125,15 +150,21 @@ fn recorder() -> PrometheusHandle {
 async fn join(
     discovery: &MemoryDiscovery,
     model: &str,
+    reads_body: bool,
     sender: mpsc::Sender<(CallParts, Responder)>,
 ) -> Registration {
-    let artifacts = ModelArtifacts::byte_level();
+    let preparation = if reads_body {
+        MessagePreparation::Vllm
+    } else {
+        MessagePreparation::Signalbox
+    };
+    let artifacts = ModelArtifacts::byte_level().with_preparation(preparation);
     let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0)), ServerConfig::default())
         .await
         .unwrap();
     let card = serde_json::json!({
         "id": "worker-0", "epoch": 1, "model": model, "address": server.address(), "engine": "sim",
-        "block_size": 16, "context_length": 512, "artifacts_digest": artifacts.digest(), "role": "aggregated",
+        "reads_body": reads_body, "block_size": 16, "context_length": 512, "artifacts_digest": artifacts.digest(), "role": "aggregated",
         "kv_events": false, "capacity": {"kv_blocks": 64, "max_sequences": 8, "max_waiting": 8},
     });
     let card: Arc<WorkerCard> = Arc::new(serde_json::from_value(card).unwrap());

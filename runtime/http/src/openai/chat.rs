@@ -1,12 +1,11 @@
-//! `POST /v1/chat/completions`.
+//! `POST /v1/chat/completions`, checked for an engine of this repository.
 
 use serde_json::Value;
 use signalbox_protocol::WireError;
 
 use super::{
     fields::{Fields, wrong},
-    refused,
-    sampling::{self, GenerationParams, max_tokens, top_logprobs},
+    sampling::{GenerationParams, max_tokens, top_logprobs},
 };
 
 /// Most messages of one conversation. A template runs once per message, and its cost is not linear for all models.
@@ -16,7 +15,7 @@ const MAX_MESSAGES: usize = 4_096;
 const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// Parameters that only chats have.
-const NAMES: [&str; 4] = ["messages", "max_completion_tokens", "top_logprobs", "echo"];
+pub(super) const NAMES: [&str; 4] = ["messages", "max_completion_tokens", "top_logprobs", "echo"];
 
 /// A chat to be continued.
 #[derive(Debug)]
@@ -28,21 +27,20 @@ pub(crate) struct ChatRequest {
 }
 
 impl ChatRequest {
-    /// Reads and checks a request body.
-    pub(crate) fn parse(body: &[u8]) -> Result<Self, WireError> {
-        let mut fields = Fields::parse(body, &[&sampling::NAMES, &NAMES, &refused::NAMES])?;
-        let mut generation = GenerationParams::take(&mut fields)?;
+    /// Takes and checks the parameters of a request to `model`.
+    pub(crate) fn take(model: String, fields: &mut Fields) -> Result<Self, WireError> {
+        let mut generation = GenerationParams::take(model, fields)?;
         // `max_tokens` is the older name of the same limit.
-        let newer = max_tokens(&mut fields, "max_completion_tokens")?;
+        let newer = max_tokens(fields, "max_completion_tokens")?;
         generation.max_tokens = newer.or(generation.max_tokens);
-        generation.sampling.logprobs = logprobs(&mut fields)?;
+        generation.sampling.logprobs = logprobs(fields)?;
         if fields.flag("echo")?.unwrap_or(false) {
             let message = "echo asks for the prompt in the answer, which chats do not have; leave it out";
             return Err(WireError::invalid_param("echo", message));
         }
         Ok(Self {
             generation,
-            messages: messages(&mut fields)?,
+            messages: messages(fields)?,
         })
     }
 }

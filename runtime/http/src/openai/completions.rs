@@ -1,19 +1,18 @@
-//! `POST /v1/completions`.
+//! `POST /v1/completions`, checked for an engine of this repository.
 
 use serde_json::Value;
 use signalbox_protocol::WireError;
 
 use super::{
     fields::{Fields, wrong},
-    refused,
-    sampling::{self, GenerationParams, token_id, top_logprobs},
+    sampling::{GenerationParams, token_id, top_logprobs},
 };
 
 /// OpenAI's limit on the number of likeliest tokens that are returned beside each token.
 const MAX_LOGPROBS: i64 = 5;
 
 /// Parameters that only plain completions have.
-const NAMES: [&str; 4] = ["prompt", "echo", "suffix", "best_of"];
+pub(super) const NAMES: [&str; 4] = ["prompt", "echo", "suffix", "best_of"];
 
 /// A text or token sequence to be continued.
 #[derive(Debug, PartialEq)]
@@ -36,11 +35,10 @@ pub(crate) enum Prompt {
 }
 
 impl CompletionRequest {
-    /// Reads and checks a request body.
-    pub(crate) fn parse(body: &[u8]) -> Result<Self, WireError> {
-        let mut fields = Fields::parse(body, &[&sampling::NAMES, &NAMES, &refused::NAMES])?;
-        let mut generation = GenerationParams::take(&mut fields)?;
-        generation.sampling.logprobs = top_logprobs(&mut fields, "logprobs", MAX_LOGPROBS)?;
+    /// Takes and checks the parameters of a request to `model`.
+    pub(crate) fn take(model: String, fields: &mut Fields) -> Result<Self, WireError> {
+        let mut generation = GenerationParams::take(model, fields)?;
+        generation.sampling.logprobs = top_logprobs(fields, "logprobs", MAX_LOGPROBS)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         if echo && generation.sampling.logprobs.is_some() {
             let message = "echo with logprobs asks for log probabilities of the prompt, which the engines do not \
@@ -52,10 +50,10 @@ impl CompletionRequest {
                 "suffix asks for text that fits before it, which the engines do not support; leave it out";
             return Err(WireError::invalid_param("suffix", message));
         }
-        best_of(&mut fields, generation.sampling.n)?;
+        best_of(fields, generation.sampling.n)?;
         Ok(Self {
             generation,
-            prompt: prompt(&mut fields)?,
+            prompt: prompt(fields)?,
             echo,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive};
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use signalbox_protocol::{ErrorKind, WireError};
 
@@ -12,21 +12,30 @@ use super::json::{Param, ParamSeed};
 /// takes at most 32 MiB.
 const MAX_CONTENT_VALUES: usize = 1 << 20;
 
+/// Most JSON values in a parameter that becomes part of the prompt beside the messages. The tools of an agent with a
+/// hundred of them have about 20,000; the tree of values takes at most 4 MiB.
+const MAX_TOOL_VALUES: usize = 1 << 16;
+
 /// Most JSON values in any other parameter. This is twice the largest `logit_bias`.
 const MAX_PARAM_VALUES: usize = 2_048;
 
 /// The parameters that hold the prompt.
-const CONTENT: [&str; 2] = ["messages", "prompt"];
+const CONTENT: [&str; 3] = ["messages", "prompt", "input"];
+
+/// The parameters that become part of the prompt beside its messages.
+const TOOLS: [&str; 4] = ["tools", "documents", "system", "chat_template_kwargs"];
 
 /// The known parameters of one request body. Taking a parameter removes it; `null` counts as absent.
 #[derive(Debug)]
-pub(super) struct Fields {
+pub(crate) struct Fields {
     given: Vec<(&'static str, Param)>,
+    /// A parameter that is given twice. The later value counts, as for Python's JSON reader.
+    repeated: Option<&'static str>,
 }
 
 impl Fields {
     /// Reads a JSON object and keeps the parameters named in `known`. Others are only checked for syntax and depth.
-    pub(super) fn parse(body: &[u8], known: &[&[&'static str]]) -> Result<Self, WireError> {
+    pub(crate) fn parse(body: &[u8], known: &[&[&'static str]]) -> Result<Self, WireError> {
         let mut json = serde_json::Deserializer::from_slice(body);
         let read = FieldsSeed { known }
             .deserialize(&mut json)
@@ -41,8 +50,17 @@ impl Fields {
         })
     }
 
+    /// Refuses a body that gives a parameter twice: two readers of it could each take a different one of the two values.
+    pub(super) fn check_unique(&self) -> Result<(), WireError> {
+        let Some(name) = self.repeated else {
+            return Ok(());
+        };
+        let message = format!("the body is not a request: `{name}` is given twice");
+        Err(WireError::new(ErrorKind::InvalidRequest, message))
+    }
+
     /// The parameter's value, of any type.
-    pub(super) fn take(&mut self, name: &str) -> Result<Option<Value>, WireError> {
+    pub(crate) fn take(&mut self, name: &str) -> Result<Option<Value>, WireError> {
         let Some(place) = self.given.iter().position(|(given, _)| *given == name) else {
             return Ok(None);
         };
@@ -136,7 +154,7 @@ fn describe(value: &Value) -> String {
 }
 
 /// The value as an integer; a float without a fraction counts as one.
-pub(super) fn integer(value: &Value) -> Option<i64> {
+pub(crate) fn integer(value: &Value) -> Option<i64> {
     /// Up to this number, 2^53, a float represents every integer exactly.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     value.as_i64().or_else(|| {
@@ -152,6 +170,8 @@ pub(super) fn integer(value: &Value) -> Option<i64> {
 fn budget(name: &str) -> usize {
     if CONTENT.contains(&name) {
         MAX_CONTENT_VALUES
+    } else if TOOLS.contains(&name) {
+        MAX_TOOL_VALUES
     } else {
         MAX_PARAM_VALUES
     }
@@ -179,18 +199,22 @@ impl<'de> Visitor<'de> for FieldsSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
         let mut given: Vec<(&'static str, Param)> = Vec::with_capacity(8);
+        let mut repeated = None;
         while let Some(key) = map.next_key_seed(KeySeed { known: self.known })? {
             let Some(name) = key else {
                 map.next_value_seed(ParamSeed { budget: 0 })?;
                 continue;
             };
-            // Two readers of one body could each take a different one of the two values.
-            if given.iter().any(|(earlier, _)| *earlier == name) {
-                return Err(A::Error::custom(format_args!("`{name}` is given twice")));
+            let value = map.next_value_seed(ParamSeed { budget: budget(name) })?;
+            match given.iter_mut().find(|(earlier, _)| *earlier == name) {
+                Some((_, earlier)) => {
+                    repeated = Some(name);
+                    *earlier = value;
+                }
+                None => given.push((name, value)),
             }
-            given.push((name, map.next_value_seed(ParamSeed { budget: budget(name) })?));
         }
-        Ok(Fields { given })
+        Ok(Fields { given, repeated })
     }
 }
 
@@ -267,7 +291,6 @@ mod tests {
             ("{", "not valid JSON: EOF"),
             (r#"{"n":1} x"#, "trailing characters"),
             ("[1]", "expected a JSON object"),
-            (r#"{"n":1,"n":2}"#, "`n` is given twice"),
             (r#"{"text":"\ud800"}"#, "not valid JSON"),
             (r#"{"n":1e999}"#, "out of range"),
             (r#"{"n":NaN}"#, "not valid JSON"),
@@ -284,6 +307,16 @@ mod tests {
                 .message
                 .contains("recursion limit")
         );
+    }
+
+    #[test]
+    fn the_later_of_two_values_counts_until_the_repetition_is_refused() {
+        let mut repeated = fields(r#"{"n":1,"flag":true,"n":2}"#);
+        let error = repeated.check_unique().unwrap_err();
+        assert_eq!(error.message, "the body is not a request: `n` is given twice");
+        assert_eq!(repeated.integer("n", 0..=9).unwrap(), Some(2));
+        assert_eq!(repeated.integer("n", 0..=9).unwrap(), None);
+        assert_eq!(fields(r#"{"n":1,"other":1,"other":2}"#).check_unique(), Ok(()));
     }
 
     #[test]

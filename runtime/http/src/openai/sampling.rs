@@ -71,8 +71,10 @@ pub(crate) struct GenerationParams {
 }
 
 impl GenerationParams {
-    /// Takes the shared parameters except `logprobs`, and refuses parameters that no engine supports.
-    pub(super) fn take(fields: &mut Fields) -> Result<Self, WireError> {
+    /// Takes the shared parameters except `model` and `logprobs`. Refuses parameters that are given twice, and those that
+    /// the engines of this repository do not support.
+    pub(super) fn take(model: String, fields: &mut Fields) -> Result<Self, WireError> {
+        fields.check_unique()?;
         refused::check(fields)?;
         let default = SamplingParams::default();
         let unit = "a number from 0 to 2";
@@ -105,7 +107,7 @@ impl GenerationParams {
         };
         let stream = fields.flag("stream")?.unwrap_or(false);
         Ok(Self {
-            model: model(fields)?,
+            model,
             sampling,
             max_tokens: max_tokens(fields, "max_tokens")?,
             stream,
@@ -130,14 +132,9 @@ pub(super) fn small(number: i64) -> u32 {
 }
 
 /// The model's name, which every request has.
-fn model(fields: &mut Fields) -> Result<String, WireError> {
+pub(crate) fn take_model(fields: &mut Fields) -> Result<String, WireError> {
     const MISSING: &str = "model is missing; give the name of a served model, see GET /v1/models";
     name(fields, "model")?.ok_or_else(|| WireError::invalid_param("model", MISSING))
-}
-
-/// The model that a request body names.
-pub(crate) fn model_of(body: &[u8]) -> Result<String, WireError> {
-    model(&mut Fields::parse(body, &[&["model"]])?)
 }
 
 /// A name: a string that is neither empty nor too long.
@@ -248,6 +245,6 @@ pub(super) fn top_logprobs(fields: &mut Fields, name: &str, most: i64) -> Result
 }
 
 /// Like [`super::fields::integer`], for token ids.
-pub(super) fn token_id(value: &Value) -> Option<u32> {
+pub(crate) fn token_id(value: &Value) -> Option<u32> {
     integer(value).and_then(|number| u32::try_from(number).ok())
 }

@@ -4,10 +4,20 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use signalbox_protocol::{ErrorKind, SamplingParams, WireError};
 
-use super::{ChatRequest, CompletionRequest, Prompt};
+use super::{CHAT_NAMES, COMPLETION_NAMES, ChatRequest, CompletionRequest, Fields, Prompt, take_model};
+
+fn parse_chat(body: &[u8]) -> Result<ChatRequest, WireError> {
+    let mut fields = Fields::parse(body, &CHAT_NAMES)?;
+    ChatRequest::take(take_model(&mut fields)?, &mut fields)
+}
+
+fn parse_completion(body: &[u8]) -> Result<CompletionRequest, WireError> {
+    let mut fields = Fields::parse(body, &COMPLETION_NAMES)?;
+    CompletionRequest::take(take_model(&mut fields)?, &mut fields)
+}
 
 fn chat(more: Value) -> Result<ChatRequest, WireError> {
-    ChatRequest::parse(
+    parse_chat(
         with(
             json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]}),
             more,
@@ -17,7 +27,7 @@ fn chat(more: Value) -> Result<ChatRequest, WireError> {
 }
 
 fn completion(more: Value) -> Result<CompletionRequest, WireError> {
-    CompletionRequest::parse(with(json!({"model": "m", "prompt": "hi"}), more).as_bytes())
+    parse_completion(with(json!({"model": "m", "prompt": "hi"}), more).as_bytes())
 }
 
 /// `body` with the members of `more` added or replaced.
@@ -273,8 +283,8 @@ proptest! {
     /// Parsing any bytes returns a request or an error.
     #[test]
     fn no_body_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        let _ = ChatRequest::parse(&bytes);
-        let _ = CompletionRequest::parse(&bytes);
+        let _ = parse_chat(&bytes);
+        let _ = parse_completion(&bytes);
     }
 
     #[test]

@@ -219,6 +219,7 @@ async fn models_and_health_name_what_is_served() {
         (&"list".into(), &"org/named".into())
     );
     assert_eq!(models["data"][0]["max_model_len"], 512);
+    assert_eq!(models["data"][0]["owned_by"], "signalbox");
     assert_eq!(
         rig.public(&get("/v1/models/org/named")).await.json()["id"],
         "org/named"

@@ -1,0 +1,113 @@
+//! A request that is ready to be routed.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use signalbox_protocol::{AnswerFormat, Endpoint, GenerateRequest, RequestId};
+use signalbox_router::RouteRequest;
+
+use crate::openai::GenerationParams;
+
+/// What routing, and an engine of this repository, need to know of a request.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) generation: GenerationParams,
+    /// The prompt's tokens; empty if they are unknown.
+    pub(crate) tokens: Vec<u32>,
+    /// About how many tokens the engine computes beside `tokens`.
+    pub(crate) unhashed_tokens: u32,
+    /// Why the prompt, or a part of it, is not looked up in the KV index.
+    pub(crate) unhashed: Option<Unhashed>,
+    /// The text that the answer begins with.
+    pub(crate) echo: Option<String>,
+}
+
+/// Why the KV blocks of a prompt are not known, so that the request is routed by load and session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unhashed {
+    /// The member that holds the prompt is missing or has an unexpected type. The engine refuses it most likely.
+    Unreadable,
+    /// The prompt has more JSON values than a router keeps.
+    TooLarge,
+    /// The prompt has more tokens than the model's context. The engine refuses it.
+    TooLong,
+    /// The messages have the wrong shape, or the chat template refuses them. The engine refuses them most likely.
+    Refused,
+    /// Only the engine can render the messages: images, for example, or a template that a router cannot run.
+    Unrenderable,
+    /// The model has no chat template.
+    NoTemplate,
+    /// The model's tokenizer has no tokens for the text.
+    Tokenizer,
+    /// The client sends a chat template of its own.
+    ClientTemplate,
+    /// The prompt, or a part of it, is embeddings.
+    PromptEmbeds,
+    /// The engine cuts the prompt.
+    Truncated,
+    /// The conversation's earlier turns are stored at an engine.
+    StoredTurns,
+    /// A system message stands between turns, which engines place differently.
+    InlineSystem,
+    /// The request has several prompts. It is routed by the first one.
+    LaterPrompts,
+}
+
+impl Unhashed {
+    /// The value of the label `reason` in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::TooLarge => "too_large",
+            Self::TooLong => "too_long",
+            Self::Refused => "refused",
+            Self::Unrenderable => "unrenderable",
+            Self::NoTemplate => "no_template",
+            Self::Tokenizer => "tokenizer",
+            Self::ClientTemplate => "client_template",
+            Self::PromptEmbeds => "prompt_embeds",
+            Self::Truncated => "truncated",
+            Self::StoredTurns => "stored_turns",
+            Self::InlineSystem => "inline_system",
+            Self::LaterPrompts => "later_prompts",
+        }
+    }
+}
+
+impl Prepared {
+    /// The request for the router. `deadline_ms` counts from now on.
+    pub(crate) fn into_route_request(
+        self,
+        endpoint: Endpoint,
+        body: Bytes,
+        id: RequestId,
+        deadline_ms: u64,
+    ) -> RouteRequest {
+        let generation = self.generation;
+        RouteRequest {
+            generate: GenerateRequest {
+                id,
+                model: generation.model,
+                deadline_ms,
+                lora: String::new(),
+                cache_salt: generation.cache_salt,
+                priority: generation.priority,
+                overlap_blocks: 0,
+                sampling: generation.sampling,
+                format: AnswerFormat {
+                    endpoint,
+                    stream: generation.stream,
+                    include_usage: generation.include_usage,
+                    echo: self.echo,
+                    created: SystemTime::now()
+                        .duration_since(UNIX_EPOCH)
+                        .map_or(0, |since| since.as_secs()),
+                },
+            },
+            tokens: self.tokens,
+            unhashed_tokens: self.unhashed_tokens,
+            body,
+            session: generation.session,
+        }
+    }
+}
