@@ -24,6 +24,8 @@ use crate::{
 const WORKER: HeaderName = HeaderName::from_static("x-signalbox-worker");
 const POLICY: HeaderName = HeaderName::from_static("x-signalbox-policy");
 const OVERLAP_BLOCKS: HeaderName = HeaderName::from_static("x-signalbox-overlap-blocks");
+/// How exact the router's knowledge of the worker's KV cache is: `exact`, `degraded` or `fallback`.
+const KV: HeaderName = HeaderName::from_static("x-signalbox-kv");
 /// With the value `no`, reverse proxies such as nginx forward each event at once.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -121,6 +123,7 @@ async fn whole_or_stream(
         (WORKER, HeaderValue::from_str(routed.worker.as_str()).ok()),
         (POLICY, HeaderValue::from_str(&routed.policy).ok()),
         (OVERLAP_BLOCKS, Some(HeaderValue::from(routed.overlap_blocks))),
+        (KV, Some(HeaderValue::from_static(routed.kv.as_str()))),
     ];
     for (name, value) in headers {
         if let Some(value) = value {

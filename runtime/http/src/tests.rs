@@ -17,7 +17,9 @@ use serde_json::Value;
 use signalbox_discovery::{Discovery, MemoryDiscovery, Registration};
 use signalbox_event_plane::MemoryPlane;
 use signalbox_policy_store::MemoryStore;
-use signalbox_protocol::{Call, GenerateRequest, StreamSummary, WorkerCard};
+use signalbox_protocol::{
+    Call, GenerateRequest, Parity, ParityState, StreamSummary, WorkerCard, WorkerReport,
+};
 use signalbox_request_plane::{CallHandler, CallParts, LinkConfig, Responder, Server, ServerConfig};
 use signalbox_router::{
     Router, RouterConfig,
@@ -153,10 +155,12 @@ async fn join(
     reads_body: bool,
     sender: mpsc::Sender<(CallParts, Responder)>,
 ) -> Registration {
-    let preparation = if reads_body {
-        MessagePreparation::Vllm
+    // Only an engine next door can differ from what a router computes.
+    let (preparation, parity) = if reads_body {
+        let parity = Parity::impaired(ParityState::Degraded, "the test");
+        (MessagePreparation::Vllm, parity)
     } else {
-        MessagePreparation::Signalbox
+        (MessagePreparation::Signalbox, Parity::default())
     };
     let artifacts = ModelArtifacts::byte_level().with_preparation(preparation);
     let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0)), ServerConfig::default())
@@ -171,6 +175,7 @@ async fn join(
     let engine = TestEngine {
         artifacts: artifacts.to_bytes(),
         generations: sender,
+        parity,
         watches: Mutex::default(),
     };
     server.serve(card.clone(), Arc::new(engine));
@@ -180,6 +185,8 @@ async fn join(
 struct TestEngine {
     artifacts: Bytes,
     generations: mpsc::Sender<(CallParts, Responder)>,
+    /// What it reports of its KV events.
+    parity: Parity,
     /// Calls that are left open.
     watches: Mutex<Vec<Responder>>,
 }
@@ -194,6 +201,15 @@ impl CallHandler for TestEngine {
                     responder.send(&artifacts).await.unwrap();
                     responder.end(StreamSummary::default());
                 });
+            }
+            Call::WatchLoad { .. } => {
+                let report = WorkerReport {
+                    parity: self.parity.clone(),
+                    ..WorkerReport::default()
+                };
+                responder.queue(0, &serde_json::to_vec(&report).unwrap()).unwrap();
+                responder.flush();
+                self.watches.lock().unwrap().push(responder);
             }
             _ => self.watches.lock().unwrap().push(responder),
         }

@@ -54,7 +54,8 @@ fn a_chat_has_the_tokens_of_its_messages() {
     let silent = json!({"messages": messages, "add_generation_prompt": false});
     let silent = prepared(Endpoint::Chat, silent).tokens;
     assert!(chat_tokens(&messages).starts_with(&silent) && silent.len() < chat_tokens(&messages).len());
-    let continued = json!({"messages": messages, "add_generation_prompt": false, "continue_final_message": true});
+    let continued =
+        json!({"messages": messages, "add_generation_prompt": false, "continue_final_message": true});
     let expected = ChatPrompt {
         add_generation_prompt: false,
         continue_final_message: true,
@@ -64,6 +65,40 @@ fn a_chat_has_the_tokens_of_its_messages() {
         prepared(Endpoint::Chat, continued).tokens,
         text().encode_chat(&expected).unwrap()
     );
+}
+
+#[test]
+fn every_variable_of_a_template_reaches_it_from_every_route() {
+    const TEMPLATE: &str = "{{ messages[0].content }} {{ tools[0].function.name }} {{ reasoning_effort }} {{ mood }} \
+                            {{ documents | length if documents else 0 }}";
+    let artifacts = ModelArtifacts::byte_level().with_preparation(MessagePreparation::Vllm);
+    let artifacts = artifacts.with_chat_template(Some(TEMPLATE.into())).unwrap();
+    let text = ModelText::load(&artifacts).unwrap();
+    let rendered = |prompt: Prompt| {
+        assert_eq!(prompt.unhashed, None);
+        text.decode(&prompt.tokens).unwrap()
+    };
+    let user = json!([{"role": "user", "content": "hi"}]);
+    let function = json!({"name": "f", "parameters": {"type": "object"}});
+    let mood = json!({"mood": "calm"});
+    let chat = json!({
+        "messages": user, "tools": [{"type": "function", "function": function}], "reasoning_effort": "low",
+        "chat_template_kwargs": mood, "documents": [{"title": "t", "text": "x"}],
+    });
+    let chat = conversation::chat(&mut fields(Endpoint::Chat, &chat));
+    assert_eq!(rendered(chat.into_prompt(&text)), "hi f low calm 1");
+    let responses = json!({
+        "input": user, "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+        "reasoning": {"effort": "low"}, "chat_template_kwargs": mood,
+    });
+    let responses = responses::conversation(&mut fields(Endpoint::Responses, &responses));
+    assert_eq!(rendered(responses.into_prompt(&text)), "hi f low calm 0");
+    let messages = json!({
+        "messages": user, "tools": [{"name": "f", "input_schema": {}}], "output_config": {"effort": "low"},
+        "chat_template_kwargs": mood,
+    });
+    let messages = anthropic::conversation(&mut fields(Endpoint::Messages, &messages));
+    assert_eq!(rendered(messages.into_prompt(&text)), "hi f low calm 0");
 }
 
 #[test]

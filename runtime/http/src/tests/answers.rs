@@ -54,6 +54,11 @@ async fn a_streamed_chat_is_the_workers_bytes_with_the_decision_in_its_headers()
     assert_eq!(reply.header("x-request-id"), Some("trace-7"));
     assert_eq!(reply.header("x-signalbox-worker"), Some("worker-0"));
     assert_eq!(reply.header("x-signalbox-overlap-blocks"), Some("0"));
+    assert_eq!(
+        reply.header("x-signalbox-kv"),
+        Some("fallback"),
+        "the worker publishes no KV events"
+    );
     assert!(
         reply
             .header("x-signalbox-policy")
@@ -102,6 +107,7 @@ async fn a_whole_completion_is_one_document_of_known_length() {
     assert_eq!(reply.header("content-length"), Some("14"));
     assert_eq!(reply.header("content-type"), Some("application/json"));
     assert_eq!(reply.header("x-signalbox-worker"), Some("worker-0"));
+    assert_eq!(reply.header("x-signalbox-kv"), Some("fallback"));
 }
 
 #[actix_rt::test]

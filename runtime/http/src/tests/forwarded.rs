@@ -40,7 +40,10 @@ async fn a_body_reaches_the_engine_byte_for_byte() {
     assert_eq!(received.sampling.n, 2);
     let text = rig.router.model("verbatim").unwrap().text;
     let messages = json!([{"role": "user", "content": "h\u{e9}llo /"}]);
-    assert_eq!(parts.tokens, text.encode_chat(&ChatPrompt::new(&messages)).unwrap());
+    assert_eq!(
+        parts.tokens,
+        text.encode_chat(&ChatPrompt::new(&messages)).unwrap()
+    );
 }
 
 #[actix_rt::test]
@@ -108,6 +111,19 @@ async fn every_route_reaches_the_engine_and_its_document_the_client() {
             r#"signalbox_requests_total{{model="routed",endpoint="{endpoint}",status="200"}} {times}"#
         );
         assert!(metrics.text().contains(&line), "{line} in {}", metrics.text());
+    }
+}
+
+#[actix_rt::test]
+async fn an_answer_shows_the_parity_that_its_worker_reports() {
+    let mut rig = Rig::forwarding("judged").await;
+    while rig.router.instances()[0].kv.state != ParityState::Degraded {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    for stream in [false, true] {
+        let request = chat("judged", &format!(r#","stream":{stream}"#));
+        let (reply, _, _) = rig.answered(request, document("{}")).await;
+        assert_eq!(reply.header("x-signalbox-kv"), Some("degraded"));
     }
 }
 
