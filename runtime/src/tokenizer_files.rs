@@ -28,9 +28,19 @@ pub(crate) struct TokenizerPlaces<'a> {
     pub(crate) hub_cache: Option<&'a Path>,
 }
 
+impl FoundTokenizer {
+    /// Without a tokenizer each byte is a token, and routers cannot know the engine's tokens.
+    pub(crate) fn none(problem: &str) -> Self {
+        Self {
+            artifacts: ModelArtifacts::byte_level(),
+            source: "none".into(),
+            not_found: Some(format!("{problem}: give its folder with --tokenizer")),
+        }
+    }
+}
+
 impl TokenizerPlaces<'_> {
-    /// Reads the first tokenizer that is there. Without one, each byte is a token, and routers cannot know the engine's
-    /// tokens.
+    /// Reads the first tokenizer that is there.
     pub(crate) fn find(&self) -> anyhow::Result<FoundTokenizer> {
         if let Some(folder) = self.folder {
             let artifacts = ModelArtifacts::from_hf_folder(folder)
@@ -55,11 +65,7 @@ impl TokenizerPlaces<'_> {
             true => format!("no tokenizer of {name} was found on this machine"),
             false => problems.join("; "),
         };
-        Ok(FoundTokenizer {
-            artifacts: ModelArtifacts::byte_level(),
-            source: "none".into(),
-            not_found: Some(format!("{problem}: give its folder with --tokenizer")),
-        })
+        Ok(FoundTokenizer::none(&problem))
     }
 
     /// Folders that may hold the tokenizer.

@@ -5,10 +5,10 @@ use std::{net::SocketAddr, sync::Arc};
 use anyhow::Context;
 use signalbox_protocol::WorkerId;
 use signalbox_request_plane::{NatsTransport, ServerConfig};
-use signalbox_tokenize::{MessagePreparation, ModelText};
+use signalbox_tokenize::ModelText;
 use signalbox_worker::{
     openai::{
-        Engine, EngineFacts, EngineFlavour, StatedFacts, TokenFacts, Upstream, check_tokens, find_engine,
+        CheckedTokenizer, Engine, EngineFacts, FoundEngine, StatedFacts, TokenFacts, Upstream, find_engine,
         start_adapter,
     },
     service::{self, ModelFiles, RunningWorker, WorkerConfig},
@@ -36,22 +36,10 @@ pub(super) async fn start_workers(
         .context("--upstream-key has characters that no header can have")?;
     let waiting = |reason: &str| report_wait(settings, reason, is_child);
     let found = find_engine(&upstream, &stated_facts(&settings.engine, own), waiting).await?;
-    let mut tokenizer = find_tokenizer(&settings.engine, own, &found.facts, &found.served_model)?;
-    let mut text = Arc::new(ModelText::load(&tokenizer.artifacts)?);
-    let mut check = match tokenizer.not_found.is_none() {
-        true => check_tokens(&upstream, &found.served_model, &text).await,
-        false => TokenFacts {
-            no_tokenizer: tokenizer.not_found.clone(),
-            ..TokenFacts::default()
-        },
-    };
-    if let Some(adds_bos) = check.adds_bos {
-        tokenizer.artifacts = tokenizer.artifacts.with_add_bos(adds_bos);
-        text = Arc::new(ModelText::load(&tokenizer.artifacts)?);
-        check = check_tokens(&upstream, &found.served_model, &text).await;
-    }
-    report_found(settings, &found.facts, &tokenizer, &check, is_child);
-    let files = ModelFiles::new(&tokenizer.artifacts, text);
+    let tokenizer = find_tokenizer(&settings.engine, own, &found.facts, &found.served_model)?;
+    let (tokenizer, checked) = check_tokenizer(&upstream, &found, tokenizer, &settings.engine).await?;
+    report_found(settings, &found.facts, &tokenizer, &checked.facts, is_child);
+    let files = ModelFiles::new(&checked.artifacts, Arc::new(checked.text));
     let model = found.facts.model.clone();
     let engine = Engine::watch(upstream, found);
     let mut workers = Vec::new();
@@ -66,10 +54,10 @@ pub(super) async fn start_workers(
             labels: settings.labels.clone(),
             server: ServerConfig::default(),
         };
-        let (engine, check) = (engine.clone(), check.clone());
+        let (engine, tokens) = (engine.clone(), checked.facts.clone());
         let info = engine.info();
         let worker = service::run_backend(config, info, files.clone(), |card, log| {
-            start_adapter(engine, rank, check, card, log)
+            start_adapter(engine, rank, tokens, card, log)
         });
         workers.push(worker.await?);
     }
@@ -94,21 +82,52 @@ fn find_tokenizer(
     facts: &EngineFacts,
     served_model: &str,
 ) -> anyhow::Result<FoundTokenizer> {
-    let mut found = TokenizerPlaces {
+    TokenizerPlaces {
         folder: engine.tokenizer.as_deref(),
         model_root: facts.model_root.as_deref(),
         model: served_model,
         hub_cache: upstream.hub_cache.as_deref(),
     }
-    .find()?;
-    // An unknown engine most likely renders a chat as transformers does, like our own engines.
-    let preparation = match facts.flavour {
-        EngineFlavour::Vllm => MessagePreparation::Vllm,
-        EngineFlavour::Sglang => MessagePreparation::Sglang,
-        EngineFlavour::OpenAi => MessagePreparation::Signalbox,
+    .find()
+}
+
+/// Loads the tokenizer and compares its tokens with the engine's. One that was found and cannot be loaded counts as none;
+/// one that the user names is an error then.
+async fn check_tokenizer(
+    upstream: &Upstream,
+    found: &FoundEngine,
+    tokenizer: FoundTokenizer,
+    engine: &EngineSettings,
+) -> anyhow::Result<(FoundTokenizer, CheckedTokenizer)> {
+    if tokenizer.not_found.is_none() {
+        let preparation = found.facts.flavour.preparation();
+        let artifacts = tokenizer.artifacts.clone().with_preparation(preparation);
+        match CheckedTokenizer::check(upstream, &found.served_model, artifacts).await {
+            Ok(checked) => return Ok((tokenizer, checked)),
+            Err(error) if engine.tokenizer.is_some() => {
+                return Err(error)
+                    .with_context(|| format!("--tokenizer {} cannot be used", tokenizer.source));
+            }
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                let problem = format!("the tokenizer in {} cannot be used: {error:#}", tokenizer.source);
+                return without_tokenizer(FoundTokenizer::none(&problem));
+            }
+        }
+    }
+    without_tokenizer(tokenizer)
+}
+
+fn without_tokenizer(tokenizer: FoundTokenizer) -> anyhow::Result<(FoundTokenizer, CheckedTokenizer)> {
+    let checked = CheckedTokenizer {
+        artifacts: tokenizer.artifacts.clone(),
+        text: ModelText::load(&tokenizer.artifacts)?,
+        facts: TokenFacts {
+            no_tokenizer: tokenizer.not_found.clone(),
+            ..TokenFacts::default()
+        },
     };
-    found.artifacts = found.artifacts.with_preparation(preparation);
-    Ok(found)
+    Ok((tokenizer, checked))
 }
 
 /// The names and addresses of the ranks' workers: numbered, at consecutive ports, if there are several.
@@ -156,6 +175,7 @@ fn report_found(
     let mut lines = vec![describe(facts, tokenizer)];
     lines.extend(facts.missing());
     lines.extend(tokens.no_tokenizer.clone());
+    lines.extend(tokens.no_chats.clone());
     lines.extend(tokens.first_difference.clone());
     for lack in &lines[1..] {
         tracing::warn!(worker.id = %settings.name, lack, "the engine lacks something");

@@ -42,6 +42,6 @@ pub use self::{
     engine::{Engine, TokenFacts},
     facts::{DEFAULT_BLOCK_SIZE, EngineFacts, EngineFlavour, EventEndpoint, StartTime, StatedFacts},
     probe::{FoundEngine, ProbeError, find_engine},
-    token_check::check_tokens,
+    token_check::CheckedTokenizer,
     upstream::{Upstream, UpstreamUrl, UpstreamUrlError},
 };

@@ -37,11 +37,10 @@ pub struct Engine {
 pub struct TokenFacts {
     /// Why routers cannot compute the engine's tokens, and the mend; `None` if they can.
     pub no_tokenizer: Option<String>,
+    /// Why routers cannot render chats for this engine; `None` if they can.
+    pub no_chats: Option<String>,
     /// What differed when the engine was asked for its tokens at the start.
     pub first_difference: Option<String>,
-    /// Whether the engine adds a beginning-of-sequence token, where the model's files lead to the other answer and the
-    /// tokens of a plain prompt differ in nothing else.
-    pub adds_bos: Option<bool>,
     /// The engine's tokens of a chat were the same: SGLang may take the router's in place of the messages.
     pub chat_is_equal: bool,
 }
@@ -123,6 +122,7 @@ impl Engine {
             no_events: facts.events.is_empty().then(|| facts.no_events_cause()),
             no_caching: (facts.prefix_caching == Some(false))
                 .then(|| format!("prefix caching is off at the engine: {}", facts.caching_mend())),
+            no_chats: tokens.no_chats,
             first_difference: tokens.first_difference,
         }
     }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use signalbox_tokenize::MessagePreparation;
+
 use super::kv_events::{InvalidEndpoint, resolve_endpoint};
 
 /// The kind of an engine next door.
@@ -16,6 +18,15 @@ pub enum EngineFlavour {
 }
 
 impl EngineFlavour {
+    /// How the engine prepares the messages of a chat. Of an unknown one, vLLM's way is the best guess: it is the one that
+    /// most engines are compatible with.
+    pub fn preparation(self) -> MessagePreparation {
+        match self {
+            Self::Vllm | Self::OpenAi => MessagePreparation::Vllm,
+            Self::Sglang => MessagePreparation::Sglang,
+        }
+    }
+
     /// The name on the worker's card.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -58,6 +58,8 @@ pub(crate) struct ParitySetup {
     pub(crate) no_events: Option<String>,
     /// Why nothing is cached, and the mend; `None` if prefixes are cached.
     pub(crate) no_caching: Option<String>,
+    /// Why the router cannot render chats, and what that means; `None` if it can.
+    pub(crate) no_chats: Option<String>,
     /// What differed between the router's tokens and the engine's when both were asked at the start.
     pub(crate) first_difference: Option<String>,
 }
@@ -287,6 +289,9 @@ impl ParityJudge {
     fn degraded_cause(&self, now: Instant) -> Option<String> {
         if self.tokens_state == ParityState::Degraded {
             return self.difference.clone();
+        }
+        if self.setup.no_chats.is_some() {
+            return self.setup.no_chats.clone();
         }
         if !self.events.is_connected {
             return Some("the engine's KV events are not connected yet".into());

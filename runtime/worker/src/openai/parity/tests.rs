@@ -95,11 +95,18 @@ fn what_is_known_from_the_start_counts_at_once() {
     ] {
         Case::of(setup).check(ParityState::Fallback, &["the cause"]);
     }
-    Case::of(ParitySetup {
-        first_difference: cause(),
-        ..ParitySetup::default()
-    })
-    .check(ParityState::Degraded, &["the cause"]);
+    for setup in [
+        ParitySetup {
+            no_chats: cause(),
+            ..ParitySetup::default()
+        },
+        ParitySetup {
+            first_difference: cause(),
+            ..ParitySetup::default()
+        },
+    ] {
+        Case::of(setup).check(ParityState::Degraded, &["the cause"]);
+    }
 }
 
 #[test]
