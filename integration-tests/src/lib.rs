@@ -1,8 +1,9 @@
 //! Tests of the real binary, used as a user does.
 //!
 //! A test starts `runtime` with [`Cluster`] on free ports, sends it HTTP requests with [`Api`], and checks the answers,
-//! `/admin/v1/…` and `/metrics`. A [`Fleet`] is several routers and workers on a real NATS and a real etcd. No code of
-//! Signalbox is linked in: what is not visible from outside is tested in the crates themselves.
+//! `/admin/v1/…` and `/metrics`. A [`Fleet`] is several routers and workers on a real NATS and a real etcd. A
+//! [`FakeEngine`](fake_engine::FakeEngine) stands for an engine next door. No code of Signalbox is linked in but the fake
+//! engine's tokenizer: what is not visible from outside is tested in the crates themselves.
 //!
 //! ```no_run
 //! use serde_json::json;
@@ -34,7 +35,9 @@ mod answer;
 mod binary;
 mod client;
 mod cluster;
+pub mod engines;
 mod eventually;
+pub mod fake_engine;
 pub mod fleet;
 mod metrics;
 pub mod process;
@@ -44,6 +47,7 @@ pub use answer::{Event, EventStream, Reply, Streamed};
 pub use binary::{binary, workspace_root};
 pub use client::Api;
 pub use cluster::{Cluster, Worker};
+pub use engines::NextDoor;
 pub use eventually::{DEADLINE, eventually};
 pub use fleet::Fleet;
 pub use metrics::Metrics;
