@@ -7,10 +7,12 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+mod doctor;
 mod planes;
 mod router;
 mod worker;
 
+pub(crate) use doctor::DoctorOptions;
 pub(crate) use planes::PlaneOptions;
 pub(crate) use router::{FrontendOptions, ServeOptions, Switch, UpOptions};
 pub(crate) use worker::{EngineChoice, EngineOptions, RequestTransport, UpstreamOptions, WorkerOptions};
@@ -47,6 +49,7 @@ const EXAMPLES: &str = "Examples:
   runtime worker --engine sim --listen 127.0.0.1:7001
   runtime serve --discovery static://127.0.0.1:7001,127.0.0.1:7002
   runtime serve --discovery etcd://etcd:2379 --events nats://nats:4222
+  runtime doctor --upstream http://gpu-1:8000     whether an engine's KV cache can be known, and what prevents it
   runtime config example                          a file of all settings, explained
   runtime policy check policy.wasm                check a component as an upload does";
 
@@ -58,6 +61,8 @@ pub(crate) enum Command {
     Serve(Box<ServeOptions>),
     /// Run one engine and serve it to routers.
     Worker(Box<WorkerOptions>),
+    /// Examine engines or workers: whether routers can know what their KV caches hold, and what prevents it.
+    Doctor(Box<DoctorOptions>),
     /// Check policies.
     #[command(subcommand)]
     Policy(PolicyCommand),

@@ -9,6 +9,7 @@ mod child_worker;
 mod cli;
 pub mod config;
 pub mod console;
+mod doctor;
 mod model;
 mod planes;
 mod router_process;
@@ -20,13 +21,17 @@ mod tokenizer_files;
 mod up;
 mod worker_process;
 
+use std::process::ExitCode;
+
 use anyhow::Context;
 pub use cli::Cli;
 use cli::{Command, ConfigCommand};
 use settings::LogSettings;
 
 /// Runs the command until it ends or the process is asked to stop.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+///
+/// The exit code is that of the command where it has a verdict; an error has its own.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let system = actix_rt::System::new();
     let log = LogSettings {
         filter: cli.log,
@@ -34,6 +39,7 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     };
     system.block_on(async {
         match cli.command {
+            Command::Doctor(options) => return Ok(doctor::run(*options).await),
             Command::Up(options) => up::run((*options).try_into()?, log).await,
             Command::Serve(options) => router_process::run((*options).try_into()?).await,
             Command::Worker(options) if options.child.is_some() => worker_process::run_child().await,
@@ -42,7 +48,8 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
             Command::Config(ConfigCommand::Show { command, arguments }) => config::show(command, &arguments),
             Command::Config(ConfigCommand::Check { file }) => config::check(&file),
             Command::Config(ConfigCommand::Example) => config::example(),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     })
 }
 

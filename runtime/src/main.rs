@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         runtime::run(cli)
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             runtime::console::error(&error);
             ExitCode::FAILURE

@@ -16,7 +16,10 @@ use signalbox_http::HttpConfig;
 use signalbox_nats::NatsConfig;
 use signalbox_protocol::{WorkerId, WorkerRole};
 
+mod doctor;
 mod from_options;
+
+pub(crate) use doctor::{DoctorSettings, EngineExam};
 
 /// What is logged to standard error.
 #[derive(Debug, Clone)]

@@ -142,6 +142,18 @@ pub(crate) struct UpstreamOptions {
     pub(crate) hf_home: Option<PathBuf>,
 }
 
+impl UpstreamOptions {
+    /// The cache of the Hugging Face hub; `None` if this user has no home folder.
+    pub(crate) fn hub_cache(&self) -> Option<PathBuf> {
+        if self.hf_hub_cache.is_some() {
+            return self.hf_hub_cache.clone();
+        }
+        let of_user = || Some(std::env::home_dir()?.join(".cache").join("huggingface"));
+        let hf_home = self.hf_home.clone().or_else(of_user)?;
+        Some(hf_home.join("hub"))
+    }
+}
+
 impl std::fmt::Debug for UpstreamOptions {
     /// Without the key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

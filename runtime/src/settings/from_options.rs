@@ -265,19 +265,14 @@ fn upstream(kind: EngineKind, options: UpstreamOptions) -> anyhow::Result<Option
             options.upstream.len()
         );
     };
-    let hf_home = options.hf_home.or_else(|| {
-        let home = std::env::home_dir()?;
-        Some(home.join(".cache").join("huggingface"))
-    });
+    let hub_cache = options.hub_cache();
     Ok(Some(UpstreamSettings {
         url: url.to_string(),
         key: options.upstream_key,
         kv_events: options.kv_events,
         kv_replay: options.kv_replay,
         context_length: options.context_length,
-        hub_cache: options
-            .hf_hub_cache
-            .or_else(|| hf_home.map(|home| home.join("hub"))),
+        hub_cache,
     }))
 }
 
@@ -304,7 +299,7 @@ fn engine_kind(chosen: Option<EngineChoice>, upstream: &UpstreamOptions) -> anyh
 }
 
 /// From `--discovery`, given any number of times, and the options of the planes.
-fn planes(urls: &[String], options: PlaneOptions) -> anyhow::Result<PlaneSettings> {
+pub(super) fn planes(urls: &[String], options: PlaneOptions) -> anyhow::Result<PlaneSettings> {
     let mut settings = PlaneSettings {
         nats: nats(&options)?,
         ..PlaneSettings::default()

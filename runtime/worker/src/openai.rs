@@ -43,5 +43,5 @@ pub use self::{
     facts::{DEFAULT_BLOCK_SIZE, EngineFacts, EngineFlavour, EventEndpoint, StartTime, StatedFacts},
     probe::{FoundEngine, ProbeError, find_engine},
     token_check::CheckedTokenizer,
-    upstream::{Upstream, UpstreamUrl, UpstreamUrlError},
+    upstream::{Upstream, UpstreamError, UpstreamUrl, UpstreamUrlError},
 };

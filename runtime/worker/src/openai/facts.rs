@@ -217,7 +217,7 @@ impl EngineFacts {
     }
 
     /// What turns KV events on.
-    fn events_mend(&self) -> &'static str {
+    pub fn events_mend(&self) -> &'static str {
         match self.flavour {
             EngineFlavour::Vllm => {
                 "start vLLM with --kv-events-config '{\"enable_kv_cache_events\":true,\"publisher\":\"zmq\",\

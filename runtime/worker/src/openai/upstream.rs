@@ -123,7 +123,7 @@ const MAX_NAME_BYTES: usize = 56;
 
 /// Why the engine gave no answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum UpstreamError {
+pub enum UpstreamError {
     /// No connection: the engine does not run, or is not reachable.
     #[error("cannot connect to the engine at {0}")]
     Connect(Arc<str>, #[source] hyper_util::client::legacy::Error),
@@ -275,15 +275,39 @@ impl Upstream {
         path: &str,
         json: Bytes,
     ) -> Result<WholeAnswer, UpstreamError> {
+        self.exchange(method, path, json, QUESTION_TIMEOUT).await
+    }
+
+    /// Sends JSON, and reads the whole answer within `limit`: status and body.
+    ///
+    /// # Errors
+    /// There is no whole answer in time.
+    pub async fn post(
+        &self,
+        path: &str,
+        json: String,
+        limit: Duration,
+    ) -> Result<(u16, Bytes), UpstreamError> {
+        let answer = self.exchange(Method::POST, path, json.into(), limit).await?;
+        Ok((answer.status.as_u16(), answer.body))
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        json: Bytes,
+        limit: Duration,
+    ) -> Result<WholeAnswer, UpstreamError> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let answer = async {
             let answer = self.send(method, path, headers, json).await?;
             self.read_whole(answer, MAX_FACTS_BYTES).await
         };
-        match timeout(QUESTION_TIMEOUT, answer).await {
+        match timeout(limit, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(UpstreamError::TimedOut(self.base.clone(), QUESTION_TIMEOUT)),
+            Err(_) => Err(UpstreamError::TimedOut(self.base.clone(), limit)),
         }
     }
 }
