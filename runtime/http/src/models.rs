@@ -23,13 +23,13 @@ pub(crate) async fn one(request: HttpRequest, id: Path<String>, frontend: Data<F
     }
 }
 
-/// OpenAI's model object, plus the context length under vLLM's name for it.
+/// OpenAI's model object, plus the context length under vLLM's name for it, or null if the engine does not state it.
 fn describe(model: &ModelView) -> Value {
     json!({
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "signalbox",
-        "max_model_len": model.context_length,
+        "max_model_len": (model.context_length != u32::MAX).then_some(model.context_length),
     })
 }

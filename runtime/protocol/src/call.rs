@@ -25,7 +25,7 @@ pub enum Call {
     WatchKvEvents {
         /// The epoch and the sequence of the first batch wanted, itself included; `None` for the batches published from
         /// now on.
-        after: Option<(WorkerEpoch, u64)>,
+        from: Option<(WorkerEpoch, u64)>,
     },
     /// Fetches a snapshot of the KV cache. The worker sends it, encoded, in pieces.
     FetchKvSnapshot,

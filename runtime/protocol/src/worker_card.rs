@@ -28,7 +28,7 @@ pub struct WorkerCard {
     pub reads_body: bool,
     /// Tokens per KV block.
     pub block_size: u32,
-    /// Most tokens of prompt and answer together.
+    /// Most tokens of prompt and answer together; [`u32::MAX`] if the engine does not state it.
     pub context_length: u32,
     /// SHA-256, in hex, of the model's tokenizer and chat template. Routers fetch them from the worker by this digest.
     pub artifacts_digest: String,

@@ -195,9 +195,9 @@ async fn feed_events(link: LinkHandle, card: Arc<WorkerCard>, plane: Arc<dyn Eve
             }
             ControlFlow::Continue(())
         };
-        let after = next.get();
-        match watch(&link, Call::WatchKvEvents { after }, receive).await {
-            Err(LinkError::Refused(error)) if after.is_some() => {
+        let from = next.get();
+        match watch(&link, Call::WatchKvEvents { from }, receive).await {
+            Err(LinkError::Refused(error)) if from.is_some() => {
                 warn!(worker.id = %card.id, %error, "KV events are missing");
                 next.set(None);
             }

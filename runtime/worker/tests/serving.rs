@@ -184,7 +184,7 @@ async fn kv_events_and_a_snapshot_give_the_content_of_the_cache() {
     let epoch = worker.card().epoch;
     let mut events = link
         .open(plain(Call::WatchKvEvents {
-            after: Some((epoch, 0)),
+            from: Some((epoch, 0)),
         }))
         .unwrap();
     whole(link.open(generate(prompt(), 1, true)).unwrap())
@@ -208,7 +208,7 @@ async fn kv_events_and_a_snapshot_give_the_content_of_the_cache() {
     assert_eq!((snapshot.epoch, snapshot.next_sequence), (epoch, 1));
     assert_eq!(stored(&snapshot.stored), blocks);
     let other_incarnation = plain(Call::WatchKvEvents {
-        after: Some((WorkerEpoch(1), 0)),
+        from: Some((WorkerEpoch(1), 0)),
     });
     assert_eq!(
         error_kind(whole(link.open(other_incarnation).unwrap()).await),

@@ -69,8 +69,8 @@ impl WorkerService {
         });
     }
 
-    fn watch_kv_events(&self, after: Option<(WorkerEpoch, u64)>, responder: Responder) {
-        let mut reader = match self.log.read(after) {
+    fn watch_kv_events(&self, from: Option<(WorkerEpoch, u64)>, responder: Responder) {
+        let mut reader = match self.log.read(from) {
             Ok(reader) => reader,
             Err(error) => return responder.fail(not_retained(&error)),
         };
@@ -143,7 +143,7 @@ impl CallHandler for WorkerService {
             }
             Call::FetchArtifacts { digest } => self.fetch_artifacts(&digest, responder),
             Call::FetchKvSnapshot => self.fetch_kv_snapshot(responder),
-            Call::WatchKvEvents { after } => self.watch_kv_events(after, responder),
+            Call::WatchKvEvents { from } => self.watch_kv_events(from, responder),
             Call::WatchLoad { interval_ms } => self.watch_load(Duration::from_millis(interval_ms), responder),
         }
     }
