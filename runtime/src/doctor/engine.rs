@@ -26,7 +26,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(120);
 /// Longest time until an event of a computed block arrives. It takes milliseconds.
 const EVENTS_WITHIN: Duration = Duration::from_secs(5);
 /// Whole blocks of the prompt that is sent twice: enough to tell a cached prompt from one that only begins alike.
-const TRIAL_BLOCKS: u32 = 12;
+const TRIAL_BLOCKS: u32 = 6;
 /// Prompts that are tried until events report one: without replay, events of the first moments are lost.
 const TRIALS: usize = 2;
 
@@ -39,7 +39,7 @@ pub(crate) async fn examine(
 ) -> Report {
     let mut report = Report {
         subject: upstream.url().to_string(),
-        description: String::new(),
+        description: "not examined".into(),
         findings: Vec::new(),
     };
     let mut reason = String::new();
