@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde_json::json;
 use signalbox_integration_tests::{
     NextDoor, Streamed, eventually,
-    fake_engine::{EngineOptions, StreamFault, StreamFaultKind},
+    fake_engine::{EngineOptions, FakeEngine, StreamFault, StreamFaultKind},
     workload::Workload,
 };
 use tokio::{task::JoinSet, time::timeout};
@@ -132,6 +132,14 @@ async fn streams_that_break_off_end_with_an_error() -> anyhow::Result<()> {
 #[tokio::test]
 async fn an_engine_that_refuses_passes_its_requests_to_another_one() -> anyhow::Result<()> {
     let door = NextDoor::start(&[EngineOptions::default(), EngineOptions::default()]).await?;
+    // Each thread of the router connects to each worker by itself, a moment after `up` is ready.
+    eventually("both engines are used", || async {
+        let reply = door.cluster.api.post(CHAT, &door.chat(&workload_text())).await?;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let is_used = |engine: &FakeEngine| engine.seen().iter().any(|request| request.path == CHAT);
+        Ok(door.engines.iter().all(is_used).then_some(()))
+    })
+    .await?;
     for status in [500, 503] {
         door.engines[0].set_faults(|faults| faults.refused_with = Some(status));
         for _ in 0..8 {
