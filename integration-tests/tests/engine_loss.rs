@@ -27,9 +27,22 @@ fn is_failed(stream: &Streamed) -> bool {
     stream.error().is_some() && !stream.is_whole()
 }
 
+/// Waits until every engine has been sent a chat. Each thread of the router connects to each worker by itself, some
+/// milliseconds after `up` is ready; until then a request may have one candidate.
+async fn all_used(door: &NextDoor) -> anyhow::Result<()> {
+    let is_used = |engine: &FakeEngine| engine.seen().iter().any(|request| request.path == CHAT);
+    eventually("all engines are used", || async {
+        let reply = door.cluster.api.post(CHAT, &door.chat(&workload_text())).await?;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        Ok(door.engines.iter().all(is_used).then_some(()))
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_fifty_streams_none_is_taken_for_whole_when_an_engine_dies() -> anyhow::Result<()> {
     let mut door = NextDoor::start(&[slow(), slow()]).await?;
+    all_used(&door).await?;
     let mut workload = Workload::new(1);
     let mut streams = JoinSet::new();
     for _ in 0..50 {
@@ -132,14 +145,7 @@ async fn streams_that_break_off_end_with_an_error() -> anyhow::Result<()> {
 #[tokio::test]
 async fn an_engine_that_refuses_passes_its_requests_to_another_one() -> anyhow::Result<()> {
     let door = NextDoor::start(&[EngineOptions::default(), EngineOptions::default()]).await?;
-    // Each thread of the router connects to each worker by itself, a moment after `up` is ready.
-    eventually("both engines are used", || async {
-        let reply = door.cluster.api.post(CHAT, &door.chat(&workload_text())).await?;
-        assert_eq!(reply.status, 200, "{}", reply.text());
-        let is_used = |engine: &FakeEngine| engine.seen().iter().any(|request| request.path == CHAT);
-        Ok(door.engines.iter().all(is_used).then_some(()))
-    })
-    .await?;
+    all_used(&door).await?;
     for status in [500, 503] {
         door.engines[0].set_faults(|faults| faults.refused_with = Some(status));
         for _ in 0..8 {
