@@ -116,6 +116,12 @@ impl Job {
         self.answers.iter().map(|answer| answer.tokens.len()).sum()
     }
 
+    /// Tokens of the longest answer.
+    pub(super) fn longest_answer(&self) -> usize {
+        let lengths = self.answers.iter().map(|answer| answer.tokens.len());
+        lengths.max().unwrap_or(0)
+    }
+
     fn sequences(&self) -> Vec<(Vec<u32>, usize)> {
         let sequence = |answer: &Answer| (self.prompts[answer.prompt].clone(), answer.tokens.len());
         self.answers.iter().map(sequence).collect()
@@ -123,7 +129,7 @@ impl Job {
 }
 
 impl Usage {
-    /// In a whole answer. `reports` is whether cached tokens are told.
+    /// The counts of a whole answer. `reports` is whether the engine reports cached tokens.
     pub(super) fn document(self, reports: bool, is_chat: bool) -> Value {
         let details = reports.then(|| {
             json!({

@@ -237,13 +237,7 @@ async fn deliver<F: EventFormat>(
         .begin(engine)
         .await
         .ok_or_else(|| Refusal::bad("the KV cache is too small for the request"))?;
-    let longest = job
-        .answers
-        .iter()
-        .map(|answer| answer.tokens.len())
-        .max()
-        .unwrap_or(0);
-    events::generate(&mut running, &job, 0, longest).await;
+    events::generate(&mut running, &job, 0, job.longest_answer()).await;
     let usage = job.usage(engine, &running, job.completion_tokens());
     Ok(json_answer(200, &document(&format, &job, usage)))
 }

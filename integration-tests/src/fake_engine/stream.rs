@@ -90,12 +90,7 @@ async fn drive(
 ) -> Option<()> {
     let mut running = job.begin(engine).await?;
     let mut done = 0;
-    let longest = job
-        .answers
-        .iter()
-        .map(|answer| answer.tokens.len())
-        .max()
-        .unwrap_or(0);
+    let longest = job.longest_answer();
     let mut opening = Some(format.opening(job, job.usage(engine, &running, 0)));
     let mut from = 0;
     while from < longest {

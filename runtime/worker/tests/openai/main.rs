@@ -120,6 +120,19 @@ async fn whole(mut stream: ResponseStream) -> (String, u32, Result<StreamSummary
     }
 }
 
+/// A stream whose first token has arrived, and whose engine sends nothing more.
+async fn stalled_stream() -> (Fixture, ResponseStream) {
+    let never = Arc::new(Notify::new());
+    let fixture = Fixture::start(vec![vec![
+        send(stream_head() + &token("a", "null")),
+        Step::Wait(never),
+    ]])
+    .await;
+    let mut stream = fixture.post(Endpoint::Chat, CHAT);
+    assert!(stream.next().await.unwrap().is_ok());
+    (fixture, stream)
+}
+
 async fn error_of(stream: ResponseStream) -> WireError {
     let (text, _, end) = whole(stream).await;
     assert_eq!(text, "", "nothing was delivered");
@@ -412,14 +425,7 @@ async fn errors_keep_the_engines_status_and_body() {
 
 #[actix_rt::test]
 async fn an_engine_that_dies_fails_its_streams_and_its_worker() {
-    let never = Arc::new(Notify::new());
-    let fixture = Fixture::start(vec![vec![
-        send(stream_head() + &token("a", "null")),
-        Step::Wait(never),
-    ]])
-    .await;
-    let mut stream = fixture.post(Endpoint::Chat, CHAT);
-    assert!(stream.next().await.unwrap().is_ok());
+    let (fixture, stream) = stalled_stream().await;
     fixture.engine.die();
     assert_eq!(whole(stream).await.2.unwrap_err().kind, ErrorKind::Unavailable);
     let error = error_of(fixture.post(Endpoint::Chat, CHAT)).await;
@@ -462,14 +468,7 @@ async fn the_report_has_the_engines_load_and_the_verdict() {
 
 #[actix_rt::test]
 async fn a_stopping_worker_fails_what_is_still_open() {
-    let never = Arc::new(Notify::new());
-    let fixture = Fixture::start(vec![vec![
-        send(stream_head() + &token("a", "null")),
-        Step::Wait(never),
-    ]])
-    .await;
-    let mut stream = fixture.post(Endpoint::Chat, CHAT);
-    assert!(stream.next().await.unwrap().is_ok());
+    let (fixture, mut stream) = stalled_stream().await;
     timeout(LONG, fixture.worker.drain(Duration::ZERO)).await.unwrap();
     let end = timeout(LONG, stream.next()).await.unwrap();
     assert!(matches!(end, Some(Err(_))), "{end:?}");
