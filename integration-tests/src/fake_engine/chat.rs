@@ -10,7 +10,7 @@ use super::{
     identity::Identity,
     logprobs,
     request::{self, Delivery, Refusal, Sampling},
-    stream::{EventFormat, Piece},
+    stream::{AnswerShape, Piece},
     tools::ToolCall,
 };
 
@@ -114,43 +114,6 @@ fn structured(format: &Value) -> Result<Option<String>, Refusal> {
 }
 
 impl ChatAnswer {
-    /// The whole answer.
-    pub(super) fn document(&self, job: &Job, usage: Usage) -> Value {
-        let token_ids = |tokens: &[u32]| self.delivery.token_ids.then(|| tokens.to_vec());
-        let choices: Vec<Value> = job
-            .answers
-            .iter()
-            .enumerate()
-            .map(|(index, answer)| {
-                json!({
-                    "index": index,
-                    "message": self.message(answer),
-                    "logprobs": self.logprobs(&answer.tokens),
-                    "finish_reason": self.finish(answer.finish),
-                    "stop_reason": answer.stop_reason,
-                    "token_ids": token_ids(&answer.tokens),
-                    "routed_experts": null,
-                })
-            })
-            .collect();
-        json!({
-            "id": self.identity.id("chatcmpl-"),
-            "object": "chat.completion",
-            "created": self.identity.created,
-            "model": self.identity.model,
-            "choices": choices,
-            "service_tier": null,
-            "system_fingerprint": self.engine.fingerprint(),
-            "usage": usage.document(self.engine.options.reports_cached_tokens, true),
-            "prompt_logprobs": null,
-            "prompt_token_ids": token_ids(&job.prompts[0]),
-            "prompt_text": null,
-            "kv_transfer_params": null,
-            "ec_transfer_params": null,
-            "metrics": null,
-        })
-    }
-
     fn message(&self, answer: &Answer) -> Value {
         let (reasoning, content) = self.split(answer);
         let mut message = json!({
@@ -239,7 +202,47 @@ impl ChatAnswer {
     }
 }
 
-impl EventFormat for ChatAnswer {
+impl AnswerShape for ChatAnswer {
+    fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    fn document(&self, job: &Job, usage: Usage) -> Value {
+        let token_ids = |tokens: &[u32]| self.delivery.token_ids.then(|| tokens.to_vec());
+        let choices: Vec<Value> = job
+            .answers
+            .iter()
+            .enumerate()
+            .map(|(index, answer)| {
+                json!({
+                    "index": index,
+                    "message": self.message(answer),
+                    "logprobs": self.logprobs(&answer.tokens),
+                    "finish_reason": self.finish(answer.finish),
+                    "stop_reason": answer.stop_reason,
+                    "token_ids": token_ids(&answer.tokens),
+                    "routed_experts": null,
+                })
+            })
+            .collect();
+        json!({
+            "id": self.identity.id("chatcmpl-"),
+            "object": "chat.completion",
+            "created": self.identity.created,
+            "model": self.identity.model,
+            "choices": choices,
+            "service_tier": null,
+            "system_fingerprint": self.engine.fingerprint(),
+            "usage": usage.document(self.engine.options.reports_cached_tokens, true),
+            "prompt_logprobs": null,
+            "prompt_token_ids": token_ids(&job.prompts[0]),
+            "prompt_text": null,
+            "kv_transfer_params": null,
+            "ec_transfer_params": null,
+            "metrics": null,
+        })
+    }
+
     fn opening(&mut self, job: &Job, usage: Usage) -> Vec<String> {
         let opening = |index: usize| {
             let choice = json!({

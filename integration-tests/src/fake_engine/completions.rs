@@ -11,7 +11,7 @@ use super::{
     identity::Identity,
     logprobs,
     request::{self, Delivery, Refusal, Sampling},
-    stream::{EventFormat, Piece},
+    stream::{AnswerShape, Piece},
 };
 
 /// What vLLM generates where the request does not say how much.
@@ -107,8 +107,30 @@ fn malformed() -> Refusal {
 }
 
 impl CompletionAnswer {
-    /// The whole answer.
-    pub(super) fn document(&self, job: &Job, usage: Usage) -> Value {
+    fn logprobs(&self, tokens: &[u32], pieces: &[String], offset: usize) -> Value {
+        match self.sampling.logprobs {
+            Some(count) => logprobs::completion(&self.engine.text, tokens, pieces, offset, count),
+            None => Value::Null,
+        }
+    }
+
+    fn chunk(&self, choices: Value) -> Map<String, Value> {
+        let mut chunk = Map::new();
+        chunk.insert("id".into(), json!(self.identity.id("cmpl-")));
+        chunk.insert("object".into(), json!("text_completion"));
+        chunk.insert("created".into(), json!(self.identity.created));
+        chunk.insert("model".into(), json!(self.identity.model));
+        chunk.insert("choices".into(), choices);
+        chunk
+    }
+}
+
+impl AnswerShape for CompletionAnswer {
+    fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    fn document(&self, job: &Job, usage: Usage) -> Value {
         let ids = self.delivery.token_ids;
         let choices: Vec<Value> = job
             .answers
@@ -143,25 +165,6 @@ impl CompletionAnswer {
         })
     }
 
-    fn logprobs(&self, tokens: &[u32], pieces: &[String], offset: usize) -> Value {
-        match self.sampling.logprobs {
-            Some(count) => logprobs::completion(&self.engine.text, tokens, pieces, offset, count),
-            None => Value::Null,
-        }
-    }
-
-    fn chunk(&self, choices: Value) -> Map<String, Value> {
-        let mut chunk = Map::new();
-        chunk.insert("id".into(), json!(self.identity.id("cmpl-")));
-        chunk.insert("object".into(), json!("text_completion"));
-        chunk.insert("created".into(), json!(self.identity.created));
-        chunk.insert("model".into(), json!(self.identity.model));
-        chunk.insert("choices".into(), choices);
-        chunk
-    }
-}
-
-impl EventFormat for CompletionAnswer {
     fn opening(&mut self, _: &Job, _: Usage) -> Vec<String> {
         Vec::new()
     }

@@ -10,7 +10,7 @@ use super::{
     generation::{Job, Usage},
     identity::Identity,
     request::{self, Delivery, Refusal, Sampling},
-    stream::{EventFormat, Piece},
+    stream::{AnswerShape, Piece},
     tools::ToolCall,
 };
 
@@ -96,31 +96,6 @@ fn as_chat(body: &Value) -> Value {
 }
 
 impl MessageAnswer {
-    /// The whole answer.
-    pub(super) fn document(&self, job: &Job, usage: Usage) -> Value {
-        let answer = &job.answers[0];
-        let block = match &self.tool_call {
-            Some(call) => json!({
-                "type": "tool_use", "id": call.id(), "name": call.name(), "input": call.arguments(),
-            }),
-            None => json!({"type": "text", "text": answer.text()}),
-        };
-        let (reason, sequence) = self.stop(answer.finish, &answer.stop_reason);
-        let mut document = json!({
-            "id": self.identity.id("chatcmpl-"),
-            "type": "message",
-            "role": "assistant",
-            "content": [block],
-            "model": self.identity.model,
-            "stop_reason": reason,
-        });
-        if sequence.is_string() {
-            document["stop_sequence"] = sequence;
-        }
-        document["usage"] = self.usage(usage);
-        document
-    }
-
     fn stop(&self, finish: &str, stop_reason: &Value) -> (&'static str, Value) {
         match finish {
             "length" => ("max_tokens", Value::Null),
@@ -151,7 +126,35 @@ fn event(kind: &str, mut members: Value) -> String {
     format!("event: {kind}\ndata: {document}\n\n")
 }
 
-impl EventFormat for MessageAnswer {
+impl AnswerShape for MessageAnswer {
+    fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    fn document(&self, job: &Job, usage: Usage) -> Value {
+        let answer = &job.answers[0];
+        let block = match &self.tool_call {
+            Some(call) => json!({
+                "type": "tool_use", "id": call.id(), "name": call.name(), "input": call.arguments(),
+            }),
+            None => json!({"type": "text", "text": answer.text()}),
+        };
+        let (reason, sequence) = self.stop(answer.finish, &answer.stop_reason);
+        let mut document = json!({
+            "id": self.identity.id("chatcmpl-"),
+            "type": "message",
+            "role": "assistant",
+            "content": [block],
+            "model": self.identity.model,
+            "stop_reason": reason,
+        });
+        if sequence.is_string() {
+            document["stop_sequence"] = sequence;
+        }
+        document["usage"] = self.usage(usage);
+        document
+    }
+
     fn opening(&mut self, _: &Job, usage: Usage) -> Vec<String> {
         let message = json!({
             "id": self.identity.id("chatcmpl-"),

@@ -10,7 +10,7 @@ use super::{
     generation::{Job, Usage},
     identity::{Identity, random_id},
     request::{self, Delivery, Refusal, Sampling},
-    stream::{EventFormat, Piece},
+    stream::{AnswerShape, Piece},
 };
 
 /// How a response is answered.
@@ -86,15 +86,6 @@ fn messages(body: &Value, input: &Value) -> Value {
 }
 
 impl ResponseAnswer {
-    /// The whole answer.
-    pub(super) fn document(&self, job: &Job, usage: Usage) -> Value {
-        let answer = &job.answers[0];
-        let is_complete = answer.finish != "length";
-        let output = json!([self.item(&answer.text(), "completed")]);
-        let status = if is_complete { "completed" } else { "incomplete" };
-        self.response(status, output, Some(usage))
-    }
-
     fn item(&self, text: &str, status: &str) -> Value {
         let content = if status == "in_progress" {
             json!([])
@@ -185,7 +176,19 @@ fn part(text: &str) -> Value {
     json!({"annotations": [], "text": text, "type": "output_text", "logprobs": null})
 }
 
-impl EventFormat for ResponseAnswer {
+impl AnswerShape for ResponseAnswer {
+    fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    fn document(&self, job: &Job, usage: Usage) -> Value {
+        let answer = &job.answers[0];
+        let is_complete = answer.finish != "length";
+        let output = json!([self.item(&answer.text(), "completed")]);
+        let status = if is_complete { "completed" } else { "incomplete" };
+        self.response(status, output, Some(usage))
+    }
+
     fn opening(&mut self, _: &Job, _: Usage) -> Vec<String> {
         let started = self.response("in_progress", json!([]), None);
         let item = self.item("", "in_progress");

@@ -17,15 +17,15 @@ use super::{
     chat::Chat,
     completions,
     engine::{Engine, SeenRequest},
-    generation::{Job, Usage},
+    generation::Job,
     identity::Identity,
     info, messages,
     options::Flavour,
     pooling,
     publisher::EventPorts,
-    request::{self, Delivery, Refusal},
+    request::{self, Refusal},
     responses, sglang,
-    stream::{self as events, EventFormat},
+    stream::{self as events, AnswerShape},
 };
 
 /// Largest body that is read; real engines have no bound.
@@ -140,51 +140,27 @@ async fn generate(
     match (engine.options.flavour, path) {
         (Flavour::Vllm, "/v1/chat/completions") => {
             let Chat { job, answer } = Chat::read(engine, identity, rank, &body, None)?;
-            let delivery = answer.delivery.clone();
-            deliver(engine, job, &delivery, answer, |answer, job, usage| {
-                answer.document(job, usage)
-            })
-            .await
+            deliver(engine, job, answer).await
         }
         (Flavour::Sglang, "/v1/chat/completions") => {
             let (job, answer) = sglang::read_chat(engine, identity, rank, &body)?;
-            let delivery = answer.delivery().clone();
-            deliver(engine, job, &delivery, answer, |answer, job, usage| {
-                answer.document(job, usage)
-            })
-            .await
+            deliver(engine, job, answer).await
         }
         (Flavour::Sglang, "/generate") => {
             let (job, answer) = sglang::read_native(engine, identity, rank, &body)?;
-            let delivery = answer.delivery.clone();
-            deliver(engine, job, &delivery, answer, |answer, job, usage| {
-                answer.document(job, usage)
-            })
-            .await
+            deliver(engine, job, answer).await
         }
         (_, "/v1/completions") => {
             let (job, answer) = completions::read(engine, identity, rank, &body)?;
-            let delivery = answer.delivery.clone();
-            deliver(engine, job, &delivery, answer, |answer, job, usage| {
-                answer.document(job, usage)
-            })
-            .await
+            deliver(engine, job, answer).await
         }
         (_, "/v1/responses") => {
             let (job, answer) = responses::read(engine, identity, rank, &body)?;
-            let delivery = answer.delivery.clone();
-            deliver(engine, job, &delivery, answer, |answer, job, usage| {
-                answer.document(job, usage)
-            })
-            .await
+            deliver(engine, job, answer).await
         }
         (_, "/v1/messages") => {
             let (job, answer) = messages::read(engine, identity, rank, &body)?;
-            let delivery = answer.delivery.clone();
-            deliver(engine, job, &delivery, answer, |answer, job, usage| {
-                answer.document(job, usage)
-            })
-            .await
+            deliver(engine, job, answer).await
         }
         (Flavour::Vllm, "/inference/v1/generate") => Err(Refusal {
             status: 403,
@@ -221,16 +197,14 @@ fn rank(engine: &Engine, header: Option<&str>, body: &Value) -> Result<usize, Re
 }
 
 /// Streams the answer, or waits for its end.
-async fn deliver<F: EventFormat>(
+async fn deliver(
     engine: &Arc<Engine>,
     job: Job,
-    delivery: &Delivery,
-    format: F,
-    document: impl Fn(&F, &Job, Usage) -> Value,
+    format: impl AnswerShape,
 ) -> Result<Response<Body>, Refusal> {
-    if delivery.stream {
+    if format.delivery().stream {
         // The head goes out now, long before the first token.
-        let receiver = events::start(engine.clone(), job, delivery.interval, format);
+        let receiver = events::start(engine.clone(), job, format);
         return Ok(event_stream(receiver));
     }
     let mut running = job
@@ -239,7 +213,7 @@ async fn deliver<F: EventFormat>(
         .ok_or_else(|| Refusal::bad("the KV cache is too small for the request"))?;
     events::generate(&mut running, &job, 0, job.longest_answer()).await;
     let usage = job.usage(engine, &running, job.completion_tokens());
-    Ok(json_answer(200, &document(&format, &job, usage)))
+    Ok(json_answer(200, &format.document(&job, usage)))
 }
 
 /// An error, in the shape of the engine and the route.

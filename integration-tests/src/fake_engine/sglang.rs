@@ -11,7 +11,7 @@ use super::{
     generation::{Answer, Job, Usage},
     identity::Identity,
     request::{self, Delivery, Refusal, Sampling},
-    stream::{EventFormat, Piece},
+    stream::{AnswerShape, Piece},
 };
 
 /// Reads a chat: `input_ids` replace the rendered messages, and streams cannot have token ids.
@@ -36,50 +36,6 @@ pub(super) fn read_chat(
 pub(super) struct SglangChat(ChatAnswer);
 
 impl SglangChat {
-    pub(super) fn delivery(&self) -> &Delivery {
-        &self.0.delivery
-    }
-
-    /// The whole answer.
-    pub(super) fn document(&self, job: &Job, usage: Usage) -> Value {
-        let chat = &self.0;
-        let choices: Vec<Value> = job
-            .answers
-            .iter()
-            .enumerate()
-            .map(|(index, answer)| {
-                let (reasoning, content) = self.split(answer);
-                let calls = chat.tool_call.as_ref().map(|call| json!([call.document()]));
-                let content = if calls.is_some() {
-                    Value::Null
-                } else {
-                    json!(content)
-                };
-                json!({
-                    "index": index,
-                    "message": {
-                        "role": "assistant",
-                        "content": content,
-                        "reasoning_content": reasoning,
-                        "tool_calls": calls,
-                    },
-                    "logprobs": self.logprobs(&answer.tokens),
-                    "finish_reason": chat.finish(answer.finish),
-                    "matched_stop": matched(answer),
-                })
-            })
-            .collect();
-        json!({
-            "id": chat.identity.id(""),
-            "object": "chat.completion",
-            "created": chat.identity.created,
-            "model": chat.identity.model,
-            "choices": choices,
-            "usage": self.usage(usage),
-            "metadata": {"weight_version": "default"},
-        })
-    }
-
     fn split(&self, answer: &Answer) -> (Option<String>, String) {
         let reasoning = self.0.engine.options.reasoning_tokens.min(answer.pieces.len());
         let (thought, said) = answer.pieces.split_at(reasoning);
@@ -149,7 +105,50 @@ fn delta(role: Value, content: Value, reasoning: Value, calls: Value) -> Value {
     json!({"role": role, "content": content, "reasoning_content": reasoning, "tool_calls": calls})
 }
 
-impl EventFormat for SglangChat {
+impl AnswerShape for SglangChat {
+    fn delivery(&self) -> &Delivery {
+        self.0.delivery()
+    }
+
+    fn document(&self, job: &Job, usage: Usage) -> Value {
+        let chat = &self.0;
+        let choices: Vec<Value> = job
+            .answers
+            .iter()
+            .enumerate()
+            .map(|(index, answer)| {
+                let (reasoning, content) = self.split(answer);
+                let calls = chat.tool_call.as_ref().map(|call| json!([call.document()]));
+                let content = if calls.is_some() {
+                    Value::Null
+                } else {
+                    json!(content)
+                };
+                json!({
+                    "index": index,
+                    "message": {
+                        "role": "assistant",
+                        "content": content,
+                        "reasoning_content": reasoning,
+                        "tool_calls": calls,
+                    },
+                    "logprobs": self.logprobs(&answer.tokens),
+                    "finish_reason": chat.finish(answer.finish),
+                    "matched_stop": matched(answer),
+                })
+            })
+            .collect();
+        json!({
+            "id": chat.identity.id(""),
+            "object": "chat.completion",
+            "created": chat.identity.created,
+            "model": chat.identity.model,
+            "choices": choices,
+            "usage": self.usage(usage),
+            "metadata": {"weight_version": "default"},
+        })
+    }
+
     fn opening(&mut self, job: &Job, usage: Usage) -> Vec<String> {
         let opening = |index| {
             let delta = delta(json!("assistant"), json!(""), Value::Null, Value::Null);
@@ -254,17 +253,6 @@ pub(super) fn read_native(
 }
 
 impl NativeAnswer {
-    /// The whole answer.
-    pub(super) fn document(&self, job: &Job, usage: Usage) -> Value {
-        let answer = &job.answers[0];
-        self.state(
-            &answer.text(),
-            &answer.tokens,
-            usage,
-            finish(answer.finish, answer),
-        )
-    }
-
     fn state(&self, text: &str, tokens: &[u32], usage: Usage, finish: Value) -> Value {
         json!({
             "text": text,
@@ -288,7 +276,21 @@ fn finish(finish: &str, answer: &Answer) -> Value {
     }
 }
 
-impl EventFormat for NativeAnswer {
+impl AnswerShape for NativeAnswer {
+    fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    fn document(&self, job: &Job, usage: Usage) -> Value {
+        let answer = &job.answers[0];
+        self.state(
+            &answer.text(),
+            &answer.tokens,
+            usage,
+            finish(answer.finish, answer),
+        )
+    }
+
     fn opening(&mut self, _: &Job, _: Usage) -> Vec<String> {
         Vec::new()
     }

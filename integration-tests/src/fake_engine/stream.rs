@@ -11,6 +11,7 @@ use super::{
     faults::{StreamFault, StreamFaultKind},
     generation::{Job, Usage},
     phase::Phase,
+    request::Delivery,
 };
 
 /// What vLLM writes when its engine process dies.
@@ -42,8 +43,12 @@ impl Piece<'_> {
     }
 }
 
-/// How a route writes its events. Each string is one event, with its end.
-pub(super) trait EventFormat: Send + 'static {
+/// How a route writes its answers: as one document, or as events. Each string is one event, with its end.
+pub(super) trait AnswerShape: Send + 'static {
+    /// How the client wants the answer.
+    fn delivery(&self) -> &Delivery;
+    /// The whole answer, for a client that wants no stream.
+    fn document(&self, job: &Job, usage: Usage) -> Value;
     /// The events before the first token; sent together with it.
     fn opening(&mut self, job: &Job, usage: Usage) -> Vec<String>;
     /// The events of a piece.
@@ -62,8 +67,7 @@ pub(super) trait EventFormat: Send + 'static {
 pub(super) fn start(
     engine: Arc<Engine>,
     job: Job,
-    interval: usize,
-    format: impl EventFormat,
+    format: impl AnswerShape,
 ) -> mpsc::Receiver<io::Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(EVENTS);
     let sink = Sink {
@@ -72,7 +76,7 @@ pub(super) fn start(
     };
     tokio::spawn(async move {
         tokio::select! {
-            _ = drive(&engine, &job, interval, format, &sink) => {}
+            _ = drive(&engine, &job, format, &sink) => {}
             // The client has closed its connection: the request ends.
             () = sink.sender.closed() => {}
         }
@@ -81,16 +85,11 @@ pub(super) fn start(
 }
 
 /// Returns `None` when the client is gone or the stream is cut short.
-async fn drive(
-    engine: &Arc<Engine>,
-    job: &Job,
-    interval: usize,
-    mut format: impl EventFormat,
-    sink: &Sink,
-) -> Option<()> {
+async fn drive(engine: &Arc<Engine>, job: &Job, mut format: impl AnswerShape, sink: &Sink) -> Option<()> {
     let mut running = job.begin(engine).await?;
     let mut done = 0;
     let longest = job.longest_answer();
+    let interval = format.delivery().interval;
     let mut opening = Some(format.opening(job, job.usage(engine, &running, 0)));
     let mut from = 0;
     while from < longest {
