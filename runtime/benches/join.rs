@@ -156,6 +156,8 @@ fn request() -> RouteRequest {
             cache_salt: String::new(),
             priority: 0,
             overlap_blocks: 0,
+            wants_token_ids: false,
+            continuation: None,
             sampling: SamplingParams {
                 max_tokens: 1,
                 ..SamplingParams::default()

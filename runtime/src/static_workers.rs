@@ -207,6 +207,7 @@ mod tests {
             },
             engine_version: String::new(),
             reads_body: false,
+            continues_answers: false,
             kv_events: false,
             labels: Default::default(),
         };

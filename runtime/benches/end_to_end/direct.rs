@@ -47,6 +47,8 @@ impl Direct {
                 cache_salt: String::new(),
                 priority: 0,
                 overlap_blocks: 0,
+                wants_token_ids: false,
+                continuation: None,
                 sampling: SamplingParams {
                     max_tokens,
                     ..SamplingParams::default()

@@ -42,6 +42,7 @@ pub(crate) fn card_at(name: &str, epoch: u64, address: &str) -> Arc<WorkerCard> 
         capacity: WorkerCapacity::default(),
         engine_version: String::new(),
         reads_body: false,
+        continues_answers: false,
         kv_events: true,
         labels: BTreeMap::new(),
     })

@@ -142,6 +142,7 @@ mod tests {
             capacity: WorkerCapacity::default(),
             engine_version: String::new(),
             reads_body: false,
+            continues_answers: false,
             kv_events: true,
             labels: Default::default(),
         };

@@ -93,6 +93,8 @@ impl Prepared {
                 cache_salt: generation.cache_salt,
                 priority: generation.priority,
                 overlap_blocks: 0,
+                wants_token_ids: false,
+                continuation: None,
                 sampling: generation.sampling,
                 format: AnswerFormat {
                     endpoint,

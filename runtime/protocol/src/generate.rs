@@ -29,10 +29,27 @@ pub struct GenerateRequest {
     /// compares them with the tokens that its engine took from its KV cache.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub overlap_blocks: u32,
+    /// Whether the router needs the ids of the answer's tokens, to continue the answer at another worker if this one is
+    /// lost. A worker that cannot continue such an answer sends pieces without ids.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wants_token_ids: bool,
+    /// What another worker has delivered of this answer, which this worker continues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuation: Option<Continuation>,
     /// How to choose tokens and when to stop.
     pub sampling: SamplingParams,
     /// The format of the answer's bytes.
     pub format: AnswerFormat,
+}
+
+/// The beginning of an answer that a lost worker delivered. The tokens that travel beside the request are those of the
+/// prompt, and then the delivered ones. The worker writes what follows: no byte that was delivered, and none twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Continuation {
+    /// Number of tokens that were delivered.
+    pub delivered_tokens: u32,
+    /// The first piece of the answer. Its first event has the answer's id and date as the client knows them.
+    pub first_piece: String,
 }
 
 fn is_zero<T: Default + PartialEq>(number: &T) -> bool {

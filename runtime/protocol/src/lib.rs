@@ -34,7 +34,9 @@ pub use block::{BlockHasher, SequenceHash};
 pub use call::Call;
 pub use endpoint::Endpoint;
 pub use error::{EngineError, ErrorKind, WireError};
-pub use generate::{AnswerFormat, FinishReason, GenerateRequest, SamplingParams, StreamSummary};
+pub use generate::{
+    AnswerFormat, Continuation, FinishReason, GenerateRequest, SamplingParams, StreamSummary,
+};
 pub use ids::{InvalidWorkerId, MAX_NAME_LEN, RequestId, WorkerEpoch, WorkerId, is_name, name_hash};
 pub use kv_event::{CacheTier, KvEvent, KvEventBatch, KvSnapshot};
 pub use load::{LoadReport, ReplicaLoad, WorkerReport};

@@ -26,6 +26,9 @@ pub struct WorkerCard {
     /// requests of other routes than chats and completions.
     #[serde(default)]
     pub reads_body: bool,
+    /// Whether the worker continues answers that another worker began ([`Continuation`](crate::Continuation)).
+    #[serde(default)]
+    pub continues_answers: bool,
     /// Tokens per KV block.
     pub block_size: u32,
     /// Most tokens of prompt and answer together; [`u32::MAX`] if the engine does not state it.

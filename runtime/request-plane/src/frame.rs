@@ -7,6 +7,7 @@
 mod codec;
 #[cfg(test)]
 pub(crate) mod tests;
+mod token_ids;
 
 use std::io;
 
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use signalbox_protocol::{StreamSummary, WireError};
 
 pub(crate) use codec::{FrameCodec, put_credit, put_data, put_open};
+pub use token_ids::{PieceTokens, TokenIds};
 
 /// The largest piece of an answer that travels in one frame: 1 MiB. Larger pieces are cut.
 ///
@@ -27,16 +29,19 @@ pub(crate) const DEFAULT_MAX_FRAME_BYTES: usize = 32 << 20;
 /// The kind and the stream, which every frame has.
 pub(crate) const HEAD_BYTES: usize = 5;
 
-/// The frame of the largest piece: head, token count, bytes.
-pub(crate) const MAX_DATA_FRAME_BYTES: usize = HEAD_BYTES + 4 + MAX_PIECE_BYTES;
+/// Most tokens whose ids travel with one piece. A piece has the tokens of one step of an engine, a few at most.
+pub(crate) const MAX_PIECE_IDS: usize = 1 << 14;
+
+/// The frame of the largest piece: head, token count, ids, bytes.
+pub(crate) const MAX_DATA_FRAME_BYTES: usize = HEAD_BYTES + 4 + MAX_PIECE_IDS * 4 + MAX_PIECE_BYTES;
 
 /// Largest frame until the hello is exchanged, so that an unknown program cannot make this side hold more. Worker cards
 /// are about 1 KiB.
 pub(crate) const HELLO_FRAME_BYTES: usize = 64 << 10;
 
-/// Cost of a piece in its stream's window: its bytes and its token count, so that empty pieces are not free.
-pub(crate) fn piece_cost(bytes: &[u8]) -> u32 {
-    u32::try_from(bytes.len() + 4).unwrap_or(u32::MAX)
+/// Cost of a piece in its stream's window: its bytes, its token count and the ids, so that empty pieces are not free.
+pub(crate) fn piece_cost(id_bytes: usize, bytes: usize) -> u32 {
+    u32::try_from(4 + id_bytes + bytes).unwrap_or(u32::MAX)
 }
 
 /// One frame, with unparsed JSON.
@@ -58,7 +63,13 @@ pub(crate) enum Frame {
         body: Bytes,
     },
     /// Worker to router: a piece of the answer.
-    Data { stream: u32, tokens: u32, bytes: Bytes },
+    Data {
+        stream: u32,
+        tokens: u32,
+        /// The ids of all `tokens`, or none.
+        ids: TokenIds,
+        bytes: Bytes,
+    },
     /// Worker to router: the end of the answer.
     End { stream: u32, summary: StreamSummary },
     /// Worker to router: a `WireError` in JSON. On stream 0 it is why the worker closes the connection.

@@ -39,6 +39,6 @@ pub use client::bench_support;
 pub use client::{
     LinkConfig, LinkError, LinkEvent, LinkHandle, LinkState, ResponseEvent, ResponseStream, StateChanges,
 };
-pub use frame::MAX_PIECE_BYTES;
+pub use frame::{MAX_PIECE_BYTES, PieceTokens, TokenIds};
 pub use nats::{InvalidNamespace, NatsTransport};
 pub use server::{CallHandler, CallerGone, Responder, Server, ServerConfig, ServerHandle};

@@ -49,6 +49,8 @@ fn generate() -> CallParts {
         cache_salt: String::new(),
         priority: 0,
         overlap_blocks: 0,
+        wants_token_ids: false,
+        continuation: None,
         sampling: signalbox_protocol::SamplingParams::default(),
         format: signalbox_protocol::AnswerFormat {
             endpoint: Endpoint::Chat,
@@ -222,7 +224,7 @@ async fn next(stream: &mut ResponseStream) -> Result<ResponseEvent, LinkError> {
 
 async fn next_data(stream: &mut ResponseStream) -> (u32, Bytes) {
     match next(stream).await {
-        Ok(ResponseEvent::Data { tokens, bytes }) => (tokens, bytes),
+        Ok(ResponseEvent::Data { tokens, bytes, .. }) => (tokens, bytes),
         other => panic!("no piece but {other:?}"),
     }
 }

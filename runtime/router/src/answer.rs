@@ -1,18 +1,26 @@
 //! The answer to a request, from a worker to a client.
 
 use std::{
+    fmt,
     pin::Pin,
+    rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, future::LocalBoxFuture};
 use signalbox_protocol::{ParityState, StreamSummary, WireError, WorkerId};
-use signalbox_request_plane::{ResponseEvent, ResponseStream};
+use signalbox_request_plane::{LinkError, ResponseEvent, ResponseStream, TokenIds};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::{block_learner::LearnedAnswer, client_errors, latency::StreamTimer, load::Reservation};
+use crate::{
+    block_learner::LearnedAnswer,
+    client_errors,
+    continuation::{Continuation, Interrupted},
+    latency::StreamTimer,
+    load::Reservation,
+};
 
 #[cfg(test)]
 mod tests;
@@ -34,14 +42,33 @@ pub struct RoutedAnswer {
 
 /// The bytes of an answer, ready for the client: server-sent events, or one JSON document in pieces.
 ///
-/// An error is the last item. The bytes before it were delivered, and are not sent again.
+/// If the worker fails, another one continues the answer where that is possible; the reader notices only a pause. An error
+/// is the last item. The bytes before it were delivered, and are not sent again.
 #[derive(Debug)]
 pub struct AnswerStream {
     first: Option<Bytes>,
-    /// `None` after the stream ended, so that its load is released then.
-    open: Option<OpenAnswer>,
+    state: AnswerState,
+    /// `None` if the answer cannot be continued at another worker.
+    continuation: Option<(Continuation, Rc<dyn Reroute>)>,
     summary: Option<StreamSummary>,
 }
+
+enum AnswerState {
+    Open(OpenAnswer),
+    /// Another worker is asked for the rest.
+    Resuming(Resumed),
+    /// The answer's load is released.
+    Ended,
+}
+
+/// Sends an unfinished answer to another worker.
+pub(crate) trait Reroute: fmt::Debug {
+    /// The rest of the answer, or the error for the client.
+    fn reroute(self: Rc<Self>, interrupted: Interrupted) -> Resumed;
+}
+
+/// The rest of an answer, once another worker has begun it.
+pub(crate) type Resumed = LocalBoxFuture<'static, Result<RoutedAnswer, WireError>>;
 
 #[derive(Debug)]
 struct OpenAnswer {
@@ -83,21 +110,29 @@ impl AnswerStream {
         let deadline = Box::pin(sleep_until(deadline));
         Self {
             first: Some(first),
-            open: Some(OpenAnswer {
+            state: AnswerState::Open(OpenAnswer {
                 response,
                 _reservation: reservation,
                 observers,
                 deadline,
             }),
+            continuation: None,
             summary: None,
         }
+    }
+
+    /// The same answer, continued in this way if its worker fails.
+    pub(crate) fn continued_by(mut self, continuation: Option<(Continuation, Rc<dyn Reroute>)>) -> Self {
+        self.continuation = continuation;
+        self
     }
 
     /// An answer that ended without a byte.
     pub(crate) fn ended(summary: StreamSummary) -> Self {
         Self {
             first: None,
-            open: None,
+            state: AnswerState::Ended,
+            continuation: None,
             summary: Some(summary),
         }
     }
@@ -112,28 +147,104 @@ impl Stream for AnswerStream {
     type Item = Result<Bytes, WireError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Some(first) = self.first.take() {
-            return Poll::Ready(Some(Ok(first)));
-        }
-        let Some(open) = &mut self.open else {
-            return Poll::Ready(None);
-        };
-        let error = match Pin::new(&mut open.response).poll_next(cx) {
-            Poll::Ready(Some(Ok(ResponseEvent::Data { bytes, .. }))) => return Poll::Ready(Some(Ok(bytes))),
-            Poll::Ready(Some(Ok(ResponseEvent::End(summary)))) => {
-                std::mem::take(&mut open.observers).ended(summary);
-                self.summary = Some(summary);
-                None
+        loop {
+            if let Some(first) = self.first.take() {
+                return Poll::Ready(Some(Ok(first)));
             }
-            Poll::Ready(Some(Err(error))) => Some(client_errors::worker_failed(error)),
-            Poll::Ready(None) => Some(client_errors::no_end()),
+            let outcome = match &mut self.state {
+                AnswerState::Ended => return Poll::Ready(None),
+                AnswerState::Resuming(resumed) => match ready!(resumed.as_mut().poll(cx)) {
+                    Ok(routed) => {
+                        *self = routed.stream;
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+                AnswerState::Open(open) => match ready!(open.poll_event(cx)) {
+                    Event::Piece { tokens, ids, bytes } => {
+                        if let Some((continuation, _)) = &mut self.continuation
+                            && !continuation.delivered(tokens, &ids)
+                        {
+                            self.continuation = None;
+                        }
+                        return Poll::Ready(Some(Ok(bytes)));
+                    }
+                    Event::End(summary) => Ok(summary),
+                    Event::Late => Err(client_errors::not_whole_in_time()),
+                    Event::NoEnd => Err(client_errors::no_end()),
+                    Event::Failed(error) => match self.resume(error) {
+                        Ok(resumed) => {
+                            self.state = AnswerState::Resuming(resumed);
+                            continue;
+                        }
+                        Err(error) => Err(client_errors::worker_failed(error)),
+                    },
+                },
+            };
+            self.state = AnswerState::Ended;
+            self.continuation = None;
+            return Poll::Ready(match outcome {
+                Ok(summary) => {
+                    self.summary = Some(summary);
+                    None
+                }
+                Err(error) => Some(Err(error)),
+            });
+        }
+    }
+}
+
+impl AnswerStream {
+    fn resume(&mut self, error: LinkError) -> Result<Resumed, LinkError> {
+        match self.continuation.take() {
+            Some((continuation, replica)) => Ok(replica.reroute(continuation.interrupted(error)?)),
+            None => Err(error),
+        }
+    }
+}
+
+/// What happens next to an open answer.
+enum Event {
+    Piece {
+        tokens: u32,
+        ids: TokenIds,
+        bytes: Bytes,
+    },
+    End(StreamSummary),
+    Failed(LinkError),
+    /// The worker's stream stopped with neither an end nor an error.
+    NoEnd,
+    /// The deadline has passed.
+    Late,
+}
+
+impl OpenAnswer {
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        Poll::Ready(match Pin::new(&mut self.response).poll_next(cx) {
+            Poll::Ready(Some(Ok(ResponseEvent::Data { tokens, ids, bytes }))) => {
+                Event::Piece { tokens, ids, bytes }
+            }
+            Poll::Ready(Some(Ok(ResponseEvent::End(summary)))) => {
+                std::mem::take(&mut self.observers).ended(summary);
+                Event::End(summary)
+            }
+            Poll::Ready(Some(Err(error))) => Event::Failed(error),
+            Poll::Ready(None) => Event::NoEnd,
             // The deadline is checked only while no bytes are ready, which costs nothing per chunk.
             Poll::Pending => {
-                ready!(open.deadline.as_mut().poll(cx));
-                Some(client_errors::not_whole_in_time())
+                ready!(self.deadline.as_mut().poll(cx));
+                Event::Late
             }
-        };
-        self.open = None;
-        Poll::Ready(error.map(Err))
+        })
+    }
+}
+
+impl fmt::Debug for AnswerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open(open) => open.fmt(f),
+            Self::Resuming(_) => f.write_str("Resuming"),
+            Self::Ended => f.write_str("Ended"),
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! The attempts of one request, as a pure state: which workers failed it, and whether to try another one.
 //!
 //! `replica.rs` decides, sends and waits. It reports each attempt that brought no answer here, and performs the step
-//! that comes back. With the first bytes of an answer the attempts are over: a request never moves after them,
-//! and a later failure is the last item of its [`AnswerStream`](crate::AnswerStream).
+//! that comes back. With the first bytes of an answer the attempts are over. If the worker fails later, the attempts for
+//! the rest of the answer (`continuation.rs`) begin with the workers that failed before.
 
 use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{ErrorKind, WireError};
@@ -11,12 +11,11 @@ use signalbox_request_plane::LinkError;
 use crate::{candidates::NoCandidate, client_errors};
 
 /// Most workers that one request is tried on. More would turn a request that kills workers into an outage.
-const MAX_ATTEMPTS: usize = 4;
+pub(crate) const MAX_ATTEMPTS: usize = 4;
 
-/// The attempts so far of a request for `model`.
-#[derive(Debug)]
-pub(crate) struct Attempts<'a> {
-    model: &'a str,
+/// The attempts so far of one request.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts {
     failed: Vec<WorkerSlot>,
     /// Of the latest worker in `failed`, as the client receives it.
     last_error: Option<WireError>,
@@ -44,12 +43,12 @@ pub(crate) enum NextStep {
     GiveUp(WireError),
 }
 
-impl<'a> Attempts<'a> {
-    pub(crate) fn new(model: &'a str) -> Self {
+impl Attempts {
+    /// The attempts for the rest of an answer, after these workers failed, the last one with this error.
+    pub(crate) fn resumed(failed: Vec<WorkerSlot>, error: LinkError) -> Self {
         Self {
-            model,
-            failed: Vec::new(),
-            last_error: None,
+            failed,
+            last_error: Some(client_errors::worker_failed(error)),
         }
     }
 
@@ -58,13 +57,18 @@ impl<'a> Attempts<'a> {
         &self.failed
     }
 
-    /// The step after an attempt that brought no answer.
+    /// The workers that failed.
+    pub(crate) fn into_failed(self) -> Vec<WorkerSlot> {
+        self.failed
+    }
+
+    /// The step after an attempt that brought no answer to a request for `model`.
     ///
     /// An error of a worker is of more use to the client than a lack of candidates, so the latest one is preferred.
-    pub(crate) fn after(&mut self, setback: Setback) -> NextStep {
+    pub(crate) fn after(&mut self, setback: Setback, model: &str) -> NextStep {
         match setback {
-            Setback::NoCandidate(reason) => self.give_up(reason),
-            Setback::ModelGone => self.give_up(NoCandidate::Unavailable),
+            Setback::NoCandidate(reason) => self.give_up(reason, model),
+            Setback::ModelGone => self.give_up(NoCandidate::Unavailable, model),
             Setback::DeadlinePassed => NextStep::GiveUp(client_errors::no_answer_in_time()),
             Setback::WorkerFailed { error, .. } if !may_move(&error) => {
                 NextStep::GiveUp(client_errors::worker_failed(error))
@@ -75,15 +79,15 @@ impl<'a> Attempts<'a> {
                 if self.failed.len() < MAX_ATTEMPTS {
                     NextStep::DecideAgain
                 } else {
-                    self.give_up(NoCandidate::Unavailable)
+                    self.give_up(NoCandidate::Unavailable, model)
                 }
             }
         }
     }
 
-    fn give_up(&mut self, reason: NoCandidate) -> NextStep {
+    fn give_up(&mut self, reason: NoCandidate, model: &str) -> NextStep {
         let error = self.last_error.take();
-        NextStep::GiveUp(error.unwrap_or_else(|| client_errors::no_candidate(reason, self.model)))
+        NextStep::GiveUp(error.unwrap_or_else(|| client_errors::no_candidate(reason, model)))
     }
 }
 
@@ -189,8 +193,8 @@ mod tests {
             ),
         ];
         for (name, setback, expected) in table {
-            let mut attempts = Attempts::new("m");
-            let step = attempts.after(setback);
+            let mut attempts = Attempts::default();
+            let step = attempts.after(setback, "m");
             assert_eq!(kind_of(&step), expected, "{name}");
             let excluded = usize::from(expected.is_none());
             assert_eq!(attempts.failed().len(), excluded, "{name}");
@@ -199,21 +203,21 @@ mod tests {
 
     #[test]
     fn every_failed_worker_is_excluded_from_the_next_decision() {
-        let mut attempts = Attempts::new("m");
+        let mut attempts = Attempts::default();
         assert_eq!(attempts.failed(), []);
         for worker in [7, 3, 5] {
-            assert_eq!(attempts.after(failed(worker, lost())), NextStep::DecideAgain);
+            assert_eq!(attempts.after(failed(worker, lost()), "m"), NextStep::DecideAgain);
         }
         assert_eq!(attempts.failed(), [7, 3, 5].map(WorkerSlot));
     }
 
     #[test]
     fn the_fourth_failed_worker_ends_the_attempts_with_its_error() {
-        let mut attempts = Attempts::new("m");
+        let mut attempts = Attempts::default();
         for worker in 0..3 {
-            assert_eq!(attempts.after(failed(worker, lost())), NextStep::DecideAgain);
+            assert_eq!(attempts.after(failed(worker, lost()), "m"), NextStep::DecideAgain);
         }
-        let step = attempts.after(failed(3, refused(ErrorKind::Overloaded)));
+        let step = attempts.after(failed(3, refused(ErrorKind::Overloaded)), "m");
         assert_eq!(
             step,
             NextStep::GiveUp(WireError::new(ErrorKind::Overloaded, "refused as Overloaded"))
@@ -229,34 +233,34 @@ mod tests {
         ];
         for lack in lacks {
             let name = format!("{lack:?}");
-            let mut attempts = Attempts::new("m");
-            attempts.after(failed(0, lost()));
-            attempts.after(failed(1, refused(ErrorKind::Overloaded)));
+            let mut attempts = Attempts::default();
+            attempts.after(failed(0, lost()), "m");
+            attempts.after(failed(1, refused(ErrorKind::Overloaded)), "m");
             let expected = WireError::new(ErrorKind::Overloaded, "refused as Overloaded");
-            assert_eq!(attempts.after(lack), NextStep::GiveUp(expected), "{name}");
+            assert_eq!(attempts.after(lack, "m"), NextStep::GiveUp(expected), "{name}");
         }
     }
 
     #[test]
     fn an_error_that_does_not_move_is_preferred_over_an_earlier_one() {
-        let mut attempts = Attempts::new("m");
-        attempts.after(failed(0, lost()));
-        let step = attempts.after(failed(1, refused(ErrorKind::InvalidRequest)));
+        let mut attempts = Attempts::default();
+        attempts.after(failed(0, lost()), "m");
+        let step = attempts.after(failed(1, refused(ErrorKind::InvalidRequest)), "m");
         assert_eq!(kind_of(&step), Some(ErrorKind::InvalidRequest));
     }
 
     #[test]
     fn the_deadline_is_preferred_over_an_earlier_error() {
-        let mut attempts = Attempts::new("m");
-        attempts.after(failed(0, refused(ErrorKind::Overloaded)));
-        let step = attempts.after(Setback::DeadlinePassed);
+        let mut attempts = Attempts::default();
+        attempts.after(failed(0, refused(ErrorKind::Overloaded)), "m");
+        let step = attempts.after(Setback::DeadlinePassed, "m");
         assert_eq!(step, NextStep::GiveUp(client_errors::no_answer_in_time()));
     }
 
     #[test]
     fn errors_name_the_model_of_the_request() {
         for setback in [Setback::ModelGone, Setback::NoCandidate(NoCandidate::Busy)] {
-            let NextStep::GiveUp(error) = Attempts::new("llama-3").after(setback) else {
+            let NextStep::GiveUp(error) = Attempts::default().after(setback, "llama-3") else {
                 panic!("another decision");
             };
             assert!(error.message.contains("\"llama-3\""), "{error}");

@@ -80,6 +80,7 @@ impl BenchRouter {
                 },
                 engine_version: String::new(),
                 reads_body: false,
+                continues_answers: true,
                 kv_events: true,
                 labels: Default::default(),
             };

@@ -17,8 +17,8 @@
 //!
 //! [`ReplicaHandle`] leads to `Decider::decide`, which chooses the worker; `select_row` chooses the row.
 //!
-//! This crate keeps R-1 (load counts exactly from reservation to end), R-2 (no token is sent twice: a request moves to
-//! another worker only before its first bytes), P-1 (a decision names a candidate it was given), K-1 and K-2
+//! This crate keeps R-1 (load counts exactly from reservation to end), R-2 (no token is sent twice: before its first
+//! bytes a request moves to another worker, after them another worker continues its answer), P-1 (a decision names a candidate it was given), K-1 and K-2
 //! (the index holds what present workers hold, in order).
 
 mod answer;
@@ -29,6 +29,7 @@ pub mod bench_support;
 mod block_learner;
 mod candidates;
 mod client_errors;
+mod continuation;
 mod decide;
 mod event_stream;
 mod fetch;
@@ -41,6 +42,7 @@ mod policy_replicator;
 mod replica;
 mod replica_sync;
 mod roster;
+mod route_request;
 mod router;
 mod selection;
 mod supervisor;
@@ -55,9 +57,10 @@ pub use answer::{AnswerStream, RoutedAnswer};
 pub use latency::MeasuredLatency;
 pub use load::EventState;
 pub use policy_replicator::{PolicyChange, PolicyChangeError, PolicyReplicatorHandle};
-pub use replica::{ReplicaHandle, RouteRequest};
+pub use replica::ReplicaHandle;
 pub use replica_sync::ReplicaConfig;
 pub use roster::WorkerPhase;
+pub use route_request::RouteRequest;
 pub use router::{IndexView, IndexedWorkerView, InstanceView, ModelView, Router, RouterConfig};
 /// The policies' lifecycle, for the admin API.
 pub use signalbox_policy_host as policies;

@@ -8,48 +8,33 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{Call, GenerateRequest, SequenceHash, WireError, name_hash};
+use signalbox_protocol::{Call, ParityState, SequenceHash, WireError, WorkerId, name_hash};
 use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
 use crate::{
-    answer::{AnswerObservers, AnswerStream, RoutedAnswer},
+    answer::{AnswerObservers, AnswerStream, Reroute, Resumed, RoutedAnswer},
     attempts::{Attempts, NextStep, Setback, may_move},
     block_learner::BlockLearnerHandle,
     candidates::NoCandidate,
     client_errors,
+    continuation::{Continuation, Interrupted, KeptBytes, is_continuable},
     decide::{Decider, Demand, Placement},
     latency::LatencyTable,
     links::Links,
     load::Reservation,
     parity::ParityTable,
     roster::{ModelEntry, RosterView, WorkerEntry},
+    route_request::RouteRequest,
     router::Router,
     worker_roster::RosterChanged,
 };
 
 #[cfg(test)]
 mod tests;
-
-/// One request to route.
-#[derive(Debug)]
-pub struct RouteRequest {
-    /// What to generate; `deadline_ms` counts from the call of [`ReplicaHandle::route`].
-    pub generate: GenerateRequest,
-    /// Token ids of the prompt. Empty if they are unknown: then no KV block of the prompt is looked up.
-    pub tokens: Vec<u32>,
-    /// About how many tokens the engine computes beside `tokens`: those of a prompt with unknown tokens, or of further
-    /// prompts. They count as load only.
-    pub unhashed_tokens: u32,
-    /// The client's body, for engines that read it themselves.
-    pub body: Bytes,
-    /// Hash of the client's session or user ([`name_hash`]); 0 for none.
-    pub session: u64,
-}
 
 /// Handle of this thread's replica; not `Send`.
 #[derive(Debug, Clone)]
@@ -67,6 +52,20 @@ struct ReplicaState {
     learner: BlockLearnerHandle,
     parity: ParityTable,
     latency: LatencyTable,
+    kept_bytes: KeptBytes,
+}
+
+/// An answer whose first event has arrived.
+struct Begun {
+    worker: WorkerSlot,
+    worker_id: WorkerId,
+    policy: Arc<str>,
+    overlap_blocks: u32,
+    kv: ParityState,
+    first: ResponseEvent,
+    response: ResponseStream,
+    reservation: Reservation,
+    observers: AnswerObservers,
 }
 
 #[derive(Debug)]
@@ -105,6 +104,7 @@ impl ReplicaHandle {
             learner: router.learner.clone(),
             parity: router.parity.clone(),
             latency: router.latency.clone(),
+            kept_bytes: router.kept_bytes.clone(),
         });
         let actor = RouterReplica {
             state: state.clone(),
@@ -123,7 +123,7 @@ impl ReplicaHandle {
     /// No worker serves the model, none can take the request, the worker refused it, or the deadline passed: each as
     /// the client is to receive it.
     pub async fn route(&self, request: RouteRequest) -> Result<RoutedAnswer, WireError> {
-        self.state.route(request).await
+        self.state.clone().route(request).await
     }
 }
 
@@ -133,8 +133,18 @@ impl ReplicaState {
         self.links.borrow_mut().follow(&self.view.load().workers);
     }
 
-    async fn route(&self, mut request: RouteRequest) -> Result<RoutedAnswer, WireError> {
+    async fn route(self: Rc<Self>, request: RouteRequest) -> Result<RoutedAnswer, WireError> {
         let deadline = Instant::now() + Duration::from_millis(request.generate.deadline_ms);
+        self.route_by(request, Attempts::default(), deadline).await
+    }
+
+    /// Routes a request, or the rest of one, after these attempts.
+    async fn route_by(
+        self: Rc<Self>,
+        mut request: RouteRequest,
+        mut attempts: Attempts,
+        deadline: Instant,
+    ) -> Result<RoutedAnswer, WireError> {
         let view = self.view.load_full();
         let model = view
             .models
@@ -143,18 +153,50 @@ impl ReplicaState {
         let blocks = model
             .hasher(&request.generate.lora, &request.generate.cache_salt)
             .hash(&request.tokens);
-        let mut attempts = Attempts::new(&model.name);
         loop {
             let attempt = self.attempt(&mut request, &blocks, attempts.failed(), deadline);
             let setback = match timeout_at(deadline, attempt).await {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(begun)) => return Ok(self.answer(begun, request, attempts, deadline)),
                 Ok(Err(setback)) => setback,
                 Err(_) => Setback::DeadlinePassed,
             };
-            match attempts.after(setback) {
+            match attempts.after(setback, &model.name) {
                 NextStep::DecideAgain => {}
                 NextStep::GiveUp(error) => return Err(error),
             }
+        }
+    }
+
+    /// The answer to a request, from its first event on.
+    fn answer(
+        self: Rc<Self>,
+        begun: Begun,
+        request: RouteRequest,
+        attempts: Attempts,
+        deadline: Instant,
+    ) -> RoutedAnswer {
+        let stream = match begun.first {
+            ResponseEvent::Data { tokens, ids, bytes } => {
+                let kept = self.kept_bytes.clone();
+                let failed = attempts.into_failed();
+                let continuation = Continuation::new(request, &bytes, begun.worker, failed, deadline, &kept)
+                    .and_then(|mut continuation| continuation.delivered(tokens, &ids).then_some(continuation))
+                    .map(|continuation| (continuation, self as Rc<dyn Reroute>));
+                let (response, reservation) = (begun.response, begun.reservation);
+                AnswerStream::new(bytes, response, reservation, begun.observers, deadline)
+                    .continued_by(continuation)
+            }
+            ResponseEvent::End(summary) => {
+                begun.observers.ended(summary);
+                AnswerStream::ended(summary)
+            }
+        };
+        RoutedAnswer {
+            worker: begun.worker_id,
+            policy: begun.policy,
+            overlap_blocks: begun.overlap_blocks,
+            kv: begun.kv,
+            stream,
         }
     }
 
@@ -165,7 +207,7 @@ impl ReplicaState {
         blocks: &[SequenceHash],
         failed: &[WorkerSlot],
         deadline: Instant,
-    ) -> Result<RoutedAnswer, Setback> {
+    ) -> Result<Begun, Setback> {
         // Loaded for each attempt, because workers may have joined or left since the last one.
         let view = self.view.load_full();
         let model = view
@@ -175,13 +217,13 @@ impl ReplicaState {
         let placement = self
             .decide(model, request, blocks, failed)
             .map_err(Setback::NoCandidate)?;
-        if !failed.is_empty() {
+        if !failed.is_empty() && request.generate.continuation.is_none() {
             metrics::counter!("signalbox_requests_moved_total").increment(1);
         }
         request.generate.deadline_ms =
             u64::try_from(deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
         let worker = placement.worker.clone();
-        let sent = self.send(placement, request, model.block_size, blocks, deadline);
+        let sent = self.send(placement, request, model.block_size, blocks);
         sent.await.map_err(|error| {
             if may_move(&error) {
                 debug!(request.id = %request.generate.id, worker.id = %worker.card.id, %error, "the worker failed before its first bytes");
@@ -209,7 +251,12 @@ impl ReplicaState {
             lora: name_hash(&request.generate.lora),
         };
         let links = self.links.borrow();
-        let may_use = |worker: &WorkerEntry| !failed.contains(&worker.slot) && links.is_usable(worker);
+        let continues = request.generate.continuation.is_some();
+        let may_use = |worker: &WorkerEntry| {
+            !failed.contains(&worker.slot)
+                && links.is_usable(worker)
+                && (!continues || worker.card.continues_answers)
+        };
         let may_use = (!failed.is_empty() || !links.are_all_usable()).then_some(may_use);
         self.decider.borrow_mut().decide(model, demand, may_use)
     }
@@ -221,8 +268,7 @@ impl ReplicaState {
         request: &mut RouteRequest,
         block_size: u32,
         blocks: &[SequenceHash],
-        deadline: Instant,
-    ) -> Result<RoutedAnswer, LinkError> {
+    ) -> Result<Begun, LinkError> {
         let Placement {
             worker,
             policy,
@@ -233,6 +279,7 @@ impl ReplicaState {
         let learned = self.learner.decided(&worker, block_size, overlap_blocks);
         let kv = self.parity.state(worker.slot);
         request.generate.overlap_blocks = overlap_blocks;
+        request.generate.wants_token_ids = is_continuable(request, &worker.card);
         let link = self.links.borrow_mut().get(&worker);
         let parts = CallParts {
             call: Call::Generate(request.generate.clone()),
@@ -251,22 +298,37 @@ impl ReplicaState {
                 .first_bytes(worker.slot, sent, uncached_tokens, choices)
         });
         let learned = learned.and_then(|learned| self.learner.begun(learned, blocks));
-        let observers = AnswerObservers { timer, learned };
-        let stream = match first {
-            ResponseEvent::Data { bytes, .. } => {
-                AnswerStream::new(bytes, response, reservation, observers, deadline)
-            }
-            ResponseEvent::End(summary) => {
-                observers.ended(summary);
-                AnswerStream::ended(summary)
-            }
-        };
-        Ok(RoutedAnswer {
-            worker: worker.card.id.clone(),
+        Ok(Begun {
+            worker: worker.slot,
+            worker_id: worker.card.id.clone(),
             policy,
             overlap_blocks,
             kv,
-            stream,
+            first,
+            response,
+            reservation,
+            observers: AnswerObservers { timer, learned },
+        })
+    }
+}
+
+impl Reroute for ReplicaState {
+    fn reroute(self: Rc<Self>, interrupted: Interrupted) -> Resumed {
+        Box::pin(async move {
+            let Interrupted {
+                request,
+                failed,
+                error,
+                deadline,
+            } = interrupted;
+            tracing::info!(
+                request.id = %request.generate.id, %error,
+                "a worker failed in the middle of an answer; another worker is asked for the rest"
+            );
+            let attempts = Attempts::resumed(failed, error);
+            let continued = self.route_by(request, attempts, deadline).await?;
+            metrics::counter!("signalbox_requests_continued_total").increment(1);
+            Ok(continued)
         })
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::{
     block_learner::{self, BlockLearnerHandle},
+    continuation::KeptBytes,
     latency::{self, LatencyTable, MeasuredLatency},
     load::{EventState, LoadTable},
     parity::{self, ParityTable},
@@ -59,6 +60,7 @@ pub struct Router {
     pub(crate) load: LoadTable,
     pub(crate) parity: ParityTable,
     pub(crate) latency: LatencyTable,
+    pub(crate) kept_bytes: KeptBytes,
     /// Held so that the learner runs, and is started again if it fails.
     pub(crate) learner: BlockLearnerHandle,
     pub(crate) links: LinkConfig,
@@ -202,6 +204,7 @@ impl Router {
             load,
             parity,
             latency,
+            kept_bytes: KeptBytes::default(),
             learner,
             links: config.links,
             roster_listeners,
@@ -317,6 +320,10 @@ fn describe_metrics() {
     describe_counter!(
         "signalbox_requests_moved_total",
         "Times a request was sent to another worker, because one had failed before the first bytes of its answer"
+    );
+    describe_counter!(
+        "signalbox_requests_continued_total",
+        "Times another worker continued an answer, because one had failed after the first bytes of it"
     );
     parity::describe_metrics();
     latency::describe_metrics();

@@ -49,6 +49,7 @@ pub(crate) fn card(name: &str, epoch: u64) -> Arc<WorkerCard> {
         },
         engine_version: String::new(),
         reads_body: false,
+        continues_answers: true,
         kv_events: true,
         labels: Default::default(),
     })
@@ -122,6 +123,8 @@ pub(crate) fn request(deadline: Duration) -> RouteRequest {
             cache_salt: String::new(),
             priority: 0,
             overlap_blocks: 0,
+            wants_token_ids: false,
+            continuation: None,
             sampling: SamplingParams::default(),
             format: AnswerFormat {
                 endpoint: Endpoint::Chat,

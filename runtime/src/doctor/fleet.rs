@@ -175,6 +175,7 @@ mod tests {
             engine: "vllm".into(),
             engine_version: "0.32.0".into(),
             reads_body: true,
+            continues_answers: true,
             block_size: 16,
             context_length: 4096,
             artifacts_digest: "d".into(),

@@ -162,6 +162,7 @@ impl Bench {
         Ok(self.engine.submit(NewSequence {
             id,
             tokens,
+            generated: 0,
             blocks,
             hasher,
             sampling,

@@ -21,6 +21,8 @@ pub struct BackendInfo {
     pub engine_version: String,
     /// Whether the engine reads the client's body itself.
     pub reads_body: bool,
+    /// Whether the worker continues answers that another worker began.
+    pub continues_answers: bool,
     /// Whether the worker publishes KV events.
     pub kv_events: bool,
     /// Tokens per KV block, at least 1.

@@ -50,13 +50,17 @@ pub struct EngineInfo {
 pub struct NewSequence {
     /// The id under which steps report the sequence.
     pub id: SequenceId,
-    /// The prompt: at least one token, and fewer than the context length.
+    /// The prompt: at least one token, and fewer than the context length. If another engine began the answer, the tokens
+    /// that it generated follow.
     pub tokens: Vec<u32>,
+    /// How many of `tokens` another engine generated.
+    pub generated: usize,
     /// Hashes of the prompt's full KV blocks, salted with the request's LoRA and cache salt.
     pub blocks: Vec<SequenceHash>,
     /// Computes the hashes of the blocks that follow.
     pub hasher: signalbox_protocol::BlockHasher,
-    /// How to sample tokens. The engine applies `max_tokens`. The runner applies `stop` and the end-of-sequence token.
+    /// How to sample tokens. The engine applies `max_tokens`, to the
+    /// tokens that it generates itself. The runner applies `stop` and the end-of-sequence token.
     pub sampling: SamplingParams,
 }
 

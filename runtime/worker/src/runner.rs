@@ -74,7 +74,8 @@ impl RunnerHandle {
     /// the reason.
     pub fn submit(&self, request: &GenerateRequest, tokens: Vec<u32>, sink: impl AnswerSink + 'static) {
         let request = match self.intake.prepare(request, tokens, Box::new(sink)) {
-            Ok(request) => request,
+            Ok(Some(request)) => request,
+            Ok(None) => return,
             Err((sink, error)) => return sink.fail(error),
         };
         let message = Message::Request(self.number, Box::new(request));
@@ -160,6 +161,7 @@ impl From<EngineInfo> for BackendInfo {
             engine: info.name.to_owned(),
             engine_version: String::new(),
             reads_body: false,
+            continues_answers: true,
             kv_events: true,
             block_size: info.block_size,
             context_length: info.context_length,

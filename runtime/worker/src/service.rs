@@ -169,6 +169,7 @@ pub async fn run_backend(
         capacity: info.capacity,
         engine_version: info.engine_version,
         reads_body: info.reads_body,
+        continues_answers: info.continues_answers,
         kv_events: info.kv_events,
         labels: config.labels,
     });

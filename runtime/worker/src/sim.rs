@@ -306,6 +306,7 @@ impl StepEngine for SimEngine {
             self.config.seed,
             sequence.sampling.seed,
             &sequence.tokens,
+            sequence.generated,
             sequence.id,
         );
         let max_length = prompt

@@ -76,6 +76,7 @@ impl Rig {
             .submit(NewSequence {
                 id,
                 tokens,
+                generated: 0,
                 blocks,
                 hasher: self.hasher,
                 sampling,
@@ -418,6 +419,7 @@ fn an_invalid_request_is_refused_with_the_parameter() {
             .submit(NewSequence {
                 id,
                 tokens,
+                generated: 0,
                 blocks,
                 hasher: rig.hasher,
                 sampling,

@@ -70,6 +70,8 @@ fn generate(tokens: Vec<u32>, max_tokens: u32, stream: bool) -> CallParts {
         cache_salt: String::new(),
         priority: 0,
         overlap_blocks: 0,
+        wants_token_ids: false,
+        continuation: None,
         sampling: SamplingParams {
             max_tokens,
             ..SamplingParams::default()
@@ -102,7 +104,7 @@ async fn whole(mut stream: ResponseStream) -> Result<(Vec<u8>, u32, StreamSummar
     let (mut all, mut count) = (Vec::new(), 0);
     while let Some(event) = stream.next().await {
         match event? {
-            ResponseEvent::Data { tokens, bytes } => {
+            ResponseEvent::Data { tokens, bytes, .. } => {
                 all.extend_from_slice(&bytes);
                 count += tokens;
             }

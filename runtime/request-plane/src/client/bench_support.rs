@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use super::{config::LinkConfig, pump::take_frames, response::ResponseStream, state::SharedLink};
 use crate::{
     call_parts::CallParts,
-    frame::{FrameCodec, MAX_DATA_FRAME_BYTES, put_data},
+    frame::{FrameCodec, MAX_DATA_FRAME_BYTES, PieceTokens, put_data},
 };
 
 /// The router's end of a connection without another end.
@@ -43,7 +43,7 @@ impl BenchLink {
 
     /// Appends a Data frame to `frames`, as the worker writes it.
     pub fn write_data(frames: &mut BytesMut, stream: u32, bytes: &Bytes) {
-        put_data(frames, stream, 1, bytes);
+        put_data(frames, stream, PieceTokens::Count(1), bytes);
     }
 
     /// Takes `frames` as the bytes of one read.

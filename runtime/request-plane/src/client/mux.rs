@@ -18,7 +18,7 @@ use tokio_util::codec::Encoder;
 use super::{error::LinkError, response_event::ResponseEvent};
 use crate::{
     call_parts::CallParts,
-    frame::{self, Frame, FrameCodec, HEAD_BYTES, piece_cost},
+    frame::{self, Frame, FrameCodec, HEAD_BYTES, TokenIds, piece_cost},
 };
 
 /// The two length fields of an Open frame.
@@ -49,8 +49,8 @@ pub(super) struct Mux {
 /// One stream.
 #[derive(Default)]
 struct Slot {
-    /// Pieces that arrived and are not read yet, each with its tokens.
-    pieces: VecDeque<(u32, Bytes)>,
+    /// Pieces that arrived and are not read yet, each with its tokens and their ids.
+    pieces: VecDeque<(u32, TokenIds, Bytes)>,
     /// Read after the pieces. The stream is open at the worker while this is `None`.
     end: Option<Result<StreamSummary, LinkError>>,
     reader: Option<Waker>,
@@ -176,6 +176,7 @@ impl Mux {
             Frame::Data {
                 stream,
                 tokens,
+                ids,
                 bytes,
             } => {
                 let Some(slot) = self.streams.get_mut(&stream).filter(|slot| slot.end.is_none()) else {
@@ -184,8 +185,8 @@ impl Mux {
                 if slot.allowance <= 0 {
                     return Err(Violation::Overrun { stream });
                 }
-                slot.allowance -= i64::from(piece_cost(&bytes));
-                slot.pieces.push_back((tokens, bytes));
+                slot.allowance -= i64::from(piece_cost(ids.as_bytes().len(), bytes.len()));
+                slot.pieces.push_back((tokens, ids, bytes));
                 self.woken.extend(slot.reader.take());
             }
             Frame::End { stream, summary } => self.end(stream, Ok(summary)),
@@ -229,15 +230,15 @@ impl Mux {
         let Some(slot) = self.streams.get_mut(&stream) else {
             return Poll::Ready(None);
         };
-        if let Some((tokens, bytes)) = slot.pieces.pop_front() {
-            slot.unreturned += piece_cost(&bytes);
+        if let Some((tokens, ids, bytes)) = slot.pieces.pop_front() {
+            slot.unreturned += piece_cost(ids.as_bytes().len(), bytes.len());
             if slot.end.is_none() && i64::from(slot.unreturned) * 2 >= self.window {
                 let credit = mem::take(&mut slot.unreturned);
                 slot.allowance += i64::from(credit);
                 frame::put_credit(&mut self.out, stream, credit);
                 self.wake_writer();
             }
-            return Poll::Ready(Some(Ok(ResponseEvent::Data { tokens, bytes })));
+            return Poll::Ready(Some(Ok(ResponseEvent::Data { tokens, ids, bytes })));
         }
         if let Some(end) = slot.end.take() {
             self.streams.remove(&stream);

@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use signalbox_protocol::StreamSummary;
 
+use crate::frame::TokenIds;
+
 /// An event of an answer: pieces, then one end.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ResponseEvent {
@@ -10,6 +12,8 @@ pub enum ResponseEvent {
     Data {
         /// Number of tokens in the piece. If a piece was cut, its last part has all its tokens.
         tokens: u32,
+        /// The ids of all `tokens`, or none: of calls that ask for them.
+        ids: TokenIds,
         /// The bytes of the piece.
         bytes: Bytes,
     },

@@ -4,7 +4,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use signalbox_protocol::StreamSummary;
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::{Frame, FrameError, HEAD_BYTES, MAX_PIECE_BYTES};
+use super::{Frame, FrameError, HEAD_BYTES, MAX_PIECE_BYTES, PieceTokens, TokenIds};
 
 const PREFIX_BYTES: usize = 4;
 
@@ -22,6 +22,8 @@ const CREDIT: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
 const DRAIN: u8 = 11;
+/// A Data frame with the ids of its tokens. Only for calls that ask for them, because older routers skip it.
+const DATA_WITH_IDS: u8 = 12;
 
 /// Payloads up to this size are copied out of the read buffer; larger payloads share its memory. Otherwise a slow reader
 /// that keeps the 200 bytes of a token would keep a read buffer of 64 KiB.
@@ -69,7 +71,7 @@ impl Decoder for FrameCodec {
             let (kind, stream) = (src[PREFIX_BYTES], (&src[PREFIX_BYTES + 1..]).get_u32_le());
             let payload_at = PREFIX_BYTES + HEAD_BYTES;
             let frame = match kind {
-                HELLO | HELLO_ACK | OPEN | DATA | FAIL => {
+                HELLO | HELLO_ACK | OPEN | DATA | FAIL | DATA_WITH_IDS => {
                     let payload = take_payload(src, payload_at, total);
                     decode_variable(kind, stream, payload)?
                 }
@@ -162,9 +164,19 @@ fn decode_variable(kind: u8, stream: u32, mut payload: Bytes) -> Result<Frame, F
                 body: payload,
             })
         }
-        DATA => {
+        DATA | DATA_WITH_IDS => {
             let stream = checked_stream("Data", stream)?;
             let tokens = payload.try_get_u32_le().map_err(short("Data"))?;
+            let ids = match kind {
+                DATA => TokenIds::default(),
+                _ if tokens as usize > payload.len() / 4 => {
+                    return Err(FrameError::Truncated {
+                        name: "Data",
+                        payload: length,
+                    });
+                }
+                _ => TokenIds::new(payload.split_to(tokens as usize * 4)),
+            };
             if payload.len() > MAX_PIECE_BYTES {
                 return Err(FrameError::TooLong {
                     length: payload.len(),
@@ -174,6 +186,7 @@ fn decode_variable(kind: u8, stream: u32, mut payload: Bytes) -> Result<Frame, F
             Ok(Frame::Data {
                 stream,
                 tokens,
+                ids,
                 bytes: payload,
             })
         }
@@ -285,8 +298,23 @@ fn put(frame: &Frame, out: &mut BytesMut) {
         Frame::Data {
             stream,
             tokens,
+            ids,
             bytes,
-        } => put_data(out, *stream, *tokens, bytes),
+        } => {
+            if ids.is_empty() {
+                put_data(out, *stream, PieceTokens::Count(*tokens), bytes);
+            } else {
+                put_head(
+                    out,
+                    DATA_WITH_IDS,
+                    *stream,
+                    4 + ids.as_bytes().len() + bytes.len(),
+                );
+                out.put_u32_le(*tokens);
+                out.put_slice(ids.as_bytes());
+                out.put_slice(bytes);
+            }
+        }
         Frame::End { stream, summary } => {
             put_head(out, END, *stream, 12);
             out.put_u32_le(summary.prompt_tokens);
@@ -317,22 +345,35 @@ pub(crate) fn put_open(out: &mut BytesMut, stream: u32, call: &[u8], tokens: &[u
     out.put_u32_le(call.len() as u32);
     out.put_slice(call);
     out.put_u32_le(tokens.len() as u32);
-    let start = out.len();
-    out.resize(start + tokens.len() * 4, 0);
-    for (bytes, token) in out[start..].as_chunks_mut::<4>().0.iter_mut().zip(tokens) {
-        *bytes = token.to_le_bytes();
-    }
+    put_tokens(out, tokens);
     out.put_slice(body);
 }
 
+fn put_tokens(out: &mut BytesMut, tokens: &[u32]) {
+    let start = out.len();
+    out.resize(start + size_of_val(tokens), 0);
+    for (bytes, token) in out[start..].as_chunks_mut::<4>().0.iter_mut().zip(tokens) {
+        *bytes = token.to_le_bytes();
+    }
+}
+
 /// Appends a Data frame; `bytes` is at most [`MAX_PIECE_BYTES`] long.
-pub(crate) fn put_data(out: &mut BytesMut, stream: u32, tokens: u32, bytes: &[u8]) {
+pub(crate) fn put_data(out: &mut BytesMut, stream: u32, tokens: PieceTokens<'_>, bytes: &[u8]) {
     debug_assert!(
         bytes.len() <= MAX_PIECE_BYTES,
         "pieces are cut before they are framed"
     );
-    put_head(out, DATA, stream, 4 + bytes.len());
-    out.put_u32_le(tokens);
+    match tokens {
+        PieceTokens::Count(count) => {
+            put_head(out, DATA, stream, 4 + bytes.len());
+            out.put_u32_le(count);
+        }
+        PieceTokens::Ids(ids) => {
+            put_head(out, DATA_WITH_IDS, stream, 4 + tokens.id_bytes() + bytes.len());
+            out.put_u32_le(ids.len() as u32);
+            put_tokens(out, ids);
+        }
+    }
     out.put_slice(bytes);
 }
 

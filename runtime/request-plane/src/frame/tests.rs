@@ -3,7 +3,7 @@ use proptest::{collection::vec, prelude::*};
 use signalbox_protocol::StreamSummary;
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::{Frame, FrameCodec, FrameError, MAX_PIECE_BYTES, put_data};
+use super::{Frame, FrameCodec, FrameError, MAX_PIECE_BYTES, PieceTokens, TokenIds, put_data};
 
 const LIMIT: usize = 64 << 10;
 
@@ -73,6 +73,13 @@ pub(crate) fn frame() -> impl Strategy<Value = Frame> {
         (stream(), any::<u32>(), bytes()).prop_map(|(stream, tokens, bytes)| Frame::Data {
             stream,
             tokens,
+            ids: TokenIds::default(),
+            bytes
+        }),
+        (stream(), vec(any::<u32>(), 1..20), bytes()).prop_map(|(stream, ids, bytes)| Frame::Data {
+            stream,
+            tokens: ids.len() as u32,
+            ids: TokenIds::new(ids.iter().flat_map(|id| id.to_le_bytes()).collect()),
             bytes
         }),
         (stream(), summary()).prop_map(|(stream, summary)| Frame::End { stream, summary }),
@@ -140,7 +147,7 @@ fn a_frame_over_the_limit_is_refused_before_it_arrives() {
 #[test]
 fn a_piece_over_its_own_limit_is_refused() {
     let mut out = BytesMut::new();
-    put_data(&mut out, 1, 0, &vec![0; MAX_PIECE_BYTES]);
+    put_data(&mut out, 1, PieceTokens::Count(0), &vec![0; MAX_PIECE_BYTES]);
     assert!(
         FrameCodec::new(usize::MAX)
             .decode(&mut out.clone())

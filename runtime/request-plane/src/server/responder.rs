@@ -9,7 +9,10 @@ use super::{
     send_queue::{Ending, Offer},
     stream_signal::{CallerGone, StreamSignal},
 };
-use crate::{call_parts::CallParts, frame::MAX_PIECE_BYTES};
+use crate::{
+    call_parts::CallParts,
+    frame::{MAX_PIECE_BYTES, MAX_PIECE_IDS, PieceTokens},
+};
 
 /// The worker's code that answers calls.
 pub trait CallHandler: Send + Sync + 'static {
@@ -46,9 +49,22 @@ impl Responder {
     /// # Errors
     /// The caller is gone, or reads the answer too slowly; in the latter case the stream has failed as overloaded.
     pub fn queue(&self, tokens: u32, bytes: &[u8]) -> Result<(), CallerGone> {
+        self.queue_piece(PieceTokens::Count(tokens), bytes)
+    }
+
+    /// As [`Self::queue`], with the ids of the piece's tokens if the call asks for them
+    /// ([`GenerateRequest::wants_token_ids`](signalbox_protocol::GenerateRequest::wants_token_ids)).
+    ///
+    /// # Errors
+    /// As [`Self::queue`].
+    pub fn queue_piece(&self, tokens: PieceTokens<'_>, bytes: &[u8]) -> Result<(), CallerGone> {
         if self.is_cancelled() {
             return Err(CallerGone);
         }
+        let tokens = match tokens {
+            PieceTokens::Ids(ids) if ids.len() > MAX_PIECE_IDS => PieceTokens::Count(ids.len() as u32),
+            tokens => tokens,
+        };
         self.connection.queue(|send_queue| {
             cut(tokens, bytes).try_for_each(|(tokens, piece)| send_queue.queue(self.stream, tokens, piece))
         })
@@ -66,7 +82,7 @@ impl Responder {
     /// # Errors
     /// The caller is gone.
     pub async fn send(&self, bytes: &[u8]) -> Result<(), CallerGone> {
-        for (_, piece) in cut(0, bytes) {
+        for (_, piece) in cut(PieceTokens::Count(0), bytes) {
             loop {
                 let changed = self.signal.changed();
                 match self
@@ -128,12 +144,17 @@ impl Drop for Responder {
 
 /// Cuts a piece into parts of at most [`MAX_PIECE_BYTES`]. The last part carries the tokens, because their bytes are
 /// complete only with that part.
-fn cut(tokens: u32, bytes: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+fn cut<'a>(tokens: PieceTokens<'a>, bytes: &'a [u8]) -> impl Iterator<Item = (PieceTokens<'a>, &'a [u8])> {
     let last = bytes.len().saturating_sub(1) / MAX_PIECE_BYTES;
     (0..=last).map(move |part| {
         let start = part * MAX_PIECE_BYTES;
         let end = bytes.len().min(start + MAX_PIECE_BYTES);
-        (if part == last { tokens } else { 0 }, &bytes[start..end])
+        let tokens = if part == last {
+            tokens
+        } else {
+            PieceTokens::Count(0)
+        };
+        (tokens, &bytes[start..end])
     })
 }
 
@@ -143,13 +164,14 @@ mod tests {
 
     #[test]
     fn pieces_are_cut_at_the_limit_and_the_last_has_the_tokens() {
-        let lengths = |len: usize| {
-            cut(7, &vec![0; len])
-                .map(|(t, b)| (t, b.len()))
-                .collect::<Vec<_>>()
+        let (none, all) = (PieceTokens::Count(0), PieceTokens::Ids(&[7, 8]));
+        let bytes = vec![0; MAX_PIECE_BYTES + 1];
+        let parts = |length: usize| {
+            let parts = cut(all, &bytes[..length]).map(|(tokens, part)| (tokens, part.len()));
+            parts.collect::<Vec<_>>()
         };
-        assert_eq!(lengths(0), [(7, 0)]);
-        assert_eq!(lengths(MAX_PIECE_BYTES), [(7, MAX_PIECE_BYTES)]);
-        assert_eq!(lengths(MAX_PIECE_BYTES + 1), [(0, MAX_PIECE_BYTES), (7, 1)]);
+        assert_eq!(parts(0), [(all, 0)]);
+        assert_eq!(parts(MAX_PIECE_BYTES), [(all, MAX_PIECE_BYTES)]);
+        assert_eq!(parts(MAX_PIECE_BYTES + 1), [(none, MAX_PIECE_BYTES), (all, 1)]);
     }
 }

@@ -15,7 +15,7 @@ use super::{
     stream_signal::{CallerGone, StreamSignal},
 };
 use crate::{
-    frame::{self, Frame, FrameCodec, piece_cost},
+    frame::{self, Frame, FrameCodec, PieceTokens, piece_cost},
     hello::WINDOW_BYTES,
 };
 
@@ -55,7 +55,7 @@ struct OutStream {
     signal: Arc<StreamSignal>,
     /// Bytes that may still be sent to the router; one piece may take it below zero.
     window: i64,
-    /// Pieces that wait for window or for room in the output, each with its tokens.
+    /// Framed pieces that wait for window or for room in the output, each with its cost.
     backlog: VecDeque<(u32, Bytes)>,
     backlog_bytes: usize,
     /// Sent after the backlog.
@@ -146,18 +146,24 @@ impl SendQueue {
     }
 
     /// Queues a piece, which is sent as soon as there is room for it.
-    pub(super) fn queue(&mut self, stream: u32, tokens: u32, bytes: &[u8]) -> Result<(), CallerGone> {
+    pub(super) fn queue(
+        &mut self,
+        stream: u32,
+        tokens: PieceTokens<'_>,
+        bytes: &[u8],
+    ) -> Result<(), CallerGone> {
         let slot = self
             .streams
             .get_mut(&stream)
             .filter(|slot| slot.ending.is_none())
             .ok_or(CallerGone)?;
+        let cost = piece_cost(tokens.id_bytes(), bytes.len());
         if slot.backlog.is_empty() && slot.window > 0 && self.out.len() < FULL_BYTES {
-            slot.window -= i64::from(piece_cost(bytes));
+            slot.window -= i64::from(cost);
             frame::put_data(&mut self.out, stream, tokens, bytes);
             return Ok(());
         }
-        slot.backlog_bytes += piece_cost(bytes) as usize;
+        slot.backlog_bytes += cost as usize;
         if slot.backlog_bytes > self.backlog_bytes {
             let error = WireError::new(
                 ErrorKind::Overloaded,
@@ -171,7 +177,9 @@ impl SendQueue {
             metrics::counter!("signalbox_request_plane_slow_readers_total").increment(1);
             return Err(CallerGone);
         }
-        slot.backlog.push_back((tokens, Bytes::copy_from_slice(bytes)));
+        let mut framed = BytesMut::new();
+        frame::put_data(&mut framed, stream, tokens, bytes);
+        slot.backlog.push_back((cost, framed.freeze()));
         self.advance(stream);
         Ok(())
     }
@@ -182,8 +190,8 @@ impl SendQueue {
             return Offer::Gone;
         };
         if slot.backlog.is_empty() && slot.window > 0 && self.out.len() < FULL_BYTES {
-            slot.window -= i64::from(piece_cost(bytes));
-            frame::put_data(&mut self.out, stream, 0, bytes);
+            slot.window -= i64::from(piece_cost(0, bytes.len()));
+            frame::put_data(&mut self.out, stream, PieceTokens::Count(0), bytes);
             return Offer::Taken;
         }
         slot.sender_waits = true;
@@ -206,12 +214,11 @@ impl SendQueue {
         };
         while slot.window > 0
             && self.out.len() < FULL_BYTES
-            && let Some((tokens, bytes)) = slot.backlog.pop_front()
+            && let Some((cost, framed)) = slot.backlog.pop_front()
         {
-            let cost = piece_cost(&bytes);
             slot.window -= i64::from(cost);
             slot.backlog_bytes -= cost as usize;
-            frame::put_data(&mut self.out, stream, tokens, &bytes);
+            self.out.extend_from_slice(&framed);
         }
         if slot.backlog.is_empty()
             && let Some(ending) = slot.ending.take()

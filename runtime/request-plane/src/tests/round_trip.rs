@@ -32,6 +32,21 @@ async fn a_call_arrives_whole_and_its_answer_comes_back_in_order(over: Over) {
         (1, Bytes::from_static(b"data: a\n\n"))
     );
     assert_eq!(next_data(&mut stream).await, (2, Bytes::new()));
+    let ids = [1, u32::MAX];
+    responder
+        .queue_piece(PieceTokens::Ids(&ids), b"data: c\n\n")
+        .unwrap();
+    responder.flush();
+    let Ok(ResponseEvent::Data {
+        tokens,
+        ids: arrived,
+        bytes,
+    }) = next(&mut stream).await
+    else {
+        panic!("no piece");
+    };
+    assert_eq!((tokens, bytes), (2, Bytes::from_static(b"data: c\n\n")));
+    assert!(arrived.iter().eq(ids));
     responder.queue(1, b"b").unwrap();
     responder.end(summary(4));
     assert_eq!(next_data(&mut stream).await, (1, Bytes::from_static(b"b")));

@@ -12,6 +12,8 @@ fn answer(format: AnswerFormat) -> Answer {
         cache_salt: String::new(),
         priority: 0,
         overlap_blocks: 0,
+        wants_token_ids: false,
+        continuation: None,
         sampling: SamplingParams::default(),
         format,
     };

@@ -199,6 +199,7 @@ impl StepEngine for LlamaEngine {
         let NewSequence {
             id,
             tokens,
+            generated,
             blocks,
             hasher,
             sampling,
@@ -213,7 +214,8 @@ impl StepEngine for LlamaEngine {
                 ),
             ));
         }
-        let sampler = TokenSampler::new(&sampling, vocab, self.info.context_length)?;
+        let mut sampler = TokenSampler::new(&sampling, vocab, self.info.context_length)?;
+        sampler.resume(&tokens[tokens.len().saturating_sub(generated)..]);
         self.schedule.submit(Sequence::new(
             id,
             tokens,

@@ -76,6 +76,13 @@ impl TokenSampler {
         })
     }
 
+    /// Takes tokens that another engine generated into the penalties.
+    pub(super) fn resume(&mut self, generated: &[u32]) {
+        for token in generated {
+            self.chain.accept(LlamaToken(*token as i32));
+        }
+    }
+
     /// Samples from the logits at `index` of the last batch. `None` if the logits are not finite.
     pub(super) fn sample(
         &mut self,

@@ -78,6 +78,7 @@ impl Engine {
             engine: facts.flavour.as_str().into(),
             engine_version: facts.version.clone(),
             reads_body: true,
+            continues_answers: false,
             kv_events: !facts.events.is_empty(),
             block_size: self.block_size(),
             // Unknown: the engine itself refuses what is too long.

@@ -8,7 +8,7 @@ use signalbox_tokenize::{ModelText, TokenDecoder};
 
 use crate::{
     answer::{ChoiceWriter, StopMatcher, StopScan, TokenEntry},
-    engine::{SampledToken, TokenLogprobs},
+    engine::{SampledToken, SequenceId, TokenLogprobs},
 };
 
 #[derive(Debug)]
@@ -47,6 +47,31 @@ impl Choice {
 
     pub(super) fn writer(&self) -> &ChoiceWriter {
         &self.writer
+    }
+
+    /// Takes the tokens with which another engine began the choice, whose bytes the client has. Returns whether they finish
+    /// it.
+    pub(super) fn resume(&mut self, text: &ModelText, generated: &[u32], ignore_eos: bool) -> bool {
+        // What the other engine wrote.
+        let mut written = Vec::new();
+        self.writer.start(&mut written);
+        for token in generated {
+            if !ignore_eos && text.eos_tokens().contains(token) {
+                self.finish(text, FinishReason::Stop, &mut written);
+            } else {
+                let token = SampledToken {
+                    sequence: SequenceId(0),
+                    token: *token,
+                    logprobs: None,
+                };
+                self.push(text, &token, &mut written);
+            }
+            written.clear();
+            if self.finished {
+                break;
+            }
+        }
+        self.finished
     }
 
     /// Takes the next token and writes to `out` the text that no stop text can include any more. Returns whether the

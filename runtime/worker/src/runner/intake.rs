@@ -87,7 +87,8 @@ impl Intake {
         &self.info
     }
 
-    /// Checks a request and creates its sequences.
+    /// Checks a request and creates its sequences. `None` if another worker delivered the whole answer already, and only
+    /// its end is missing, which `sink` then gets.
     ///
     /// # Errors
     /// The engine can never answer the request. Returns the sink and the reason.
@@ -96,9 +97,12 @@ impl Intake {
         request: &GenerateRequest,
         tokens: Vec<u32>,
         sink: Box<dyn AnswerSink>,
-    ) -> Result<PreparedRequest, (Box<dyn AnswerSink>, WireError)> {
-        let checked =
-            check_endpoint(request.format.endpoint).and_then(|()| self.check(&request.sampling, &tokens));
+    ) -> Result<Option<PreparedRequest>, (Box<dyn AnswerSink>, WireError)> {
+        let delivered = request.continuation.as_ref();
+        let generated = delivered.map_or(0, |delivered| delivered.delivered_tokens as usize);
+        let prompt_tokens = tokens.len().saturating_sub(generated);
+        let checked = check_endpoint(request.format.endpoint)
+            .and_then(|()| self.check(&request.sampling, &tokens, prompt_tokens));
         if let Err(error) = checked {
             return Err((sink, error));
         }
@@ -112,16 +116,24 @@ impl Intake {
         );
         let answer = Answer::new(request, &self.fingerprint);
         let writer = |index| answer.choice(index, sampling.logprobs.is_some());
-        let choices = (0..sampling.n)
+        let mut choices: Vec<_> = (0..sampling.n)
             .map(|index| Choice::new(writer(index), &sampling.stop))
             .collect();
-        let prompt_tokens = tokens.len() as u32;
+        let left = sampling.max_tokens.saturating_sub(generated as u32);
+        let mut is_whole = false;
+        if let ([choice], Some(_)) = (&mut choices[..], delivered) {
+            is_whole = choice.resume(&self.text, &tokens[prompt_tokens..], sampling.ignore_eos) || left == 0;
+        }
         let first = NewSequence {
             id: SequenceId::new(number, 0),
             blocks: hasher.hash(&tokens),
             tokens,
+            generated,
             hasher,
-            sampling: sampling.clone(),
+            sampling: SamplingParams {
+                max_tokens: left,
+                ..sampling.clone()
+            },
         };
         let mut sequences = Vec::with_capacity(sampling.n as usize);
         sequences.extend((1..sampling.n as u16).map(|choice| NewSequence {
@@ -129,7 +141,7 @@ impl Intake {
             // Each choice has its own seed, so that the choices differ.
             sampling: SamplingParams {
                 seed: sampling.seed.map(|seed| seed.wrapping_add(u64::from(choice))),
-                ..sampling.clone()
+                ..first.sampling.clone()
             },
             ..first.clone()
         }));
@@ -141,22 +153,35 @@ impl Intake {
             accepted_at: Instant::now(),
             time_limit: Duration::from_millis(request.deadline_ms).min(MAX_TIME_LIMIT),
             ignore_eos: sampling.ignore_eos,
-            prompt_tokens,
+            prompt_tokens: prompt_tokens as u32,
             cached_tokens: None,
-            completion_tokens: 0,
+            completion_tokens: generated as u32,
             uncounted_tokens: 0,
+            uncounted_ids: request.wants_token_ids.then(Vec::new),
+            piece: Vec::new(),
             caller_gone: false,
             needs_flush: false,
         };
-        Ok(PreparedRequest {
+        if is_whole {
+            let usage = request.usage();
+            request.sink.end(usage);
+            return Ok(None);
+        }
+        Ok(Some(PreparedRequest {
             number,
             request: Some(request),
             sequences,
-        })
+        }))
     }
 
-    fn check(&self, sampling: &SamplingParams, tokens: &[u32]) -> Result<(), WireError> {
-        if tokens.is_empty() {
+    /// `tokens` are `prompt_tokens` of the prompt, and then those that another worker generated.
+    fn check(
+        &self,
+        sampling: &SamplingParams,
+        tokens: &[u32],
+        prompt_tokens: usize,
+    ) -> Result<(), WireError> {
+        if prompt_tokens == 0 {
             return Err(WireError::new(
                 ErrorKind::InvalidRequest,
                 "the prompt is empty; give at least one token",
@@ -180,7 +205,11 @@ impl Intake {
                 "max_tokens is 0; give 1 or more",
             ));
         }
-        let (prompt, answer) = (tokens.len() as u64, u64::from(sampling.max_tokens));
+        if tokens.len() > prompt_tokens && sampling.n != 1 {
+            let message = format!("n is {}; only an answer of one choice is continued", sampling.n);
+            return Err(WireError::invalid_param("n", message));
+        }
+        let (prompt, answer) = (prompt_tokens as u64, u64::from(sampling.max_tokens));
         let context = u64::from(self.info.context_length);
         if prompt + answer > context {
             let message = format!(

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use signalbox_protocol::{ErrorKind, FinishReason, StreamSummary, WireError};
+use signalbox_request_plane::PieceTokens;
 use signalbox_tokenize::ModelText;
 
 use super::{choice::Choice, sink::AnswerSink};
@@ -27,6 +28,10 @@ pub(super) struct OpenRequest {
     pub(super) completion_tokens: u32,
     /// Generated tokens that no queued piece accounts for, because their text is held back.
     pub(super) uncounted_tokens: u32,
+    /// The ids of those, if the router asks for them.
+    pub(super) uncounted_ids: Option<Vec<u32>>,
+    /// The bytes of the next piece. A reused buffer, empty between steps.
+    pub(super) piece: Vec<u8>,
     /// The sink reported that the caller has closed the stream.
     pub(super) caller_gone: bool,
     /// The request is in [`OpenRequests::to_flush`].
@@ -39,8 +44,6 @@ pub(super) struct OpenRequests {
     open: HashMap<u64, OpenRequest>,
     /// Requests with a result in the current step: to flush, or to end.
     to_flush: Vec<u64>,
-    /// The bytes of one piece. A reused buffer, empty between pieces.
-    piece: Vec<u8>,
 }
 
 impl OpenRequest {
@@ -54,26 +57,39 @@ impl OpenRequest {
             .map(move |choice| SequenceId::new(number, choice))
     }
 
-    /// Queues `piece` in the sink and empties it.
-    fn queue(&mut self, piece: &mut Vec<u8>) {
-        if !piece.is_empty() {
-            self.caller_gone |= self.sink.queue(self.uncounted_tokens, piece).is_err();
-            self.uncounted_tokens = 0;
-            piece.clear();
+    /// Queues what the step wrote, as one piece. So a piece with the last token of a stream has the stream's end too: a
+    /// router that has that token has the whole answer.
+    fn queue(&mut self) {
+        if self.piece.is_empty() {
+            return;
         }
+        let tokens = match &self.uncounted_ids {
+            Some(ids) => PieceTokens::Ids(ids),
+            None => PieceTokens::Count(self.uncounted_tokens),
+        };
+        self.caller_gone |= self.sink.queue(tokens, &self.piece).is_err();
+        self.uncounted_tokens = 0;
+        if let Some(ids) = &mut self.uncounted_ids {
+            ids.clear();
+        }
+        self.piece.clear();
     }
 
-    fn usage(&self) -> StreamSummary {
+    pub(super) fn usage(&self) -> StreamSummary {
         StreamSummary {
             prompt_tokens: self.prompt_tokens,
-            cached_tokens: self.cached_tokens.unwrap_or(0),
+            // Tokens that another worker generated are cached here like those of a prompt.
+            cached_tokens: self.cached_tokens.unwrap_or(0).min(self.prompt_tokens),
             completion_tokens: self.completion_tokens,
         }
     }
 
-    fn count_token(&mut self) {
+    fn count_token(&mut self, token: u32) {
         self.uncounted_tokens += 1;
         self.completion_tokens += 1;
+        if let Some(ids) = &mut self.uncounted_ids {
+            ids.push(token);
+        }
     }
 }
 
@@ -95,7 +111,7 @@ impl OpenRequests {
         }
     }
 
-    /// Delivers the results of a step: the pieces in the order of the step, then one flush per request. Adds the
+    /// Delivers the results of a step: for each request one piece and a flush. Adds the
     /// sequences that a stop text or the end-of-sequence token ended to `cancels`.
     pub(super) fn deliver(&mut self, text: &ModelText, output: &StepOutput, cancels: &mut Vec<SequenceId>) {
         for (id, cached) in &output.prefilled {
@@ -160,16 +176,15 @@ impl OpenRequests {
             return;
         };
         let ended = if !request.ignore_eos && text.eos_tokens().contains(&token.token) {
-            choice.finish(text, FinishReason::Stop, &mut self.piece);
+            choice.finish(text, FinishReason::Stop, &mut request.piece);
             true
         } else {
-            choice.push(text, token, &mut self.piece)
+            choice.push(text, token, &mut request.piece)
         };
         if ended {
             cancels.push(id);
         }
-        request.count_token();
-        request.queue(&mut self.piece);
+        request.count_token(token.token);
         mark_for_flush(&mut self.to_flush, request, id);
     }
 
@@ -184,39 +199,33 @@ impl OpenRequests {
         else {
             return;
         };
-        choice.finish(text, reason, &mut self.piece);
-        request.queue(&mut self.piece);
+        choice.finish(text, reason, &mut request.piece);
         mark_for_flush(&mut self.to_flush, request, id);
     }
 
     /// Ends the requests whose answer is complete and flushes the others, of those with a result in this step.
     fn flush(&mut self) {
-        let Self {
-            open,
-            to_flush,
-            piece,
-        } = self;
-        for number in to_flush.drain(..) {
-            let Some(request) = open.get_mut(&number) else {
+        for number in self.to_flush.drain(..) {
+            let Some(request) = self.open.get_mut(&number) else {
                 continue;
             };
             if !request.choices.iter().all(Choice::is_finished) {
                 request.needs_flush = false;
+                request.queue();
                 request.sink.flush();
                 continue;
             }
-            let Some(mut request) = open.remove(&number) else {
+            let Some(mut request) = self.open.remove(&number) else {
                 continue;
             };
             let usage = request.usage();
             if request.answer.is_stream() {
-                request.answer.write_stream_end(usage, piece);
+                request.answer.write_stream_end(usage, &mut request.piece);
             } else {
-                request
-                    .answer
-                    .write_document(request.choices.iter().map(Choice::writer), usage, piece);
+                let choices = request.choices.iter().map(Choice::writer);
+                request.answer.write_document(choices, usage, &mut request.piece);
             }
-            request.queue(piece);
+            request.queue();
             request.sink.end(usage);
         }
     }

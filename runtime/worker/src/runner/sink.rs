@@ -1,15 +1,15 @@
 //! The destination of an answer's bytes.
 
 use signalbox_protocol::{StreamSummary, WireError};
-use signalbox_request_plane::{CallerGone, Responder};
+use signalbox_request_plane::{CallerGone, PieceTokens, Responder};
 
 /// Takes the pieces of one answer. The implementations are a stream of the request plane and a test's record.
 pub trait AnswerSink: Send {
-    /// Queues a piece that accounts for `tokens` tokens, without sending it.
+    /// Queues a piece that accounts for `tokens`, without sending it.
     ///
     /// # Errors
     /// The caller has closed the stream.
-    fn queue(&self, tokens: u32, bytes: &[u8]) -> Result<(), CallerGone>;
+    fn queue(&self, tokens: PieceTokens<'_>, bytes: &[u8]) -> Result<(), CallerGone>;
 
     /// Sends the queued pieces.
     fn flush(&self);
@@ -25,8 +25,8 @@ pub trait AnswerSink: Send {
 }
 
 impl AnswerSink for Responder {
-    fn queue(&self, tokens: u32, bytes: &[u8]) -> Result<(), CallerGone> {
-        Self::queue(self, tokens, bytes)
+    fn queue(&self, tokens: PieceTokens<'_>, bytes: &[u8]) -> Result<(), CallerGone> {
+        self.queue_piece(tokens, bytes)
     }
 
     fn flush(&self) {

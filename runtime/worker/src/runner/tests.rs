@@ -10,7 +10,7 @@ use signalbox_protocol::{
     AnswerFormat, Endpoint, FinishReason, RequestId, SamplingParams, StreamSummary, WorkerCapacity,
     WorkerEpoch,
 };
-use signalbox_request_plane::CallerGone;
+use signalbox_request_plane::{CallerGone, PieceTokens};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 
 use super::*;
@@ -19,6 +19,7 @@ use crate::{
     sim::{SimConfig, SimEngine, ordinary_tokens},
 };
 
+mod continuation;
 mod endings;
 
 /// Long enough for a loaded machine: only a hang takes so long.
@@ -41,6 +42,8 @@ fn request(stream: bool, sampling: SamplingParams) -> GenerateRequest {
         cache_salt: String::new(),
         priority: 0,
         overlap_blocks: 0,
+        wants_token_ids: false,
+        continuation: None,
         sampling,
         format: AnswerFormat {
             endpoint: Endpoint::Chat,
@@ -69,6 +72,8 @@ struct AnswerRecord {
 #[derive(Default)]
 struct Pieces {
     queued: Vec<u8>,
+    /// The ids of each piece, and where it ends in `queued`.
+    ids: Vec<(Vec<u32>, usize)>,
     tokens: u32,
     queues: u32,
     flushes: u32,
@@ -80,10 +85,17 @@ struct Pieces {
 struct TestSink(Arc<AnswerRecord>);
 
 impl AnswerSink for TestSink {
-    fn queue(&self, tokens: u32, bytes: &[u8]) -> Result<(), CallerGone> {
+    fn queue(&self, tokens: PieceTokens<'_>, bytes: &[u8]) -> Result<(), CallerGone> {
         let mut pieces = self.0.pieces.lock().unwrap();
         pieces.queued.extend_from_slice(bytes);
-        pieces.tokens += tokens;
+        pieces.tokens += match tokens {
+            PieceTokens::Count(count) => count,
+            PieceTokens::Ids(ids) => {
+                let end = pieces.queued.len();
+                pieces.ids.push((ids.to_vec(), end));
+                ids.len() as u32
+            }
+        };
         pieces.queues += 1;
         if pieces.batches_before_first.is_none() {
             pieces.batches_before_first = self.0.log.as_ref().map(|log| log.snapshot().next_sequence);
@@ -212,8 +224,8 @@ impl StepEngine for ScriptedEngine {
     }
 
     fn submit(&mut self, sequence: NewSequence) -> Result<(), WireError> {
-        self.running
-            .push((sequence.id, self.tokens.iter().copied().collect()));
+        let left = self.tokens.iter().copied().skip(sequence.generated);
+        self.running.push((sequence.id, left.collect()));
         Ok(())
     }
 

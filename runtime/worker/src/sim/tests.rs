@@ -31,6 +31,7 @@ fn sequence(request: u64, tokens: Vec<u32>, max_tokens: u32) -> NewSequence {
         id: SequenceId::new(request, 0),
         blocks: hasher.hash(&tokens),
         tokens,
+        generated: 0,
         hasher,
         sampling: SamplingParams {
             max_tokens,

@@ -35,10 +35,21 @@ fn is_readable(text: &str) -> bool {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TokenSource {
     start: u64,
+    /// Position in the answer of the first token that this engine generates.
+    first: usize,
 }
 
 impl TokenSource {
-    pub(super) fn new(engine_seed: u64, request_seed: Option<u64>, prompt: &[u32], id: SequenceId) -> Self {
+    /// `tokens`: the prompt, and then the `generated` tokens with which another engine began the answer. The rest is what
+    /// that engine would have generated.
+    pub(super) fn new(
+        engine_seed: u64,
+        request_seed: Option<u64>,
+        tokens: &[u32],
+        generated: usize,
+        id: SequenceId,
+    ) -> Self {
+        let prompt = &tokens[..tokens.len().saturating_sub(generated)];
         // Without a request seed the tokens depend on the prompt alone, so the same request gets the same answer.
         let words = prompt.iter().map(|token| u64::from(*token)).chain([
             prompt.len() as u64,
@@ -47,10 +58,11 @@ impl TokenSource {
         ]);
         Self {
             start: words.fold(scramble(engine_seed), |state, word| scramble(state ^ word)),
+            first: generated,
         }
     }
 
-    /// The token at `position` of the answer, out of `vocabulary`.
+    /// The token at `position` among those of this engine, out of `vocabulary`.
     pub(super) fn token(self, position: usize, vocabulary: &[u32]) -> u32 {
         vocabulary[self.index(position, vocabulary.len())]
     }
@@ -89,7 +101,8 @@ impl TokenSource {
 
     /// 64 random bits for this position.
     fn random(self, position: usize) -> u64 {
-        scramble(self.start.wrapping_add((position as u64).wrapping_mul(GOLDEN)))
+        let position = (self.first + position) as u64;
+        scramble(self.start.wrapping_add(position.wrapping_mul(GOLDEN)))
     }
 }
 
@@ -110,7 +123,7 @@ mod tests {
 
     fn answer(engine_seed: u64, seed: Option<u64>, prompt: &[u32], choice: u16) -> Vec<u32> {
         let vocabulary: Vec<u32> = (100..200).collect();
-        let source = TokenSource::new(engine_seed, seed, prompt, SequenceId::new(7, choice));
+        let source = TokenSource::new(engine_seed, seed, prompt, 0, SequenceId::new(7, choice));
         (0..20)
             .map(|position| source.token(position, &vocabulary))
             .collect()
@@ -137,9 +150,21 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_continues_where_another_engine_left_it() {
+        let vocabulary: Vec<u32> = (100..200).collect();
+        let whole = answer(1, Some(3), &[1, 2], 0);
+        for generated in 0..whole.len() {
+            let tokens = [&[1, 2], &whole[..generated]].concat();
+            let source = TokenSource::new(1, Some(3), &tokens, generated, SequenceId::new(8, 0));
+            let rest = (0..whole.len() - generated).map(|position| source.token(position, &vocabulary));
+            assert!(rest.eq(whole[generated..].iter().copied()), "from {generated} on");
+        }
+    }
+
+    #[test]
     fn simulated_log_probabilities_add_up_to_less_than_one() {
         let vocabulary: Vec<u32> = (0..50).collect();
-        let source = TokenSource::new(1, None, &[1], SequenceId::new(0, 0));
+        let source = TokenSource::new(1, None, &[1], 0, SequenceId::new(0, 0));
         for position in 0..100 {
             let logprobs = source.logprobs(position, 20, &vocabulary);
             assert_eq!(

@@ -77,6 +77,8 @@ impl Fixture {
             cache_salt: String::new(),
             priority: 0,
             overlap_blocks: 0,
+            wants_token_ids: false,
+            continuation: None,
             sampling: SamplingParams::default(),
             format: AnswerFormat {
                 endpoint,
@@ -109,7 +111,7 @@ async fn whole(mut stream: ResponseStream) -> (String, u32, Result<StreamSummary
     let (mut text, mut count) = (String::new(), 0);
     loop {
         match timeout(LONG, stream.next()).await.unwrap().unwrap() {
-            Ok(ResponseEvent::Data { tokens, bytes }) => {
+            Ok(ResponseEvent::Data { tokens, bytes, .. }) => {
                 text.push_str(std::str::from_utf8(&bytes).unwrap());
                 count += tokens;
             }

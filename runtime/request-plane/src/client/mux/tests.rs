@@ -26,6 +26,7 @@ fn data(stream: u32, bytes: usize) -> Frame {
     Frame::Data {
         stream,
         tokens: 1,
+        ids: TokenIds::default(),
         bytes: vec![b'x'; bytes].into(),
     }
 }

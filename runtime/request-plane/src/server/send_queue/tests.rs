@@ -2,6 +2,7 @@ use proptest::{collection::vec, prelude::*};
 use tokio_util::codec::Decoder;
 
 use super::*;
+use crate::frame::TokenIds;
 
 const WINDOW: u32 = 1000;
 
@@ -16,15 +17,26 @@ fn write(send_queue: &mut SendQueue) -> Vec<Frame> {
     std::iter::from_fn(|| FrameCodec::new(usize::MAX).decode(&mut out).unwrap()).collect()
 }
 
-fn piece(stream: u32, tokens: u32, len: usize) -> Frame {
+/// A piece of `number` tokens if that is even, and else of the one token with that id.
+fn piece(stream: u32, number: u32, len: usize) -> Frame {
+    let (tokens, ids) = match number % 2 {
+        0 => (number, TokenIds::default()),
+        _ => (1, TokenIds::new(Bytes::copy_from_slice(&number.to_le_bytes()))),
+    };
     Frame::Data {
         stream,
         tokens,
+        ids,
         bytes: vec![b'x'; len].into(),
     }
 }
 
-fn queue(send_queue: &mut SendQueue, stream: u32, tokens: u32, len: usize) -> Result<(), CallerGone> {
+/// Queues the frame of [`piece`].
+fn queue(send_queue: &mut SendQueue, stream: u32, number: u32, len: usize) -> Result<(), CallerGone> {
+    let tokens = match number % 2 {
+        0 => PieceTokens::Count(number),
+        _ => PieceTokens::Ids(&[number]),
+    };
     send_queue.queue(stream, tokens, &vec![b'x'; len])
 }
 
@@ -214,10 +226,10 @@ proptest! {
                 },
                 Step::Write => for frame in write(&mut send_queue) {
                     let id = match &frame {
-                        Frame::Data { stream, bytes, .. } => {
+                        Frame::Data { stream, ids, bytes, .. } => {
                             let allowed = allowance.entry(*stream).or_default();
                             prop_assert!(*allowed > 0, "more than the window");
-                            *allowed -= i64::from(piece_cost(bytes));
+                            *allowed -= i64::from(piece_cost(ids.as_bytes().len(), bytes.len()));
                             *stream
                         }
                         Frame::End { stream, .. } => *stream,
