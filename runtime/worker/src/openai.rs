@@ -9,13 +9,16 @@
 //! - [`Engine`]: what the workers of an engine's ranks have in common. `engine_watch` polls it; `engine_phase` decides
 //!   whether it still runs, `load` computes its load.
 //! - `adapter`: the [`Backend`](crate::backend::Backend). `forward` sends one request, with `request_body` before it and
-//!   `answer_stream` or `answer_document` behind it.
+//!   `answer_stream` or `answer_document` behind it. For an answer that another engine began these are
+//!   `continuation_body` and `continued_events`.
 //! - [`kv_events`]: the engine's KV events, read over ZeroMQ and published as the worker's own.
 //! - `parity`: how exact the routers' knowledge is, from the traffic and the events.
 
 mod adapter;
 mod answer_document;
 mod answer_stream;
+mod continuation_body;
+mod continued_events;
 mod engine;
 mod engine_error;
 mod engine_phase;
@@ -28,6 +31,7 @@ pub mod kv_events;
 mod load;
 mod parity;
 mod patience;
+mod piece_ids;
 mod probe;
 mod prometheus;
 mod request_body;

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    continuation_body::{body_of_rest, is_continuable},
     engine::{Engine, TokenFacts},
     engine_phase::EnginePhase,
     facts::EngineFlavour,
@@ -194,10 +195,25 @@ impl Shared {
         } = request;
         let endpoint = generate.format.endpoint;
         let states_tokens = matches!(endpoint, Endpoint::Chat | Endpoint::Completions) && !tokens.is_empty();
+        let facts = self.engine.facts();
+        let is_continuable = generate.wants_token_ids
+            && facts.flavour == EngineFlavour::Vllm
+            && is_continuable(endpoint, &body);
+        let body = match &generate.continuation {
+            None => body,
+            Some(delivered) => body_of_rest(
+                endpoint,
+                &body,
+                &tokens,
+                delivered.delivered_tokens,
+                facts.context_length,
+            )
+            .map_err(|reason| WireError::new(ErrorKind::Internal, reason))?,
+        };
         let additions = Additions {
-            flavour: self.engine.facts().flavour,
+            flavour: facts.flavour,
             endpoint,
-            wants_token_ids: states_tokens && self.judge.lock().takes_sample(),
+            wants_token_ids: is_continuable || (states_tokens && self.judge.lock().takes_sample()),
             input_ids: if self.sends_input_ids { &tokens } else { &[] },
         };
         let (body, added) = additions.apply(&body);
@@ -206,11 +222,16 @@ impl Shared {
             request: &generate,
             body,
             added,
-            rank: (self.engine.facts().ranks > 1).then_some(self.rank),
-            prompt_tokens: tokens.len() as u32,
+            rank: (facts.ranks > 1).then_some(self.rank),
+            tokens: &tokens,
+            is_continuable,
             phase,
         };
         let answered = forward.run(responder).await?;
+        // The rest of an answer is no request that a client sends again.
+        if generate.continuation.is_some() {
+            return Ok(answered.summary);
+        }
         self.learn(
             &answered,
             &tokens,

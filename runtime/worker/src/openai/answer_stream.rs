@@ -16,6 +16,7 @@ use signalbox_protocol::{Endpoint, StreamSummary};
 
 use super::{
     json_members::value_length,
+    piece_ids::PieceIds,
     request_body::Added,
     sse::{EventSplitter, EventTooLong, MAX_EVENT_BYTES, data_of},
     token_ids::TokenLists,
@@ -60,8 +61,13 @@ pub(crate) struct AnswerFilter {
     has_begun: bool,
     is_finished: bool,
     is_done: bool,
-    /// The last chunk of a choice, until the event behind it is there.
+    /// The last chunk of a choice, until the event behind it is there; in an answer that can be continued, until its end
+    /// is there. A router that has the last token of such an answer then has its end too.
     held: Vec<u8>,
+    /// The ids of the tokens; `None` if the answer cannot be continued.
+    ids: Option<PieceIds>,
+    /// The ids in the event at hand.
+    event_ids: Vec<u32>,
     /// The engine's tokens of the prompt, if they were asked for and have arrived.
     prompt_ids: Option<Vec<u32>>,
 }
@@ -92,8 +98,21 @@ impl AnswerFilter {
             is_finished: false,
             is_done: false,
             held: Vec::new(),
+            ids: None,
+            event_ids: Vec::new(),
             prompt_ids: None,
         }
+    }
+
+    /// The same stream, with the ids of its tokens: of an answer to a prompt of these tokens that can be continued.
+    pub(crate) fn with_ids(mut self, prompt: Option<Vec<u32>>) -> Self {
+        self.ids = prompt.map(PieceIds::new);
+        self
+    }
+
+    /// The ids of the tokens in what was appended last; `None` if the answer cannot be continued any more.
+    pub(crate) fn take_ids(&mut self) -> Option<Vec<u32>> {
+        self.ids.as_mut().map(PieceIds::take)
     }
 
     /// Takes bytes of the engine and appends what the client gets to `out`. Returns the number of tokens in it.
@@ -110,30 +129,40 @@ impl AnswerFilter {
                 break Ok(());
             };
             match self.judge(event) {
-                Ok(Verdict::Pass(tokens)) => {
-                    self.tokens += tokens;
-                    out.append(&mut self.held);
-                    out.extend_from_slice(event);
-                }
-                Ok(Verdict::Changed(text, tokens)) => {
-                    self.tokens += tokens;
-                    out.append(&mut self.held);
-                    out.extend_from_slice(&text);
-                }
-                Ok(Verdict::Hold(text, tokens)) => {
-                    self.tokens += tokens;
-                    out.append(&mut self.held);
-                    self.held = text;
-                }
+                Ok(Verdict::Pass(tokens)) => self.pass(event, tokens, false, out),
+                Ok(Verdict::Changed(text, tokens)) => self.pass(&text, tokens, false, out),
+                Ok(Verdict::Hold(text, tokens)) => self.pass(&text, tokens, true, out),
                 Ok(Verdict::Drop) => {}
                 Err(fault) => {
-                    out.append(&mut self.held);
+                    // Another worker writes the end of an answer that is continued.
+                    if self.ids.is_none() {
+                        out.append(&mut self.held);
+                    }
                     break Err(fault);
                 }
             }
         };
         self.events = events;
         outcome.map(|()| self.tokens - before)
+    }
+
+    /// Appends an event to what the client gets, or to what is held.
+    fn pass(&mut self, text: &[u8], tokens: u32, holds: bool, out: &mut Vec<u8>) {
+        self.tokens += tokens;
+        let is_held = match &mut self.ids {
+            Some(ids) => {
+                let is_held = self.is_finished && !self.is_done;
+                ids.push(&self.event_ids, is_held);
+                is_held
+            }
+            None => holds,
+        };
+        self.event_ids.clear();
+        if !is_held || self.ids.is_none() {
+            out.append(&mut self.held);
+        }
+        let target = if is_held { &mut self.held } else { out };
+        target.extend_from_slice(text);
     }
 
     /// The end of the engine's stream. `prompt_tokens` is the router's count of the prompt, for engines that report none.
@@ -262,17 +291,23 @@ impl AnswerFilter {
 
     /// Counts the tokens of a chunk without token ids: one, unless it only opens the answer.
     fn tokens_in(&self, data: &[u8]) -> u32 {
-        let opens = self.tokens == 0
+        u32::from(!self.opens(data))
+    }
+
+    /// Whether a chunk only opens the answer.
+    fn opens(&self, data: &[u8]) -> bool {
+        self.tokens == 0
             && self.keys.role.find(data).is_some()
-            && self.keys.empty_content.find(data).is_some();
-        u32::from(!opens)
+            && self.keys.empty_content.find(data).is_some()
     }
 
     /// Takes the token ids out of a chunk, so that it is what the engine writes without `return_token_ids`: `null` in
     /// place of each list, and no chunk that has nothing else.
     fn without_ids(&mut self, event: &[u8], has_finish: bool) -> Verdict {
         let lists = TokenLists::find(event);
-        let tokens = lists.generated;
+        let tokens = lists.generated.len() as u32;
+        let opens = self.opens(event);
+        self.ids.take_if(|ids| !ids.admit(event, &lists, opens));
         if self.prompt_ids.is_none() {
             self.prompt_ids.clone_from(&lists.prompt);
         }
@@ -281,7 +316,9 @@ impl AnswerFilter {
             self.tokens += tokens;
             return Verdict::Drop;
         }
-        match lists.without(event) {
+        let changed = lists.without(event);
+        self.event_ids = lists.generated;
+        match changed {
             Some(changed) => Verdict::Changed(changed, tokens),
             None => Verdict::Pass(tokens),
         }

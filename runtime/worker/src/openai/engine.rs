@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::{
     engine_phase::EnginePhase,
     engine_watch::EngineWatch,
-    facts::{DEFAULT_BLOCK_SIZE, EngineFacts},
+    facts::{DEFAULT_BLOCK_SIZE, EngineFacts, EngineFlavour},
     kv_events::{KvEventSource, KvEventsConfig},
     load::EngineLoad,
     parity::ParitySetup,
@@ -78,7 +78,7 @@ impl Engine {
             engine: facts.flavour.as_str().into(),
             engine_version: facts.version.clone(),
             reads_body: true,
-            continues_answers: false,
+            continues_answers: facts.flavour == EngineFlavour::Vllm,
             kv_events: !facts.events.is_empty(),
             block_size: self.block_size(),
             // Unknown: the engine itself refuses what is too long.

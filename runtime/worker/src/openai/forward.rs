@@ -19,13 +19,14 @@ use hyper::{
     body::Incoming,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
-use signalbox_protocol::{ErrorKind, GenerateRequest, StreamSummary, WireError};
-use signalbox_request_plane::Responder;
+use signalbox_protocol::{Endpoint, ErrorKind, GenerateRequest, StreamSummary, WireError};
+use signalbox_request_plane::{PieceTokens, Responder};
 use tokio::sync::watch;
 
 use super::{
     answer_document::AnswerDocument,
     answer_stream::{AnswerFilter, StreamFault},
+    continued_events::ContinuedEvents,
     engine_error::wire_error,
     engine_phase::EnginePhase,
     patience::{Failure, Patience, unavailable},
@@ -50,8 +51,10 @@ pub(crate) struct Forward<'a> {
     pub(crate) added: Added,
     /// The data-parallel rank to run on, at engines with several.
     pub(crate) rank: Option<u32>,
-    /// The number of prompt tokens that the router counted; 0 if it has none.
-    pub(crate) prompt_tokens: u32,
+    /// The router's tokens of the prompt, and of what another engine delivered of the answer; empty if it has none.
+    pub(crate) tokens: &'a [u32],
+    /// Whether the answer can be continued at another engine, so that the router gets the ids of its tokens.
+    pub(crate) is_continuable: bool,
     pub(crate) phase: watch::Receiver<EnginePhase>,
 }
 
@@ -90,7 +93,10 @@ impl Forward<'_> {
 
     /// The head of the engine's answer.
     async fn send(&self, patience: &mut Patience<'_>) -> Result<Response<Incoming>, Failure> {
-        let path = self.request.format.endpoint.path();
+        let path = match self.request.continuation {
+            None => self.request.format.endpoint.path(),
+            Some(_) => Endpoint::Completions.path(),
+        };
         let mut is_retry = false;
         loop {
             let sent = self
@@ -125,7 +131,14 @@ impl Forward<'_> {
         patience: &mut Patience<'_>,
         responder: &Responder,
     ) -> Result<Answered, Failure> {
-        let mut filter = AnswerFilter::new(self.request.format.endpoint, self.added);
+        let endpoint = self.request.format.endpoint;
+        let prompt = self.is_continuable.then(|| self.tokens.to_vec());
+        let mut filter = AnswerFilter::new(endpoint, self.added).with_ids(prompt);
+        let mut continued = self
+            .request
+            .continuation
+            .as_ref()
+            .map(|delivered| ContinuedEvents::new(endpoint, delivered));
         let (mut piece, mut tokens) = (Vec::new(), 0);
         loop {
             let frame = match patience.of(body.frame()).await? {
@@ -140,24 +153,28 @@ impl Forward<'_> {
                 None => break,
             };
             let Ok(bytes) = frame.into_data() else { continue };
-            let pushed = filter.push(&bytes, &mut piece);
+            let pushed = match &mut continued {
+                None => filter.push(&bytes, &mut piece),
+                Some(continued) => continued
+                    .push(&bytes)
+                    .map_err(StreamFault::from)
+                    .and_then(|bytes| filter.push(&bytes, &mut piece)),
+            };
             if let Ok(more) = pushed {
                 tokens += more;
             }
             if !piece.is_empty() {
-                responder
-                    .queue(std::mem::take(&mut tokens), &piece)
-                    .map_err(|_| Failure::CallerGone)?;
+                queue(responder, &mut filter, std::mem::take(&mut tokens), &piece)?;
                 responder.flush();
                 piece.clear();
             }
             pushed.map_err(|fault| self.failed(fault))?;
         }
         let summary = filter
-            .end(&mut piece, self.prompt_tokens)
+            .end(&mut piece, self.tokens.len() as u32)
             .map_err(|fault| self.failed(fault))?;
         if !piece.is_empty() || tokens > 0 {
-            responder.queue(tokens, &piece).map_err(|_| Failure::CallerGone)?;
+            queue(responder, &mut filter, tokens, &piece)?;
         }
         Ok(Answered {
             summary,
@@ -183,7 +200,7 @@ impl Forward<'_> {
             .map_err(|_| Failure::CallerGone)?;
         let mut summary = document.summary;
         if summary.prompt_tokens == 0 {
-            summary.prompt_tokens = self.prompt_tokens;
+            summary.prompt_tokens = self.tokens.len() as u32;
         }
         Ok(Answered {
             summary,
@@ -201,6 +218,15 @@ impl Forward<'_> {
         tracing::warn!(request.id = %self.request.id, error = %fault, "the engine's stream failed");
         WireError::new(kind, format!("the engine failed: {fault}")).into()
     }
+}
+
+/// Queues a piece, with the ids of its tokens if the answer can be continued behind it, and else with their number.
+fn queue(responder: &Responder, filter: &mut AnswerFilter, tokens: u32, piece: &[u8]) -> Result<(), Failure> {
+    let queued = match filter.take_ids() {
+        Some(ids) => responder.queue_piece(PieceTokens::Ids(&ids), piece),
+        None => responder.queue(tokens, piece),
+    };
+    queued.map_err(|_| Failure::CallerGone)
 }
 
 /// The error for a request that the engine did not answer.

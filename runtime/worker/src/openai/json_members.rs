@@ -55,6 +55,14 @@ impl<'a> JsonMembers<'a> {
         self.place(key).map(|value| &self.text[value])
     }
 
+    /// The members' names, with escapes as they are written, and the texts of their values.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let text = self.text;
+        self.members
+            .iter()
+            .map(move |member| (&text[member.key.clone()], &text[member.value.clone()]))
+    }
+
     fn place(&self, key: &str) -> Option<Range<usize>> {
         let is_named = |member: &&Member| &self.text[member.key.clone()] == key.as_bytes();
         let member = self.members.iter().rev().find(is_named)?;

@@ -16,8 +16,10 @@ pub(crate) struct TokenLists {
     places: Vec<Range<usize>>,
     /// The tokens of the prompt, of the first list of such.
     pub(crate) prompt: Option<Vec<u32>>,
-    /// The number of generated tokens.
-    pub(crate) generated: u32,
+    /// The generated tokens.
+    pub(crate) generated: Vec<u32>,
+    /// Whether there is a list of generated tokens, be it empty.
+    pub(crate) has_generated: bool,
 }
 
 impl TokenLists {
@@ -27,7 +29,9 @@ impl TokenLists {
         static PROMPT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"prompt_token_ids\":"));
         let mut lists = Self::default();
         for place in places_of(&GENERATED, text) {
-            lists.generated += list_length(&text[place.clone()]);
+            let ids: Vec<u32> = serde_json::from_slice(&text[place.clone()]).unwrap_or_default();
+            lists.generated.extend(ids);
+            lists.has_generated = true;
             lists.places.push(place);
         }
         for place in places_of(&PROMPT, text) {
@@ -70,24 +74,17 @@ fn places_of(key: &Finder<'_>, text: &[u8]) -> impl Iterator<Item = Range<usize>
     })
 }
 
-/// The number of elements of a flat JSON array.
-fn list_length(list: &[u8]) -> u32 {
-    let is_empty = list[1..].trim_ascii_start().starts_with(b"]");
-    let commas = list.iter().filter(|byte| **byte == b',').count();
-    u32::from(!is_empty) * (commas as u32 + 1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn lists_become_null_and_are_counted() {
+    fn lists_become_null_and_are_read() {
         let text = r#"{"choices":[{"token_ids":[5, 6],"t":"\"token_ids\":[1]"},{"token_ids":[]}],"prompt_token_ids":[1,2,3]}"#;
         let lists = TokenLists::find(text.as_bytes());
         assert_eq!(
-            (lists.generated, lists.prompt.as_deref()),
-            (2, Some(&[1, 2, 3][..]))
+            (&lists.generated[..], lists.prompt.as_deref()),
+            (&[5, 6][..], Some(&[1, 2, 3][..]))
         );
         let without = String::from_utf8(lists.without(text.as_bytes()).unwrap()).unwrap();
         assert_eq!(

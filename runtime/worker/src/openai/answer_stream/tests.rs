@@ -242,3 +242,51 @@ proptest! {
         }
     }
 }
+
+/// The pieces of a stream of which the router gets ids: the bytes of each event's piece, and its ids.
+fn pieces_with_ids(text: &str, prompt: Vec<u32>) -> Vec<(String, Option<Vec<u32>>)> {
+    let mut filter = AnswerFilter::new(Endpoint::Chat, EVERYTHING).with_ids(Some(prompt));
+    let mut pieces = Vec::new();
+    for event in text.split_inclusive("\n\n") {
+        let mut out = Vec::new();
+        filter.push(event.as_bytes(), &mut out).unwrap();
+        if !out.is_empty() {
+            pieces.push((String::from_utf8(out).unwrap(), filter.take_ids()));
+        }
+    }
+    pieces
+}
+
+/// The tokens of the prompt in a capture.
+fn prompt_of(capture: &str) -> Vec<u32> {
+    TokenLists::find(capture.as_bytes()).prompt.unwrap()
+}
+
+#[test]
+fn ids_travel_with_their_events_and_the_last_ones_with_the_end() {
+    let pieces = pieces_with_ids(CHAT_IDS, prompt_of(CHAT_IDS));
+    let ids: Vec<_> = pieces.iter().map(|(_, ids)| ids.clone().unwrap()).collect();
+    assert!(ids[0].is_empty(), "the role");
+    assert_eq!(ids[1..3], [[504], [6376]]);
+    let all = TokenLists::find(CHAT_IDS.as_bytes()).generated;
+    assert_eq!(ids.concat(), all);
+    let (last, last_ids) = pieces.last().unwrap();
+    assert!(
+        last.contains("\"finish_reason\":\"length\"") && last.ends_with("data: [DONE]\n\n"),
+        "{last}"
+    );
+    assert_eq!(last_ids.as_deref(), Some(&all[all.len() - 1..]));
+}
+
+#[test]
+fn ids_end_where_the_engine_parses_the_text_or_read_another_prompt() {
+    let ends = |text: &str, prompt| pieces_with_ids(text, prompt).last().unwrap().1.is_none();
+    assert!(ends(TOOL_CALL, prompt_of(TOOL_CALL)), "a tool call");
+    assert!(ends(CHAT_IDS, vec![1, 2, 3]), "another prompt");
+    assert!(ends(CHAT, vec![1]), "an engine that sends no ids");
+    let reasoning = CHAT_IDS.replace(
+        "\"delta\":{\"content\":\" sky\"",
+        "\"delta\":{\"reasoning\":\" sky\"",
+    );
+    assert!(ends(&reasoning, prompt_of(CHAT_IDS)), "reasoning");
+}
