@@ -12,6 +12,7 @@
 //! - [`WorkerCard`], [`RouterCard`]: the description that a worker or a router publishes of itself.
 //! - [`KvEvent`], [`KvEventBatch`], [`KvSnapshot`]: the KV blocks a worker holds.
 //! - [`LoadReport`]: the load of a worker, by its own count.
+//! - [`LoraAdapter`]: a LoRA adapter that a worker's engine has loaded.
 //! - [`Parity`]: how exact the knowledge of a worker's KV cache is.
 //! - [`ReplicaLoad`], [`ReplicaMessage`]: the load that each router has in flight.
 //! - [`PlaneStatus`]: the state of the connections to NATS and etcd.
@@ -24,6 +25,7 @@ mod generate;
 mod ids;
 mod kv_event;
 mod load;
+mod lora_adapter;
 mod parity;
 mod plane_status;
 mod replica_message;
@@ -40,6 +42,7 @@ pub use generate::{
 pub use ids::{InvalidWorkerId, MAX_NAME_LEN, RequestId, WorkerEpoch, WorkerId, is_name, name_hash};
 pub use kv_event::{CacheTier, KvEvent, KvEventBatch, KvSnapshot};
 pub use load::{LoadReport, ReplicaLoad, WorkerReport};
+pub use lora_adapter::LoraAdapter;
 pub use parity::{Parity, ParityState};
 pub use plane_status::{PlaneState, PlaneStatus};
 pub use replica_message::{ReplicaMessage, ReplicaUpdate, WorkerShare};

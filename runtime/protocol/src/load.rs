@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::Parity;
+use crate::{LoraAdapter, Parity};
 
 /// The load of a worker, by its own count. A router counts its own requests separately.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,11 @@ pub struct WorkerReport {
     /// How exact the routers' knowledge of the worker's KV cache is.
     #[serde(default)]
     pub parity: Parity,
+    /// The LoRA adapters that the worker's engine has loaded now: in the first report of a call, and after each change.
+    /// `None`: as in the report before; in the first report, none. They are not on the worker's card, because engines load
+    /// and unload them while they run, and a card stays as it is for an incarnation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<Vec<LoraAdapter>>,
 }
 
 /// The load that one or more routers have in flight on a worker.
@@ -58,5 +63,28 @@ impl ReplicaLoad {
     /// Whether nothing is in flight.
     pub fn is_idle(self) -> bool {
         self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_of_an_older_worker_states_no_adapters() {
+        let older =
+            r#"{"running":1,"waiting":0,"active_kv_blocks":0,"used_kv_blocks":0,"total_kv_blocks":0}"#;
+        let report: WorkerReport = serde_json::from_str(older).unwrap();
+        assert_eq!((report.load.running, report.adapters), (1, None));
+    }
+
+    #[test]
+    fn the_end_of_the_last_adapter_is_not_silence() {
+        let report = WorkerReport {
+            adapters: Some(Vec::new()),
+            ..WorkerReport::default()
+        };
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<WorkerReport>(&json).unwrap(), report);
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn describe(facts: &EngineFacts) -> String {
         parts.push(format!("{} data-parallel ranks", facts.ranks));
     }
     if !facts.adapters.is_empty() {
-        parts.push(format!("LoRA adapters {}", facts.adapters.join(", ")));
+        parts.push(format!("LoRA adapters {}", facts.adapter_names().join(", ")));
     }
     parts.join(", ")
 }

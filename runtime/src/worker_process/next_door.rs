@@ -202,6 +202,9 @@ fn describe(facts: &EngineFacts, tokenizer: &FoundTokenizer) -> String {
     if facts.ranks > 1 {
         parts.push(format!("{} data-parallel ranks", facts.ranks));
     }
+    if !facts.adapters.is_empty() {
+        parts.push(format!("LoRA adapters {}", facts.adapter_names().join(", ")));
+    }
     if let Some(endpoint) = facts.events.first() {
         parts.push(format!("KV events at {}", endpoint.events));
     }

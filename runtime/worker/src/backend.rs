@@ -1,14 +1,14 @@
 //! What computes the answers of a worker: an engine in this process, or an adapter to an engine next door.
 //!
 //! The service (`service.rs`) answers the calls of routers and hands each generation to the worker's [`Backend`]. It
-//! reads the worker's load and parity from watches, and waits for the end of the backend. Everything else about an
+//! reads the worker's load, parity and LoRA adapters from watches, and waits for the end of the backend. Everything else about an
 //! engine is behind this trait.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use signalbox_protocol::{GenerateRequest, LoadReport, Parity, WorkerCapacity};
+use signalbox_protocol::{GenerateRequest, LoadReport, LoraAdapter, Parity, WorkerCapacity};
 use signalbox_request_plane::Responder;
 use tokio::sync::watch;
 
@@ -55,6 +55,11 @@ pub trait Backend: Debug + Send + Sync + 'static {
 
     /// How exact the routers' knowledge of the worker's KV cache is.
     fn parity(&self) -> watch::Receiver<Parity>;
+
+    /// The LoRA adapters that requests may name now. Without this method, there are none, and never will be.
+    fn adapters(&self) -> watch::Receiver<Arc<[LoraAdapter]>> {
+        watch::channel(Arc::from([])).1
+    }
 
     /// Returns the reason when the backend has failed and will answer no more requests. Never returns if it is stopped
     /// before.

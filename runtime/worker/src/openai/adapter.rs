@@ -10,7 +10,8 @@ use futures_util::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use signalbox_event_plane::EventLog;
 use signalbox_protocol::{
-    BlockHasher, Endpoint, ErrorKind, LoadReport, Parity, SequenceHash, StreamSummary, WireError, WorkerCard,
+    BlockHasher, Endpoint, ErrorKind, LoadReport, LoraAdapter, Parity, SequenceHash, StreamSummary,
+    WireError, WorkerCard,
 };
 use signalbox_request_plane::Responder;
 use tokio::{
@@ -145,6 +146,10 @@ impl Backend for Adapter {
         self.parity.clone()
     }
 
+    fn adapters(&self) -> watch::Receiver<Arc<[LoraAdapter]>> {
+        self.shared.engine.adapters()
+    }
+
     fn failed(&self) -> BoxFuture<'static, String> {
         let mut phase = self.shared.engine.phase();
         async move {
@@ -215,7 +220,9 @@ impl Shared {
             endpoint,
             wants_token_ids: is_continuable || (states_tokens && self.judge.lock().takes_sample()),
             input_ids: if self.sends_input_ids { &tokens } else { &[] },
+            lora: &generate.lora,
         };
+        additions.check()?;
         let (body, added) = additions.apply(&body);
         let forward = Forward {
             upstream: &self.engine.upstream,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use signalbox_event_plane::EventLog;
-use signalbox_protocol::{WorkerCapacity, WorkerCard};
+use signalbox_protocol::{LoraAdapter, WorkerCapacity, WorkerCard};
 use tokio::sync::watch;
 
 use super::{
@@ -69,6 +69,11 @@ impl Engine {
     /// The load of each rank as last reported; empty before the first report.
     pub(crate) fn loads(&self) -> watch::Receiver<Arc<[Option<EngineLoad>]>> {
         self.watch.loads()
+    }
+
+    /// The LoRA adapters that it listed last.
+    pub(crate) fn adapters(&self) -> watch::Receiver<Arc<[LoraAdapter]>> {
+        self.watch.adapters()
     }
 
     /// The properties of the worker of one rank.

@@ -1,8 +1,9 @@
-//! Polls an engine once a second: whether it still runs and is the same, and its load.
+//! Polls an engine once a second: whether it still runs and is the same, its load, and its LoRA adapters.
 
 use std::{sync::Arc, time::Duration};
 
 use hyper::StatusCode;
+use signalbox_protocol::LoraAdapter;
 use tokio::{
     sync::watch,
     task::AbortHandle,
@@ -21,15 +22,16 @@ use super::{
 /// Time between two polls. Load that is older than a second misleads a router that has several.
 const POLL_EVERY: Duration = Duration::from_secs(1);
 
-/// Polls between two looks at the model. A model is not replaced without a restart, which shows sooner where an engine
-/// states its start.
-const MODEL_EVERY: u32 = 10;
+/// Polls between two looks at the models. A base model is not replaced without a restart, which shows sooner where an
+/// engine states its start. LoRA adapters come and go while it runs, by hand of its operator: 10 s are soon enough.
+const MODELS_EVERY: u32 = 10;
 
 /// Polls one engine until it is dropped.
 #[derive(Debug)]
 pub(crate) struct EngineWatch {
     phase: watch::Receiver<EnginePhase>,
     loads: watch::Receiver<Arc<[Option<EngineLoad>]>>,
+    adapters: watch::Receiver<Arc<[LoraAdapter]>>,
     task: AbortHandle,
 }
 
@@ -38,6 +40,7 @@ impl EngineWatch {
     pub(crate) fn start(upstream: Upstream, found: &FoundEngine) -> Self {
         let (phase_sender, phase) = watch::channel(EnginePhase::Up);
         let (load_sender, loads) = watch::channel(Arc::from([]));
+        let (adapter_sender, adapters) = watch::channel(Arc::from(found.facts.adapters.as_slice()));
         let poller = Poller {
             upstream,
             health_route: found.health_route,
@@ -47,9 +50,15 @@ impl EngineWatch {
             history: PollHistory::new(found.facts.started_at),
             phase: phase_sender,
             loads: load_sender,
+            adapters: adapter_sender,
         };
         let task = tokio::spawn(poller.run()).abort_handle();
-        Self { phase, loads, task }
+        Self {
+            phase,
+            loads,
+            adapters,
+            task,
+        }
     }
 
     /// Whether the engine runs.
@@ -60,6 +69,11 @@ impl EngineWatch {
     /// The load of each rank as last reported; empty before the first report.
     pub(crate) fn loads(&self) -> watch::Receiver<Arc<[Option<EngineLoad>]>> {
         self.loads.clone()
+    }
+
+    /// The LoRA adapters that the engine listed last.
+    pub(crate) fn adapters(&self) -> watch::Receiver<Arc<[LoraAdapter]>> {
+        self.adapters.clone()
     }
 }
 
@@ -79,6 +93,7 @@ struct Poller {
     history: PollHistory,
     phase: watch::Sender<EnginePhase>,
     loads: watch::Sender<Arc<[Option<EngineLoad>]>>,
+    adapters: watch::Sender<Arc<[LoraAdapter]>>,
 }
 
 impl Poller {
@@ -90,7 +105,7 @@ impl Poller {
         loop {
             ticks.tick().await;
             polls = polls.wrapping_add(1);
-            let poll = self.poll(polls.is_multiple_of(MODEL_EVERY)).await;
+            let poll = self.poll(polls.is_multiple_of(MODELS_EVERY)).await;
             let phase = self.history.take(poll, Instant::now());
             let is_gone = matches!(phase, EnginePhase::Gone(_));
             self.phase.send_if_modified(|last| {
@@ -104,7 +119,7 @@ impl Poller {
         }
     }
 
-    async fn poll(&self, looks_at_model: bool) -> Poll {
+    async fn poll(&self, looks_at_models: bool) -> Poll {
         match self.upstream.get(self.health_route).await {
             Ok(answer) if answer.status.is_success() => {}
             // An engine that requires a key for its models is healthy.
@@ -113,14 +128,28 @@ impl Poller {
             Err(UpstreamError::TimedOut(..)) => return Poll::Silent,
             Err(_) => return Poll::Refused,
         }
-        if looks_at_model
+        if looks_at_models
             && let Ok(answer) = self.upstream.get("/v1/models").await
             && let Some(models) = ModelList::parse(&answer.body)
-            && models.base.id != self.model
         {
-            return Poll::OtherModel(models.base.id);
+            if models.base.id != self.model {
+                return Poll::OtherModel(models.base.id);
+            }
+            self.take_adapters(&models.adapters);
         }
         Poll::Healthy(self.look_at_load().await)
+    }
+
+    fn take_adapters(&self, listed: &[LoraAdapter]) {
+        self.adapters.send_if_modified(|last| {
+            let is_new = **last != *listed;
+            if is_new {
+                *last = listed.into();
+                let names: Vec<&str> = last.iter().map(|adapter| adapter.name.as_str()).collect();
+                tracing::info!(adapters = names.join(", "), "the engine's LoRA adapters changed");
+            }
+            is_new
+        });
     }
 
     /// Publishes the engine's load. Returns when the engine started, if the same answer states it.

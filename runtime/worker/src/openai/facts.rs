@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use signalbox_protocol::LoraAdapter;
 use signalbox_tokenize::MessagePreparation;
 
 use super::kv_events::{InvalidEndpoint, resolve_endpoint};
@@ -71,8 +72,8 @@ pub struct EngineFacts {
     pub model: String,
     /// Where the engine loaded the model from: a folder on its machine, or a name at the Hugging Face hub.
     pub model_root: Option<String>,
-    /// The names of its LoRA adapters in requests.
-    pub adapters: Vec<String>,
+    /// Its LoRA adapters when it was found. It may load and unload some while it runs.
+    pub adapters: Vec<LoraAdapter>,
     /// Most tokens of prompt and answer together.
     pub context_length: Option<u32>,
     /// Tokens per KV block.
@@ -170,6 +171,14 @@ impl EngineFacts {
                 self.unusable_events = Some(error.to_string());
             }
         }
+    }
+
+    /// The names of its LoRA adapters when it was found.
+    pub fn adapter_names(&self) -> Vec<&str> {
+        self.adapters
+            .iter()
+            .map(|adapter| adapter.name.as_str())
+            .collect()
     }
 
     /// What the engine does not state or has turned off, each with the mend.

@@ -4,13 +4,16 @@
 //!   the same.
 //! - `stream_options.include_usage` on streams: the counts of tokens, and how many the engine took from its KV cache.
 //! - `input_ids` for chats at SGLang, which then neither renders nor tokenizes the messages again.
+//! - `lora_path` for a LoRA adapter at SGLang, which does not look at the name in `model` and would answer with the base
+//!   model.
 //!
 //! Members that the client set are left as they are, except an `include_usage` that is not `true`.
 
 use std::fmt::Write;
 
 use bytes::Bytes;
-use signalbox_protocol::Endpoint;
+use serde_json::Value;
+use signalbox_protocol::{Endpoint, WireError};
 
 use super::{
     facts::EngineFlavour,
@@ -47,9 +50,33 @@ pub(crate) struct Additions<'a> {
     pub(crate) wants_token_ids: bool,
     /// The router's tokens of the prompt, if the engine may take them instead of the messages; empty otherwise.
     pub(crate) input_ids: &'a [u32],
+    /// The LoRA adapter that the request names; empty for none.
+    pub(crate) lora: &'a str,
 }
 
 impl Additions<'_> {
+    /// # Errors
+    /// The engine would answer with the base model in place of the adapter.
+    pub(crate) fn check(&self) -> Result<(), WireError> {
+        let applies_adapters = match self.endpoint {
+            Endpoint::Chat | Endpoint::Completions => true,
+            // The tokens are those of the base model.
+            Endpoint::Tokenize | Endpoint::Detokenize => true,
+            _ => self.flavour != EngineFlavour::Sglang,
+        };
+        if self.lora.is_empty() || applies_adapters {
+            return Ok(());
+        }
+        let message = format!(
+            "{} is a LoRA adapter, which SGLang applies to chats and completions only, so {} cannot be used; use {} or {}",
+            self.lora,
+            self.endpoint.path(),
+            Endpoint::Chat.path(),
+            Endpoint::Completions.path()
+        );
+        Err(WireError::invalid_param("model", message))
+    }
+
     /// The body for the engine, and what was added. A body that is no JSON object is not changed: the engine refuses it.
     pub(crate) fn apply(&self, body: &Bytes) -> (Bytes, Added) {
         let mut added = Added::default();
@@ -81,6 +108,12 @@ impl Additions<'_> {
                 .all(|member| edits.members().get(member).is_none())
         {
             edits.set("input_ids", number_list(self.input_ids).as_bytes());
+        }
+        if self.flavour == EngineFlavour::Sglang
+            && !self.lora.is_empty()
+            && edits.members().get("lora_path").unwrap_or(b"null") == b"null"
+        {
+            edits.set("lora_path", Value::from(self.lora).to_string().as_bytes());
         }
         let edited = edits.apply().unwrap_or_else(|| body.clone());
         (edited, added)
@@ -135,6 +168,7 @@ mod tests {
             endpoint,
             wants_token_ids: true,
             input_ids: ids,
+            lora: "",
         };
         let (after, added) = additions.apply(&Bytes::copy_from_slice(body.as_bytes()));
         let after = String::from_utf8(after.to_vec()).unwrap();
@@ -218,6 +252,71 @@ mod tests {
         );
         assert_eq!(sglang(Endpoint::Chat, &[1], r#"{"tools":[]}"#), r#"{"tools":[]}"#);
         assert_eq!(sglang(Endpoint::Completions, &[1], "{}"), "{}");
+    }
+
+    #[test]
+    fn only_sglang_needs_the_adapters_name_beside_the_model() {
+        for (flavour, body, expected) in [
+            (
+                EngineFlavour::Vllm,
+                r#"{"model":"s\"ql"}"#,
+                r#"{"model":"s\"ql"}"#,
+            ),
+            (
+                EngineFlavour::Sglang,
+                r#"{"n":1}"#,
+                r#"{"n":1,"lora_path":"s\"ql"}"#,
+            ),
+            (
+                EngineFlavour::Sglang,
+                r#"{"lora_path":null}"#,
+                r#"{"lora_path":"s\"ql"}"#,
+            ),
+            (
+                EngineFlavour::Sglang,
+                r#"{"lora_path":"x"}"#,
+                r#"{"lora_path":"x"}"#,
+            ),
+        ] {
+            let additions = Additions {
+                flavour,
+                endpoint: Endpoint::Completions,
+                wants_token_ids: false,
+                input_ids: &[],
+                lora: "s\"ql",
+            };
+            let (after, _) = additions.apply(&Bytes::copy_from_slice(body.as_bytes()));
+            assert_eq!(after, expected);
+        }
+    }
+
+    #[test]
+    fn a_route_where_sglang_ignores_adapters_is_refused_for_them() {
+        let check = |flavour, endpoint, lora| {
+            let additions = Additions {
+                flavour,
+                endpoint,
+                wants_token_ids: false,
+                input_ids: &[],
+                lora,
+            };
+            additions.check()
+        };
+        use EngineFlavour::{Sglang, Vllm};
+        for endpoint in Endpoint::ALL {
+            assert_eq!(check(Vllm, endpoint, "sql"), Ok(()));
+            assert_eq!(check(Sglang, endpoint, ""), Ok(()));
+        }
+        for endpoint in [Endpoint::Chat, Endpoint::Completions, Endpoint::Tokenize] {
+            assert_eq!(check(Sglang, endpoint, "sql"), Ok(()));
+        }
+        let error = check(Sglang, Endpoint::Responses, "sql").unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("model"));
+        assert!(
+            error.message.contains("/v1/chat/completions"),
+            "{}",
+            error.message
+        );
     }
 
     #[test]

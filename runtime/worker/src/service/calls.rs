@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use signalbox_event_plane::{EventLog, NotRetained, encode_snapshot};
-use signalbox_protocol::{Call, ErrorKind, StreamSummary, WireError, WorkerEpoch, WorkerReport};
+use signalbox_protocol::{Call, ErrorKind, LoraAdapter, StreamSummary, WireError, WorkerEpoch, WorkerReport};
 use signalbox_request_plane::{CallHandler, CallParts, CallerGone, Responder};
 use tokio::runtime::Handle;
 
@@ -96,14 +96,20 @@ impl WorkerService {
         let interval = interval.clamp(MIN_LOAD_INTERVAL, MAX_LOAD_INTERVAL);
         let mut load = self.backend.load();
         let mut parity = self.backend.parity();
+        let mut adapters = self.backend.adapters();
+        let mut reported_adapters: Option<Arc<[LoraAdapter]>> = None;
         let log = self.log.clone();
         self.tasks.spawn(async move {
             loop {
+                let adapters_now = adapters.borrow_and_update().clone();
+                let are_new = reported_adapters.as_ref() != Some(&adapters_now);
                 let report = WorkerReport {
                     load: *load.borrow_and_update(),
                     next_kv_batch: log.next_sequence(),
                     parity: parity.borrow_and_update().clone(),
+                    adapters: are_new.then(|| adapters_now.to_vec()),
                 };
+                reported_adapters = Some(adapters_now);
                 let Ok(json) = serde_json::to_vec(&report) else {
                     return;
                 };
@@ -116,6 +122,7 @@ impl WorkerService {
                         changed = load.changed() => changed,
                         // A backend whose verdict is final drops the sender, and the load goes on.
                         Ok(()) = parity.changed() => Ok(()),
+                        Ok(()) = adapters.changed() => Ok(()),
                     }
                 };
                 let changed = tokio::select! {
@@ -164,3 +171,6 @@ fn backend_ended() -> WireError {
 fn not_retained(error: &NotRetained) -> WireError {
     WireError::new(ErrorKind::NotFound, error.to_string())
 }
+
+#[cfg(test)]
+mod tests;

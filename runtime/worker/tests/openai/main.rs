@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_protocol::{
-    AnswerFormat, Call, Endpoint, ErrorKind, GenerateRequest, ParityState, RequestId, SamplingParams,
-    StreamSummary, WireError, WorkerReport, WorkerRole,
+    AnswerFormat, Call, Endpoint, ErrorKind, GenerateRequest, LoraAdapter, ParityState, RequestId,
+    SamplingParams, StreamSummary, WireError, WorkerReport, WorkerRole,
 };
 use signalbox_request_plane::{
     CallParts, LinkConfig, LinkError, LinkHandle, ResponseEvent, ResponseStream, ServerConfig,
@@ -447,14 +447,24 @@ async fn an_engine_that_started_again_is_another_incarnation() {
 }
 
 #[actix_rt::test]
-async fn the_report_has_the_engines_load_and_the_verdict() {
+async fn the_report_has_the_engines_load_and_the_verdict_and_the_first_its_adapters() {
     let fixture = Fixture::start(vec![vec![send(json(200, "{}"))]]).await;
     let mut reports = fixture.reports().await;
+    let sql = LoraAdapter {
+        name: "sql".into(),
+        root: Some("/sql".into()),
+    };
+    let mut adapters = Some(vec![sql]);
     loop {
         let report = match timeout(LONG, reports.next()).await.unwrap().unwrap() {
             Ok(ResponseEvent::Data { bytes, .. }) => serde_json::from_slice::<WorkerReport>(&bytes).unwrap(),
             other => panic!("{other:?}"),
         };
+        assert_eq!(
+            report.adapters,
+            adapters.take(),
+            "later reports state changes only"
+        );
         assert_eq!(report.parity.state, ParityState::Fallback);
         assert!(
             report.parity.cause.contains("--kv-events-config"),

@@ -160,7 +160,8 @@ impl Connection {
             "/health" => json(answers.health, ""),
             "/v1/models" => json(
                 200,
-                r#"{"data":[{"id":"tiny","owned_by":"vllm","root":"tiny","parent":null,"max_model_len":4096}]}"#,
+                r#"{"data":[{"id":"tiny","owned_by":"vllm","root":"tiny","parent":null,"max_model_len":4096},
+                    {"id":"sql","owned_by":"vllm","root":"/sql","parent":"tiny"}]}"#,
             ),
             "/version" => json(200, r#"{"version":"0.32.0"}"#),
             "/metrics" => json(

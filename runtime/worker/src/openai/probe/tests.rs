@@ -1,3 +1,5 @@
+use signalbox_protocol::LoraAdapter;
+
 use super::*;
 use crate::openai::facts::EventEndpoint;
 
@@ -118,7 +120,11 @@ fn another_engine_is_taken_as_it_is() {
         (facts.flavour, facts.model.as_str()),
         (EngineFlavour::OpenAi, "m")
     );
-    assert_eq!(facts.adapters, ["lora-a"]);
+    let adapter = LoraAdapter {
+        name: "lora-a".into(),
+        root: None,
+    };
+    assert_eq!(facts.adapters, [adapter]);
     assert_eq!(ModelList::parse(br#"{"data":[]}"#), None);
     assert_eq!(ModelList::parse(b"<html>"), None);
 }

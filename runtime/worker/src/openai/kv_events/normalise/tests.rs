@@ -173,6 +173,26 @@ fn a_lora_adapter_has_blocks_of_its_own() {
 }
 
 #[test]
+fn the_blocks_of_an_adapter_are_those_that_routers_compute_and_not_the_base_models() {
+    let tokens = [1, 2, 3, 4];
+    let (base, adapter) = (router("", "", &tokens), router("sql", "", &tokens));
+    assert!(base.iter().all(|block| !adapter.contains(block)));
+    // vLLM has the name in each block's keys too, SGLang beside the event only. Later blocks follow a parent.
+    for keys in [json!([["sql"]]), json!(null)] {
+        let mut blocks = blocks();
+        let members = json!({"lora_name": "sql", "extra_keys": keys});
+        let first = with(store(&[91], None, &tokens[..2]), members.clone());
+        let second = with(store(&[92], Some(91), &tokens[2..]), members);
+        apply(&mut blocks, json!([first, second]));
+        assert!(adapter.iter().all(|&block| blocks.holds(block)), "{keys}");
+        assert!(!base.iter().any(|&block| blocks.holds(block)), "{keys}");
+        // The base model's blocks of the same tokens join them.
+        apply(&mut blocks, json!([store(&[81, 82], None, &tokens)]));
+        assert!(adapter.iter().chain(&base).all(|&block| blocks.holds(block)));
+    }
+}
+
+#[test]
 fn images_and_what_follows_them_are_not_indexed() {
     let mut blocks = blocks();
     let image = json!({"extra_keys": [null, [["image", 0]], null]});
