@@ -80,13 +80,14 @@ async fn answer(
     if let Some(reason) = prepared.unhashed {
         record.unhashed(reason.as_str());
     }
+    let lora = model.adapter.map(|_| model.name).unwrap_or_default();
     let stream = prepared.generation.stream;
     let choices = prepared.generation.sampling.n;
     let left = frontend.request_timeout.saturating_sub(record.elapsed());
     let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
     let routed = frontend
         .replica
-        .route(prepared.into_route_request(endpoint, body, record.id().clone(), deadline_ms))
+        .route(prepared.into_route_request(endpoint, lora, body, record.id().clone(), deadline_ms))
         .await?;
     record.routed_to(&routed.worker);
     if stream {

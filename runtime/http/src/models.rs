@@ -1,4 +1,4 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`.
+//! `GET /v1/models` and `GET /v1/models/{id}`. A LoRA adapter is a model of its own.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -23,13 +23,19 @@ pub(crate) async fn one(request: HttpRequest, id: Path<String>, frontend: Data<F
     }
 }
 
-/// OpenAI's model object, plus the context length under vLLM's name for it, or null if the engine does not state it.
+/// OpenAI's model object, plus the context length under vLLM's name for it, or null if the engine does not state it. A LoRA
+/// adapter's also names the base model and where the engine loaded the adapter from, as vLLM does.
 fn describe(model: &ModelView) -> Value {
-    json!({
+    let mut described = json!({
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "signalbox",
         "max_model_len": (model.context_length != u32::MAX).then_some(model.context_length),
-    })
+    });
+    if let Some(adapter) = &model.adapter {
+        described["root"] = json!(adapter.root);
+        described["parent"] = json!(adapter.base);
+    }
+    described
 }

@@ -75,10 +75,12 @@ impl Unhashed {
 }
 
 impl Prepared {
-    /// The request for the router. `deadline_ms` counts from now on.
+    /// The request for the router. `lora` is the LoRA adapter that the model's name means, or empty. `deadline_ms` counts from
+    /// now on.
     pub(crate) fn into_route_request(
         self,
         endpoint: Endpoint,
+        lora: String,
         body: Bytes,
         id: RequestId,
         deadline_ms: u64,
@@ -89,7 +91,7 @@ impl Prepared {
                 id,
                 model: generation.model,
                 deadline_ms,
-                lora: String::new(),
+                lora,
                 cache_salt: generation.cache_salt,
                 priority: generation.priority,
                 overlap_blocks: 0,

@@ -4,6 +4,7 @@ mod admin;
 mod answers;
 mod clients;
 mod forwarded;
+mod lora;
 
 use std::{
     net::SocketAddr,
@@ -18,7 +19,7 @@ use signalbox_discovery::{Discovery, MemoryDiscovery, Registration};
 use signalbox_event_plane::MemoryPlane;
 use signalbox_policy_store::MemoryStore;
 use signalbox_protocol::{
-    Call, GenerateRequest, Parity, ParityState, StreamSummary, WorkerCard, WorkerReport,
+    Call, GenerateRequest, LoraAdapter, Parity, ParityState, StreamSummary, WorkerCard, WorkerReport,
 };
 use signalbox_request_plane::{CallHandler, CallParts, LinkConfig, Responder, Server, ServerConfig};
 use signalbox_router::{
@@ -54,15 +55,24 @@ impl Rig {
 
     /// Starts with one ready worker of `model` whose engine reads clients' bodies itself.
     async fn forwarding(model: &str) -> Self {
-        Self::start_with(Some((model, true)), |_| ()).await
+        Self::start_with(Some((model, true)), &[], |_| ()).await
+    }
+
+    /// As [`Self::forwarding`], with LoRA adapters.
+    async fn adapting(model: &str, adapters: &[LoraAdapter]) -> Self {
+        Self::start_with(Some((model, true)), adapters, |_| ()).await
     }
 
     async fn start(model: Option<&str>, configure: impl FnOnce(&mut HttpConfig)) -> Self {
-        Self::start_with(model.map(|model| (model, false)), configure).await
+        Self::start_with(model.map(|model| (model, false)), &[], configure).await
     }
 
     /// `model`: what the worker serves, and whether its engine reads bodies itself.
-    async fn start_with(model: Option<(&str, bool)>, configure: impl FnOnce(&mut HttpConfig)) -> Self {
+    async fn start_with(
+        model: Option<(&str, bool)>,
+        adapters: &[LoraAdapter],
+        configure: impl FnOnce(&mut HttpConfig),
+    ) -> Self {
         let discovery = Arc::new(MemoryDiscovery::default());
         let engine = PolicyEngine::new(PolicyLimits::default()).unwrap();
         let router = Router::start(RouterConfig {
@@ -89,7 +99,7 @@ impl Rig {
             .unwrap();
         let (sender, calls) = mpsc::channel(8);
         let registration = match model {
-            Some((model, reads_body)) => Some(join(&discovery, model, reads_body, sender).await),
+            Some((model, reads_body)) => Some(join(&discovery, model, reads_body, adapters, sender).await),
             None => None,
         };
         while model.is_some() && router.models().is_empty() {
@@ -153,6 +163,7 @@ async fn join(
     discovery: &MemoryDiscovery,
     model: &str,
     reads_body: bool,
+    adapters: &[LoraAdapter],
     sender: mpsc::Sender<(CallParts, Responder)>,
 ) -> Registration {
     // Only an engine next door can differ from what a router computes.
@@ -176,6 +187,7 @@ async fn join(
         artifacts: artifacts.to_bytes(),
         generations: sender,
         parity,
+        adapters: adapters.to_vec(),
         watches: Mutex::default(),
     };
     server.serve(card.clone(), Arc::new(engine));
@@ -187,6 +199,7 @@ struct TestEngine {
     generations: mpsc::Sender<(CallParts, Responder)>,
     /// What it reports of its KV events.
     parity: Parity,
+    adapters: Vec<LoraAdapter>,
     /// Calls that are left open.
     watches: Mutex<Vec<Responder>>,
 }
@@ -205,6 +218,7 @@ impl CallHandler for TestEngine {
             Call::WatchLoad { .. } => {
                 let report = WorkerReport {
                     parity: self.parity.clone(),
+                    adapters: Some(self.adapters.clone()),
                     ..WorkerReport::default()
                 };
                 responder.queue(0, &serde_json::to_vec(&report).unwrap()).unwrap();

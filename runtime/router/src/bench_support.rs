@@ -89,10 +89,12 @@ impl BenchRouter {
                 card: Arc::new(card),
                 phase: WorkerPhase::Ready,
                 listed: true,
+                adapters: None,
             })
         });
         let model = ModelEntry {
             name: "m".into(),
+            adapter: None,
             created: 0,
             context_length: 32_768,
             block_size: BLOCK_SIZE,

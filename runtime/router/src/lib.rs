@@ -61,7 +61,7 @@ pub use replica::ReplicaHandle;
 pub use replica_sync::ReplicaConfig;
 pub use roster::WorkerPhase;
 pub use route_request::RouteRequest;
-pub use router::{IndexView, IndexedWorkerView, InstanceView, ModelView, Router, RouterConfig};
+pub use router::{AdapterView, IndexView, IndexedWorkerView, InstanceView, ModelView, Router, RouterConfig};
 /// The policies' lifecycle, for the admin API.
 pub use signalbox_policy_host as policies;
 /// Why the policy store refused or failed.

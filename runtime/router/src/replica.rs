@@ -147,8 +147,7 @@ impl ReplicaState {
     ) -> Result<RoutedAnswer, WireError> {
         let view = self.view.load_full();
         let model = view
-            .models
-            .get(&request.generate.model)
+            .requested(&request.generate.model)
             .ok_or_else(|| client_errors::no_model(&request.generate.model))?;
         let blocks = model
             .hasher(&request.generate.lora, &request.generate.cache_salt)
@@ -160,7 +159,7 @@ impl ReplicaState {
                 Ok(Err(setback)) => setback,
                 Err(_) => Setback::DeadlinePassed,
             };
-            match attempts.after(setback, &model.name) {
+            match attempts.after(setback, model.requested_name()) {
                 NextStep::DecideAgain => {}
                 NextStep::GiveUp(error) => return Err(error),
             }
@@ -211,8 +210,7 @@ impl ReplicaState {
         // Loaded for each attempt, because workers may have joined or left since the last one.
         let view = self.view.load_full();
         let model = view
-            .models
-            .get(&request.generate.model)
+            .requested(&request.generate.model)
             .ok_or(Setback::ModelGone)?;
         let placement = self
             .decide(model, request, blocks, failed)

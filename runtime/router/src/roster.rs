@@ -5,128 +5,25 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    ops::Deref,
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
 };
 
 use signalbox_discovery::Departure;
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{BlockHasher, WorkerCard, WorkerEpoch, WorkerId, WorkerRole};
+use signalbox_protocol::{LoraAdapter, WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_tokenize::ModelText;
 
+pub use self::view::WorkerPhase;
+pub(crate) use self::view::{ModelEntry, ReadyWorkers, RosterView, WorkerColumns, WorkerEntry};
+
+use self::adapters::{Adapters, UnservedAdapter};
 use crate::load::MAX_WORKERS;
+
+mod adapters;
+mod view;
 
 /// Most models kept, so that cards with ever new model names cannot fill the memory.
 const MAX_MODELS: usize = 1_024;
-
-/// Everything that a decision reads about workers and models, at one moment.
-#[derive(Debug, Default)]
-pub(crate) struct RosterView {
-    /// The models by the name that clients request. A model stays when its last worker leaves, so that the error for a
-    /// client is "no worker now" rather than "no such model".
-    pub(crate) models: HashMap<String, Arc<ModelEntry>>,
-    /// Every present worker, ready or not, ordered by id.
-    pub(crate) workers: Vec<WorkerEntry>,
-    /// How many slots have been given out. A slot below this number that no present worker has is vacant.
-    pub(crate) slots: u32,
-}
-
-/// A model and the workers that may be given requests for it.
-#[derive(Debug)]
-pub(crate) struct ModelEntry {
-    pub(crate) name: String,
-    /// Seconds since the Unix epoch when it was first served.
-    pub(crate) created: u64,
-    pub(crate) context_length: u32,
-    pub(crate) block_size: u32,
-    pub(crate) artifacts_digest: String,
-    /// Whether the engines read clients' bodies themselves. Workers of both kinds never serve one model: a body that
-    /// was checked for one kind may mean something else to the other.
-    pub(crate) reads_body: bool,
-    pub(crate) text: Arc<ModelText>,
-    /// How many decisions this process has made for the model. Round robin uses it as its counter.
-    pub(crate) decisions: Arc<AtomicU64>,
-    /// The ready workers, ordered by id. Policies are promised no order of rows (`wit/types.wit`).
-    pub(crate) workers: ReadyWorkers,
-}
-
-/// The workers that may be given requests, and the columns that every decision reads of them.
-#[derive(Debug, Default)]
-pub(crate) struct ReadyWorkers {
-    entries: Vec<WorkerEntry>,
-    columns: WorkerColumns,
-}
-
-/// The properties of workers that do not change while they are present. Each column has one row for each worker, in
-/// the order of the workers.
-#[derive(Debug, Default)]
-pub(crate) struct WorkerColumns {
-    pub(crate) slots: Vec<u32>,
-    pub(crate) kv_blocks: Vec<u32>,
-    /// Most requests that a worker accepts, running and waiting together.
-    pub(crate) most_requests: Vec<u32>,
-    pub(crate) roles: Vec<WorkerRole>,
-}
-
-impl ReadyWorkers {
-    pub(crate) fn columns(&self) -> &WorkerColumns {
-        &self.columns
-    }
-}
-
-impl Deref for ReadyWorkers {
-    type Target = [WorkerEntry];
-
-    fn deref(&self) -> &[WorkerEntry] {
-        &self.entries
-    }
-}
-
-impl FromIterator<WorkerEntry> for ReadyWorkers {
-    fn from_iter<T: IntoIterator<Item = WorkerEntry>>(workers: T) -> Self {
-        let entries: Vec<_> = workers.into_iter().collect();
-        let mut columns = WorkerColumns::default();
-        for worker in &entries {
-            let capacity = worker.card.capacity;
-            columns.slots.push(worker.slot.0);
-            columns.kv_blocks.push(capacity.kv_blocks);
-            let most_requests = capacity.max_sequences.saturating_add(capacity.max_waiting);
-            columns.most_requests.push(most_requests);
-            columns.roles.push(worker.card.role);
-        }
-        Self { entries, columns }
-    }
-}
-
-/// A worker in a view.
-#[derive(Debug, Clone)]
-pub(crate) struct WorkerEntry {
-    pub(crate) slot: WorkerSlot,
-    pub(crate) card: Arc<WorkerCard>,
-    pub(crate) phase: WorkerPhase,
-    /// Whether discovery lists the worker. An unlisted worker is present only while its connection answers.
-    pub(crate) listed: bool,
-}
-
-/// Whether a worker may be given requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WorkerPhase {
-    /// The router is loading its tokenizer. It gets no requests yet.
-    Preparing,
-    /// It is ready for requests.
-    Ready,
-    /// It is draining: it finishes the requests that it has, and leaves.
-    Draining,
-    /// It is refused: its card contradicts the cards of the model's other workers.
-    Refused,
-}
-
-impl ModelEntry {
-    /// The hasher for prompts of this model.
-    pub(crate) fn hasher(&self, lora: &str, cache_salt: &str) -> BlockHasher {
-        BlockHasher::new(&self.name, lora, cache_salt, self.block_size as usize)
-    }
-}
 
 /// Why a worker cannot join.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -146,6 +43,17 @@ pub(crate) enum Joined {
     Relisted,
 }
 
+/// What a worker's report of its LoRA adapters changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AdapterReport {
+    /// It is the first of this incarnation.
+    First,
+    /// The adapters are others than before.
+    Changed,
+    /// Nothing: the adapters are as before, or this incarnation is not present.
+    Ignored,
+}
+
 /// What happened to a worker that discovery no longer lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Departed {
@@ -162,6 +70,7 @@ pub(crate) enum Departed {
 pub(crate) struct Roster {
     workers: BTreeMap<WorkerId, WorkerEntry>,
     models: HashMap<String, Arc<ModelEntry>>,
+    adapters: Adapters,
     /// How many slots have been given out. The slots of workers that left are in `vacant`.
     slots: u32,
     vacant: Vec<WorkerSlot>,
@@ -185,6 +94,7 @@ impl Roster {
         Self {
             workers: view.workers.iter().map(unlisted).collect(),
             models: view.models.clone(),
+            adapters: Adapters::restore(&view.adapters),
             slots: view.slots,
             vacant: slots.filter(|slot| !taken.contains(slot)).collect(),
         }
@@ -231,6 +141,7 @@ impl Roster {
             card: card.clone(),
             phase: WorkerPhase::Preparing,
             listed: true,
+            adapters: None,
         };
         self.workers.insert(card.id.clone(), entry);
         Ok(Joined::New(slot))
@@ -283,6 +194,7 @@ impl Roster {
         }
         let model = ModelEntry {
             name: card.model.clone(),
+            adapter: None,
             created: known.map_or(now_unix, |model| model.created),
             context_length: card.context_length,
             block_size: card.block_size,
@@ -294,6 +206,48 @@ impl Roster {
         };
         self.models.insert(card.model.clone(), Arc::new(model));
         true
+    }
+
+    /// A worker reported the LoRA adapters that its engine has loaded.
+    pub(crate) fn report_adapters(
+        &mut self,
+        id: &WorkerId,
+        epoch: WorkerEpoch,
+        adapters: &[LoraAdapter],
+    ) -> AdapterReport {
+        let Some(entry) = self.workers.get_mut(id).filter(|entry| entry.card.epoch == epoch) else {
+            return AdapterReport::Ignored;
+        };
+        let Some(earlier) = entry.adapters.replace(adapters.into()) else {
+            return AdapterReport::First;
+        };
+        if *earlier == *adapters {
+            return AdapterReport::Ignored;
+        }
+        let loaded = self.workers.values().flat_map(WorkerEntry::adapters);
+        let loaded: HashSet<&str> = loaded.map(|adapter| adapter.name.as_str()).collect();
+        for adapter in earlier
+            .iter()
+            .filter(|adapter| !loaded.contains(adapter.name.as_str()))
+        {
+            self.adapters.forget(&adapter.name);
+        }
+        AdapterReport::Changed
+    }
+
+    /// Whether this incarnation has reported its adapters.
+    pub(crate) fn has_reported_adapters(&self, card: &WorkerCard) -> bool {
+        let entry = self
+            .workers
+            .get(&card.id)
+            .filter(|entry| entry.card.epoch == card.epoch);
+        entry.is_some_and(|entry| entry.adapters.is_some())
+    }
+
+    /// Decides what the names of adapters mean, for the next view. Returns the adapters that no request can name any more
+    /// or yet, each once.
+    pub(crate) fn settle_adapters(&mut self) -> Vec<UnservedAdapter> {
+        self.adapters.settle(&self.workers, &self.models)
     }
 
     /// Discovery no longer lists a worker. `answers`: whether the control link to this incarnation is up.
@@ -371,21 +325,13 @@ impl Roster {
         let models = self.models.iter().map(|(name, model)| {
             let is_ready =
                 |entry: &&WorkerEntry| entry.card.model == *name && entry.phase == WorkerPhase::Ready;
-            let model = ModelEntry {
-                name: name.clone(),
-                created: model.created,
-                context_length: model.context_length,
-                block_size: model.block_size,
-                artifacts_digest: model.artifacts_digest.clone(),
-                reads_body: model.reads_body,
-                text: model.text.clone(),
-                decisions: model.decisions.clone(),
-                workers: workers.iter().filter(is_ready).cloned().collect(),
-            };
+            let model = model.with_workers(workers.iter().filter(is_ready).cloned().collect());
             (name.clone(), Arc::new(model))
         });
+        let models = models.collect();
         RosterView {
-            models: models.collect(),
+            adapters: self.adapters.view(&workers, &models),
+            models,
             workers,
             slots: self.slots,
         }

@@ -10,7 +10,7 @@ use signalbox_event_plane::EventPlane;
 use signalbox_kv_index::SharedKvIndex;
 use signalbox_policy_host::PolicyRegistry;
 use signalbox_policy_store::SharedStore;
-use signalbox_protocol::{Parity, PlaneStatus, ReplicaLoad, WorkerCard, WorkerEpoch, WorkerId};
+use signalbox_protocol::{LoraAdapter, Parity, PlaneStatus, ReplicaLoad, WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_request_plane::LinkConfig;
 use signalbox_tokenize::ModelText;
 use tokio::sync::watch;
@@ -80,6 +80,8 @@ pub struct Router {
 pub struct ModelView {
     /// The name that clients ask for.
     pub name: String,
+    /// What it is an adapter of, if it is a LoRA adapter.
+    pub adapter: Option<AdapterView>,
     /// Seconds since the Unix epoch when it was first served.
     pub created: u64,
     /// Most tokens of a prompt and its answer together.
@@ -92,6 +94,15 @@ pub struct ModelView {
     pub text: Arc<ModelText>,
 }
 
+/// What makes a model a LoRA adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterView {
+    /// The name of the base model.
+    pub base: String,
+    /// Where the engine loaded the adapter from, if it states that.
+    pub root: Option<String>,
+}
+
 /// A worker as `/health` and `/admin/v1/workers` show it.
 #[derive(Debug, Clone)]
 pub struct InstanceView {
@@ -101,6 +112,8 @@ pub struct InstanceView {
     pub state: WorkerPhase,
     /// Whether discovery lists the worker. One that is not listed stays present for as long as its connection answers.
     pub listed: bool,
+    /// The LoRA adapters that the worker's engine has loaded, as last reported.
+    pub adapters: Vec<LoraAdapter>,
     /// This router's requests in flight on the worker.
     pub requests: u32,
     /// Prompt tokens of this router's requests that the worker has yet to compute.
@@ -222,12 +235,13 @@ impl Router {
         self.arbiter.stop();
     }
 
-    /// The models with at least one ready worker, by name.
+    /// The models and LoRA adapters with at least one ready worker, by name.
     pub fn models(&self) -> Vec<ModelView> {
         let view = self.view.load();
         let mut models: Vec<_> = view
             .models
             .values()
+            .chain(view.adapters.values())
             .filter(|model| !model.workers.is_empty())
             .map(|model| model_view(model))
             .collect();
@@ -235,9 +249,9 @@ impl Router {
         models
     }
 
-    /// A model by name. A model stays known while none of its workers is ready.
+    /// A model or LoRA adapter by name. It stays known while none of its workers is ready.
     pub fn model(&self, name: &str) -> Option<ModelView> {
-        self.view.load().models.get(name).map(|model| model_view(model))
+        self.view.load().requested(name).map(|model| model_view(model))
     }
 
     /// Every present worker, by name.
@@ -249,6 +263,7 @@ impl Router {
                 card: worker.card.clone(),
                 state: worker.phase,
                 listed: worker.listed,
+                adapters: worker.adapters().to_vec(),
                 requests: load.requests,
                 prefill_tokens: load.prefill_tokens,
                 decode_blocks: load.decode_blocks,
@@ -349,7 +364,11 @@ fn describe_metrics() {
 
 fn model_view(model: &ModelEntry) -> ModelView {
     ModelView {
-        name: model.name.clone(),
+        name: model.requested_name().to_owned(),
+        adapter: model.adapter.as_ref().map(|adapter| AdapterView {
+            base: model.name.clone(),
+            root: adapter.root.clone(),
+        }),
         created: model.created,
         context_length: model.context_length,
         block_size: model.block_size,

@@ -79,6 +79,7 @@ pub(crate) fn entry(slot: u32, address: &str) -> WorkerEntry {
         }),
         phase: WorkerPhase::Ready,
         listed: true,
+        adapters: None,
     }
 }
 
@@ -86,6 +87,7 @@ pub(crate) fn entry(slot: u32, address: &str) -> WorkerEntry {
 pub(crate) fn model(workers: Vec<WorkerEntry>) -> ModelEntry {
     ModelEntry {
         name: "m".into(),
+        adapter: None,
         created: 0,
         context_length: 1_024,
         block_size: 16,

@@ -22,14 +22,14 @@ use futures_util::stream;
 use parking_lot::Mutex;
 use signalbox_discovery::{Departure, Discovery, WorkerChange};
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerId};
+use signalbox_protocol::{Call, LoraAdapter, WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_request_plane::{LinkEvent, LinkHandle, LinkState};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use tracing::{info, warn};
 
 use crate::{
     fetch::fetch,
-    roster::{Departed, Joined, Roster, RosterView, WorkerPhase},
+    roster::{AdapterReport, Departed, Joined, Roster, RosterView, WorkerPhase},
     tokenizer_loads::TokenizerLoads,
     worker_session::{SessionContext, WorkerSession},
 };
@@ -60,6 +60,16 @@ pub(crate) struct WorkerRoster {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct RosterChanged;
+
+/// A worker reported the LoRA adapters that its engine has loaded. Sent for the first report of each session, and after each
+/// change.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct AdaptersReported {
+    pub(crate) id: WorkerId,
+    pub(crate) epoch: WorkerEpoch,
+    pub(crate) adapters: Vec<LoraAdapter>,
+}
 
 /// The actors that receive [`RosterChanged`]. They are kept apart from the roster's actor, and so outlast its failure.
 /// A listener may hold these listeners itself, so they do not keep it running. Clone = handle.
@@ -127,12 +137,18 @@ impl WorkerRoster {
             slot,
             self.context.clone(),
             ctx.address().recipient(),
+            ctx.address().recipient(),
         );
         self.sessions.insert(card.id.clone(), session);
     }
 
-    /// Makes a new worker ready, now or when its tokenizer is loaded.
+    /// Makes a new worker ready, now or when its tokenizer is loaded and its LoRA adapters are known. Without those a request
+    /// for an adapter would be answered "no such model" until the worker's first report.
     fn prepare(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>) {
+        // Only engines next door have adapters.
+        if card.reads_body && !self.roster.has_reported_adapters(card) {
+            return;
+        }
         match self.roster.known_text(card) {
             Some(text) => self.prepared(card, text),
             None if self.tokenizer_loads.wait(card.clone()) => {
@@ -214,7 +230,13 @@ impl WorkerRoster {
         self.publish();
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        for unserved in self.roster.settle_adapters() {
+            warn!(
+                worker.id = %unserved.worker, adapter = unserved.name, reason = %unserved.reason,
+                "a worker's LoRA adapter is not served",
+            );
+        }
         let view = self.roster.view();
         self.context.present.store(view.workers.len() as u64, Relaxed);
         metrics::gauge!("signalbox_workers").set(view.workers.len() as f64);
@@ -276,6 +298,29 @@ impl Handler<LinkEvent> for WorkerRoster {
                 }
             }
         }
+    }
+}
+
+impl Handler<AdaptersReported> for WorkerRoster {
+    type Result = ();
+
+    fn handle(&mut self, report: AdaptersReported, ctx: &mut Self::Context) {
+        let AdaptersReported { id, epoch, adapters } = report;
+        match self.roster.report_adapters(&id, epoch, &adapters) {
+            AdapterReport::Ignored => return,
+            AdapterReport::Changed => {}
+            AdapterReport::First => {
+                let preparing = self.roster.workers().find(|worker| worker.card.id == id);
+                let preparing = preparing.filter(|worker| worker.phase == WorkerPhase::Preparing);
+                if let Some(card) = preparing
+                    .map(|worker| worker.card.clone())
+                    .filter(|card| card.reads_body)
+                {
+                    self.prepare(ctx, &card);
+                }
+            }
+        }
+        self.publish();
     }
 }
 

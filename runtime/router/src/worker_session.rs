@@ -28,6 +28,7 @@ use crate::{
     latency::{LatencyGauges, LatencyTable, MeasuredLatency},
     load::LoadTable,
     parity::ParityTable,
+    worker_roster::AdaptersReported,
 };
 
 /// Wait before a watch that ended is opened again. The link itself backs off longer while the worker is unreachable.
@@ -72,6 +73,10 @@ struct Reports {
     slot: WorkerSlot,
     source: RefCell<KvSource>,
     latency_gauges: LatencyGauges,
+    card: Arc<WorkerCard>,
+    roster: Recipient<AdaptersReported>,
+    /// Whether a report has come before.
+    reported: Cell<bool>,
 }
 
 impl WorkerSession {
@@ -81,6 +86,7 @@ impl WorkerSession {
         slot: WorkerSlot,
         shared: SessionContext,
         watcher: Recipient<LinkEvent>,
+        roster: Recipient<AdaptersReported>,
     ) -> Self {
         let link = LinkHandle::start(card.address.clone(), shared.links.clone(), Some(watcher));
         // A request of the slot's previous worker may have ended after that worker left.
@@ -98,6 +104,9 @@ impl WorkerSession {
             slot,
             source: RefCell::new(KvSource::start(stream, shared.parity.clone())),
             latency_gauges: LatencyGauges::new(&card),
+            card: card.clone(),
+            roster,
+            reported: Cell::new(false),
         });
         let mut watches = vec![spawn(watch_load(link.clone(), reports.clone(), shared.clone()))];
         if card.kv_events && shared.feeds_plane {
@@ -130,11 +139,20 @@ impl Drop for WorkerSession {
 }
 
 impl Reports {
-    fn receive(&self, report: &WorkerReport, shared: &SessionContext) {
-        shared.load.report(self.slot, report);
+    fn receive(&self, mut report: WorkerReport, shared: &SessionContext) {
+        shared.load.report(self.slot, &report);
         self.source.borrow_mut().report(&report.parity);
         // The figures are this router's own. A report is only the moment to export them.
         self.latency_gauges.set(shared.latency.get(self.slot));
+        let is_first = !self.reported.replace(true);
+        if let Some(adapters) = report.adapters.take().or_else(|| is_first.then(Vec::new)) {
+            // A control message, which must not be lost: a worker sends the next list only after the next change.
+            self.roster.do_send(AdaptersReported {
+                id: self.card.id.clone(),
+                epoch: self.card.epoch,
+                adapters,
+            });
+        }
     }
 }
 
@@ -148,7 +166,7 @@ async fn watch_load(link: LinkHandle, reports: Rc<Reports>, shared: SessionConte
         let interval_ms = ideal_interval();
         let receive = |bytes: bytes::Bytes| {
             match serde_json::from_slice::<WorkerReport>(&bytes) {
-                Ok(report) => reports.receive(&report, &shared),
+                Ok(report) => reports.receive(report, &shared),
                 Err(error) => debug!(%error, "a load report cannot be read"),
             }
             if is_about(interval_ms, ideal_interval()) {

@@ -9,7 +9,7 @@ use signalbox_router::{
 
 use super::Admin;
 
-/// Every present worker: its card, its state, the load that this router counts for it, how exact this router's knowledge
+/// Every present worker: its card, its state, the LoRA adapters that its engine has loaded now, the load that this router counts for it, how exact this router's knowledge
 /// of its KV cache is, and its latency as this router measures it.
 pub(crate) async fn workers(admin: Data<Admin>) -> HttpResponse {
     let workers: Vec<Value> = admin.router.instances().iter().map(worker_json).collect();
@@ -21,6 +21,7 @@ fn worker_json(instance: &InstanceView) -> Value {
         "card": *instance.card,
         "state": phase_name(instance.state),
         "listed": instance.listed,
+        "adapters": instance.adapters,
         "requests": instance.requests,
         "active_prefill_tokens": instance.prefill_tokens,
         "active_decode_blocks": instance.decode_blocks,

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use signalbox_protocol::{ErrorKind, WireError};
 use signalbox_router::{
-    PolicyChange,
+    AdapterView, PolicyChange, Router,
     policies::{Activation, AdmissionError, RegistryError},
 };
 use tokio::time::timeout;
@@ -99,7 +99,7 @@ pub(crate) async fn activate(
     payload: Payload,
     admin: Data<Admin>,
 ) -> Result<HttpResponse, ApiError> {
-    let model = served_model(&admin.router, &model)?.name;
+    let model = decided_model(&admin.router, &model)?;
     let body = body::read(&request, payload, admin.body_limits).await?;
     let ActivationRequest {
         policy,
@@ -122,17 +122,31 @@ fn activation(body: &[u8]) -> Result<ActivationRequest, ApiError> {
 
 /// `POST /admin/v1/models/{model}/policy/rollback`: activates the previous policy again.
 pub(crate) async fn rollback(model: Path<String>, admin: Data<Admin>) -> Result<HttpResponse, ApiError> {
-    let model = served_model(&admin.router, &model)?.name;
+    let model = decided_model(&admin.router, &model)?;
     let change = admin.router.policy_replicator().rollback(&model).await?;
     Ok(changed(&model, &change))
 }
 
 /// `GET /admin/v1/models/{model}/policy`
 pub(crate) async fn active(model: Path<String>, admin: Data<Admin>) -> Result<HttpResponse, ApiError> {
-    let model = served_model(&admin.router, &model)?.name;
+    let model = decided_model(&admin.router, &model)?;
     let revision = admin.router.policy_replicator().revision(&model).await?;
     let active = describe(&admin.router.policies().deciding(&model));
     Ok(HttpResponse::Ok().json(json!({"active": active, "model": model, "revision": revision})))
+}
+
+/// The name of a served model that has a policy.
+fn decided_model(router: &Router, name: &str) -> Result<String, WireError> {
+    let model = served_model(router, name)?;
+    match model.adapter {
+        None => Ok(model.name),
+        Some(AdapterView { base, .. }) => {
+            let message = format!(
+                "{name} is a LoRA adapter of {base}, whose policy decides for it too: use /admin/v1/models/{base}/policy"
+            );
+            Err(WireError::invalid_param("model", message))
+        }
+    }
 }
 
 /// The active policy and the one before it.

@@ -24,6 +24,7 @@ fn fields(endpoint: Endpoint, body: &Value) -> Fields {
 fn prepared(endpoint: Endpoint, body: Value) -> Prepared {
     let model = ModelView {
         name: "m".into(),
+        adapter: None,
         created: 0,
         context_length: CONTEXT_LENGTH,
         block_size: 16,

@@ -39,6 +39,7 @@ impl Rig {
         let slots = addresses.len() as u32;
         let view = RosterView {
             models: [("m".to_owned(), model)].into(),
+            adapters: Default::default(),
             workers,
             slots,
         };

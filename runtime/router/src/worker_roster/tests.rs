@@ -1,15 +1,15 @@
 use signalbox_discovery::{MemoryDiscovery, Registration};
 use signalbox_event_plane::MemoryPlane;
 use signalbox_kv_index::SharedKvIndex;
-use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
-use signalbox_request_plane::LinkConfig;
+use signalbox_protocol::{CacheTier, KvEvent, SequenceHash, StreamSummary, WorkerReport};
+use signalbox_request_plane::{LinkConfig, Responder};
 use tokio::sync::watch;
 
 use super::*;
 use crate::{
     load::LoadTable,
     supervisor::{ActorHandle, Panic},
-    test_support::{card, soon},
+    test_support::{TestWorker, card, soon},
 };
 
 /// Counts the changes of the view that it is notified of.
@@ -78,6 +78,21 @@ impl Fleet {
             ..(*card(name, epoch)).clone()
         };
         self.discovery.register(Arc::new(card)).unwrap()
+    }
+
+    /// Registers the worker of an engine next door. The test answers its calls.
+    async fn next_door(&self) -> (TestWorker, ModelArtifacts, Registration) {
+        let worker = TestWorker::start().await;
+        let artifacts = ModelArtifacts::byte_level();
+        let card = WorkerCard {
+            address: worker.address.clone(),
+            artifacts_digest: artifacts.digest(),
+            reads_body: true,
+            kv_events: false,
+            ..(*card("worker-0", 1)).clone()
+        };
+        let registration = self.discovery.register(Arc::new(card)).unwrap();
+        (worker, artifacts, registration)
     }
 
     /// Waits until the published view has these workers: id, epoch, and whether discovery lists it.
@@ -192,4 +207,68 @@ async fn requests_in_flight_hold_their_slot_over_a_panic() {
     let _c = fleet.register("c", 1);
     fleet.has(&[("b", 1, true), ("c", 1, true)]).await;
     assert_eq!(fleet.slot("c"), slot);
+}
+
+/// Sends a load report.
+async fn report(watch: &Responder, adapters: Option<&[&str]>) {
+    let adapter = |name: &&str| LoraAdapter {
+        name: (*name).into(),
+        root: None,
+    };
+    let report = WorkerReport {
+        adapters: adapters.map(|names| names.iter().map(adapter).collect()),
+        ..WorkerReport::default()
+    };
+    watch.send(&serde_json::to_vec(&report).unwrap()).await.unwrap();
+}
+
+#[actix_rt::test]
+async fn a_worker_of_an_engine_next_door_is_ready_when_its_adapters_are_known() {
+    let mut fleet = Fleet::start();
+    let (mut worker, artifacts, _registration) = fleet.next_door().await;
+    let (parts, watch) = worker.call().await;
+    assert!(matches!(parts.call, Call::WatchLoad { .. }), "{:?}", parts.call);
+    assert!(worker.has_no_call(), "its tokenizer is not asked for yet");
+    report(&watch, Some(&["sql"])).await;
+    let (parts, fetch) = worker.call().await;
+    assert!(
+        matches!(parts.call, Call::FetchArtifacts { .. }),
+        "{:?}",
+        parts.call
+    );
+    assert!(fleet.view.load().requested("m").is_none());
+    fetch.send(&artifacts.to_bytes()).await.unwrap();
+    fetch.end(StreamSummary::default());
+    let served = |view: &RosterView, name| view.requested(name).map_or(0, |model| model.workers.len());
+    while served(&fleet.view.load(), "m") == 0 {
+        soon(fleet.changes.changed()).await.unwrap();
+    }
+    assert_eq!(served(&fleet.view.load(), "sql"), 1, "both are served at once");
+
+    // A report without adapters changes none, and one with an empty list ends them.
+    report(&watch, None).await;
+    report(&watch, Some(&["sql", "chat"])).await;
+    while served(&fleet.view.load(), "chat") == 0 {
+        soon(fleet.changes.changed()).await.unwrap();
+    }
+    assert_eq!(served(&fleet.view.load(), "sql"), 1);
+    report(&watch, Some(&[])).await;
+    while fleet.view.load().requested("sql").is_some() {
+        soon(fleet.changes.changed()).await.unwrap();
+    }
+    assert_eq!(served(&fleet.view.load(), "m"), 1);
+}
+
+#[actix_rt::test]
+async fn an_older_worker_that_reports_no_adapters_becomes_ready_too() {
+    let mut fleet = Fleet::start();
+    let (mut worker, artifacts, _registration) = fleet.next_door().await;
+    let (_, watch) = worker.call().await;
+    report(&watch, None).await;
+    let (_, fetch) = worker.call().await;
+    fetch.send(&artifacts.to_bytes()).await.unwrap();
+    fetch.end(StreamSummary::default());
+    while fleet.view.load().requested("m").is_none() {
+        soon(fleet.changes.changed()).await.unwrap();
+    }
 }
