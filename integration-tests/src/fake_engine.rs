@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+mod adapters;
 mod cache;
 mod chat;
 mod completions;

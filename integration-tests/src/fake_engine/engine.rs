@@ -14,17 +14,16 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use serde_json::Value;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{
+    adapters::Adapters,
     cache::{CacheEvent, CacheKey, PrefixCache, Sequence},
     faults::Faults,
     log::EventLog,
     options::EngineOptions,
     payload,
     phase::Phase,
-    request::Refusal,
     text::Text,
 };
 
@@ -52,6 +51,7 @@ pub(super) struct Engine {
     /// In seconds of the Unix epoch.
     pub(super) started: f64,
     pub(super) ranks: Vec<Arc<Rank>>,
+    pub(super) adapters: Adapters,
     turns: AtomicUsize,
     seen: Mutex<VecDeque<SeenRequest>>,
 }
@@ -102,6 +102,7 @@ impl Engine {
         };
         Self {
             ranks: (0..options.ranks.max(1)).map(rank).collect(),
+            adapters: Adapters::new(options.adapters.clone()),
             options,
             text,
             faults,
@@ -119,25 +120,6 @@ impl Engine {
         in_turn
             .min_by_key(|rank| self.ranks[*rank].requests())
             .unwrap_or(0)
-    }
-
-    /// Checks the request's `model`. Returns the LoRA adapter that it names, if any.
-    pub(super) fn check_model(&self, body: &Value) -> Result<Option<String>, Refusal> {
-        let Some(model) = body["model"].as_str() else {
-            return Ok(None);
-        };
-        if !self.options.serves(model) {
-            let mut aliases = vec![self.options.model.as_str()];
-            aliases.extend(self.options.adapters.iter().map(String::as_str));
-            let aliases = aliases.join(", ");
-            return Err(Refusal {
-                status: 404,
-                kind: "NotFoundError",
-                message: format!("The model `{model}` does not exist. Valid aliases: {aliases}."),
-                param: Some("model".into()),
-            });
-        }
-        Ok(self.options.adapter(model))
     }
 
     /// `system_fingerprint`

@@ -18,6 +18,7 @@ use super::{
 pub(super) fn models(engine: &Engine) -> Value {
     let options = &engine.options;
     let created = now() as u64;
+    let max_model_len = |parent: &Value| parent.is_null().then_some(options.context_length);
     let model = |id: &str, root: &str, parent: Value| match options.flavour {
         Flavour::Vllm => json!({
             "id": id,
@@ -26,7 +27,7 @@ pub(super) fn models(engine: &Engine) -> Value {
             "owned_by": "vllm",
             "root": root,
             "parent": parent,
-            "max_model_len": if parent.is_null() { json!(options.context_length) } else { Value::Null },
+            "max_model_len": max_model_len(&parent),
             "permission": [{
                 "id": format!("modelperm-{}", random_id()),
                 "object": "model_permission",
@@ -49,7 +50,7 @@ pub(super) fn models(engine: &Engine) -> Value {
             "owned_by": "sglang",
             "root": root,
             "parent": parent,
-            "max_model_len": options.context_length,
+            "max_model_len": max_model_len(&parent),
         }),
     };
     let root = match options.flavour {
@@ -58,8 +59,8 @@ pub(super) fn models(engine: &Engine) -> Value {
         Flavour::Sglang => options.model.as_str(),
     };
     let base = model(&options.model, root, Value::Null);
-    let adapters = options
-        .adapters
+    let names = engine.adapters.names();
+    let adapters = names
         .iter()
         .map(|adapter| model(adapter, &format!("/adapters/{adapter}"), json!(options.model)));
     let data: Vec<Value> = std::iter::once(base).chain(adapters).collect();

@@ -27,7 +27,7 @@ pub struct EngineOptions {
     pub root: String,
     /// The tokenizer and chat template that the engine uses, whatever `root` holds.
     pub artifacts: ModelArtifacts,
-    /// LoRA adapters, each a model of its own.
+    /// The LoRA adapters that it starts with, each a model of its own.
     pub adapters: Vec<String>,
     /// Most tokens of prompt and answer together.
     pub context_length: u32,
@@ -109,15 +109,5 @@ impl EngineOptions {
     /// The block size that the engine states.
     pub(super) fn stated_block_size(&self) -> u32 {
         self.stated_block_size.unwrap_or(self.block_size)
-    }
-
-    /// The names that requests may give as `model`.
-    pub(super) fn serves(&self, model: &str) -> bool {
-        self.model == model || self.adapters.iter().any(|adapter| adapter == model)
-    }
-
-    /// The LoRA adapter of a request for `model`.
-    pub(super) fn adapter(&self, model: &str) -> Option<String> {
-        self.adapters.iter().find(|adapter| *adapter == model).cloned()
     }
 }

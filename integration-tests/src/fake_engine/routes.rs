@@ -117,6 +117,11 @@ async fn generate(
         body: bytes.clone(),
     });
     let body = request::parse(header("content-type").unwrap_or_default(), bytes)?;
+    match (engine.options.flavour, path) {
+        (Flavour::Vllm, "/v1/load_lora_adapter") => return engine.adapters.load(&body).map(text),
+        (Flavour::Vllm, "/v1/unload_lora_adapter") => return engine.adapters.unload(&body).map(text),
+        _ => {}
+    }
     let model = body["model"].as_str().unwrap_or(&engine.options.model).to_owned();
     let identity = Identity::new(header("x-request-id"), model);
     match path {
