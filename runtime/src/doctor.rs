@@ -13,7 +13,7 @@ mod verdict;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use signalbox_tokenize::ModelText;
 use signalbox_worker::openai::{CheckedTokenizer, FoundEngine, Upstream};
 
@@ -63,8 +63,7 @@ async fn examine(settings: DoctorSettings) -> anyhow::Result<Verdict> {
 async fn examine_engines(exam: &EngineExam) -> anyhow::Result<Vec<Report>> {
     let mut reports = Vec::new();
     for url in &exam.upstreams {
-        let upstream = Upstream::new(url.clone(), exam.key.as_deref())
-            .context("--upstream-key has characters that no header can have")?;
+        let upstream = Upstream::new(url.clone(), exam.key.as_deref(), exam.ca.as_deref())?;
         let report = engine::examine(&upstream, &exam.stated, async |found| {
             load_text(exam, &upstream, found).await
         })

@@ -160,10 +160,12 @@ pub(crate) struct EngineSettings {
 /// An engine that runs already.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct UpstreamSettings {
-    /// `http://host:port`, checked.
+    /// `http://host:port` or `https://host:port`, checked.
     pub(crate) url: String,
     /// Its API key.
     pub(crate) key: Option<String>,
+    /// A file of certificate authorities (PEM) to trust beside the machine's.
+    pub(crate) ca: Option<PathBuf>,
     /// `tcp://host:port` of its KV events, instead of what it states.
     pub(crate) kv_events: Option<String>,
     /// `tcp://host:port` of its replays, instead of what it states.

@@ -112,7 +112,7 @@ pub(crate) struct EngineOptions {
 #[derive(Clone, Args)]
 pub(crate) struct UpstreamOptions {
     /// The address of an engine that runs already (vLLM, SGLang or another OpenAI-compatible server):
-    /// `http://host:port`. `runtime up` takes several, in the environment separated by spaces.
+    /// `http://host:port` or `https://host:port`. `runtime up` takes several, in the environment separated by spaces.
     #[arg(long, env = "SIGNALBOX_UPSTREAM", value_name = "URL", value_delimiter = ' ')]
     pub(crate) upstream: Vec<UpstreamUrl>,
     /// openai: the engine's API key.
@@ -123,6 +123,9 @@ pub(crate) struct UpstreamOptions {
         value_name = "KEY"
     )]
     pub(crate) upstream_key: Option<String>,
+    /// openai: certificate authorities (PEM) to trust beside the machine's, for an engine at `https://`.
+    #[arg(long, env = "SIGNALBOX_UPSTREAM_CA", value_name = "FILE")]
+    pub(crate) upstream_ca: Option<PathBuf>,
     /// openai: where the engine publishes KV events, `tcp://host:port`, if it does not state that itself. Each further
     /// data-parallel rank has the next port.
     #[arg(long, env = "SIGNALBOX_KV_EVENTS", value_name = "ADDR", value_parser = zmq_address)]

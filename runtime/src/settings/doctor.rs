@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use signalbox_worker::openai::{StatedFacts, UpstreamUrl};
 
-use super::{PlaneSettings, from_options::planes};
+use super::{
+    PlaneSettings,
+    from_options::{check_ca, planes},
+};
 use crate::cli::DoctorOptions;
 
 /// What is examined.
@@ -22,6 +25,8 @@ pub(crate) struct EngineExam {
     pub(crate) upstreams: Vec<UpstreamUrl>,
     /// Their API key.
     pub(crate) key: Option<String>,
+    /// A file of certificate authorities (PEM) to trust beside the machine's.
+    pub(crate) ca: Option<PathBuf>,
     pub(crate) stated: StatedFacts,
     /// A folder with a Hugging Face tokenizer.
     pub(crate) tokenizer: Option<PathBuf>,
@@ -53,6 +58,7 @@ impl TryFrom<DoctorOptions> for DoctorSettings {
         );
         let stated = options.stated();
         let upstream = options.upstream;
+        check_ca(upstream.upstream_ca.as_ref(), &upstream.upstream)?;
         ensure!(
             upstream.upstream.len() == 1 || upstream.kv_events.is_none() && upstream.kv_replay.is_none(),
             "--kv-events and --kv-replay are addresses of one engine, and --upstream names {}",
@@ -62,6 +68,7 @@ impl TryFrom<DoctorOptions> for DoctorSettings {
             hub_cache: upstream.hub_cache(),
             upstreams: upstream.upstream,
             key: upstream.upstream_key,
+            ca: upstream.upstream_ca,
             stated,
             tokenizer: options.tokenizer,
         }))

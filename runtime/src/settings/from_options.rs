@@ -1,6 +1,6 @@
 //! From parsed options to settings. Each option is right by itself; here options are checked against each other.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use signalbox_discovery::{EtcdConfig, EtcdTls};
@@ -79,11 +79,14 @@ fn next_door(
          addresses need neither",
         upstreams.len()
     );
+    check_ca(options.upstream.upstream_ca.as_ref(), &upstreams)?;
     let mut names = BTreeSet::new();
     let worker = |url: UpstreamUrl| {
         let name = url.as_name();
         ensure!(names.insert(name.clone()), "--upstream names {url} twice");
         let mut options = options.clone();
+        // Some of several engines may have TLS.
+        options.upstream.upstream_ca.take_if(|_| !url.is_tls());
         options.upstream.upstream = vec![url];
         Ok((name.parse()?, EngineSettings::try_from(options)?))
     };
@@ -206,6 +209,15 @@ fn places(options: &WorkerOptions) -> anyhow::Result<Vec<WorkerPlace>> {
     (0..options.sim_workers).map(place).collect()
 }
 
+/// Refuses certificate authorities that no engine needs: whoever names them wants TLS.
+pub(super) fn check_ca(ca: Option<&PathBuf>, upstreams: &[UpstreamUrl]) -> anyhow::Result<()> {
+    ensure!(
+        ca.is_none() || upstreams.iter().any(UpstreamUrl::is_tls),
+        "--upstream-ca is for an engine with TLS, and http:// is without; give --upstream https://host:port"
+    );
+    Ok(())
+}
+
 impl TryFrom<EngineOptions> for EngineSettings {
     type Error = anyhow::Error;
 
@@ -248,6 +260,7 @@ fn upstream(kind: EngineKind, options: UpstreamOptions) -> anyhow::Result<Option
     if kind != EngineKind::Openai {
         for (is_given, flag) in [
             (options.upstream_key.is_some(), "--upstream-key"),
+            (options.upstream_ca.is_some(), "--upstream-ca"),
             (options.kv_events.is_some(), "--kv-events"),
             (options.kv_replay.is_some(), "--kv-replay"),
             (options.context_length.is_some(), "--context-length"),
@@ -265,10 +278,12 @@ fn upstream(kind: EngineKind, options: UpstreamOptions) -> anyhow::Result<Option
             options.upstream.len()
         );
     };
+    check_ca(options.upstream_ca.as_ref(), &options.upstream)?;
     let hub_cache = options.hub_cache();
     Ok(Some(UpstreamSettings {
         url: url.to_string(),
         key: options.upstream_key,
+        ca: options.upstream_ca,
         kv_events: options.kv_events,
         kv_replay: options.kv_replay,
         context_length: options.context_length,

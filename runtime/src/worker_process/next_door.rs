@@ -32,8 +32,7 @@ pub(super) async fn start_workers(
         .upstream
         .as_ref()
         .context("the engine's address is missing")?;
-    let upstream = Upstream::new(own.url.parse()?, own.key.as_deref())
-        .context("--upstream-key has characters that no header can have")?;
+    let upstream = Upstream::new(own.url.parse()?, own.key.as_deref(), own.ca.as_deref())?;
     let waiting = |reason: &str| report_wait(settings, reason, is_child);
     let found = find_engine(&upstream, &stated_facts(&settings.engine, own), waiting).await?;
     let tokenizer = find_tokenizer(&settings.engine, own, &found.facts, &found.served_model)?;

@@ -15,6 +15,7 @@ pub mod answer;
 pub mod backend;
 pub mod block_pool;
 pub mod engine;
+mod http_client;
 #[cfg(any(test, feature = "llama"))]
 pub mod llama;
 pub mod openai;

@@ -47,5 +47,6 @@ pub use self::{
     facts::{DEFAULT_BLOCK_SIZE, EngineFacts, EngineFlavour, EventEndpoint, StartTime, StatedFacts},
     probe::{FoundEngine, ProbeError, find_engine},
     token_check::CheckedTokenizer,
-    upstream::{Upstream, UpstreamError, UpstreamUrl, UpstreamUrlError},
+    upstream::{Upstream, UpstreamError, UpstreamSetupError, UpstreamUrl, UpstreamUrlError},
 };
+pub use crate::http_client::AuthoritiesError;

@@ -172,6 +172,26 @@ fn each_engine_that_runs_already_gets_a_worker_named_after_its_address() {
 }
 
 #[test]
+fn authorities_are_for_the_engines_with_tls() {
+    let settings = up_of(&[
+        "--upstream=https://gpu-1",
+        "--upstream=http://gpu-2:8000",
+        "--upstream-ca=ca.pem",
+    ]);
+    let UpWorkers::NextDoor(workers) = settings.unwrap().workers else {
+        panic!("engines next door")
+    };
+    let shown: Vec<_> = workers
+        .iter()
+        .map(|(_, engine)| {
+            let upstream = engine.upstream.as_ref().unwrap();
+            (upstream.url.as_str(), upstream.ca.is_some())
+        })
+        .collect();
+    assert_eq!(shown, [("https://gpu-1:443", true), ("http://gpu-2:8000", false)]);
+}
+
+#[test]
 fn options_for_other_engines_are_refused() {
     let one = "--upstream=http://h:1";
     for (arguments, words) in [
@@ -181,6 +201,14 @@ fn options_for_other_engines_are_refused() {
         ),
         (&["--engine=sim", one], &["--upstream", "--engine openai"]),
         (&[one, "--model=x.gguf"], &["--model"]),
+        (
+            &[one, "--upstream-ca=ca.pem"],
+            &["--upstream-ca", "https://host:port"],
+        ),
+        (
+            &["--engine=sim", "--upstream-ca=ca.pem"],
+            &["--upstream-ca", "--upstream"],
+        ),
         (&[one, "--threads=2"], &["--threads"]),
         (
             &["--engine=sim", "--kv-events=tcp://h:1"],

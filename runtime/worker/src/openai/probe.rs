@@ -39,6 +39,9 @@ pub enum ProbeError {
     /// It requires a key, or another one.
     #[error("the engine at {0} refuses the request as unauthorized; give its API key with --upstream-key")]
     Unauthorized(UpstreamUrl),
+    /// There is no secure connection to it.
+    #[error(transparent)]
+    Insecure(UpstreamError),
     /// It has no model under the OpenAI API.
     #[error("the engine at {url} answered {answer} to GET /v1/models; is there an OpenAI-compatible engine?")]
     NoModels {
@@ -73,9 +76,10 @@ pub async fn find_engine(
     let mut wait = FIRST_WAIT;
     let mut last_report: Option<(String, Instant)> = None;
     loop {
-        let reason = match ask_all(upstream, stated).await? {
+        let reason = match ask_all(upstream, stated).await {
             Ok(found) => return Ok(found),
-            Err(NotReady(reason)) => reason,
+            Err(NotFound::Hopeless(error)) => return Err(error),
+            Err(NotFound::NotReady(reason)) => reason,
         };
         let is_new = last_report
             .as_ref()
@@ -89,62 +93,63 @@ pub async fn find_engine(
     }
 }
 
-/// Why the engine cannot be asked yet.
+/// Why an attempt did not find the engine.
 #[derive(Debug)]
-struct NotReady(String);
+enum NotFound {
+    /// The engine cannot be asked yet.
+    NotReady(String),
+    /// Waiting does not help.
+    Hopeless(ProbeError),
+}
 
-impl From<UpstreamError> for NotReady {
+impl From<UpstreamError> for NotFound {
     fn from(error: UpstreamError) -> Self {
-        Self(error.to_string())
+        match error {
+            UpstreamError::UnknownIssuer(_) | UpstreamError::NoTls(_) | UpstreamError::Tls(..) => {
+                Self::Hopeless(ProbeError::Insecure(error))
+            }
+            error => Self::NotReady(error.to_string()),
+        }
     }
 }
 
-async fn ask_all(
-    upstream: &Upstream,
-    stated: &StatedFacts,
-) -> Result<Result<FoundEngine, NotReady>, ProbeError> {
-    let health_route = match ready_route(upstream).await {
-        Ok(route) => route,
-        Err(not_ready) => return Ok(Err(not_ready)),
-    };
+impl From<ProbeError> for NotFound {
+    fn from(error: ProbeError) -> Self {
+        Self::Hopeless(error)
+    }
+}
+
+async fn ask_all(upstream: &Upstream, stated: &StatedFacts) -> Result<FoundEngine, NotFound> {
+    let health_route = ready_route(upstream).await?;
     let models = match upstream.get("/v1/models").await {
         Ok(answer) if answer.status == StatusCode::OK => answer.body,
         Ok(answer) if matches!(answer.status.as_u16(), 401 | 403) => {
-            return Err(ProbeError::Unauthorized(upstream.url().clone()));
+            return Err(ProbeError::Unauthorized(upstream.url().clone()).into());
         }
         Ok(answer) if answer.status.is_server_error() => {
             let reason = format!("the engine answers {} to GET /v1/models", answer.status);
-            return Ok(Err(NotReady(reason)));
+            return Err(NotFound::NotReady(reason));
         }
-        Ok(answer) => return Err(no_models(upstream, answer.status, &answer.body)),
-        Err(error) => return Ok(Err(error.into())),
+        Ok(answer) => return Err(no_models(upstream, answer.status, &answer.body).into()),
+        Err(error) => return Err(error.into()),
     };
     let Some(models) = ModelList::parse(&models) else {
-        return Err(no_models(upstream, StatusCode::OK, &models));
+        return Err(no_models(upstream, StatusCode::OK, &models).into());
     };
-    let engine = async {
-        let version = optional(upstream.get("/version").await)?;
-        let metrics = optional(upstream.get("/metrics").await)?;
-        let server_info = optional(upstream.get("/server_info").await)?;
-        let event_sources = optional(upstream.get("/kv_event_sources").await)?;
-        Ok::<_, UpstreamError>(Answers {
-            version,
-            metrics,
-            server_info,
-            event_sources,
-        })
+    let answers = Answers {
+        version: optional(upstream.get("/version").await)?,
+        metrics: optional(upstream.get("/metrics").await)?,
+        server_info: optional(upstream.get("/server_info").await)?,
+        event_sources: optional(upstream.get("/kv_event_sources").await)?,
     };
-    let mut facts = match engine.await {
-        Ok(answers) => answers.facts(models, upstream.url().host()),
-        Err(error) => return Ok(Err(error.into())),
-    };
+    let mut facts = answers.facts(models, upstream.url().host());
     let served_model = facts.model.clone();
     facts.apply(stated);
-    Ok(Ok(FoundEngine {
+    Ok(FoundEngine {
         facts,
         served_model,
         health_route,
-    }))
+    })
 }
 
 fn no_models(upstream: &Upstream, status: StatusCode, body: &Bytes) -> ProbeError {
@@ -156,7 +161,7 @@ fn no_models(upstream: &Upstream, status: StatusCode, body: &Bytes) -> ProbeErro
 }
 
 /// The first route that shows that the engine is ready.
-async fn ready_route(upstream: &Upstream) -> Result<&'static str, NotReady> {
+async fn ready_route(upstream: &Upstream) -> Result<&'static str, NotFound> {
     for route in READY_ROUTES {
         let answer = upstream.get(route).await?;
         match answer.status.as_u16() {
@@ -166,7 +171,7 @@ async fn ready_route(upstream: &Upstream) -> Result<&'static str, NotReady> {
             404 | 405 => {}
             status => {
                 let reason = format!("the engine is not ready yet: it answers {status} to GET {route}");
-                return Err(NotReady(reason));
+                return Err(NotFound::NotReady(reason));
             }
         }
     }

@@ -1,9 +1,6 @@
-//! The HTTP connection to an engine next door.
-//!
-//! uvicorn, under vLLM and SGLang, closes a connection that was idle for 5 s (measured on vLLM 0.32). A request that is
-//! sent at that moment fails without an answer, so connections are dropped well before.
+//! The HTTP connection to an engine next door, with or without TLS.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -12,23 +9,10 @@ use hyper::{
     body::Incoming,
     header::{self, HeaderMap, HeaderValue},
 };
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use rustls::RootCertStore;
 use tokio::time::timeout;
 
-/// Longest time that a connection is kept without a request.
-const IDLE_LIMIT: Duration = Duration::from_millis(3_500);
-
-/// Connections kept without a request. A stream has a connection of its own, so bursts need many.
-const MAX_IDLE: usize = 256;
-
-/// Longest time to connect: an engine on the same network answers in milliseconds.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Largest head of an answer. Engines send less than 1 KiB.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
+use crate::http_client::{self, AuthoritiesError, HttpClient, TlsFault};
 
 /// Longest time for a whole answer about the engine itself.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,9 +20,10 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Largest answer about the engine itself. vLLM's metrics are some 60 KiB per model.
 const MAX_FACTS_BYTES: usize = 8 << 20;
 
-/// The address of an engine: `http://host:port`, and a path before all of its routes, if any.
+/// The address of an engine: `http://host:port` or `https://host:port`, and a path before all of its routes, if any.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamUrl {
+    is_tls: bool,
     /// `host:port`.
     authority: String,
     host: String,
@@ -47,37 +32,30 @@ pub struct UpstreamUrl {
     prefix: String,
 }
 
-/// Why a text is not the address of an engine.
+/// A text is not the address of an engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UpstreamUrlError {
-    /// TLS to engines is not supported.
-    #[error(
-        "{0} is https; only http:// is supported to engines, so use the engine's plain port or a TLS proxy beside it"
-    )]
-    Https(String),
-    /// Not an URL of this form.
-    #[error("{0:?} is no address of an engine; give http://host:port")]
-    Invalid(String),
-}
+#[error("{0:?} is no address of an engine; give http://host:port or https://host:port")]
+pub struct UpstreamUrlError(String);
 
 impl FromStr for UpstreamUrl {
     type Err = UpstreamUrlError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || UpstreamUrlError::Invalid(text.into());
+        let invalid = || UpstreamUrlError(text.into());
         let uri: Uri = text.parse().map_err(|_| invalid())?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(UpstreamUrlError::Https(text.into())),
+        let is_tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
             _ => return Err(invalid()),
-        }
+        };
         let authority = uri.authority().ok_or_else(invalid)?;
         if authority.host().is_empty() || authority.as_str().contains('@') || uri.query().is_some() {
             return Err(invalid());
         }
-        let port = authority.port_u16().unwrap_or(80);
+        let port = authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         let path = uri.path().trim_end_matches('/');
         Ok(Self {
+            is_tls,
             authority: format!("{}:{port}", authority.host()),
             host: authority.host().trim_matches(['[', ']']).into(),
             port,
@@ -89,11 +67,17 @@ impl FromStr for UpstreamUrl {
 
 impl fmt::Display for UpstreamUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.prefix)
+        let scheme = if self.is_tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.prefix)
     }
 }
 
 impl UpstreamUrl {
+    /// Whether the engine speaks TLS.
+    pub fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
     /// The host, without the brackets of an IPv6 address.
     pub fn host(&self) -> &str {
         &self.host
@@ -121,12 +105,38 @@ impl UpstreamUrl {
 /// Longest name made from an address.
 const MAX_NAME_BYTES: usize = 56;
 
+/// Why requests to the engine cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamSetupError {
+    /// The key fits no header.
+    #[error("--upstream-key has characters that no header can have")]
+    Key(#[source] header::InvalidHeaderValue),
+    /// There is nobody to vouch for the engine.
+    #[error("the certificate of the engine at {0} cannot be checked")]
+    Authorities(Arc<str>, #[source] AuthoritiesError),
+    /// rustls refuses its settings.
+    #[error("TLS cannot be used")]
+    Tls(#[source] rustls::Error),
+}
+
 /// Why the engine gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// No connection: the engine does not run, or is not reachable.
     #[error("cannot connect to the engine at {0}")]
     Connect(Arc<str>, #[source] hyper_util::client::legacy::Error),
+    /// The engine's certificate is from an authority that is not trusted.
+    #[error(
+        "the certificate of the engine at {0} is from an authority that is not trusted here; give the authority's \
+         certificate (PEM) with --upstream-ca"
+    )]
+    UnknownIssuer(Arc<str>),
+    /// The engine answers without TLS.
+    #[error("the engine at {0} does not speak TLS; give its address with http://")]
+    NoTls(Arc<str>),
+    /// There is no secure connection for another reason.
+    #[error("TLS with the engine at {0} failed: {1}")]
+    Tls(Arc<str>, String),
     /// The connection ended without an answer.
     #[error("the engine at {0} closed the connection without an answer")]
     NoAnswer(Arc<str>, #[source] hyper_util::client::legacy::Error),
@@ -150,7 +160,7 @@ pub struct Upstream {
     url: UpstreamUrl,
     /// The address as text, before every path.
     base: Arc<str>,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: HttpClient,
     /// `Authorization`, for engines that require a key.
     key: Option<HeaderValue>,
 }
@@ -163,33 +173,28 @@ pub(crate) struct WholeAnswer {
 }
 
 impl Upstream {
-    /// Connections are made when they are needed. `key` is what the engine was started with as its API key.
+    /// Connections are made when they are needed. `key` is what the engine was started with as its API key. `ca` is a file
+    /// of certificate authorities (PEM) to trust beside the machine's.
     ///
     /// # Errors
-    /// The key has characters that no header can have.
-    pub fn new(url: UpstreamUrl, key: Option<&str>) -> Result<Self, header::InvalidHeaderValue> {
+    /// The key has characters that no header can have, or there are no authorities for an engine with TLS.
+    pub fn new(url: UpstreamUrl, key: Option<&str>, ca: Option<&Path>) -> Result<Self, UpstreamSetupError> {
         let key = match key {
             Some(key) => {
-                let mut value = HeaderValue::from_str(&format!("Bearer {key}"))?;
+                let value = HeaderValue::from_str(&format!("Bearer {key}"));
+                let mut value = value.map_err(UpstreamSetupError::Key)?;
                 value.set_sensitive(true);
                 Some(value)
             }
             None => None,
         };
-        let mut connector = HttpConnector::new();
-        // A request is one write, and must not wait for the acknowledgement of an earlier one.
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        // A machine that disappears sends nothing; the probes end its connections.
-        connector.set_keepalive(Some(Duration::from_secs(15)));
-        let client = Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_LIMIT)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .http1_max_buf_size(MAX_HEAD_BYTES)
-            .build(connector);
-        let base = url.to_string().into();
+        let base: Arc<str> = url.to_string().into();
+        let authorities = match url.is_tls {
+            true => http_client::authorities(ca)
+                .map_err(|error| UpstreamSetupError::Authorities(base.clone(), error))?,
+            false => RootCertStore::empty(),
+        };
+        let client = http_client::client(authorities).map_err(UpstreamSetupError::Tls)?;
         Ok(Self {
             url,
             base,
@@ -229,9 +234,12 @@ impl Upstream {
         client
             .request(request)
             .await
-            .map_err(|error| match error.is_connect() {
-                true => UpstreamError::Connect(base.clone(), error),
-                false => UpstreamError::NoAnswer(base.clone(), error),
+            .map_err(|error| match (error.is_connect(), TlsFault::of(&error)) {
+                (true, None) => UpstreamError::Connect(base.clone(), error),
+                (true, Some(TlsFault::UnknownIssuer)) => UpstreamError::UnknownIssuer(base.clone()),
+                (true, Some(TlsFault::NoTls)) => UpstreamError::NoTls(base.clone()),
+                (true, Some(TlsFault::Other(reason))) => UpstreamError::Tls(base.clone(), reason),
+                (false, _) => UpstreamError::NoAnswer(base.clone(), error),
             })
     }
 
@@ -333,6 +341,7 @@ mod tests {
                 "10-0-0-1-80",
             ),
             ("http://[::1]:9", "http://[::1]:9", "::1", "--1-9"),
+            ("https://gpu-1/v1", "https://gpu-1:443", "gpu-1", "gpu-1-443"),
         ] {
             let url: UpstreamUrl = text.parse().unwrap();
             assert_eq!(
@@ -356,8 +365,6 @@ mod tests {
             let error = text.parse::<UpstreamUrl>().unwrap_err().to_string();
             assert!(error.contains("http://host:port"), "{text}: {error}");
         }
-        let error = "https://h".parse::<UpstreamUrl>().unwrap_err();
-        assert!(error.to_string().contains("only http://"), "{error}");
     }
 
     #[test]

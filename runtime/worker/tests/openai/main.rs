@@ -24,6 +24,7 @@ use tokio::{sync::Notify, time::timeout};
 use self::scripted_engine::{ScriptedEngine, Step, chunk, json, stream_end, stream_head};
 
 mod scripted_engine;
+mod tls;
 
 /// Longer than anything here takes, so that a test that waits for ever fails.
 const LONG: Duration = Duration::from_secs(20);
@@ -37,7 +38,7 @@ struct Fixture {
 impl Fixture {
     async fn start(posts: Vec<Vec<Step>>) -> Self {
         let engine = ScriptedEngine::start(posts).await;
-        let upstream = Upstream::new(engine.url.parse().unwrap(), Some("key")).unwrap();
+        let upstream = Upstream::new(engine.url.parse().unwrap(), Some("key"), None).unwrap();
         let found = find_engine(&upstream, &StatedFacts::default(), |_| {})
             .await
             .unwrap();
@@ -490,7 +491,7 @@ async fn a_stopping_worker_fails_what_is_still_open() {
 async fn the_adapter_waits_for_an_engine_that_is_not_ready() {
     let engine = ScriptedEngine::start(vec![vec![]]).await;
     engine.answers.lock().unwrap().health = 503;
-    let upstream = Upstream::new(engine.url.parse().unwrap(), None).unwrap();
+    let upstream = Upstream::new(engine.url.parse().unwrap(), None, None).unwrap();
     let (mut reasons, answers) = (Vec::new(), engine.answers.clone());
     let stated = StatedFacts::default();
     let found = find_engine(&upstream, &stated, |reason| {
