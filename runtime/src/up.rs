@@ -27,6 +27,11 @@ const REPORTS: usize = 64;
 /// How often the router's view is read until it has all workers that reported to be ready.
 const READY_POLL: Duration = Duration::from_millis(10);
 
+/// How long the other engines get to be taken in, once enough are. Engines that run already are found within a second of
+/// each other, and a request right after the greeting should have the choice among all of them. One that is down, or loads
+/// its model, delays the greeting by no more than this.
+const REST_GRACE: Duration = Duration::from_secs(2);
+
 /// Runs until the process is asked to stop.
 pub(crate) async fn run(settings: UpSettings, log: LogSettings) -> anyhow::Result<()> {
     let started = Instant::now();
@@ -43,6 +48,7 @@ pub(crate) async fn run(settings: UpSettings, log: LogSettings) -> anyhow::Resul
     let (reports, mut received) = mpsc::channel(REPORTS);
     let mut children = tokio::task::JoinSet::new();
     let mut progress = Progress::new(plan.enough);
+    let all = plan.workers.len();
     for (name, engine) in plan.workers {
         let child = ChildWorker {
             settings: WorkerSettings::of_child(name, engine, grace),
@@ -65,7 +71,7 @@ pub(crate) async fn run(settings: UpSettings, log: LogSettings) -> anyhow::Resul
                     break error;
                 }
                 if progress.enough_ready() {
-                    let model = all_taken_in(&router, plan.enough).await;
+                    let model = taken_in(&router, plan.enough, all).await;
                     greet(address, &model, started.elapsed());
                 }
             }
@@ -151,18 +157,22 @@ fn introduction(model: &ServedModel, is_engine_chosen: bool) -> Vec<String> {
     lines
 }
 
-/// Returns once the router can route to this many workers, with the model of the first.
-async fn all_taken_in(router: &Router, workers: usize) -> String {
+/// Returns once the router can route to `all` workers, or to `enough` for some time, with the model of the first.
+async fn taken_in(router: &Router, enough: usize, all: usize) -> String {
+    let mut grace_until = None;
     let is_in = |instance: &&InstanceView| {
         instance.state == WorkerPhase::Ready && instance.events != EventState::Resyncing
     };
     loop {
         let instances = router.instances();
-        let mut taken_in = instances.iter().filter(is_in);
-        if let Some(first) = taken_in.next()
-            && taken_in.count() + 1 >= workers
+        let taken_in: Vec<_> = instances.iter().filter(is_in).collect();
+        if let Some(first) = taken_in.first()
+            && taken_in.len() >= enough
         {
-            return first.card.model.clone();
+            let until = *grace_until.get_or_insert_with(|| Instant::now() + REST_GRACE);
+            if taken_in.len() >= all || Instant::now() >= until {
+                return first.card.model.clone();
+            }
         }
         tokio::time::sleep(READY_POLL).await;
     }
