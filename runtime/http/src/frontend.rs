@@ -36,14 +36,15 @@ impl Frontend {
         }
     }
 
-    /// The served model or LoRA adapter of this name. While no model is served, the error is "unavailable" rather than "not found".
+    /// The served model or LoRA adapter of this name. While no model is served, the error is "unavailable" rather
+    /// than "not found".
     pub(crate) fn model(&self, name: &str) -> Result<ModelView, WireError> {
         served_model(&self.router, name)
     }
 }
 
-/// The served model or LoRA adapter of this name. The error is "unavailable" while no model is served, otherwise "not found" with the
-/// names of served models. The admin API calls it without a [`Frontend`].
+/// The served model or LoRA adapter of this name. The error is "unavailable" while no model is served, otherwise "not
+/// found" with the names of served models. The admin API calls it without a [`Frontend`].
 pub(crate) fn served_model(router: &Router, name: &str) -> Result<ModelView, WireError> {
     /// Longest part of an unknown name in the error, and most served models named there.
     const SHOWN_CHARS: usize = 100;

@@ -75,8 +75,8 @@ impl Unhashed {
 }
 
 impl Prepared {
-    /// The request for the router. `lora` is the LoRA adapter that the model's name means, or empty. `deadline_ms` counts from
-    /// now on.
+    /// The request for the router. `lora` is the LoRA adapter that the model's name means, or empty. `deadline_ms`
+    /// counts from now on.
     pub(crate) fn into_route_request(
         self,
         endpoint: Endpoint,

@@ -18,8 +18,8 @@
 //! [`ReplicaHandle`] leads to `Decider::decide`, which chooses the worker; `select_row` chooses the row.
 //!
 //! This crate keeps R-1 (load counts exactly from reservation to end), R-2 (no token is sent twice: before its first
-//! bytes a request moves to another worker, after them another worker continues its answer), P-1 (a decision names a candidate it was given), K-1 and K-2
-//! (the index holds what present workers hold, in order).
+//! bytes a request moves to another worker, after them another worker continues its answer), P-1 (a decision names a
+//! candidate it was given), K-1 and K-2 (the index holds what present workers hold, in order).
 
 mod answer;
 mod approximate;

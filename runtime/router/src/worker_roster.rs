@@ -142,8 +142,8 @@ impl WorkerRoster {
         self.sessions.insert(card.id.clone(), session);
     }
 
-    /// Makes a new worker ready, now or when its tokenizer is loaded and its LoRA adapters are known. Without those a request
-    /// for an adapter would be answered "no such model" until the worker's first report.
+    /// Makes a new worker ready, now or when its tokenizer is loaded and its LoRA adapters are known. Without those a
+    /// request for an adapter would be answered "no such model" until the worker's first report.
     fn prepare(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>) {
         // Only engines next door have adapters.
         if card.reads_body && !self.roster.has_reported_adapters(card) {

@@ -1,8 +1,8 @@
 //! What computes the answers of a worker: an engine in this process, or an adapter to an engine next door.
 //!
 //! The service (`service.rs`) answers the calls of routers and hands each generation to the worker's [`Backend`]. It
-//! reads the worker's load, parity and LoRA adapters from watches, and waits for the end of the backend. Everything else about an
-//! engine is behind this trait.
+//! reads the worker's load, parity and LoRA adapters from watches, and waits for the end of the backend. Everything
+//! else about an engine is behind this trait.
 
 use std::{fmt::Debug, sync::Arc};
 

@@ -9,8 +9,9 @@ use signalbox_router::{
 
 use super::Admin;
 
-/// Every present worker: its card, its state, the LoRA adapters that its engine has loaded now, the load that this router counts for it, how exact this router's knowledge
-/// of its KV cache is, and its latency as this router measures it.
+/// Every present worker: its card, its state, the LoRA adapters that its engine has loaded now, the load that this
+/// router counts for it, how exact this router's knowledge of its KV cache is, and its latency as this router
+/// measures it.
 pub(crate) async fn workers(admin: Data<Admin>) -> HttpResponse {
     let workers: Vec<Value> = admin.router.instances().iter().map(worker_json).collect();
     HttpResponse::Ok().json(json!({"workers": workers}))
