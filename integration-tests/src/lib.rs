@@ -39,6 +39,7 @@ pub mod engines;
 mod eventually;
 pub mod fake_engine;
 pub mod fleet;
+pub mod hub;
 mod metrics;
 pub mod process;
 pub mod workload;

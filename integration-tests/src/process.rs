@@ -58,7 +58,8 @@ pub struct ProcessEnd {
 }
 
 impl Process {
-    /// Starts the binary with these arguments, in an empty directory and without any `SIGNALBOX_…` variable.
+    /// Starts the binary with these arguments, in an empty directory, without any `SIGNALBOX_…` variable, and with no
+    /// Hugging Face hub but one that the arguments name.
     pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
         let binary = binary()?;
         let directory = TempDir::new()?;
@@ -66,6 +67,8 @@ impl Process {
         command
             .args(arguments)
             .current_dir(directory.path())
+            // Nobody listens at port 1.
+            .env("HF_ENDPOINT", "http://127.0.0.1:1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -3,6 +3,7 @@
 use signalbox_integration_tests::{
     Worker,
     fake_engine::{EngineOptions, FakeEngine, ModelFolder},
+    hub::FakeHub,
     process::Process,
 };
 
@@ -157,6 +158,33 @@ async fn several_engines_have_the_worst_verdict_of_all() -> anyhow::Result<()> {
         page.contains("verdict     exact") && page.contains("overall     blind"),
         "{page}"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_tokenizer_that_only_the_hub_has_is_fetched_once() -> anyhow::Result<()> {
+    let folder = ModelFolder::new()?;
+    let engine = FakeEngine::start(EngineOptions {
+        root: "org/name".into(),
+        ..folder.serve(EngineOptions::default())?
+    })
+    .await?;
+    let home = tempfile::TempDir::new()?;
+    let hub = FakeHub::start(folder.path().into()).await?;
+    let arguments = [
+        format!("--upstream={}", engine.url()),
+        format!("--hf-home={}", home.path().display()),
+        format!("--hf-endpoint={}", hub.url),
+    ];
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (code, page) = doctor(&[arguments.as_slice(), &["--hf-hub-offline"]].concat()).await?;
+    assert_eq!(code, Some(2), "{page}");
+    assert!(page.contains("no tokenizer of org/name"), "{page}");
+    let (code, page) = doctor(&arguments).await?;
+    assert_eq!(code, Some(0), "{page}");
+    drop(hub);
+    let (code, page) = doctor(&arguments).await?;
+    assert_eq!(code, Some(0), "{page}");
     Ok(())
 }
 

@@ -86,9 +86,11 @@ async fn load_text(
         model_root: found.facts.model_root.as_deref(),
         model: &found.served_model,
         hub_cache: exam.hub_cache.as_deref(),
+        hub: exam.hub.as_ref(),
     };
     let tokenizer = places
         .find()
+        .await
         .map_err(|error| Finding::blind(format!("{error:#}"), MEND))?;
     if let Some(reason) = tokenizer.not_found {
         return Err(Finding::blind(reason, MEND));

@@ -15,6 +15,7 @@ use signalbox_discovery::EtcdConfig;
 use signalbox_http::HttpConfig;
 use signalbox_nats::NatsConfig;
 use signalbox_protocol::{WorkerId, WorkerRole};
+use signalbox_worker::hub::HubConfig;
 
 mod doctor;
 mod from_options;
@@ -174,6 +175,8 @@ pub(crate) struct UpstreamSettings {
     pub(crate) context_length: Option<u32>,
     /// The cache of the Hugging Face hub; `None` if this user has no home folder.
     pub(crate) hub_cache: Option<PathBuf>,
+    /// Where a tokenizer that is not on this machine is fetched; `None` for nowhere.
+    pub(crate) hub: Option<HubConfig>,
 }
 
 impl std::fmt::Debug for UpstreamSettings {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use signalbox_tokenize::ModelArtifacts;
+use signalbox_worker::hub::{HubCache, HubConfig, HubName};
 
 /// A tokenizer and where it is from.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct TokenizerPlaces<'a> {
     pub(crate) model: &'a str,
     /// The cache of the Hugging Face hub.
     pub(crate) hub_cache: Option<&'a Path>,
+    /// The hub itself, which is asked last; `None` if it must not be.
+    pub(crate) hub: Option<&'a HubConfig>,
 }
 
 impl FoundTokenizer {
@@ -40,8 +43,8 @@ impl FoundTokenizer {
 }
 
 impl TokenizerPlaces<'_> {
-    /// Reads the first tokenizer that is there.
-    pub(crate) fn find(&self) -> anyhow::Result<FoundTokenizer> {
+    /// Reads the first tokenizer that is there. A hub that fails is no error: it is why there is no tokenizer.
+    pub(crate) async fn find(&self) -> anyhow::Result<FoundTokenizer> {
         if let Some(folder) = self.folder {
             let artifacts = ModelArtifacts::from_hf_folder(folder)
                 .with_context(|| format!("--tokenizer {} cannot be used", folder.display()))?;
@@ -60,12 +63,36 @@ impl TokenizerPlaces<'_> {
                 }
             }
         }
-        let name = self.model_root.unwrap_or(self.model);
-        let problem = match problems.is_empty() {
-            true => format!("no tokenizer of {name} was found on this machine"),
-            false => problems.join("; "),
+        if problems.is_empty() {
+            let name = self.name();
+            problems.push(format!("no tokenizer of {name} was found on this machine"));
+        }
+        match self.fetch().await {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {}
+            Err(error) => problems.push(format!("it cannot be fetched: {error:#}")),
+        }
+        Ok(FoundTokenizer::none(&problems.join("; ")))
+    }
+
+    /// Fetches the tokenizer; `None` if the engine names no model of the hub, or the hub must not be asked.
+    async fn fetch(&self) -> anyhow::Result<Option<FoundTokenizer>> {
+        let (Some(hub), Ok(name)) = (self.hub, self.name().parse::<HubName>()) else {
+            return Ok(None);
         };
-        Ok(FoundTokenizer::none(&problem))
+        let cache = self
+            .hub_cache
+            .context("this user has no home folder; give a folder with --hf-hub-cache")?;
+        tracing::info!(model = %name, hub = hub.endpoint, "fetching the tokenizer");
+        let folder = hub.fetch_tokenizer(&name, &HubCache::new(cache)).await?;
+        let artifacts = ModelArtifacts::from_hf_folder(&folder)
+            .with_context(|| format!("what came into {} cannot be used", folder.display()))?;
+        Ok(Some(found(artifacts, &folder)))
+    }
+
+    /// The name of the model's files. What the model is called counts only if the engine does not state where it is from.
+    fn name(&self) -> &str {
+        self.model_root.unwrap_or(self.model)
     }
 
     /// Folders that may hold the tokenizer.
@@ -75,7 +102,7 @@ impl TokenizerPlaces<'_> {
             .map(PathBuf::from)
             .filter(|root| root.is_absolute());
         let names = [self.model_root, Some(self.model)].into_iter().flatten();
-        let snapshots = names.filter_map(|name| hub_snapshot(self.hub_cache?, name));
+        let snapshots = names.filter_map(|name| HubCache::new(self.hub_cache?).snapshot(&name.parse().ok()?));
         root.into_iter().chain(snapshots)
     }
 }
@@ -86,27 +113,6 @@ fn found(artifacts: ModelArtifacts, folder: &Path) -> FoundTokenizer {
         source: folder.display().to_string(),
         not_found: None,
     }
-}
-
-/// The newest revision of a model in the cache of the hub; `None` if the name is none of a model, or it is not there.
-///
-/// Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>.
-fn hub_snapshot(cache: &Path, name: &str) -> Option<PathBuf> {
-    let is_legal = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-    };
-    let (owner, model) = name.split_once('/')?;
-    if !is_legal(owner) || !is_legal(model) {
-        return None;
-    }
-    let folder = cache.join(format!("models--{owner}--{model}"));
-    let revision = std::fs::read_to_string(folder.join("refs").join("main")).ok()?;
-    let revision = revision.trim();
-    is_legal(revision).then(|| folder.join("snapshots").join(revision))
 }
 
 #[cfg(test)]
@@ -127,11 +133,12 @@ mod tests {
             model_root: root,
             model,
             hub_cache: Some(cache),
+            hub: None,
         }
     }
 
-    #[test]
-    fn the_tokenizer_is_found_where_the_engine_or_the_hub_put_it() {
+    #[tokio::test]
+    async fn the_tokenizer_is_found_where_the_engine_or_the_hub_put_it() {
         let temporary = tempfile::TempDir::new().unwrap();
         let cache = temporary.path().join("hub");
         let snapshot = cache.join("models--org--name/snapshots/abc123");
@@ -148,35 +155,60 @@ mod tests {
             (None, "org/name", shown(&snapshot)),
             (Some("/not/here"), "org/name", shown(&snapshot)),
         ] {
-            let found = places(model_root, model, &cache).find().unwrap();
+            let found = places(model_root, model, &cache).find().await.unwrap();
             assert_eq!((found.source, found.not_found), (expected, None));
         }
         for model in ["org/other", "../name", "org/..", "m", "a/b/c", ""] {
-            let found = places(None, model, &cache).find().unwrap();
+            let found = places(None, model, &cache).find().await.unwrap();
             assert!(found.not_found.unwrap().contains("--tokenizer"), "{model}");
         }
     }
 
-    #[test]
-    fn a_folder_that_the_user_names_must_be_right() {
+    #[tokio::test]
+    async fn a_folder_that_the_user_names_must_be_right() {
         let temporary = tempfile::TempDir::new().unwrap();
         let places = TokenizerPlaces {
             folder: Some(temporary.path()),
             ..places(None, "m", temporary.path())
         };
-        assert!(format!("{:#}", places.find().unwrap_err()).contains("--tokenizer"));
+        assert!(format!("{:#}", places.find().await.unwrap_err()).contains("--tokenizer"));
     }
 
-    #[test]
-    fn a_damaged_tokenizer_is_named() {
+    #[tokio::test]
+    async fn a_damaged_tokenizer_is_named() {
         let temporary = tempfile::TempDir::new().unwrap();
         std::fs::write(temporary.path().join("tokenizer.json"), "{").unwrap();
         let root = temporary.path().to_str().unwrap();
-        let found = places(Some(root), "m", temporary.path()).find().unwrap();
+        let found = places(Some(root), "m", temporary.path()).find().await.unwrap();
         let problem = found.not_found.unwrap();
         assert!(
             problem.contains(root) && problem.contains("--tokenizer"),
             "{problem}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_hub_that_fails_is_named_and_is_asked_for_names_of_the_hub_only() {
+        let temporary = tempfile::TempDir::new().unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let hub = HubConfig {
+            endpoint: format!("http://{}", listener.local_addr().unwrap()),
+            token: None,
+        };
+        drop(listener);
+        for (root, is_asked) in [
+            (Some("org/name"), true),
+            (None, true),
+            (Some("/models/name"), false),
+            (Some("name"), false),
+        ] {
+            let places = TokenizerPlaces {
+                hub: Some(&hub),
+                ..places(root, "org/model", temporary.path())
+            };
+            let problem = places.find().await.unwrap().not_found.unwrap();
+            assert!(problem.contains("--tokenizer"), "{problem}");
+            assert_eq!(problem.contains("cannot be reached"), is_asked, "{problem}");
+        }
     }
 }

@@ -97,7 +97,8 @@ pub(crate) struct EngineOptions {
     #[arg(long, env = "SIGNALBOX_ENGINE_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
     /// sim and openai: a folder with the model's Hugging Face tokenizer. The default is the model's own tokenizer if it
-    /// is found on this machine; without one, sim has a token for each byte, and openai routes without KV events.
+    /// is found on this machine, for openai also at the Hugging Face hub; without one, sim has a token for each byte, and
+    /// openai routes without KV events.
     #[arg(long, env = "SIGNALBOX_TOKENIZER", value_name = "PATH")]
     pub(crate) tokenizer: Option<PathBuf>,
     /// sim: how many times as fast as the simulated GPU; 0 for no waiting at all.
@@ -143,6 +144,16 @@ pub(crate) struct UpstreamOptions {
     /// openai: the folder of Hugging Face's libraries. The default is `~/.cache/huggingface`.
     #[arg(long, env = "HF_HOME", value_name = "FOLDER")]
     pub(crate) hf_home: Option<PathBuf>,
+    /// openai: the Hugging Face hub, where the model's tokenizer is fetched if it is not on this machine. The default is
+    /// `https://huggingface.co`.
+    #[arg(long, env = "HF_ENDPOINT", value_name = "URL")]
+    pub(crate) hf_endpoint: Option<String>,
+    /// openai: a user's token at the hub, for models that are not public.
+    #[arg(long, env = "HF_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub(crate) hf_token: Option<String>,
+    /// openai: fetch nothing from the hub.
+    #[arg(long, env = "HF_HUB_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) hf_hub_offline: bool,
 }
 
 impl UpstreamOptions {

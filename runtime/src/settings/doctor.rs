@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::ensure;
-use signalbox_worker::openai::{StatedFacts, UpstreamUrl};
+use signalbox_worker::{
+    hub::HubConfig,
+    openai::{StatedFacts, UpstreamUrl},
+};
 
 use super::{
     PlaneSettings,
-    from_options::{check_ca, planes},
+    from_options::{check_ca, hub, planes},
 };
 use crate::cli::DoctorOptions;
 
@@ -32,6 +35,8 @@ pub(crate) struct EngineExam {
     pub(crate) tokenizer: Option<PathBuf>,
     /// The cache of the Hugging Face hub.
     pub(crate) hub_cache: Option<PathBuf>,
+    /// Where a tokenizer that is not on this machine is fetched; `None` for nowhere.
+    pub(crate) hub: Option<HubConfig>,
 }
 
 impl std::fmt::Debug for EngineExam {
@@ -66,6 +71,7 @@ impl TryFrom<DoctorOptions> for DoctorSettings {
         );
         Ok(Self::Engines(EngineExam {
             hub_cache: upstream.hub_cache(),
+            hub: hub(&upstream)?,
             upstreams: upstream.upstream,
             key: upstream.upstream_key,
             ca: upstream.upstream_ca,

@@ -7,7 +7,10 @@ use signalbox_discovery::{EtcdConfig, EtcdTls};
 use signalbox_http::HttpConfig;
 use signalbox_nats::NatsConfig;
 use signalbox_protocol::WorkerId;
-use signalbox_worker::openai::UpstreamUrl;
+use signalbox_worker::{
+    hub::{HubConfig, PUBLIC_HUB},
+    openai::UpstreamUrl,
+};
 
 use super::{
     EngineKind, EngineSettings, NatsSettings, PlaneSettings, RouterSettings, UpSettings, UpWorkers,
@@ -280,6 +283,7 @@ fn upstream(kind: EngineKind, options: UpstreamOptions) -> anyhow::Result<Option
     };
     check_ca(options.upstream_ca.as_ref(), &options.upstream)?;
     let hub_cache = options.hub_cache();
+    let hub = hub(&options)?;
     Ok(Some(UpstreamSettings {
         url: url.to_string(),
         key: options.upstream_key,
@@ -288,7 +292,23 @@ fn upstream(kind: EngineKind, options: UpstreamOptions) -> anyhow::Result<Option
         kv_replay: options.kv_replay,
         context_length: options.context_length,
         hub_cache,
+        hub,
     }))
+}
+
+/// The hub to fetch from; `None` with `--hf-hub-offline`.
+pub(super) fn hub(options: &UpstreamOptions) -> anyhow::Result<Option<HubConfig>> {
+    if options.hf_hub_offline {
+        return Ok(None);
+    }
+    // A variable that is empty is often one that was not set where it is passed on.
+    let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+    let hub = HubConfig {
+        endpoint: given(&options.hf_endpoint).unwrap_or_else(|| PUBLIC_HUB.into()),
+        token: given(&options.hf_token),
+    };
+    hub.check()?;
+    Ok(Some(hub))
 }
 
 /// The chosen engine, or the one at `--upstream`, or the best one of this binary.

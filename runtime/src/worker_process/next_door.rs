@@ -35,7 +35,7 @@ pub(super) async fn start_workers(
     let upstream = Upstream::new(own.url.parse()?, own.key.as_deref(), own.ca.as_deref())?;
     let waiting = |reason: &str| report_wait(settings, reason, is_child);
     let found = find_engine(&upstream, &stated_facts(&settings.engine, own), waiting).await?;
-    let tokenizer = find_tokenizer(&settings.engine, own, &found.facts, &found.served_model)?;
+    let tokenizer = find_tokenizer(&settings.engine, own, &found.facts, &found.served_model).await?;
     let (tokenizer, checked) = check_tokenizer(&upstream, &found, tokenizer, &settings.engine).await?;
     report_found(settings, &found.facts, &tokenizer, &checked.facts, is_child);
     let files = ModelFiles::new(&checked.artifacts, Arc::new(checked.text));
@@ -75,7 +75,7 @@ fn stated_facts(engine: &EngineSettings, upstream: &UpstreamSettings) -> StatedF
     }
 }
 
-fn find_tokenizer(
+async fn find_tokenizer(
     engine: &EngineSettings,
     upstream: &UpstreamSettings,
     facts: &EngineFacts,
@@ -86,8 +86,10 @@ fn find_tokenizer(
         model_root: facts.model_root.as_deref(),
         model: served_model,
         hub_cache: upstream.hub_cache.as_deref(),
+        hub: upstream.hub.as_ref(),
     }
     .find()
+    .await
 }
 
 /// Loads the tokenizer and compares its tokens with the engine's. One that was found and cannot be loaded counts as none;

@@ -9,6 +9,7 @@
 //! - [`engine`]: the trait of an engine. [`sim`] implements it without a GPU.
 //! - [`block_pool`]: the KV blocks of an engine and their contents.
 //! - [`openai`]: drives an engine next door in place of an engine of this crate.
+//! - [`hub`]: fetches the tokenizer of such an engine, if no file of it is on the machine.
 //! - [`answer`]: writes the bytes of OpenAI answers.
 
 pub mod answer;
@@ -16,6 +17,7 @@ pub mod backend;
 pub mod block_pool;
 pub mod engine;
 mod http_client;
+pub mod hub;
 #[cfg(any(test, feature = "llama"))]
 pub mod llama;
 pub mod openai;

@@ -192,6 +192,30 @@ fn authorities_are_for_the_engines_with_tls() {
 }
 
 #[test]
+fn the_hub_is_the_named_one_or_none() {
+    let hub_of = |arguments: &[&str]| {
+        let settings = worker_of(&[&["--upstream=http://h:1"], arguments].concat()).unwrap();
+        assert!(!format!("{settings:?}").contains("hf_secret"));
+        settings.engine.upstream.unwrap().hub
+    };
+    let hub = hub_of(&["--hf-endpoint=https://mirror", "--hf-token=hf_secret"]).unwrap();
+    assert_eq!(
+        (hub.endpoint.as_str(), hub.token.as_deref()),
+        ("https://mirror", Some("hf_secret"))
+    );
+    let hub = hub_of(&["--hf-endpoint=", "--hf-token="]).unwrap();
+    assert_eq!(
+        (hub.endpoint.as_str(), hub.token),
+        ("https://huggingface.co", None)
+    );
+    assert_eq!(hub_of(&["--hf-hub-offline"]), None);
+    check_refused(
+        worker_of(&["--upstream=http://h:1", "--hf-endpoint=mirror"]),
+        &["mirror", "https://host"],
+    );
+}
+
+#[test]
 fn options_for_other_engines_are_refused() {
     let one = "--upstream=http://h:1";
     for (arguments, words) in [

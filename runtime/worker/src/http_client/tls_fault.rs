@@ -45,8 +45,8 @@ impl From<&rustls::Error> for TlsFault {
             rustls::Error::InvalidCertificate(CertificateError::Other(error))
                 if error.to_string().contains("CaUsedAsEndEntity") =>
             {
-                let reason = "the certificate is one of an authority (CA:TRUE), which a server must not present; give the \
-                              server one with basicConstraints=CA:FALSE";
+                let reason = "the certificate is one of an authority (CA:TRUE), which a server must not present; \
+                              give the server one with basicConstraints=CA:FALSE";
                 Self::Other(reason.into())
             }
             error => Self::Other(error.to_string()),
