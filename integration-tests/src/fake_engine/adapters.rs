@@ -7,8 +7,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::{
-    engine::Engine,
-    options::Flavour,
+    options::{EngineOptions, Flavour},
     request::{self, Refusal},
 };
 
@@ -58,23 +57,20 @@ impl Adapters {
         names.remove(place);
         Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
     }
-}
 
-fn name_of(body: &Value) -> Result<String, Refusal> {
-    let name = request::required(body, "lora_name")?;
-    Ok(name.as_str().unwrap_or_default().to_owned())
-}
-
-impl Engine {
-    /// Checks the request's `model`. Returns the LoRA adapter that the request means, if any.
-    pub(super) fn check_model(&self, body: &Value) -> Result<Option<String>, Refusal> {
-        let model = body["model"].as_str().unwrap_or(&self.options.model);
-        match self.options.flavour {
-            Flavour::Vllm if model == self.options.model => Ok(None),
-            Flavour::Vllm if self.adapters.has(model) => Ok(Some(model.to_owned())),
+    /// Checks the `model` of a request to an engine with these options. Returns the adapter that the request means, if any.
+    pub(super) fn check_model(
+        &self,
+        body: &Value,
+        options: &EngineOptions,
+    ) -> Result<Option<String>, Refusal> {
+        let model = body["model"].as_str().unwrap_or(&options.model);
+        match options.flavour {
+            Flavour::Vllm if model == options.model => Ok(None),
+            Flavour::Vllm if self.has(model) => Ok(Some(model.to_owned())),
             Flavour::Vllm => {
-                let mut aliases = vec![self.options.model.clone()];
-                aliases.extend(self.adapters.names());
+                let mut aliases = vec![options.model.clone()];
+                aliases.extend(self.names());
                 Err(Refusal {
                     status: 404,
                     kind: "NotFoundError",
@@ -88,14 +84,19 @@ impl Engine {
             Flavour::Sglang => {
                 let named = model.split_once(':').map(|(_, adapter)| adapter);
                 let adapter = named.or_else(|| body["lora_path"].as_str());
-                if let Some(unknown) = adapter.filter(|adapter| !self.adapters.has(adapter)) {
+                if let Some(unknown) = adapter.filter(|adapter| !self.has(adapter)) {
                     return Err(Refusal::bad(format!(
                         "Got LoRA adapter that has never been loaded: {unknown}. All loaded adapters: {:?}.",
-                        self.adapters.names()
+                        self.names()
                     )));
                 }
                 Ok(adapter.map(String::from))
             }
         }
     }
+}
+
+fn name_of(body: &Value) -> Result<String, Refusal> {
+    let name = request::required(body, "lora_name")?;
+    Ok(name.as_str().unwrap_or_default().to_owned())
 }

@@ -22,7 +22,7 @@ use futures_util::stream;
 use parking_lot::Mutex;
 use signalbox_discovery::{Departure, Discovery, WorkerChange};
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{Call, LoraAdapter, WorkerCard, WorkerEpoch, WorkerId};
+use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_request_plane::{LinkEvent, LinkHandle, LinkState};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use tracing::{info, warn};
@@ -31,7 +31,7 @@ use crate::{
     fetch::fetch,
     roster::{AdapterReport, Departed, Joined, Roster, RosterView, WorkerPhase},
     tokenizer_loads::TokenizerLoads,
-    worker_session::{SessionContext, WorkerSession},
+    worker_session::{AdaptersReported, SessionContext, WorkerSession},
 };
 
 /// Largest tokenizer and template accepted from a worker.
@@ -60,16 +60,6 @@ pub(crate) struct WorkerRoster {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct RosterChanged;
-
-/// A worker reported the LoRA adapters that its engine has loaded. Sent for the first report of each session, and after each
-/// change.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct AdaptersReported {
-    pub(crate) id: WorkerId,
-    pub(crate) epoch: WorkerEpoch,
-    pub(crate) adapters: Vec<LoraAdapter>,
-}
 
 /// The actors that receive [`RosterChanged`]. They are kept apart from the roster's actor, and so outlast its failure.
 /// A listener may hold these listeners itself, so they do not keep it running. Clone = handle.

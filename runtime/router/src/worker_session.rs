@@ -16,7 +16,7 @@ use std::{
 use actix::prelude::*;
 use signalbox_event_plane::{EventPlane, decode_batch};
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
-use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerReport};
+use signalbox_protocol::{Call, LoraAdapter, WorkerCard, WorkerEpoch, WorkerId, WorkerReport};
 use signalbox_request_plane::{LinkConfig, LinkError, LinkEvent, LinkHandle};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
@@ -28,7 +28,6 @@ use crate::{
     latency::{LatencyGauges, LatencyTable, MeasuredLatency},
     load::LoadTable,
     parity::ParityTable,
-    worker_roster::AdaptersReported,
 };
 
 /// Wait before a watch that ended is opened again. The link itself backs off longer while the worker is unreachable.
@@ -77,6 +76,16 @@ struct Reports {
     roster: Recipient<AdaptersReported>,
     /// Whether a report has come before.
     reported: Cell<bool>,
+}
+
+/// A worker reported the LoRA adapters that its engine has loaded. Sent for the first report of each session, and after each
+/// change.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct AdaptersReported {
+    pub(crate) id: WorkerId,
+    pub(crate) epoch: WorkerEpoch,
+    pub(crate) adapters: Vec<LoraAdapter>,
 }
 
 impl WorkerSession {

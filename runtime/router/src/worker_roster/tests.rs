@@ -1,7 +1,7 @@
 use signalbox_discovery::{MemoryDiscovery, Registration};
 use signalbox_event_plane::MemoryPlane;
 use signalbox_kv_index::SharedKvIndex;
-use signalbox_protocol::{CacheTier, KvEvent, SequenceHash, StreamSummary, WorkerReport};
+use signalbox_protocol::{CacheTier, KvEvent, LoraAdapter, SequenceHash, StreamSummary, WorkerReport};
 use signalbox_request_plane::{LinkConfig, Responder};
 use tokio::sync::watch;
 
