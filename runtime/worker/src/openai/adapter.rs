@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    continuation_body::{body_of_rest, is_continuable},
+    continuation_body::body_of_rest,
     engine::{Engine, TokenFacts},
     engine_phase::EnginePhase,
     facts::EngineFlavour,
@@ -201,9 +201,6 @@ impl Shared {
         let endpoint = generate.format.endpoint;
         let states_tokens = matches!(endpoint, Endpoint::Chat | Endpoint::Completions) && !tokens.is_empty();
         let facts = self.engine.facts();
-        let is_continuable = generate.wants_token_ids
-            && facts.flavour == EngineFlavour::Vllm
-            && is_continuable(endpoint, &body);
         let body = match &generate.continuation {
             None => body,
             Some(delivered) => body_of_rest(
@@ -218,7 +215,8 @@ impl Shared {
         let additions = Additions {
             flavour: facts.flavour,
             endpoint,
-            wants_token_ids: is_continuable || (states_tokens && self.judge.lock().takes_sample()),
+            wants_token_ids: states_tokens && self.judge.lock().takes_sample(),
+            wants_continuation: generate.wants_token_ids,
             input_ids: if self.sends_input_ids { &tokens } else { &[] },
             lora: &generate.lora,
         };
@@ -231,7 +229,6 @@ impl Shared {
             added,
             rank: (facts.ranks > 1).then_some(self.rank),
             tokens: &tokens,
-            is_continuable,
             phase,
         };
         let answered = forward.run(responder).await?;

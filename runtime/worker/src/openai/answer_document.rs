@@ -53,6 +53,7 @@ mod tests {
         let added = Added {
             token_ids,
             usage: false,
+            continuable: false,
         };
         AnswerDocument::read(Bytes::copy_from_slice(text.trim_end().as_bytes()), added)
     }

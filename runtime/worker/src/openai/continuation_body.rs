@@ -71,13 +71,11 @@ const WITHOUT_EFFECT: [(&str, &[&str]); 12] = [
     ("return_token_ids", &["false"]),
 ];
 
-/// Whether the answer to a body can be continued.
-pub(crate) fn is_continuable(endpoint: Endpoint, body: &[u8]) -> bool {
+/// Whether the answer to a body with these members can be continued.
+pub(crate) fn is_continuable(endpoint: Endpoint, members: &JsonMembers<'_>) -> bool {
     matches!(endpoint, Endpoint::Chat | Endpoint::Completions)
-        && JsonMembers::find(body).is_some_and(|members| {
-            members.get("stream") == Some(b"true")
-                && members.iter().all(|(name, value)| keeps_its_meaning(name, value))
-        })
+        && members.get("stream") == Some(b"true")
+        && members.iter().all(|(name, value)| keeps_its_meaning(name, value))
 }
 
 fn keeps_its_meaning(name: &[u8], value: &[u8]) -> bool {
@@ -108,7 +106,7 @@ pub(crate) fn body_of_rest(
     delivered: u32,
     context_length: Option<u32>,
 ) -> Result<Bytes, &'static str> {
-    if !is_continuable(endpoint, body) {
+    if !JsonMembers::find(body).is_some_and(|members| is_continuable(endpoint, &members)) {
         return Err("the answer cannot be continued by another engine");
     }
     let Ok(Value::Object(members)) = serde_json::from_slice(body) else {
@@ -155,6 +153,10 @@ pub(crate) fn body_of_rest(
 mod tests {
     use super::*;
 
+    fn continuable(endpoint: Endpoint, body: &str) -> bool {
+        JsonMembers::find(body.as_bytes()).is_some_and(|members| is_continuable(endpoint, &members))
+    }
+
     #[test]
     fn plain_text_is_continued_and_what_engines_parse_is_not() {
         for (body, expected) in [
@@ -187,13 +189,9 @@ mod tests {
             (r#"{"stream":false}"#, false),
             ("[]", false),
         ] {
-            assert_eq!(
-                is_continuable(Endpoint::Chat, body.as_bytes()),
-                expected,
-                "{body}"
-            );
+            assert_eq!(continuable(Endpoint::Chat, body), expected, "{body}");
         }
-        assert!(!is_continuable(Endpoint::Responses, br#"{"stream":true}"#));
+        assert!(!continuable(Endpoint::Responses, r#"{"stream":true}"#));
     }
 
     fn rest(endpoint: Endpoint, body: &str, context: Option<u32>) -> Result<Value, &'static str> {

@@ -53,8 +53,6 @@ pub(crate) struct Forward<'a> {
     pub(crate) rank: Option<u32>,
     /// The router's tokens of the prompt, and of what another engine delivered of the answer; empty if it has none.
     pub(crate) tokens: &'a [u32],
-    /// Whether the answer can be continued at another engine, so that the router gets the ids of its tokens.
-    pub(crate) is_continuable: bool,
     pub(crate) phase: watch::Receiver<EnginePhase>,
 }
 
@@ -132,7 +130,7 @@ impl Forward<'_> {
         responder: &Responder,
     ) -> Result<Answered, Failure> {
         let endpoint = self.request.format.endpoint;
-        let prompt = self.is_continuable.then(|| self.tokens.to_vec());
+        let prompt = self.added.continuable.then(|| self.tokens.to_vec());
         let mut filter = AnswerFilter::new(endpoint, self.added).with_ids(prompt);
         let mut continued = self
             .request

@@ -1,7 +1,7 @@
 //! What the adapter adds to a client's body, and remembers to take out of the answer again.
 //!
 //! - `return_token_ids` on a sample of requests: the engine's own tokens of the prompt show whether the router's are
-//!   the same.
+//!   the same. Also on each stream that another engine could continue.
 //! - `stream_options.include_usage` on streams: the counts of tokens, and how many the engine took from its KV cache.
 //! - `input_ids` for chats at SGLang, which then neither renders nor tokenizes the messages again.
 //! - `lora_path` for a LoRA adapter at SGLang, which does not look at the name in `model` and would answer with the base
@@ -16,6 +16,7 @@ use serde_json::Value;
 use signalbox_protocol::{Endpoint, WireError};
 
 use super::{
+    continuation_body::is_continuable,
     facts::EngineFlavour,
     json_members::{JsonMembers, MemberEdits},
 };
@@ -32,13 +33,15 @@ const KEEP_MESSAGES: [&str; 7] = [
     "continue_final_message",
 ];
 
-/// What was added to a body, and so has to be taken out of the answer.
+/// What was added to a body, and so has to be taken out of the answer; and what it serves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Added {
     /// `return_token_ids`.
     pub(crate) token_ids: bool,
     /// `stream_options.include_usage`.
     pub(crate) usage: bool,
+    /// The answer can be continued at another engine: the router gets the token ids.
+    pub(crate) continuable: bool,
 }
 
 /// What decides the additions to one request's body.
@@ -48,6 +51,8 @@ pub(crate) struct Additions<'a> {
     pub(crate) endpoint: Endpoint,
     /// The request is one of the sample whose tokens are compared.
     pub(crate) wants_token_ids: bool,
+    /// The router asks for the ids of the answer's tokens, to continue the answer if its engine is lost.
+    pub(crate) wants_continuation: bool,
     /// The router's tokens of the prompt, if the engine may take them instead of the messages; empty otherwise.
     pub(crate) input_ids: &'a [u32],
     /// The LoRA adapter that the request names; empty for none.
@@ -89,13 +94,15 @@ impl Additions<'_> {
             return (body.clone(), added);
         };
         let mut edits = MemberEdits::of(members);
+        let is_continuable = self.wants_continuation && is_continuable(self.endpoint, edits.members());
         // SGLang refuses `return_token_ids` for chats that stream.
-        if self.wants_token_ids
+        if (self.wants_token_ids || is_continuable)
             && self.flavour == EngineFlavour::Vllm
             && edits.members().get("return_token_ids").is_none()
         {
             edits.set("return_token_ids", b"true");
             added.token_ids = true;
+            added.continuable = is_continuable;
         }
         if edits.members().get("stream") == Some(b"true") {
             added.usage = ask_for_usage(&mut edits);
@@ -167,6 +174,7 @@ mod tests {
             flavour,
             endpoint,
             wants_token_ids: true,
+            wants_continuation: false,
             input_ids: ids,
             lora: "",
         };
@@ -242,6 +250,39 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_continuable_only_with_the_ids_that_were_asked_for() {
+        let continuable = |flavour, wants_continuation, body: &str| {
+            let additions = Additions {
+                flavour,
+                endpoint: Endpoint::Chat,
+                wants_token_ids: true,
+                wants_continuation,
+                input_ids: &[],
+                lora: "",
+            };
+            let (_, added) = additions.apply(&Bytes::copy_from_slice(body.as_bytes()));
+            assert!(added.token_ids || !added.continuable, "{body}");
+            added.continuable
+        };
+        use EngineFlavour::{Sglang, Vllm};
+        assert!(continuable(Vllm, true, r#"{"stream":true}"#));
+        assert!(!continuable(Vllm, false, r#"{"stream":true}"#));
+        assert!(!continuable(Vllm, true, r#"{"stream":true,"stop":"END"}"#));
+        assert!(!continuable(Sglang, true, r#"{"stream":true}"#));
+        // The client's own value stays, so the engine sends no ids.
+        assert!(!continuable(
+            Vllm,
+            true,
+            r#"{"stream":true,"return_token_ids":false}"#
+        ));
+        assert!(!continuable(
+            Vllm,
+            true,
+            r#"{"stream":true,"return_token_ids":null}"#
+        ));
+    }
+
+    #[test]
     fn a_chat_at_sglang_carries_the_routers_tokens() {
         let sglang = |endpoint, ids: &[u32], body| added(EngineFlavour::Sglang, endpoint, ids, body).0;
         assert_eq!(sglang(Endpoint::Chat, &[1, 20], "{}"), r#"{"input_ids":[1,20]}"#);
@@ -282,6 +323,7 @@ mod tests {
                 flavour,
                 endpoint: Endpoint::Completions,
                 wants_token_ids: false,
+                wants_continuation: false,
                 input_ids: &[],
                 lora: "s\"ql",
             };
@@ -297,6 +339,7 @@ mod tests {
                 flavour,
                 endpoint,
                 wants_token_ids: false,
+                wants_continuation: false,
                 input_ids: &[],
                 lora,
             };

@@ -11,10 +11,12 @@ const TOOL_CALL: &str = include_str!("../captures/stream-tool-call.txt");
 const NOTHING: Added = Added {
     token_ids: false,
     usage: false,
+    continuable: false,
 };
 const EVERYTHING: Added = Added {
     token_ids: true,
     usage: true,
+    continuable: false,
 };
 
 /// What the client gets, and how the stream ended.
@@ -120,6 +122,7 @@ fn chunks_that_only_token_ids_bring_about_are_dropped_and_counted() {
         Added {
             token_ids: true,
             usage: false,
+            continuable: false,
         },
         &[TOOL_CALL.as_bytes()],
     );
@@ -221,7 +224,11 @@ proptest! {
         token_ids in any::<bool>(),
         usage in any::<bool>(),
     ) {
-        let added = Added { token_ids, usage };
+        let added = Added {
+            token_ids,
+            usage,
+            continuable: false,
+        };
         for text in [TOOL_CALL, CHAT_IDS] {
             let mut places: Vec<usize> = cuts.iter().map(|cut| *cut.min(&text.len())).collect();
             places.extend([0, text.len()]);
