@@ -52,6 +52,10 @@ impl TokenLists {
         let mut changed = Vec::with_capacity(text.len());
         let mut copied = 0;
         for place in &self.places {
+            // Inside a list that is gone already.
+            if place.start < copied {
+                continue;
+            }
             changed.extend_from_slice(&text[copied..place.start]);
             changed.extend_from_slice(b"null");
             copied = place.end;
@@ -91,6 +95,13 @@ mod tests {
             without,
             r#"{"choices":[{"token_ids":null,"t":"\"token_ids\":[1]"},{"token_ids":null}],"prompt_token_ids":null}"#
         );
+    }
+
+    #[test]
+    fn a_list_inside_another_goes_with_it() {
+        let text = r#"{"token_ids":[{"prompt_token_ids":[1],"token_ids":[2]}],"x":3}"#;
+        let without = TokenLists::find(text.as_bytes()).without(text.as_bytes());
+        assert_eq!(without.unwrap(), br#"{"token_ids":null,"x":3}"#);
     }
 
     #[test]
