@@ -35,6 +35,7 @@ mod answer;
 mod binary;
 mod client;
 mod cluster;
+pub mod disturbed;
 pub mod engines;
 mod eventually;
 pub mod fake_engine;

@@ -1,16 +1,18 @@
 //! Engines that die, hang, refuse and break off: what has not begun goes to another engine, another engine continues what
 //! has begun, and no client takes a broken answer for a whole one.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
 use signalbox_integration_tests::{
-    NextDoor, Streamed, eventually,
+    NextDoor, Streamed,
+    disturbed::DisturbedChats,
+    eventually,
     fake_engine::{EngineOptions, FakeEngine, StreamFault, StreamFaultKind},
     workload::Workload,
 };
-use tokio::{task::JoinSet, time::timeout};
+use tokio::time::timeout;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -44,66 +46,20 @@ async fn every_one_of_fifty_streams_is_whole_when_an_engine_dies() -> anyhow::Re
     let mut door = NextDoor::start(&[slow(), slow()]).await?;
     all_used(&door).await?;
     let mut workload = Workload::new(1);
-    let mut streams = JoinSet::new();
-    let (started, mut begun) = tokio::sync::watch::channel(0_usize);
-    let (started, dying) = (Arc::new(started), door.worker(0));
-    for _ in 0..50 {
+    let bodies = (0..50).map(|_| {
         let mut body = door.chat(&workload.text(60));
-        body["stream"] = json!(true);
         body["max_tokens"] = json!(60);
-        body["stream_options"] = json!({"include_usage": true});
-        let (api, started, dying) = (door.cluster.api.clone(), Arc::clone(&started), dying.clone());
-        streams.spawn(async move {
-            let mut stream = api.stream(CHAT, &body).await?;
-            let mut first = Vec::new();
-            // Some tokens, so that the answer is cut in its middle.
-            for _ in 0..5 {
-                first.extend(stream.next().await?);
-            }
-            if stream.header("x-signalbox-worker") == dying {
-                started.send_modify(|count| *count += 1);
-            }
-            let mut answer = stream.rest().await?;
-            answer.events.splice(0..0, first);
-            anyhow::Ok((answer, body))
-        });
-    }
-    begun.wait_for(|count| *count >= 5).await?;
+        body
+    });
+    let mut chats = DisturbedChats::start(&door.cluster.api, bodies, &door.worker(0));
+    chats.begun(5).await?;
     door.engines[0].kill().await;
-    let mut undisturbed = JoinSet::new();
-    while let Some(answer) = streams.join_next().await {
-        let (answer, mut body) = answer??;
-        body["stream"] = json!(false);
-        body["stream_options"] = json!(null);
-        let api = door.cluster.api.clone();
-        undisturbed.spawn(async move { anyhow::Ok((answer, api.post(CHAT, &body).await?.json()?)) });
-    }
+    let answers = chats.whole().await?;
     let metrics = door.cluster.metrics().await?;
     let continued = metrics.sum("signalbox_requests_continued_total", &[]);
-    println!("{continued} of {} continued", undisturbed.len());
+    println!("{continued} of {} continued", answers.len());
     assert!(continued >= 1.0);
-    assert_eq!(undisturbed.len(), 50);
-    while let Some(both) = undisturbed.join_next().await {
-        let (answer, whole) = both??;
-        assert_eq!(answer.status, 200);
-        assert!(answer.is_whole(), "{:?}", answer.events.last());
-        let chunks = answer.chunks()?;
-        for name in ["id", "created", "model", "object"] {
-            assert!(
-                chunks.iter().all(|chunk| chunk[name] == chunks[0][name]),
-                "one {name}"
-            );
-        }
-        // The fake engine generates from the tokens alone, so an undisturbed answer is the same.
-        assert_eq!(whole["choices"][0]["message"]["content"], answer.text(0)?);
-        assert_eq!(
-            whole["choices"][0]["finish_reason"],
-            answer.finish_reason(0)?.unwrap_or_default()
-        );
-        for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
-            assert_eq!(answer.usage()?[count], whole["usage"][count], "{count}");
-        }
-    }
+    assert_eq!(answers.len(), 50);
     eventually("the dead engine's blocks are gone", || async {
         let index = door.cluster.index().await?;
         let blocks = index["workers"][door.worker(0)]["blocks"].as_u64().unwrap_or(0);

@@ -1,11 +1,10 @@
 //! A worker is killed. Requests without a first token are answered by another worker, and another worker continues the
 //! answers under way: every client reads one whole answer.
 
-use std::sync::Arc;
-
 use serde_json::json;
-use signalbox_integration_tests::{Cluster, Worker, eventually, workload::Workload};
-use tokio::task::JoinSet;
+use signalbox_integration_tests::{
+    Cluster, Worker, disturbed::DisturbedChats, eventually, workload::Workload,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 const STREAMS: usize = 50;
@@ -16,65 +15,22 @@ async fn a_worker_killed_under_fifty_streams_breaks_none() -> anyhow::Result<()>
     // Twelve sequences at a time on each worker: half of the fifty wait for their first token when it is killed.
     let mut cluster = Cluster::sim(&["--workers=2", "--max-sequences=12", "--speedup=1"]).await?;
     let mut workload = Workload::new(1);
-    let bodies: Vec<_> = (0..STREAMS)
-        .map(|number| {
-            json!({"model": cluster.model, "messages": workload.chat(50), "max_tokens": TOKENS, "stream": true,
-                "seed": number, "stream_options": {"include_usage": true}})
-        })
-        .collect();
-    let mut streams = JoinSet::new();
-    let (started, mut begun) = tokio::sync::watch::channel(0_usize);
-    let started = Arc::new(started);
-    for (number, body) in bodies.iter().enumerate() {
-        let (api, started, body) = (cluster.api.clone(), Arc::clone(&started), body.clone());
-        streams.spawn(async move {
-            let mut stream = api.stream(CHAT, &body).await?;
-            let mut first = Vec::new();
-            // Some tokens, so that the answer is cut in its middle.
-            for _ in 0..5 {
-                first.extend(stream.next().await?);
-            }
-            if stream.header("x-signalbox-worker") == "worker-0" {
-                started.send_modify(|count| *count += 1);
-            }
-            let mut rest = stream.rest().await?;
-            rest.events.splice(0..0, first);
-            anyhow::Ok((number, rest))
-        });
-    }
-    begun.wait_for(|count| *count >= 8).await?;
+    let bodies = (0..STREAMS).map(|number| {
+        json!({"model": cluster.model, "messages": workload.chat(50), "max_tokens": TOKENS, "seed": number})
+    });
+    let mut chats = DisturbedChats::start(&cluster.api, bodies, "worker-0");
+    chats.begun(8).await?;
     cluster.worker_process("worker-0")?.kill()?;
 
-    let mut undisturbed = JoinSet::new();
-    while let Some(answer) = streams.join_next().await {
-        let (number, answer) = answer??;
-        let mut body = bodies[number].clone();
-        body["stream"] = json!(false);
-        body["stream_options"] = json!(null);
-        let api = cluster.api.clone();
-        undisturbed.spawn(async move { anyhow::Ok((answer, api.post(CHAT, &body).await?.json()?)) });
-    }
+    let answers = chats.whole().await?;
     let metrics = cluster.metrics().await?;
     let continued = metrics.sum("signalbox_requests_continued_total", &[]);
     let moved = metrics.sum("signalbox_requests_moved_total", &[]);
     println!("{continued} continued, {moved} moved before their first token");
     assert!(continued >= 1.0);
-    assert_eq!(undisturbed.len(), STREAMS);
-    while let Some(both) = undisturbed.join_next().await {
-        let (answer, whole) = both??;
-        assert_eq!(answer.status, 200);
-        assert!(answer.is_whole(), "{:?}", answer.events.last());
-        let chunks = answer.chunks()?;
-        assert!(
-            chunks.iter().all(|chunk| chunk["id"] == chunks[0]["id"]),
-            "one answer has one id"
-        );
-        // Simulated: the same request gets the same tokens at every worker.
-        assert_eq!(whole["choices"][0]["message"]["content"], answer.text(0)?);
+    assert_eq!(answers.len(), STREAMS);
+    for answer in answers {
         assert_eq!(answer.finish_reason(0)?.as_deref(), Some("length"));
-        for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
-            assert_eq!(answer.usage()?[count], whole["usage"][count], "{count}");
-        }
     }
     cluster.process.ensure_running()?;
     cluster.idle().await?;

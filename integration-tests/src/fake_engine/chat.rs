@@ -39,7 +39,7 @@ impl Chat {
         tokens: Option<Vec<u32>>,
     ) -> Result<Self, Refusal> {
         let messages = request::required(body, "messages")?;
-        let adapter = engine.adapters.check_model(body, &engine.options)?;
+        let adapter = engine.check_model(body)?;
         let sampling = Sampling::read(
             body,
             &["max_completion_tokens", "max_tokens"],

@@ -35,7 +35,7 @@ pub(super) fn read(
     body: &Value,
 ) -> Result<(Job, CompletionAnswer), Refusal> {
     let prompt = request::required(body, "prompt")?;
-    let adapter = engine.adapters.check_model(body, &engine.options)?;
+    let adapter = engine.check_model(body)?;
     let sampling = Sampling::read(
         body,
         &["max_tokens"],

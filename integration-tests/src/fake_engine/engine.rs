@@ -14,6 +14,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use serde_json::Value;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{
@@ -24,6 +25,7 @@ use super::{
     options::EngineOptions,
     payload,
     phase::Phase,
+    request::Refusal,
     text::Text,
 };
 
@@ -120,6 +122,11 @@ impl Engine {
         in_turn
             .min_by_key(|rank| self.ranks[*rank].requests())
             .unwrap_or(0)
+    }
+
+    /// Checks the request's `model`. Returns the LoRA adapter that the request means, if any.
+    pub(super) fn check_model(&self, body: &Value) -> Result<Option<String>, Refusal> {
+        self.adapters.check_model(body, &self.options)
     }
 
     /// `system_fingerprint`

@@ -31,7 +31,7 @@ pub(super) fn read(
 ) -> Result<(Job, MessageAnswer), Refusal> {
     request::required(body, "messages")?;
     request::required(body, "max_tokens")?;
-    let adapter = engine.adapters.check_model(body, &engine.options)?;
+    let adapter = engine.check_model(body)?;
     let mut sampling = Sampling::read(
         body,
         &["max_tokens"],

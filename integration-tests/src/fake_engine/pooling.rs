@@ -18,7 +18,7 @@ const DIMENSIONS: u64 = 8;
 /// `/v1/embeddings`
 pub(super) fn embeddings(engine: &Engine, identity: &Identity, body: &Value) -> Result<Value, Refusal> {
     let input = request::required(body, "input")?;
-    engine.adapters.check_model(body, &engine.options)?;
+    engine.check_model(body)?;
     let prompts = completions::prompts(engine, input, body)?;
     let data: Vec<Value> = prompts
         .iter()
@@ -42,7 +42,7 @@ pub(super) fn embeddings(engine: &Engine, identity: &Identity, body: &Value) -> 
 
 /// `/v1/score`
 pub(super) fn score(engine: &Engine, identity: &Identity, body: &Value) -> Result<Value, Refusal> {
-    engine.adapters.check_model(body, &engine.options)?;
+    engine.check_model(body)?;
     let queries = either(body, "queries", "text_1")?;
     let documents = either(body, "documents", "text_2")?;
     let pairs = pairs(engine, queries, documents)?;
@@ -63,7 +63,7 @@ pub(super) fn score(engine: &Engine, identity: &Identity, body: &Value) -> Resul
 
 /// `/v1/rerank`
 pub(super) fn rerank(engine: &Engine, identity: &Identity, body: &Value) -> Result<Value, Refusal> {
-    engine.adapters.check_model(body, &engine.options)?;
+    engine.check_model(body)?;
     let query = request::required(body, "query")?;
     let documents = request::required(body, "documents")?;
     let pairs = pairs(engine, query, documents)?;
@@ -102,7 +102,7 @@ pub(super) fn rerank(engine: &Engine, identity: &Identity, body: &Value) -> Resu
 
 /// `/tokenize`
 pub(super) fn tokenize(engine: &Arc<Engine>, body: &Value) -> Result<Value, Refusal> {
-    engine.adapters.check_model(body, &engine.options)?;
+    engine.check_model(body)?;
     let tokens = match body.get("messages") {
         Some(messages) => chat::encode(engine, messages, body)?,
         None => {
@@ -125,7 +125,7 @@ pub(super) fn tokenize(engine: &Arc<Engine>, body: &Value) -> Result<Value, Refu
 
 /// `/detokenize`
 pub(super) fn detokenize(engine: &Engine, body: &Value) -> Result<Value, Refusal> {
-    engine.adapters.check_model(body, &engine.options)?;
+    engine.check_model(body)?;
     let tokens = request::tokens(request::required(body, "tokens")?).unwrap_or_default();
     let text = engine.text.decode(&tokens);
     let text = text.map_err(|error| Refusal::bad(format!("{error:#}")))?;

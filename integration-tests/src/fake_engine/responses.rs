@@ -36,7 +36,7 @@ pub(super) fn read(
     body["request_id"] = Value::Null;
     let body = &body;
     let input = request::required(body, "input")?;
-    let adapter = engine.adapters.check_model(body, &engine.options)?;
+    let adapter = engine.check_model(body)?;
     let context = engine.options.context_length as usize;
     let sampling = Sampling::read(body, &["max_output_tokens"], None, context)?;
     let prompt = chat::encode(engine, &messages(body, input), &json!({}))?;
