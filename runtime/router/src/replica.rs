@@ -176,11 +176,13 @@ impl ReplicaState {
     ) -> RoutedAnswer {
         let stream = match begun.first {
             ResponseEvent::Data { tokens, ids, bytes } => {
-                let kept = self.kept_bytes.clone();
                 let failed = attempts.into_failed();
-                let continuation = Continuation::new(request, &bytes, begun.worker, failed, deadline, &kept)
-                    .and_then(|mut continuation| continuation.delivered(tokens, &ids).then_some(continuation))
-                    .map(|continuation| (continuation, self as Rc<dyn Reroute>));
+                let continuation =
+                    Continuation::new(request, &bytes, begun.worker, failed, deadline, &self.kept_bytes)
+                        .and_then(|mut continuation| {
+                            continuation.delivered(tokens, &ids).then_some(continuation)
+                        })
+                        .map(|continuation| (continuation, self as Rc<dyn Reroute>));
                 let (response, reservation) = (begun.response, begun.reservation);
                 AnswerStream::new(bytes, response, reservation, begun.observers, deadline)
                     .continued_by(continuation)

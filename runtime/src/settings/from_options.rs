@@ -212,7 +212,7 @@ fn places(options: &WorkerOptions) -> anyhow::Result<Vec<WorkerPlace>> {
     (0..options.sim_workers).map(place).collect()
 }
 
-/// Refuses certificate authorities that no engine needs: whoever names them wants TLS.
+/// Refuses certificate authorities if no engine has TLS: the operator expects TLS then.
 pub(super) fn check_ca(ca: Option<&PathBuf>, upstreams: &[UpstreamUrl]) -> anyhow::Result<()> {
     ensure!(
         ca.is_none() || upstreams.iter().any(UpstreamUrl::is_tls),

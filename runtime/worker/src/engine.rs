@@ -59,8 +59,8 @@ pub struct NewSequence {
     pub blocks: Vec<SequenceHash>,
     /// Computes the hashes of the blocks that follow.
     pub hasher: signalbox_protocol::BlockHasher,
-    /// How to sample tokens. The engine applies `max_tokens`, to the
-    /// tokens that it generates itself. The runner applies `stop` and the end-of-sequence token.
+    /// How to sample tokens. The engine applies `max_tokens` to the tokens that it generates itself. The runner applies
+    /// `stop` and the end-of-sequence token.
     pub sampling: SamplingParams,
 }
 

@@ -15,7 +15,10 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Uri;
+use hyper::{
+    Uri,
+    header::{HeaderValue, InvalidHeaderValue},
+};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -72,6 +75,16 @@ pub(crate) fn client(authorities: RootCertStore) -> Result<HttpClient, rustls::E
         .pool_max_idle_per_host(MAX_IDLE)
         .http1_max_buf_size(MAX_HEAD_BYTES)
         .build(Connector(HttpsConnector::from((tcp, tls)))))
+}
+
+/// The value of `Authorization` for this key or token. It is not printed.
+///
+/// # Errors
+/// The text has characters that no header can have.
+pub(crate) fn bearer(token: &str) -> Result<HeaderValue, InvalidHeaderValue> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Connects within [`CONNECT_TIMEOUT`]. The inner connectors bound the TCP connection alone: a server that accepts it and

@@ -226,7 +226,7 @@ impl HubConfig {
                 files.push((file, found.bytes));
             }
         }
-        // Last: whoever finds the vocabulary finds the other files too.
+        // The vocabulary is written last: where it is, the other files are too.
         files.push((vocabulary_name, vocabulary.bytes));
         cache.store(name, &revision, &files)
     }

@@ -301,19 +301,12 @@ fn put(frame: &Frame, out: &mut BytesMut) {
             ids,
             bytes,
         } => {
-            if ids.is_empty() {
-                put_data(out, *stream, PieceTokens::Count(*tokens), bytes);
-            } else {
-                put_head(
-                    out,
-                    DATA_WITH_IDS,
-                    *stream,
-                    4 + ids.as_bytes().len() + bytes.len(),
-                );
-                out.put_u32_le(*tokens);
-                out.put_slice(ids.as_bytes());
-                out.put_slice(bytes);
-            }
+            let ids: Vec<u32> = ids.iter().collect();
+            let tokens = match ids.is_empty() {
+                true => PieceTokens::Count(*tokens),
+                false => PieceTokens::Ids(&ids),
+            };
+            put_data(out, *stream, tokens, bytes);
         }
         Frame::End { stream, summary } => {
             put_head(out, END, *stream, 12);

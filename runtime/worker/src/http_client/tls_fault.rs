@@ -41,7 +41,7 @@ impl From<&rustls::Error> for TlsFault {
                 CertificateError::UnknownIssuer | CertificateError::BadSignature,
             ) => Self::UnknownIssuer,
             rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => Self::NoTls,
-            // What `openssl req -x509` makes unless it is told otherwise. rustls names only its own word for it.
+            // `openssl req -x509` makes such a certificate by default. rustls describes the fault by an identifier.
             rustls::Error::InvalidCertificate(CertificateError::Other(error))
                 if error.to_string().contains("CaUsedAsEndEntity") =>
             {

@@ -44,15 +44,8 @@ impl Access {
         if !is_right {
             return Err(wrong());
         }
-        let token = match config.token.as_deref() {
-            Some(token) => {
-                let value = HeaderValue::from_str(&format!("Bearer {token}"));
-                let mut value = value.map_err(HubError::Token)?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-            None => None,
-        };
+        let token = config.token.as_deref().map(http_client::bearer);
+        let token = token.transpose().map_err(HubError::Token)?;
         Ok(Self {
             base: config.endpoint.trim_end_matches('/').into(),
             endpoint,

@@ -50,7 +50,7 @@ impl From<EventTooLong> for StreamFault {
 
 /// One stream of an engine on its way to a client.
 #[derive(Debug)]
-pub(crate) struct AnswerFilter {
+pub(crate) struct AnswerFilter<'a> {
     endpoint: Endpoint,
     added: Added,
     keys: &'static Keys,
@@ -65,7 +65,7 @@ pub(crate) struct AnswerFilter {
     /// is there. A router that has the last token of such an answer then has its end too.
     held: Vec<u8>,
     /// The ids of the tokens; `None` if the answer cannot be continued.
-    ids: Option<PieceIds>,
+    ids: Option<PieceIds<'a>>,
     /// The ids in the event at hand.
     event_ids: Vec<u32>,
     /// The engine's tokens of the prompt, if they were asked for and have arrived.
@@ -84,7 +84,7 @@ enum Verdict {
     Drop,
 }
 
-impl AnswerFilter {
+impl<'a> AnswerFilter<'a> {
     /// A stream of a request to `endpoint` to which `added` was added.
     pub(crate) fn new(endpoint: Endpoint, added: Added) -> Self {
         Self {
@@ -105,8 +105,8 @@ impl AnswerFilter {
     }
 
     /// The same stream, with the ids of its tokens: of an answer to a prompt of these tokens that can be continued.
-    pub(crate) fn with_ids(mut self, prompt: Option<Vec<u32>>) -> Self {
-        self.ids = prompt.map(PieceIds::new);
+    pub(crate) fn with_ids(mut self, prompt: &'a [u32]) -> Self {
+        self.ids = Some(PieceIds::new(prompt));
         self
     }
 
@@ -304,12 +304,12 @@ impl AnswerFilter {
     /// Takes the token ids out of a chunk, so that it is what the engine writes without `return_token_ids`: `null` in
     /// place of each list, and no chunk that has nothing else.
     fn without_ids(&mut self, event: &[u8], has_finish: bool) -> Verdict {
-        let lists = TokenLists::find(event);
+        let mut lists = TokenLists::find(event);
         let tokens = lists.generated.len() as u32;
         let opens = self.opens(event);
         self.ids.take_if(|ids| !ids.admit(event, &lists, opens));
         if self.prompt_ids.is_none() {
-            self.prompt_ids.clone_from(&lists.prompt);
+            self.prompt_ids = lists.prompt.take();
         }
         // Without `return_token_ids` vLLM does not send a chunk while its tool parser waits for more text.
         if !has_finish && self.keys.empty_delta.find(event).is_some() {

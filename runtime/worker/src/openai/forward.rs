@@ -130,8 +130,10 @@ impl Forward<'_> {
         responder: &Responder,
     ) -> Result<Answered, Failure> {
         let endpoint = self.request.format.endpoint;
-        let prompt = self.added.continuable.then(|| self.tokens.to_vec());
-        let mut filter = AnswerFilter::new(endpoint, self.added).with_ids(prompt);
+        let mut filter = AnswerFilter::new(endpoint, self.added);
+        if self.added.continuable {
+            filter = filter.with_ids(self.tokens);
+        }
         let mut continued = self
             .request
             .continuation
@@ -219,7 +221,12 @@ impl Forward<'_> {
 }
 
 /// Queues a piece, with the ids of its tokens if the answer can be continued behind it, and else with their number.
-fn queue(responder: &Responder, filter: &mut AnswerFilter, tokens: u32, piece: &[u8]) -> Result<(), Failure> {
+fn queue(
+    responder: &Responder,
+    filter: &mut AnswerFilter<'_>,
+    tokens: u32,
+    piece: &[u8],
+) -> Result<(), Failure> {
     let queued = match filter.take_ids() {
         Some(ids) => responder.queue_piece(PieceTokens::Ids(&ids), piece),
         None => responder.queue(tokens, piece),

@@ -11,18 +11,18 @@ use super::token_ids::TokenLists;
 
 /// The ids of one answer that can be continued so far.
 #[derive(Debug)]
-pub(crate) struct PieceIds {
+pub(crate) struct PieceIds<'a> {
     /// The router's tokens of the prompt, until the engine has shown that they are its own.
-    unconfirmed_prompt: Option<Vec<u32>>,
+    unconfirmed_prompt: Option<&'a [u32]>,
     /// Of the events in the next piece.
     ready: Vec<u32>,
     /// Of the events that wait for the end of the answer.
     held: Vec<u32>,
 }
 
-impl PieceIds {
+impl<'a> PieceIds<'a> {
     /// For an answer to a prompt of these tokens.
-    pub(crate) fn new(prompt: Vec<u32>) -> Self {
+    pub(crate) fn new(prompt: &'a [u32]) -> Self {
         Self {
             unconfirmed_prompt: Some(prompt),
             ready: Vec::new(),

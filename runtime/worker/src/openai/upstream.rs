@@ -179,15 +179,10 @@ impl Upstream {
     /// # Errors
     /// The key has characters that no header can have, or there are no authorities for an engine with TLS.
     pub fn new(url: UpstreamUrl, key: Option<&str>, ca: Option<&Path>) -> Result<Self, UpstreamSetupError> {
-        let key = match key {
-            Some(key) => {
-                let value = HeaderValue::from_str(&format!("Bearer {key}"));
-                let mut value = value.map_err(UpstreamSetupError::Key)?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-            None => None,
-        };
+        let key = key
+            .map(http_client::bearer)
+            .transpose()
+            .map_err(UpstreamSetupError::Key)?;
         let base: Arc<str> = url.to_string().into();
         let authorities = match url.is_tls {
             true => http_client::authorities(ca)

@@ -8,7 +8,7 @@ use signalbox_tokenize::{ModelText, TokenDecoder};
 
 use crate::{
     answer::{ChoiceWriter, StopMatcher, StopScan, TokenEntry},
-    engine::{SampledToken, SequenceId, TokenLogprobs},
+    engine::TokenLogprobs,
 };
 
 #[derive(Debug)]
@@ -56,34 +56,35 @@ impl Choice {
         let mut written = Vec::new();
         self.writer.start(&mut written);
         for token in generated {
-            if !ignore_eos && text.eos_tokens().contains(token) {
-                self.finish(text, FinishReason::Stop, &mut written);
-            } else {
-                let token = SampledToken {
-                    sequence: SequenceId(0),
-                    token: *token,
-                    logprobs: None,
-                };
-                self.push(text, &token, &mut written);
-            }
-            written.clear();
-            if self.finished {
+            if self.push(text, *token, None, ignore_eos, &mut written) {
                 break;
             }
+            written.clear();
         }
         self.finished
     }
 
     /// Takes the next token and writes to `out` the text that no stop text can include any more. Returns whether the
-    /// token completed a stop text, which finishes the choice.
-    pub(super) fn push(&mut self, text: &ModelText, token: &SampledToken, out: &mut Vec<u8>) -> bool {
+    /// token finished the choice: it completed a stop text, or ends the sequence and `ignore_eos` is false.
+    pub(super) fn push(
+        &mut self,
+        text: &ModelText,
+        token: u32,
+        logprobs: Option<&TokenLogprobs>,
+        ignore_eos: bool,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        if !ignore_eos && text.eos_tokens().contains(&token) {
+            self.finish(text, FinishReason::Stop, out);
+            return true;
+        }
         self.writer.start(out);
-        if let Some(logprobs) = &token.logprobs {
+        if let Some(logprobs) = logprobs {
             let position = self.emitted + self.pending.len();
-            let entry = entry(text, token.token, logprobs);
+            let entry = entry(text, token, logprobs);
             self.pending_logprobs.push_back((position, entry));
         }
-        self.decoder.push(text, token.token, &mut self.pending);
+        self.decoder.push(text, token, &mut self.pending);
         match self.stops.scan(&self.pending) {
             StopScan::Emit(length) => {
                 self.emit(length, out);

@@ -175,13 +175,14 @@ impl OpenRequests {
         else {
             return;
         };
-        let ended = if !request.ignore_eos && text.eos_tokens().contains(&token.token) {
-            choice.finish(text, FinishReason::Stop, &mut request.piece);
-            true
-        } else {
-            choice.push(text, token, &mut request.piece)
-        };
-        if ended {
+        let logprobs = token.logprobs.as_ref();
+        if choice.push(
+            text,
+            token.token,
+            logprobs,
+            request.ignore_eos,
+            &mut request.piece,
+        ) {
             cancels.push(id);
         }
         request.count_token(token.token);

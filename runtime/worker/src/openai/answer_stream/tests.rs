@@ -24,7 +24,7 @@ fn filtered(
     endpoint: Endpoint,
     added: Added,
     pieces: &[&[u8]],
-) -> (String, Result<StreamSummary, StreamFault>, AnswerFilter) {
+) -> (String, Result<StreamSummary, StreamFault>, AnswerFilter<'static>) {
     let (mut filter, mut out) = (AnswerFilter::new(endpoint, added), Vec::new());
     let mut fault = None;
     for piece in pieces {
@@ -251,8 +251,8 @@ proptest! {
 }
 
 /// The pieces of a stream of which the router gets ids: the bytes of each event's piece, and its ids.
-fn pieces_with_ids(text: &str, prompt: Vec<u32>) -> Vec<(String, Option<Vec<u32>>)> {
-    let mut filter = AnswerFilter::new(Endpoint::Chat, EVERYTHING).with_ids(Some(prompt));
+fn pieces_with_ids(text: &str, prompt: &[u32]) -> Vec<(String, Option<Vec<u32>>)> {
+    let mut filter = AnswerFilter::new(Endpoint::Chat, EVERYTHING).with_ids(prompt);
     let mut pieces = Vec::new();
     for event in text.split_inclusive("\n\n") {
         let mut out = Vec::new();
@@ -271,7 +271,7 @@ fn prompt_of(capture: &str) -> Vec<u32> {
 
 #[test]
 fn ids_travel_with_their_events_and_the_last_ones_with_the_end() {
-    let pieces = pieces_with_ids(CHAT_IDS, prompt_of(CHAT_IDS));
+    let pieces = pieces_with_ids(CHAT_IDS, &prompt_of(CHAT_IDS));
     let ids: Vec<_> = pieces.iter().map(|(_, ids)| ids.clone().unwrap()).collect();
     assert!(ids[0].is_empty(), "the role");
     assert_eq!(ids[1..3], [[504], [6376]]);
@@ -287,13 +287,13 @@ fn ids_travel_with_their_events_and_the_last_ones_with_the_end() {
 
 #[test]
 fn ids_end_where_the_engine_parses_the_text_or_read_another_prompt() {
-    let ends = |text: &str, prompt| pieces_with_ids(text, prompt).last().unwrap().1.is_none();
-    assert!(ends(TOOL_CALL, prompt_of(TOOL_CALL)), "a tool call");
-    assert!(ends(CHAT_IDS, vec![1, 2, 3]), "another prompt");
-    assert!(ends(CHAT, vec![1]), "an engine that sends no ids");
+    let ends = |text: &str, prompt: &[u32]| pieces_with_ids(text, prompt).last().unwrap().1.is_none();
+    assert!(ends(TOOL_CALL, &prompt_of(TOOL_CALL)), "a tool call");
+    assert!(ends(CHAT_IDS, &[1, 2, 3]), "another prompt");
+    assert!(ends(CHAT, &[1]), "an engine that sends no ids");
     let reasoning = CHAT_IDS.replace(
         "\"delta\":{\"content\":\" sky\"",
         "\"delta\":{\"reasoning\":\" sky\"",
     );
-    assert!(ends(&reasoning, prompt_of(CHAT_IDS)), "reasoning");
+    assert!(ends(&reasoning, &prompt_of(CHAT_IDS)), "reasoning");
 }

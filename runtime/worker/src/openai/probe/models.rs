@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde::Deserialize;
 use signalbox_protocol::LoraAdapter;
 
-/// Most adapters of an engine that routers are told of. With the longest names and roots, a worker's report of all of them
+/// Most adapters of an engine that a worker reports to routers. With the longest names and roots, a report of all of them
 /// still fits one piece of an answer (1 MiB).
 const MAX_ADAPTERS: usize = 500;
 
