@@ -9,11 +9,13 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -224,6 +226,12 @@ class Router:
         held = get(f"{self.admin_url}/admin/v1/index")["workers"].get(worker, {})
         return held.get("blocks", 0), held.get("digest", "0" * 16)
 
+    def metric(self, name):
+        """The sum of a metric's series."""
+        with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{name}(\{{|\s)", line))
+
     def post(self, path, body):
         connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=ANSWER_S)
         started = time.monotonic()
@@ -235,6 +243,59 @@ class Router:
         headers = dict(answer.getheaders())
         connection.close()
         return (text if body.get("stream") else json.loads(text)), headers, took
+
+
+class Stream:
+    """A streamed chat that is read to its end by a thread of its own."""
+
+    def __init__(self, router, body):
+        self.router, self.body = router, {**body, "stream": True, "stream_options": {"include_usage": True}}
+        self.text, self.ids, self.finish, self.usage, self.done = "", set(), None, None, False
+        self.started = threading.Event()
+
+    def read(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.router.http, timeout=ANSWER_S)
+        connection.request("POST", "/v1/chat/completions", json.dumps(self.body), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise CheckFailed(f"a stream: {answer.status} {answer.read()[:300]!r}")
+        while line := answer.readline():
+            if not line.startswith(b"data: "):
+                continue
+            data = line[len(b"data: "):].strip()
+            if data == b"[DONE]":
+                self.done = True
+                continue
+            self.take(json.loads(data))
+        connection.close()
+
+    def take(self, chunk):
+        check("error" not in chunk, f"a stream failed: {chunk}")
+        self.ids.add(chunk["id"])
+        self.usage = chunk.get("usage") or self.usage
+        for choice in chunk["choices"]:
+            self.text += choice["delta"].get("content") or ""
+            self.finish = choice["finish_reason"] or self.finish
+        if len(self.text) > 40:
+            self.started.set()
+
+    def check_whole(self):
+        """One answer, with one id, every token counted, an end, and no end twice."""
+        check(self.done and self.finish is not None, f"a stream has no end: {self.text!r}")
+        check(len(self.ids) == 1, f"a stream has the ids {self.ids}")
+        check(self.usage is not None, "a stream has no usage")
+        if self.finish == "length":
+            check(self.usage["completion_tokens"] == self.body["max_tokens"], f"a stream counts {self.usage}")
+
+
+def read_all(streams, meanwhile=lambda: None):
+    with concurrent.futures.ThreadPoolExecutor(len(streams)) as pool:
+        reads = [pool.submit(stream.read) for stream in streams]
+        meanwhile()
+        for read in reads:
+            read.result()
+    for stream in streams:
+        stream.check_whole()
 
 
 def text(seed, words):
@@ -314,11 +375,32 @@ def index_equals_replay(router, engines):
         print(f"{engine.name}: the index equals the replay: {blocks} blocks, digest {digest}")
 
 
+def kill_under_streams(router, victim):
+    """Kills an engine once all its clients have read a part of their answers: the other engine continues them."""
+    bodies = [chat(200 + number, 60, max_tokens=120) for number in range(8)]
+    undisturbed, disturbed = ([Stream(router, body) for body in bodies] for _ in range(2))
+    read_all(undisturbed)
+
+    def kill():
+        for stream in disturbed:
+            check(stream.started.wait(ANSWER_S), "a stream does not begin")
+        victim.process.kill()
+
+    read_all(disturbed, kill)
+    continued = router.metric("signalbox_requests_continued_total")
+    check(continued > 0, "no stream was continued by the other engine")
+    equal = sum(before.text == after.text for before, after in zip(undisturbed, disturbed))
+    print(
+        f"{victim.name} killed under {len(bodies)} streams: {continued:.0f} continued, all whole, "
+        f"{equal} equal to the undisturbed answer"
+    )
+
+
 def kill_and_restart(router, engines):
     victim = engines[0]
-    victim.process.kill()
+    kill_under_streams(router, victim)
     eventually(60, "the killed engine's blocks are gone", lambda: router.indexed(victim.worker)[0] == 0)
-    print(f"{victim.name} killed: its blocks are gone from the index")
+    print(f"{victim.name}: its blocks are gone from the index")
     doctor(router, [victim], 2)
     router.post("/v1/chat/completions", chat(77, 50))
     victim.start()
