@@ -285,6 +285,25 @@ async fn a_file_of_settings_is_used_checked_and_shown() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn no_secret_is_shown() -> anyhow::Result<()> {
+    let mut show = Process::start(&[
+        "config",
+        "show",
+        "serve",
+        "--discovery=etcd://me:secret@etcd:2379",
+        "--events=nats://me:sec,secret@nats:4222",
+        "--nats-token=secret",
+        "--etcd-user=me",
+        "--etcd-password=secret",
+        "--admin-token=secret",
+    ])?;
+    let shown = show.ended().await?.stdout;
+    ensure!(shown.contains("events = \"nats://***@nats:4222\""), "{shown}");
+    ensure!(!shown.contains("secret"), "{shown}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn ctrl_c_lets_an_answer_under_way_finish() -> anyhow::Result<()> {
     let mut cluster = Cluster::sim(&["--workers=2", "--speedup=1"]).await?;
     let body = json!({"model": cluster.model, "messages": Workload::new(1).chat(10), "max_tokens": 100, "stream": true});

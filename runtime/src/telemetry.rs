@@ -11,10 +11,18 @@ const DECISION_BUCKETS: &[f64] = &[
     1e-6, 2e-6, 3e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 5e-2,
 ];
 
+/// The client of NATS, which logs each failed attempt as an error. The connection's own state is logged when it changes.
+const NATS_CLIENT: &str = "async_nats";
+
 /// Writes logs to standard error from now on. `filter` is a level (`info`) or `tracing` directives
-/// (`warn,signalbox_router=debug`). An invalid filter counts as `info`, and a warning is logged.
+/// (`warn,signalbox_router=debug`). An invalid filter counts as `info`, and a warning is logged. What the client of NATS
+/// logs is left out, unless the filter names it.
 pub fn start_logging(filter: &str, json: bool) {
-    let (parsed, parse_error) = match EnvFilter::try_new(filter) {
+    let complete = match filter.contains(NATS_CLIENT) {
+        true => filter.to_owned(),
+        false => format!("{filter},{NATS_CLIENT}=off"),
+    };
+    let (parsed, parse_error) = match EnvFilter::try_new(complete) {
         Ok(parsed) => (parsed, None),
         Err(error) => (EnvFilter::new("info"), Some(error)),
     };

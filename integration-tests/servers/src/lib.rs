@@ -18,7 +18,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
+
+pub use operator::NatsOperator;
+
+mod operator;
 
 /// Longest wait for a server to answer after its start.
 const START: Duration = Duration::from_secs(30);
@@ -44,6 +48,7 @@ struct Server {
     child: Option<Child>,
     /// Keeps the data over restarts.
     folder: TempDir,
+    configuration: Option<NamedTempFile>,
 }
 
 impl NatsServer {
@@ -77,6 +82,22 @@ impl NatsServer {
     pub fn without_jetstream(mut self) -> Self {
         self.0.arguments.retain(|argument| argument != "--jetstream");
         self
+    }
+
+    /// With these lines of a configuration file, from its next start on.
+    pub fn configured(mut self, configuration: &str) -> Self {
+        let mut file = NamedTempFile::new().expect("a temporary file");
+        file.write_all(configuration.as_bytes()).expect("a writable file");
+        self.0
+            .arguments
+            .push(format!("--config={}", file.path().display()));
+        self.0.configuration = Some(file);
+        self
+    }
+
+    /// `127.0.0.1:port`
+    pub fn address(&self) -> String {
+        self.0.address.to_string()
     }
 
     /// `nats://127.0.0.1:port`
@@ -190,6 +211,7 @@ impl Server {
             address,
             child: None,
             folder,
+            configuration: None,
         }
     }
 

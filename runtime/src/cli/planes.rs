@@ -9,7 +9,9 @@ use signalbox_protocol::WorkerId;
 #[derive(Clone, Args)]
 pub(crate) struct PlaneOptions {
     /// What carries KV events: `memory` (each worker's own connection to each router) or
-    /// `nats://host:port[,host:port…]`, with `user:password@` before the host if the server requires it.
+    /// `nats://host:port[,host:port…]` (`tls://` for TLS), with `user:password@` or `token@` before the first host if the
+    /// servers require it, percent-encoded. Other processes of this machine can read a command line: set secrets by the
+    /// variable or in a file.
     #[arg(
         long,
         env = "SIGNALBOX_EVENTS",
@@ -27,13 +29,24 @@ pub(crate) struct PlaneOptions {
         value_parser = namespace
     )]
     pub(crate) namespace: String,
+    /// NATS: the token that the servers require.
+    #[arg(
+        long,
+        env = "SIGNALBOX_NATS_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    pub(crate) nats_token: Option<String>,
+    /// NATS: a file with the seed of this process's NKey.
+    #[arg(long, env = "SIGNALBOX_NATS_NKEY", value_name = "FILE")]
+    pub(crate) nats_nkey: Option<PathBuf>,
     /// NATS: a file of credentials (`.creds`).
     #[arg(long, env = "SIGNALBOX_NATS_CREDS", value_name = "FILE")]
     pub(crate) nats_creds: Option<PathBuf>,
-    /// NATS: certificate authorities to trust (PEM).
+    /// NATS: certificate authorities to trust (PEM); makes the connection TLS.
     #[arg(long, env = "SIGNALBOX_NATS_CA", value_name = "FILE")]
     pub(crate) nats_ca: Option<PathBuf>,
-    /// NATS: this process's certificate (PEM).
+    /// NATS: this process's certificate (PEM); makes the connection TLS.
     #[arg(long, env = "SIGNALBOX_NATS_CERT", value_name = "FILE", requires = "nats_key")]
     pub(crate) nats_cert: Option<PathBuf>,
     /// NATS: the certificate's key (PEM).

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Arg, ArgAction, ArgMatches, parser::ValueSource};
+use signalbox_nats::without_secrets;
 
 use super::{Configurable, SettingsFile, completed};
 use crate::console;
@@ -55,9 +56,10 @@ fn shown(arg: &Arg, matches: &ArgMatches) -> Option<String> {
     }
     let values: Vec<String> = matches
         .get_raw(id)?
-        .map(|value| match is_secret(arg) {
-            true => quoted("***"),
-            false => literal(&value.to_string_lossy()),
+        .map(|value| match (is_address(arg), is_secret(arg)) {
+            (true, _) => quoted(&without_secrets(&value.to_string_lossy())),
+            (false, true) => quoted("***"),
+            (false, false) => literal(&value.to_string_lossy()),
         })
         .collect();
     match (arg.get_action(), values.as_slice()) {
@@ -65,6 +67,12 @@ fn shown(arg: &Arg, matches: &ArgMatches) -> Option<String> {
         (_, [value, ..]) => Some(value.clone()),
         (_, []) => None,
     }
+}
+
+/// Whether the values are addresses, in which only what stands before a host is secret.
+fn is_address(arg: &Arg) -> bool {
+    let names = arg.get_value_names().unwrap_or_default();
+    names.first().is_some_and(|name| name.as_str() == "URL")
 }
 
 fn is_secret(arg: &Arg) -> bool {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 use anyhow::{Context, bail, ensure};
 use signalbox_discovery::{EtcdConfig, EtcdTls};
 use signalbox_http::HttpConfig;
-use signalbox_nats::NatsConfig;
+use signalbox_nats::{NatsConfig, without_secrets};
 use signalbox_protocol::WorkerId;
 use signalbox_worker::{
     hub::{HubConfig, PUBLIC_HUB},
@@ -351,8 +351,8 @@ pub(super) fn planes(urls: &[String], options: PlaneOptions) -> anyhow::Result<P
             settings.etcd = Some(etcd(list, &options)?);
         } else {
             bail!(
-                "--discovery {url:?} is not known; give static://host:port[,host:port…] or \
-                 etcd://host:port[,host:port…]"
+                "--discovery {:?} is not known; give static://host:port[,host:port…] or etcd://host:port[,host:port…]",
+                without_secrets(url)
             );
         }
     }
@@ -372,6 +372,8 @@ fn nats(options: &PlaneOptions) -> anyhow::Result<Option<NatsSettings>> {
     Ok(Some(NatsSettings {
         connection: NatsConfig {
             url: options.events.clone(),
+            token: options.nats_token.clone(),
+            nkey: options.nats_nkey.clone(),
             credentials: options.nats_creds.clone(),
             ca: options.nats_ca.clone(),
             client_certificate: options.nats_cert.clone().zip(options.nats_key.clone()),
@@ -405,6 +407,11 @@ fn addresses(list: &str) -> anyhow::Result<Vec<String>> {
         Some((host, port)) => !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0),
         None => false,
     };
+    ensure!(
+        !list.contains('@'),
+        "--discovery {:?} has a user; etcd's user and password are --etcd-user and SIGNALBOX_ETCD_PASSWORD",
+        without_secrets(list)
+    );
     let addresses: Vec<&str> = list.split(',').map(str::trim).collect();
     if let Some(wrong) = addresses.iter().find(|address| !is_address(address)) {
         bail!("--discovery names {wrong:?}; give host:port");

@@ -62,6 +62,24 @@ fn a_router_collects_its_discovery_from_all_urls() {
 }
 
 #[test]
+fn an_error_about_an_address_has_no_password() {
+    for wrong in [
+        "--discovery=etcd://me:secret@etcd:2379",
+        "--discovery=etcd://me:secret@etcd",
+        "--discovery=static://me:sec,secret@worker",
+        "--discovery=consul://me:secret@host",
+    ] {
+        let message = format!("{:#}", router_of(&[wrong]).unwrap_err());
+        assert!(
+            message.contains("***@") && !message.contains("secret"),
+            "{message}"
+        );
+    }
+    let message = router_of(&["--discovery=static://a:1", "--events=http://me:secret@nats"]).unwrap_err();
+    assert!(!format!("{message:#}").contains("secret"));
+}
+
+#[test]
 fn options_that_contradict_each_other_are_refused() {
     let known = "--discovery=static://a:1";
     check_refused(router_of(&[]), &["--discovery", "static://", "etcd://"]);
