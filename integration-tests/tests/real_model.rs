@@ -115,3 +115,28 @@ async fn greedy_answers_do_not_depend_on_the_worker_or_on_the_batch() -> anyhow:
     assert_eq!(prefix(&in_a_batch?.text(0)?), prefix(&alone.text(0)?));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_bias_chooses_the_token() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    let plain = json!({"model": cluster.model, "prompt": "The sky is", "max_tokens": 4, "temperature": 0, "logprobs": 1});
+    let mut biased = plain.clone();
+    biased["logit_bias"] = json!({"777": 100});
+    let mut texts = Vec::new();
+    for body in [plain, biased] {
+        let reply = cluster.api.post("/v1/completions", &body).await?;
+        ensure!(reply.status == 200, "{} {}", reply.status, reply.text());
+        let tokens = reply.json()?["choices"][0]["logprobs"]["tokens"].clone();
+        texts.push(tokens.as_array().cloned().unwrap_or_default());
+    }
+    let [plain, biased] = texts.as_slice() else {
+        anyhow::bail!("two answers")
+    };
+    assert_eq!((plain.len(), biased.len()), (4, 4));
+    assert!(
+        biased.iter().all(|token| *token == biased[0]),
+        "token 777 each time: {biased:?}"
+    );
+    assert_ne!(plain, biased);
+    Ok(())
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use crate::{Endpoint, RequestId};
 
@@ -78,7 +78,11 @@ pub struct SamplingParams {
     /// −2 to 2, subtracted from the logit of a token once for each time it was generated before.
     pub frequency_penalty: f32,
     /// −100 to 100 by token id, added to the token's logit.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "biases"
+    )]
     pub logit_bias: BTreeMap<u32, f32>,
     /// Report the log probability of each token, and of this many likeliest tokens beside it (0 for none).
     pub logprobs: Option<u32>,
@@ -105,6 +109,19 @@ impl Default for SamplingParams {
             ignore_eos: false,
         }
     }
+}
+
+/// Reads the biases with their keys as text. JSON has no other keys, and serde makes numbers of them only when it reads
+/// JSON itself. It reads a [`Call`](crate::Call) from a buffer, because the call's method can follow its members.
+fn biases<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<u32, f32>, D::Error> {
+    let by_text = BTreeMap::<String, f32>::deserialize(deserializer)?;
+    let biases = by_text.into_iter().map(|(token, bias)| {
+        let token = token
+            .parse()
+            .map_err(|_| D::Error::custom(format_args!("logit_bias has the key {token:?}, no token id")))?;
+        Ok((token, bias))
+    });
+    biases.collect()
 }
 
 /// The format of an answer's bytes. The worker writes the bytes and the router forwards them unchanged.

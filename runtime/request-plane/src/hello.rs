@@ -74,7 +74,18 @@ fn version_range(lowest: u16, highest: u16) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn hellos_are_read_as_sent(software: String, window_bytes in WINDOW_BYTES) {
+            let sent = Hello { software, window_bytes };
+            let json = serde_json::to_vec(&sent).unwrap().into();
+            prop_assert_eq!(accept(1, 1, &json).unwrap().1, sent);
+        }
+    }
 
     fn json(window_bytes: u32) -> Bytes {
         serde_json::to_vec(&Hello {

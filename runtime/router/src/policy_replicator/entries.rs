@@ -206,9 +206,64 @@ fn to_json(entry: &impl Serialize) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection, prelude::*};
     use serde_json::json;
 
     use super::*;
+
+    /// Settings with every kind of JSON value, and integers as keys. Fractions have up to nine digits: `serde_json` may
+    /// change the last bit of one with 17, and then a router prepares a choice that it has already once more.
+    fn settings() -> impl Strategy<Value = Map<String, Value>> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            (any::<i32>(), 0..9).prop_map(|(digits, places)| {
+                let fraction = f64::from(digits) / 10f64.powi(places);
+                Value::from(fraction)
+            }),
+            ".{0,8}".prop_map(Value::from),
+        ];
+        let value = leaf.prop_recursive(3, 16, 4, |value| {
+            prop_oneof![
+                collection::vec(value.clone(), 0..4).prop_map(Value::from),
+                collection::btree_map("([0-9]{1,3}|.{0,4})", value, 0..4)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        });
+        collection::btree_map(".{0,8}", value, 0..4).prop_map(|members| members.into_iter().collect())
+    }
+
+    fn any_choice() -> impl Strategy<Value = ChosenPolicy> {
+        (".{0,8}", ".{0,8}", "[0-9a-f]{64}", settings()).prop_map(|(policy, version, digest, settings)| {
+            ChosenPolicy {
+                policy,
+                version,
+                digest,
+                settings,
+            }
+        })
+    }
+
+    proptest! {
+        /// What is read decides as what was written does, or routers would not agree that nothing has changed.
+        #[test]
+        fn entries_are_read_as_written(
+            choice in any_choice(), before in collection::vec(any_choice(), 0..3), uploaded_unix_ms: u64,
+        ) {
+            let ChosenPolicy { policy, version, digest, settings } = choice.clone();
+            let entry = ActiveEntry { choice, before };
+            let read: ActiveEntry = serde_json::from_slice(&entry.to_value()).unwrap();
+            prop_assert!(read.choice.is(&entry.choice));
+            prop_assert_eq!(read, entry);
+            let text = settings_text(&settings);
+            let given = if text.is_empty() { json!({}) } else { serde_json::from_str(&text).unwrap() };
+            prop_assert_eq!(object(given), settings.clone(), "as a policy's instances get them");
+            let upload = UploadEntry { name: policy, version, digest, settings, uploaded_unix_ms };
+            prop_assert_eq!(serde_json::from_slice::<UploadEntry>(&upload.to_value()).unwrap(), upload);
+        }
+    }
 
     fn choice(version: usize) -> ChosenPolicy {
         ChosenPolicy {
