@@ -1,24 +1,25 @@
 //! A request that a worker answers, from its head to its answer's body: read, parse, tokenise, route, stream.
 //!
-//! All routes pass here. The model decides how a body is read: strictly if its workers run an engine of this repository
-//! ([`checked`]), and only as far as routing needs if its engines read bodies themselves ([`forwarded`]).
+//! All routes pass here. The model decides how a body is read ([`EveryForm`]): strictly if its workers run an engine of this
+//! repository (`checked`), and only as far as routing needs if its engines read bodies themselves (`forwarded`).
 
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{CACHE_CONTROL, HeaderName, HeaderValue},
     web::{Data, Payload},
 };
+use bytes::Bytes;
 use signalbox_protocol::{Endpoint, ErrorKind, WireError};
 use signalbox_router::RoutedAnswer;
 
 use crate::{
     answer::{Answer, AnswerBody, collect},
-    body, checked,
+    body,
     error::{self, REQUEST_ID},
-    forwarded,
+    every_form::{EveryForm, parse},
     frontend::Frontend,
     metrics::RequestRecord,
-    openai::{CHAT_NAMES, COMPLETION_NAMES, Fields, take_model},
+    openai::take_model,
 };
 
 const WORKER: HeaderName = HeaderName::from_static("x-signalbox-worker");
@@ -72,23 +73,16 @@ async fn answer(
     let name = take_model(&mut fields)?;
     let model = frontend.model(&name)?;
     record.served_by_model(&model.name);
-    let prepared = if model.reads_body {
-        forwarded::prepare(endpoint, name, &mut fields, &model, body.len())
-    } else {
-        checked::prepare(endpoint, name, &mut fields, &model)?
-    };
-    if let Some(reason) = prepared.unhashed {
-        record.unhashed(reason.as_str());
+    let prepared = EveryForm::read(endpoint, &name, fields, &model, &body)?;
+    let (mut stream, mut choices) = (false, 1);
+    if let Some(first) = prepared.first() {
+        if let Some(reason) = first.unhashed {
+            record.unhashed(reason.as_str());
+        }
+        stream = first.generation.stream;
+        choices = first.generation.sampling.n;
     }
-    let lora = model.adapter.map(|_| model.name).unwrap_or_default();
-    let stream = prepared.generation.stream;
-    let choices = prepared.generation.sampling.n;
-    let left = frontend.request_timeout.saturating_sub(record.elapsed());
-    let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-    let routed = frontend
-        .replica
-        .route(prepared.into_route_request(endpoint, lora, body, record.id().clone(), deadline_ms))
-        .await?;
+    let routed = route(endpoint, &name, prepared, body, frontend, record).await?;
     record.routed_to(&routed.worker);
     if stream {
         record.first_token(choices);
@@ -96,20 +90,42 @@ async fn answer(
     Ok((routed, stream))
 }
 
-/// Reads the parameters that either way of reading a body needs, as one pass over the body.
-fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Fields, WireError> {
-    let [common, prompt] = forwarded::names(endpoint);
-    match endpoint {
-        Endpoint::Chat => {
-            let [a, b, c] = CHAT_NAMES;
-            Fields::parse(body, &[a, b, c, common, prompt])
+/// Routes a request. If no worker can be reached, and the model's workers read other forms of prompts by now, the body is
+/// read again for these: a rolling update may have replaced every worker that the request was made ready for.
+async fn route(
+    endpoint: Endpoint,
+    name: &str,
+    prepared: EveryForm,
+    body: Bytes,
+    frontend: &Frontend,
+    record: &RequestRecord,
+) -> Result<RoutedAnswer, WireError> {
+    let mut prepared = prepared;
+    // Once more at most: forms change with workers, and an update takes longer than a request.
+    for is_last in [false, true] {
+        let left = frontend.request_timeout.saturating_sub(record.elapsed());
+        let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let known = prepared.forms();
+        let Some(request) = prepared.into_route_request(&body, record.id(), deadline_ms) else {
+            break;
+        };
+        let error = match frontend.replica.route(request).await {
+            Ok(routed) => return Ok(routed),
+            Err(error) => error,
+        };
+        let model = frontend.model(name)?;
+        if is_last || error.kind != ErrorKind::Unavailable || model.forms().all(|form| known.contains(&form))
+        {
+            return Err(error);
         }
-        Endpoint::Completions => {
-            let [a, b, c] = COMPLETION_NAMES;
-            Fields::parse(body, &[a, b, c, common, prompt])
-        }
-        _ => Fields::parse(body, &[common, prompt]),
+        let mut fields = parse(endpoint, &body)?;
+        take_model(&mut fields)?;
+        prepared = EveryForm::read(endpoint, name, fields, &model, &body)?;
     }
+    Err(WireError::new(
+        ErrorKind::Internal,
+        "the request was made ready for no worker",
+    ))
 }
 
 /// The answer as a stream of events, or collected into one document.

@@ -76,6 +76,7 @@ fn report(namespace: &str, instances: &[InstanceView], draining: bool) -> (bool,
         "status": if healthy { "healthy" } else { "unhealthy" },
         "kv": kv_of_all(instances),
         "endpoints": endpoints,
+        "refused": instances.iter().filter(|instance| instance.state == WorkerPhase::Refused).count(),
         "instances": instances.iter().map(|instance| describe(namespace, instance)).collect::<Vec<_>>(),
     });
     (healthy, report)
@@ -151,6 +152,7 @@ mod tests {
         InstanceView {
             card,
             state,
+            version: String::new(),
             listed: true,
             adapters: Vec::new(),
             others: Default::default(),
@@ -174,6 +176,7 @@ mod tests {
         assert!(healthy);
         assert_eq!(report["status"], "healthy");
         assert_eq!(report["endpoints"], json!(["ns.worker.generate"]));
+        assert_eq!(report["refused"], 1);
         let first = &report["instances"][0];
         assert_eq!(
             (&first["instance_id"], &first["state"]),

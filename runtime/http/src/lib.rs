@@ -27,6 +27,7 @@ mod checked;
 mod config;
 mod dialect;
 mod error;
+mod every_form;
 mod forwarded;
 mod frontend;
 mod generate;

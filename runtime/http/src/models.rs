@@ -23,15 +23,16 @@ pub(crate) async fn one(request: HttpRequest, id: Path<String>, frontend: Data<F
     }
 }
 
-/// OpenAI's model object, plus the context length under vLLM's name for it, or null if the engine does not state it. A LoRA
+/// OpenAI's model object, plus the longest context of any ready worker under vLLM's name for it, or null if the engine does not state it. A LoRA
 /// adapter's also names the base model and where the engine loaded the adapter from, as vLLM does.
 fn describe(model: &ModelView) -> Value {
+    let context_length = model.longest_context();
     let mut described = json!({
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "signalbox",
-        "max_model_len": (model.context_length != u32::MAX).then_some(model.context_length),
+        "max_model_len": (context_length != u32::MAX).then_some(context_length),
     });
     if let Some(adapter) = &model.adapter {
         described["root"] = json!(adapter.root);

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use signalbox_protocol::{AnswerFormat, Endpoint, GenerateRequest, RequestId};
-use signalbox_router::RouteRequest;
+use signalbox_router::{PromptForm, RouteRequest};
 
 use crate::openai::GenerationParams;
 
@@ -75,10 +75,11 @@ impl Unhashed {
 }
 
 impl Prepared {
-    /// The request for the router. `lora` is the LoRA adapter that the model's name means, or empty. `deadline_ms`
-    /// counts from now on.
+    /// The request for the router, made ready for `form`. `lora` is the LoRA adapter that the model's name means, or empty.
+    /// `deadline_ms` counts from now on.
     pub(crate) fn into_route_request(
         self,
+        form: PromptForm,
         endpoint: Endpoint,
         lora: String,
         body: Bytes,
@@ -87,6 +88,9 @@ impl Prepared {
     ) -> RouteRequest {
         let generation = self.generation;
         RouteRequest {
+            form,
+            limits_answer: generation.max_tokens.is_some(),
+            other_forms: Vec::new(),
             generate: GenerateRequest {
                 id,
                 model: generation.model,

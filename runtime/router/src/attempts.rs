@@ -19,6 +19,8 @@ pub(crate) struct Attempts {
     failed: Vec<WorkerSlot>,
     /// Of the latest worker in `failed`, as the client receives it.
     last_error: Option<WireError>,
+    /// The longest context that was too short for the request; 0 if none was.
+    too_short: u32,
 }
 
 /// Why there is no answer yet.
@@ -29,7 +31,12 @@ pub(crate) enum Setback {
     /// The view no longer has the model.
     ModelGone,
     /// The worker refused the request, or the link to it failed, before the first bytes of an answer.
-    WorkerFailed { worker: WorkerSlot, error: LinkError },
+    WorkerFailed {
+        worker: WorkerSlot,
+        /// The worker's context length.
+        context_length: u32,
+        error: LinkError,
+    },
     /// The deadline passed before the first bytes of an answer.
     DeadlinePassed,
 }
@@ -49,7 +56,13 @@ impl Attempts {
         Self {
             failed,
             last_error: Some(client_errors::worker_failed(error)),
+            too_short: 0,
         }
+    }
+
+    /// Workers whose context is no longer than this cannot answer the request: one refused it for that reason.
+    pub(crate) fn too_short(&self) -> u32 {
+        self.too_short
     }
 
     /// The workers that the next decision excludes.
@@ -73,7 +86,14 @@ impl Attempts {
             Setback::WorkerFailed { error, .. } if !may_move(&error) => {
                 NextStep::GiveUp(client_errors::worker_failed(error))
             }
-            Setback::WorkerFailed { worker, error } => {
+            Setback::WorkerFailed {
+                worker,
+                context_length,
+                error,
+            } => {
+                if is_too_long(&error) {
+                    self.too_short = self.too_short.max(context_length);
+                }
                 self.failed.push(worker);
                 self.last_error = Some(client_errors::worker_failed(error));
                 if self.failed.len() < MAX_ATTEMPTS {
@@ -92,15 +112,23 @@ impl Attempts {
 }
 
 /// Whether another worker may answer a request that failed with this error. Every failure of a link may move; of a
-/// worker's own errors only a lack of room or a departure, because the others repeat on every worker.
+/// worker's own errors only a lack of room or a departure, and a prompt that is too long for its context: another worker may
+/// have a longer one. The others repeat on every worker.
 pub(crate) fn may_move(error: &LinkError) -> bool {
     match error {
-        LinkError::Refused(error) => matches!(error.kind, ErrorKind::Overloaded | ErrorKind::Unavailable),
+        LinkError::Refused(refusal) => {
+            is_too_long(error) || matches!(refusal.kind, ErrorKind::Overloaded | ErrorKind::Unavailable)
+        }
         LinkError::Unreachable { .. }
         | LinkError::Lost { .. }
         | LinkError::Draining { .. }
         | LinkError::Full { .. } => true,
     }
+}
+
+/// Whether the worker refused the prompt because it does not fit into its context.
+fn is_too_long(error: &LinkError) -> bool {
+    matches!(error, LinkError::Refused(error) if error.kind == ErrorKind::ContextLengthExceeded)
 }
 
 #[cfg(test)]
@@ -128,6 +156,7 @@ mod tests {
     fn failed(worker: u32, error: LinkError) -> Setback {
         Setback::WorkerFailed {
             worker: WorkerSlot(worker),
+            context_length: 1_024,
             error,
         }
     }
@@ -177,8 +206,13 @@ mod tests {
                 Some(InvalidRequest),
             ),
             (
-                "the prompt is too long",
+                "the prompt is too long for this worker",
                 failed(0, refused(ContextLengthExceeded)),
+                None,
+            ),
+            (
+                "the prompt is too long for every worker",
+                Setback::NoCandidate(NoCandidate::TooLong { context_length: 9 }),
                 Some(ContextLengthExceeded),
             ),
             (
@@ -199,6 +233,27 @@ mod tests {
             let excluded = usize::from(expected.is_none());
             assert_eq!(attempts.failed().len(), excluded, "{name}");
         }
+    }
+
+    #[test]
+    fn a_prompt_that_is_too_long_for_one_worker_needs_a_longer_context_at_the_next() {
+        let mut attempts = Attempts::default();
+        assert_eq!(attempts.after(failed(0, lost()), "m"), NextStep::DecideAgain);
+        assert_eq!(attempts.too_short(), 0);
+        let too_long = || failed(1, refused(ErrorKind::ContextLengthExceeded));
+        assert_eq!(attempts.after(too_long(), "m"), NextStep::DecideAgain);
+        assert_eq!(attempts.too_short(), 1_024);
+        // No worker has a longer one: the client receives the worker's own error.
+        let none = Setback::NoCandidate(NoCandidate::TooLong {
+            context_length: 1_024,
+        });
+        assert_eq!(
+            attempts.after(none, "m"),
+            NextStep::GiveUp(WireError::new(
+                ErrorKind::ContextLengthExceeded,
+                "refused as ContextLengthExceeded"
+            ))
+        );
     }
 
     #[test]

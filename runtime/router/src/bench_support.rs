@@ -16,9 +16,11 @@ use tokio::time::Instant;
 use crate::{
     AnswerStream,
     answer::AnswerObservers,
+    context_need::ContextNeed,
     decide::{Decider, Demand},
     load::{LoadTable, Reservation},
-    roster::{ModelEntry, WorkerEntry, WorkerPhase},
+    roster::{ModelEntry, VersionId, WorkerEntry, WorkerPhase, versions_of},
+    versioned_prompt::VersionedPrompt,
 };
 
 const BLOCK_SIZE: u32 = 16;
@@ -84,25 +86,25 @@ impl BenchRouter {
                 kv_events: true,
                 labels: Default::default(),
             };
+            let version = VersionId::of(&card);
             Ok::<_, signalbox_protocol::InvalidWorkerId>(WorkerEntry {
                 slot: WorkerSlot(slot),
                 card: Arc::new(card),
                 phase: WorkerPhase::Ready,
                 listed: true,
                 adapters: None,
+                version,
+                text: Some(text.clone()),
             })
         });
+        let workers = workers.collect::<Result<Vec<_>, _>>()?;
         let model = ModelEntry {
             name: "m".into(),
             adapter: None,
             created: 0,
-            context_length: 32_768,
-            block_size: BLOCK_SIZE,
-            artifacts_digest: String::new(),
-            reads_body: false,
-            text,
+            versions: versions_of(&workers),
             decisions: Arc::default(),
-            workers: workers.collect::<Result<_, _>>()?,
+            workers: workers.into_iter().collect(),
         };
         let load = LoadTable::default();
         Ok(Self {
@@ -136,9 +138,15 @@ impl BenchRouter {
     /// Decides on a prompt of these blocks. Returns the chosen worker's number and its overlap in blocks, or `None`
     /// if no worker can take the request.
     pub fn decide(&mut self, blocks: &[SequenceHash]) -> Option<(u32, u32)> {
-        let demand = Demand {
-            prompt_tokens: blocks.len() as u32 * BLOCK_SIZE + 3,
+        let version = self.model.versions.first()?;
+        let prompt = VersionedPrompt {
+            version: version.id,
+            tokens: blocks.len() as u32 * BLOCK_SIZE + 3,
             blocks,
+            context: ContextNeed::default(),
+        };
+        let demand = Demand {
+            prompts: &[prompt],
             expected_output_tokens: 64,
             priority: 0,
             session: 0,

@@ -17,6 +17,11 @@ pub(crate) enum NoCandidate {
     Unavailable,
     /// Every ready worker that can be reached has as many requests as it takes.
     Busy,
+    /// The prompt does not fit into the context of any ready worker.
+    TooLong {
+        /// The longest of these contexts, in tokens.
+        context_length: u32,
+    },
 }
 
 /// Fills `columns` with a row for each worker that can take the request now, and `rows` with the place of each row's

@@ -26,6 +26,14 @@ pub(crate) fn no_candidate(reason: NoCandidate, model: &str) -> WireError {
             ErrorKind::Overloaded,
             format!("every worker for the model {model:?} has as many requests as it takes; try again"),
         ),
+        // Client libraries look for "this model's maximum context length is".
+        NoCandidate::TooLong { context_length } => WireError::new(
+            ErrorKind::ContextLengthExceeded,
+            format!(
+                "the prompt leaves no room for an answer; this model's maximum context length is {context_length} tokens: \
+                 shorten the prompt"
+            ),
+        ),
     }
 }
 

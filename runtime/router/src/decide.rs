@@ -11,13 +11,13 @@ use metrics::{Counter, Histogram};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use signalbox_kv_index::{OverlapScores, SharedKvIndex};
 use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyRegistry, PolicyRunner, RequestFeatures};
-use signalbox_protocol::SequenceHash;
 
 use crate::{
     candidates::{NoCandidate, assemble, fill_optional},
     load::{LoadTable, Reservation},
     roster::{ModelEntry, WorkerEntry},
     selection::select_row,
+    versioned_prompt::{Suitable, VersionedPrompt, convert_blocks, convert_optional_blocks, look_up_others},
 };
 
 #[cfg(test)]
@@ -30,9 +30,8 @@ const MAX_COUNTERS: usize = 64;
 /// What a decision reads of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Demand<'a> {
-    pub(crate) prompt_tokens: u32,
-    /// The whole KV blocks of the prompt.
-    pub(crate) blocks: &'a [SequenceHash],
+    /// The prompt for the workers of each version of the model: usually there is one.
+    pub(crate) prompts: &'a [VersionedPrompt<'a>],
     pub(crate) expected_output_tokens: u32,
     pub(crate) priority: i32,
     /// Hash of the client's session or user; 0 for none.
@@ -47,7 +46,7 @@ pub(crate) struct Placement {
     pub(crate) worker: WorkerEntry,
     /// `name@version` of the policy that decided.
     pub(crate) policy: Arc<str>,
-    /// Leading KV blocks of the prompt that the worker holds on its device.
+    /// Leading KV blocks of the prompt that the worker holds on its device, in blocks of its own size.
     pub(crate) overlap_blocks: u32,
     /// Prompt tokens beyond those blocks.
     pub(crate) uncached_tokens: u32,
@@ -65,6 +64,8 @@ pub(crate) struct Decider {
     /// Draws the seed of each decision, and nothing else.
     seeds: StdRng,
     overlaps: OverlapScores,
+    /// The overlaps with the prompt of another version.
+    other_overlaps: OverlapScores,
     columns: Candidates,
     /// For each row of `columns`, the place of its worker among the model's workers.
     rows: Vec<usize>,
@@ -82,6 +83,7 @@ impl Decider {
             runners: HashMap::new(),
             seeds: StdRng::from_rng(&mut rand::rng()),
             overlaps: OverlapScores::default(),
+            other_overlaps: OverlapScores::default(),
             columns: Candidates::default(),
             rows: Vec::new(),
             decision: Decision::default(),
@@ -99,21 +101,24 @@ impl Decider {
         may_use: Option<impl Fn(&WorkerEntry) -> bool>,
     ) -> Result<Placement, NoCandidate> {
         let started = Instant::now();
+        let Some((first, others)) = demand.prompts.split_first() else {
+            return Err(NoCandidate::Unavailable);
+        };
         self.index
-            .read(|index| index.overlaps(demand.blocks, &mut self.overlaps));
-        assemble(
-            &model.workers,
-            &self.load,
-            &self.overlaps,
-            may_use,
-            &mut self.columns,
-            &mut self.rows,
-        )?;
+            .read(|index| index.overlaps(first.blocks, &mut self.overlaps));
+        let (scratch, overlaps) = (&mut self.other_overlaps, &mut self.overlaps);
+        look_up_others(&self.index, others, &model.workers, scratch, overlaps);
+        self.list_candidates(model, demand.prompts, may_use)?;
+        let block_size = first.version.block_size;
+        let has_other_sizes = model.versions.len() > 1;
+        if has_other_sizes {
+            convert_blocks(&model.workers, &self.rows, block_size, &mut self.columns);
+        }
 
         let request = RequestFeatures {
-            prompt_tokens: demand.prompt_tokens,
-            prompt_blocks: u32::try_from(demand.blocks.len()).unwrap_or(u32::MAX),
-            block_size: model.block_size,
+            prompt_tokens: first.tokens,
+            prompt_blocks: u32::try_from(first.blocks.len()).unwrap_or(u32::MAX),
+            block_size,
             expected_output_tokens: demand.expected_output_tokens,
             priority: demand.priority,
             session: demand.session,
@@ -131,6 +136,9 @@ impl Decider {
             |wants_optional| {
                 if wants_optional {
                     fill_optional(&model.workers, &self.load, &self.rows, columns);
+                    if has_other_sizes {
+                        convert_optional_blocks(&model.workers, &self.rows, block_size, columns);
+                    }
                 }
                 columns
             },
@@ -141,7 +149,6 @@ impl Decider {
             row < self.rows.len(),
             "P-1: a decision names a candidate it was given"
         );
-        let overlap_blocks = self.columns.overlap_device.get(row).copied().unwrap_or(0);
         let worker = self
             .rows
             .get(row)
@@ -149,9 +156,12 @@ impl Decider {
             .ok_or(NoCandidate::Unavailable)?
             .clone();
 
-        let cached = overlap_blocks.saturating_mul(model.block_size);
-        let uncached_tokens = demand.prompt_tokens.saturating_sub(cached);
-        let decode_blocks = demand.prompt_tokens.div_ceil(model.block_size.max(1));
+        let prompt = VersionedPrompt::of(demand.prompts, worker.version).unwrap_or(first);
+        let block_size = worker.version.block_size;
+        let overlap_blocks = self.overlaps.device(worker.slot);
+        let cached = overlap_blocks.saturating_mul(block_size);
+        let uncached_tokens = prompt.tokens.saturating_sub(cached);
+        let decode_blocks = prompt.tokens.div_ceil(block_size.max(1));
         let reservation = self.load.reserve(worker.slot, uncached_tokens, decode_blocks);
         self.count(&decided.by);
         self.seconds.record(started.elapsed());
@@ -162,6 +172,32 @@ impl Decider {
             uncached_tokens,
             reservation,
         })
+    }
+
+    /// Fills `self.columns` and `self.rows` with the workers that suit the request and can take it now: those with the context
+    /// that it wants or, if they cannot take it, those with the context that it needs.
+    fn list_candidates(
+        &mut self,
+        model: &ModelEntry,
+        prompts: &[VersionedPrompt<'_>],
+        may_use: Option<impl Fn(&WorkerEntry) -> bool>,
+    ) -> Result<(), NoCandidate> {
+        let (workers, columns, rows) = (&model.workers, &mut self.columns, &mut self.rows);
+        if let [only] = prompts
+            && only.suits_all(model)
+        {
+            return assemble(workers, &self.load, &self.overlaps, may_use, columns, rows);
+        }
+        let suitable = Suitable::new(prompts, model)?;
+        let may_use = |worker: &WorkerEntry| may_use.as_ref().is_none_or(|may_use| may_use(worker));
+        let wanted = |worker: &WorkerEntry| suitable.has_wanted(worker) && may_use(worker);
+        let least = |worker: &WorkerEntry| suitable.has_least(worker) && may_use(worker);
+        match assemble(workers, &self.load, &self.overlaps, Some(wanted), columns, rows) {
+            Err(reason) if suitable.may_take_least(reason) => {
+                assemble(workers, &self.load, &self.overlaps, Some(least), columns, rows)
+            }
+            outcome => outcome,
+        }
     }
 
     /// The row of the candidate that `self.decision` selects. `accept` of `policy-host/src/convert.rs` has checked the

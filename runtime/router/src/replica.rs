@@ -10,7 +10,7 @@ use actix::prelude::*;
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{Call, ParityState, SequenceHash, WireError, WorkerId, name_hash};
+use signalbox_protocol::{Call, GenerateRequest, ParityState, WireError, WorkerId, name_hash};
 use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
@@ -21,15 +21,18 @@ use crate::{
     block_learner::BlockLearnerHandle,
     candidates::NoCandidate,
     client_errors,
+    context_need::answer_limit,
     continuation::{Continuation, Interrupted, KeptBytes, is_continuable},
     decide::{Decider, Demand, Placement},
     latency::LatencyTable,
     links::Links,
     load::Reservation,
     parity::ParityTable,
-    roster::{ModelEntry, RosterView, WorkerEntry},
+    prepared_request::{FormedRequest, PreparedRequest},
+    roster::{ModelEntry, PromptForm, RosterView, WorkerEntry},
     route_request::RouteRequest,
     router::Router,
+    versioned_prompt::VersionedPrompt,
     worker_roster::RosterChanged,
 };
 
@@ -58,6 +61,8 @@ struct ReplicaState {
 /// An answer whose first event has arrived.
 struct Begun {
     worker: WorkerSlot,
+    /// The form of the prompt that the worker got.
+    form: PromptForm,
     worker_id: WorkerId,
     policy: Arc<str>,
     overlap_blocks: u32,
@@ -141,25 +146,23 @@ impl ReplicaState {
     /// Routes a request, or the rest of one, after these attempts.
     async fn route_by(
         self: Rc<Self>,
-        mut request: RouteRequest,
+        request: RouteRequest,
         mut attempts: Attempts,
         deadline: Instant,
     ) -> Result<RoutedAnswer, WireError> {
-        let view = self.view.load_full();
-        let model = view
-            .requested(&request.generate.model)
-            .ok_or_else(|| client_errors::no_model(&request.generate.model))?;
-        let blocks = model
-            .hasher(&request.generate.lora, &request.generate.cache_salt)
-            .hash(&request.tokens);
+        let name = &request.generate.model;
+        if self.view.load().requested(name).is_none() {
+            return Err(client_errors::no_model(name));
+        }
+        let mut request = PreparedRequest::new(request);
         loop {
-            let attempt = self.attempt(&mut request, &blocks, attempts.failed(), deadline);
+            let attempt = self.attempt(&mut request, &attempts, deadline);
             let setback = match timeout_at(deadline, attempt).await {
-                Ok(Ok(begun)) => return Ok(self.answer(begun, request, attempts, deadline)),
+                Ok(Ok(begun)) => return self.answer(begun, request, attempts, deadline),
                 Ok(Err(setback)) => setback,
                 Err(_) => Setback::DeadlinePassed,
             };
-            match attempts.after(setback, model.requested_name()) {
+            match attempts.after(setback, &request.any().generate.model) {
                 NextStep::DecideAgain => {}
                 NextStep::GiveUp(error) => return Err(error),
             }
@@ -170,10 +173,12 @@ impl ReplicaState {
     fn answer(
         self: Rc<Self>,
         begun: Begun,
-        request: RouteRequest,
+        request: PreparedRequest,
         attempts: Attempts,
         deadline: Instant,
-    ) -> RoutedAnswer {
+    ) -> Result<RoutedAnswer, WireError> {
+        // An answer is continued by workers that read prompts in the same form: its tokens are theirs.
+        let request = request.into_form(begun.form).ok_or_else(client_errors::no_end)?;
         let stream = match begun.first {
             ResponseEvent::Data { tokens, ids, bytes } => {
                 let failed = attempts.into_failed();
@@ -192,65 +197,84 @@ impl ReplicaState {
                 AnswerStream::ended(summary)
             }
         };
-        RoutedAnswer {
+        Ok(RoutedAnswer {
             worker: begun.worker_id,
             policy: begun.policy,
             overlap_blocks: begun.overlap_blocks,
             kv: begun.kv,
             stream,
-        }
+        })
     }
 
     /// Decides on a worker, sends the request there, and waits for its first bytes.
     async fn attempt(
         &self,
-        request: &mut RouteRequest,
-        blocks: &[SequenceHash],
-        failed: &[WorkerSlot],
+        request: &mut PreparedRequest,
+        attempts: &Attempts,
         deadline: Instant,
     ) -> Result<Begun, Setback> {
         // Loaded for each attempt, because workers may have joined or left since the last one.
         let view = self.view.load_full();
         let model = view
-            .requested(&request.generate.model)
+            .requested(&request.any().generate.model)
             .ok_or(Setback::ModelGone)?;
+        request.hash_for(model);
         let placement = self
-            .decide(model, request, blocks, failed)
+            .decide(model, request, attempts)
             .map_err(Setback::NoCandidate)?;
-        if !failed.is_empty() && request.generate.continuation.is_none() {
+        let formed = request
+            .in_form(placement.worker.version.form)
+            .ok_or(Setback::NoCandidate(NoCandidate::Unavailable))?;
+        let generate = &mut formed.request.generate;
+        if !attempts.failed().is_empty() && generate.continuation.is_none() {
             metrics::counter!("signalbox_requests_moved_total").increment(1);
         }
-        request.generate.deadline_ms =
+        generate.deadline_ms =
             u64::try_from(deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
-        let worker = placement.worker.clone();
-        let sent = self.send(placement, request, model.block_size, blocks);
-        sent.await.map_err(|error| {
+        let (id, worker) = (generate.id.clone(), placement.worker.clone());
+        self.send(placement, formed).await.map_err(|error| {
             if may_move(&error) {
-                debug!(request.id = %request.generate.id, worker.id = %worker.card.id, %error, "the worker failed before its first bytes");
+                debug!(request.id = %id, worker.id = %worker.card.id, %error, "the worker failed before its first bytes");
             }
-            Setback::WorkerFailed { worker: worker.slot, error }
+            Setback::WorkerFailed {
+                worker: worker.slot,
+                context_length: worker.card.context_length,
+                error,
+            }
         })
     }
 
     fn decide(
         &self,
         model: &ModelEntry,
+        request: &PreparedRequest,
+        attempts: &Attempts,
+    ) -> Result<Placement, NoCandidate> {
+        let prompt = |version| request.prompt(version, attempts.too_short());
+        if let [only] = model.versions.as_slice() {
+            let prompt = prompt(only).ok_or(NoCandidate::Unavailable)?;
+            return self.decide_among(model, request.any(), &[prompt], attempts);
+        }
+        let prompts: Vec<_> = model.versions.iter().filter_map(prompt).collect();
+        self.decide_among(model, request.any(), &prompts, attempts)
+    }
+
+    fn decide_among(
+        &self,
+        model: &ModelEntry,
         request: &RouteRequest,
-        blocks: &[SequenceHash],
-        failed: &[WorkerSlot],
+        prompts: &[VersionedPrompt<'_>],
+        attempts: &Attempts,
     ) -> Result<Placement, NoCandidate> {
         let sampling = &request.generate.sampling;
         let demand = Demand {
-            prompt_tokens: u32::try_from(request.tokens.len())
-                .unwrap_or(u32::MAX)
-                .saturating_add(request.unhashed_tokens),
-            blocks,
+            prompts,
             expected_output_tokens: sampling.max_tokens.saturating_mul(sampling.n),
             priority: request.generate.priority,
             session: request.session,
             lora: name_hash(&request.generate.lora),
         };
-        let links = self.links.borrow();
+        let (links, failed) = (self.links.borrow(), attempts.failed());
         let continues = request.generate.continuation.is_some();
         let may_use = |worker: &WorkerEntry| {
             !failed.contains(&worker.slot)
@@ -262,13 +286,7 @@ impl ReplicaState {
     }
 
     /// Sends the request to the chosen worker and waits for its first bytes.
-    async fn send(
-        &self,
-        placement: Placement,
-        request: &mut RouteRequest,
-        block_size: u32,
-        blocks: &[SequenceHash],
-    ) -> Result<Begun, LinkError> {
+    async fn send(&self, placement: Placement, formed: &mut FormedRequest) -> Result<Begun, LinkError> {
         let Placement {
             worker,
             policy,
@@ -276,13 +294,16 @@ impl ReplicaState {
             uncached_tokens,
             mut reservation,
         } = placement;
-        let learned = self.learner.decided(&worker, block_size, overlap_blocks);
+        let learned = self
+            .learner
+            .decided(&worker, worker.version.block_size, overlap_blocks);
         let kv = self.parity.state(worker.slot);
+        let request = &mut formed.request;
         request.generate.overlap_blocks = overlap_blocks;
         request.generate.wants_token_ids = is_continuable(request, &worker.card);
         let link = self.links.borrow_mut().get(&worker);
         let parts = CallParts {
-            call: Call::Generate(request.generate.clone()),
+            call: Call::Generate(generate_at(request, &worker)),
             tokens: std::mem::take(&mut request.tokens),
             body: request.body.clone(),
         };
@@ -291,15 +312,17 @@ impl ReplicaState {
         request.tokens = parts.tokens;
         let (mut response, sent) = (opened?, Instant::now());
         let first = first_bytes(&mut response, &mut reservation).await?;
-        let generate = &request.generate;
+        let generate = &formed.request.generate;
         let timer = generate.format.stream.then(|| {
             let choices = generate.sampling.n;
             self.latency
                 .first_bytes(worker.slot, sent, uncached_tokens, choices)
         });
+        let blocks = formed.blocks(worker.version);
         let learned = learned.and_then(|learned| self.learner.begun(learned, blocks));
         Ok(Begun {
             worker: worker.slot,
+            form: worker.version.form,
             worker_id: worker.card.id.clone(),
             policy,
             overlap_blocks,
@@ -310,6 +333,13 @@ impl ReplicaState {
             observers: AnswerObservers { timer, learned },
         })
     }
+}
+
+/// The request as this worker gets it: its answer fits into the worker's context.
+fn generate_at(request: &RouteRequest, worker: &WorkerEntry) -> GenerateRequest {
+    let mut generate = request.generate.clone();
+    generate.sampling.max_tokens = answer_limit(request, &worker.card);
+    generate
 }
 
 impl Reroute for ReplicaState {

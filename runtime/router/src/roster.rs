@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use signalbox_discovery::Departure;
@@ -13,13 +13,20 @@ use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{LoraAdapter, WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_tokenize::ModelText;
 
-pub use self::view::WorkerPhase;
-pub(crate) use self::view::{ModelEntry, ReadyWorkers, RosterView, WorkerColumns, WorkerEntry};
+pub use self::{version::PromptForm, view::WorkerPhase};
+pub(crate) use self::{
+    version::{ModelVersion, VersionId, versions_of},
+    view::{ModelEntry, ReadyWorkers, RosterView, WorkerColumns, WorkerEntry},
+};
 
-use self::adapters::{Adapters, UnservedAdapter};
+use self::{
+    adapters::{Adapters, UnservedAdapter},
+    version::admitted,
+};
 use crate::load::MAX_WORKERS;
 
 mod adapters;
+mod version;
 mod view;
 
 /// Most models kept, so that cards with ever new model names cannot fill the memory.
@@ -41,6 +48,24 @@ pub(crate) enum Joined {
     New(WorkerSlot),
     /// It was present, but unlisted; discovery lists it again.
     Relisted,
+}
+
+/// A worker whose phase has changed because it was judged.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Judged {
+    pub(crate) card: Arc<WorkerCard>,
+    /// [`WorkerPhase::Ready`] or [`WorkerPhase::Refused`].
+    pub(crate) phase: WorkerPhase,
+}
+
+/// What is kept of a model while its workers come and go.
+#[derive(Debug)]
+struct KnownModel {
+    /// Seconds since the Unix epoch when it was first served.
+    created: u64,
+    decisions: Arc<AtomicU64>,
+    /// Those that it has, or that its last workers had.
+    versions: Vec<ModelVersion>,
 }
 
 /// What a worker's report of its LoRA adapters changed.
@@ -69,7 +94,7 @@ pub(crate) enum Departed {
 #[derive(Debug, Default)]
 pub(crate) struct Roster {
     workers: BTreeMap<WorkerId, WorkerEntry>,
-    models: HashMap<String, Arc<ModelEntry>>,
+    models: HashMap<String, KnownModel>,
     adapters: Adapters,
     /// How many slots have been given out. The slots of workers that left are in `vacant`.
     slots: u32,
@@ -93,7 +118,7 @@ impl Roster {
         let slots = (0..view.slots).map(WorkerSlot);
         Self {
             workers: view.workers.iter().map(unlisted).collect(),
-            models: view.models.clone(),
+            models: view.models.iter().map(KnownModel::of).collect(),
             adapters: Adapters::restore(&view.adapters),
             slots: view.slots,
             vacant: slots.filter(|slot| !taken.contains(slot)).collect(),
@@ -142,6 +167,8 @@ impl Roster {
             phase: WorkerPhase::Preparing,
             listed: true,
             adapters: None,
+            version: VersionId::of(&card),
+            text: None,
         };
         self.workers.insert(card.id.clone(), entry);
         Ok(Joined::New(slot))
@@ -149,63 +176,93 @@ impl Roster {
 
     /// The tokenizer and chat template that this card names, if a worker with the same ones has joined before.
     pub(crate) fn known_text(&self, card: &WorkerCard) -> Option<Arc<ModelText>> {
-        let model = self
-            .models
+        let has_text = |entry: &&WorkerEntry| {
+            entry.text.is_some() && entry.card.artifacts_digest == card.artifacts_digest
+        };
+        if let Some(entry) = self.workers.values().find(has_text) {
+            return entry.text.clone();
+        }
+        let form = PromptForm::of(card);
+        let mut versions = self.models.values().flat_map(|model| &model.versions);
+        let version = versions.find(|version| version.id.form == form)?;
+        Some(version.text.clone())
+    }
+
+    /// The worker's tokenizer is loaded, and everything else is known of it: it may be [judged](Self::judge). Returns false
+    /// if this incarnation of the worker left in the meantime.
+    pub(crate) fn loaded(&mut self, card: &WorkerCard, text: Arc<ModelText>) -> bool {
+        let entry = self.workers.get_mut(&card.id);
+        let entry = entry.filter(|entry| entry.card.epoch == card.epoch);
+        let is_present = entry.is_some();
+        if let Some(entry) = entry {
+            entry.text = Some(text);
+        }
+        is_present
+    }
+
+    /// Decides which workers may be given requests: each one whose tokenizer is loaded, as long as there are no more models,
+    /// and no more versions of its model, than a router serves. Called for each view, so that a refused worker is ready as
+    /// soon as there is room. Returns the workers whose phase changed.
+    pub(crate) fn judge(&mut self, now_unix: u64) -> Vec<Judged> {
+        let mut loaded: BTreeMap<&str, Vec<&WorkerEntry>> = BTreeMap::new();
+        for worker in self.workers.values().filter(|worker| worker.is_loaded()) {
+            loaded.entry(&worker.card.model).or_default().push(worker);
+        }
+        let new = loaded.keys().filter(|name| !self.models.contains_key(**name));
+        if self.models.len() + new.count() > MAX_MODELS {
+            self.models.retain(|name, _| loaded.contains_key(name.as_str()));
+        }
+        let mut served: HashMap<&str, Vec<VersionId>> = HashMap::with_capacity(loaded.len());
+        for (name, workers) in &loaded {
+            if !self.models.contains_key(*name) {
+                if self.models.len() >= MAX_MODELS {
+                    continue;
+                }
+                self.models.insert((*name).to_owned(), KnownModel::new(now_unix));
+            }
+            served.insert(name, admitted(workers));
+        }
+        let phase_of = |worker: &WorkerEntry| {
+            let versions = served.get(worker.card.model.as_str());
+            match versions.is_some_and(|versions| versions.contains(&worker.version)) {
+                true => WorkerPhase::Ready,
+                false => WorkerPhase::Refused,
+            }
+        };
+        let changed: Vec<_> = loaded
             .values()
-            .find(|model| model.artifacts_digest == card.artifacts_digest)?;
-        Some(model.text.clone())
+            .flatten()
+            .map(|worker| (worker, phase_of(worker)))
+            .filter(|(worker, phase)| worker.phase != *phase)
+            .map(|(worker, phase)| Judged {
+                card: worker.card.clone(),
+                phase,
+            })
+            .collect();
+        for Judged { card, phase } in &changed {
+            if let Some(worker) = self.workers.get_mut(&card.id) {
+                worker.phase = *phase;
+            }
+        }
+        self.note_versions();
+        changed
     }
 
-    /// The worker may be given requests from now on, unless its card contradicts the cards of the model's other workers.
-    ///
-    /// Returns its new phase; `None` if this incarnation of the worker left in the meantime.
-    pub(crate) fn ready(
-        &mut self,
-        card: &WorkerCard,
-        text: Arc<ModelText>,
-        now_unix: u64,
-    ) -> Option<WorkerPhase> {
-        // A worker that left must not define a model.
-        self.workers
-            .get(&card.id)
-            .filter(|entry| entry.card.epoch == card.epoch)?;
-        let phase = if self.fit_model(card, text, now_unix) {
-            WorkerPhase::Ready
-        } else {
-            WorkerPhase::Refused
-        };
-        self.workers.get_mut(&card.id)?.phase = phase;
-        Some(phase)
+    /// How many workers are refused.
+    pub(crate) fn refused(&self) -> usize {
+        let workers = self.workers.values();
+        workers
+            .filter(|worker| worker.phase == WorkerPhase::Refused)
+            .count()
     }
 
-    /// Whether `card` agrees with its model. If no ready worker serves the model, the card defines it.
-    fn fit_model(&mut self, card: &WorkerCard, text: Arc<ModelText>, now_unix: u64) -> bool {
-        let served =
-            |entry: &WorkerEntry| entry.card.model == card.model && entry.phase == WorkerPhase::Ready;
-        let is_served = self.workers.values().any(served);
-        let known = self.models.get(&card.model);
-        if let (true, Some(model)) = (is_served, known) {
-            return model.block_size == card.block_size
-                && model.artifacts_digest == card.artifacts_digest
-                && model.reads_body == card.reads_body;
+    /// Remembers the versions of each model that has ready workers.
+    fn note_versions(&mut self) {
+        for (name, workers) in ready_by_model(self.workers.values()) {
+            if let Some(model) = self.models.get_mut(name) {
+                model.versions = versions_of(workers);
+            }
         }
-        if known.is_none() && self.models.len() >= MAX_MODELS {
-            return false;
-        }
-        let model = ModelEntry {
-            name: card.model.clone(),
-            adapter: None,
-            created: known.map_or(now_unix, |model| model.created),
-            context_length: card.context_length,
-            block_size: card.block_size,
-            artifacts_digest: card.artifacts_digest.clone(),
-            reads_body: card.reads_body,
-            text,
-            decisions: known.map_or_else(Arc::default, |model| model.decisions.clone()),
-            workers: ReadyWorkers::default(),
-        };
-        self.models.insert(card.model.clone(), Arc::new(model));
-        true
     }
 
     /// A worker reported the LoRA adapters that its engine has loaded.
@@ -321,14 +378,14 @@ impl Roster {
 
     /// What decisions read from now on.
     pub(crate) fn view(&self) -> RosterView {
-        let workers: Vec<_> = self.workers.values().cloned().collect();
+        let mut ready = ready_by_model(self.workers.values());
         let models = self.models.iter().map(|(name, model)| {
-            let is_ready =
-                |entry: &&WorkerEntry| entry.card.model == *name && entry.phase == WorkerPhase::Ready;
-            let model = model.with_workers(workers.iter().filter(is_ready).cloned().collect());
-            (name.clone(), Arc::new(model))
+            let workers = ready.remove(name.as_str()).unwrap_or_default();
+            let workers = workers.into_iter().cloned().collect();
+            (name.clone(), Arc::new(model.entry(name, workers)))
         });
         let models = models.collect();
+        let workers: Vec<_> = self.workers.values().cloned().collect();
         RosterView {
             adapters: self.adapters.view(&workers, &models),
             models,
@@ -336,6 +393,54 @@ impl Roster {
             slots: self.slots,
         }
     }
+}
+
+impl KnownModel {
+    fn new(created: u64) -> Self {
+        Self {
+            created,
+            decisions: Arc::default(),
+            versions: Vec::new(),
+        }
+    }
+
+    /// What a view knows of the model with this name.
+    fn of((name, entry): (&String, &Arc<ModelEntry>)) -> (String, Self) {
+        let known = Self {
+            created: entry.created,
+            decisions: entry.decisions.clone(),
+            versions: entry.versions.clone(),
+        };
+        (name.clone(), known)
+    }
+
+    /// The model as decisions read it, served by these workers.
+    fn entry(&self, name: &str, workers: ReadyWorkers) -> ModelEntry {
+        let served = versions_of(workers.iter());
+        ModelEntry {
+            name: name.to_owned(),
+            adapter: None,
+            created: self.created,
+            versions: if served.is_empty() {
+                self.versions.clone()
+            } else {
+                served
+            },
+            decisions: self.decisions.clone(),
+            workers,
+        }
+    }
+}
+
+/// The ready ones among these workers, by the name of their model, in the given order.
+fn ready_by_model<'a>(
+    workers: impl Iterator<Item = &'a WorkerEntry>,
+) -> HashMap<&'a str, Vec<&'a WorkerEntry>> {
+    let mut ready: HashMap<&str, Vec<&WorkerEntry>> = HashMap::new();
+    for worker in workers.filter(|worker| worker.phase == WorkerPhase::Ready) {
+        ready.entry(&worker.card.model).or_default().push(worker);
+    }
+    ready
 }
 
 #[cfg(test)]

@@ -3,9 +3,14 @@
 use bytes::Bytes;
 use signalbox_protocol::GenerateRequest;
 
+use crate::roster::PromptForm;
+
 /// One request to route.
 #[derive(Debug)]
 pub struct RouteRequest {
+    /// The form that the request was made ready for: [`ModelView::form`](crate::ModelView::form). Only workers that read
+    /// prompts in this form get it.
+    pub form: PromptForm,
     /// What to generate; `deadline_ms` counts from the call of [`ReplicaHandle::route`](crate::ReplicaHandle::route).
     pub generate: GenerateRequest,
     /// Token ids of the prompt. Empty if they are unknown: then no KV block of the prompt is looked up.
@@ -13,8 +18,12 @@ pub struct RouteRequest {
     /// About how many tokens the engine computes beside `tokens`: those of a prompt with unknown tokens, or of further
     /// prompts. They count as load only.
     pub unhashed_tokens: u32,
+    /// Whether the client set `max_tokens`, rather than a default.
+    pub limits_answer: bool,
     /// The client's body, for engines that read it themselves.
     pub body: Bytes,
     /// Hash of the client's session or user ([`name_hash`](signalbox_protocol::name_hash)); 0 for none.
     pub session: u64,
+    /// The same request, made ready for the other forms that workers of the model read. Usually there is none.
+    pub other_forms: Vec<Self>,
 }

@@ -23,7 +23,7 @@ use crate::{
     parity::{self, ParityTable},
     policy_replicator::PolicyReplicatorHandle,
     replica_sync::{PublishedLoads, ReplicaConfig, ReplicaSync},
-    roster::{ModelEntry, RosterView, WorkerEntry, WorkerPhase},
+    roster::{ModelEntry, ModelVersion, PromptForm, RosterView, WorkerEntry, WorkerPhase},
     supervisor::ActorHandle,
     worker_roster::{RosterListeners, WorkerRoster},
     worker_session::SessionContext,
@@ -84,14 +84,29 @@ pub struct ModelView {
     pub adapter: Option<AdapterView>,
     /// Seconds since the Unix epoch when it was first served.
     pub created: u64,
-    /// Most tokens of a prompt and its answer together.
+    /// How workers read prompts: a request is made ready for this.
+    pub form: PromptForm,
+    /// Most tokens of a prompt and its answer together at any ready worker that reads prompts in this form.
     pub context_length: u32,
-    /// Tokens per KV block.
-    pub block_size: u32,
-    /// Whether the model's engines read clients' bodies themselves. Such a body needs only the checks of routing.
+    /// Whether these workers' engines read clients' bodies themselves. Such a body needs only the checks of routing.
     pub reads_body: bool,
-    /// The model's tokenizer and chat template.
+    /// The tokenizer and chat template of this form.
     pub text: Arc<ModelText>,
+    /// The model in the other forms that its workers read. There are some while a rolling update changes the tokenizer.
+    pub other_forms: Vec<Self>,
+}
+
+impl ModelView {
+    /// Most tokens of a prompt and its answer together at any ready worker.
+    pub fn longest_context(&self) -> u32 {
+        let others = self.other_forms.iter().map(|other| other.context_length);
+        others.fold(self.context_length, u32::max)
+    }
+
+    /// All forms of prompts that workers of the model read.
+    pub fn forms(&self) -> impl Iterator<Item = PromptForm> {
+        std::iter::once(self.form).chain(self.other_forms.iter().map(|other| other.form))
+    }
 }
 
 /// What makes a model a LoRA adapter.
@@ -110,6 +125,8 @@ pub struct InstanceView {
     pub card: Arc<WorkerCard>,
     /// Whether the worker may be given work.
     pub state: WorkerPhase,
+    /// The version of the model that the worker serves: its tokenizer and block size as one name, equal on all routers.
+    pub version: String,
     /// Whether discovery lists the worker. One that is not listed stays present for as long as its connection answers.
     pub listed: bool,
     /// The LoRA adapters that the worker's engine has loaded, as last reported.
@@ -243,7 +260,7 @@ impl Router {
             .values()
             .chain(view.adapters.values())
             .filter(|model| !model.workers.is_empty())
-            .map(|model| model_view(model))
+            .filter_map(|model| model_view(model))
             .collect();
         models.sort_by(|a, b| a.name.cmp(&b.name));
         models
@@ -251,7 +268,10 @@ impl Router {
 
     /// A model or LoRA adapter by name. It stays known while none of its workers is ready.
     pub fn model(&self, name: &str) -> Option<ModelView> {
-        self.view.load().requested(name).map(|model| model_view(model))
+        self.view
+            .load()
+            .requested(name)
+            .and_then(|model| model_view(model))
     }
 
     /// Every present worker, by name.
@@ -262,6 +282,7 @@ impl Router {
             InstanceView {
                 card: worker.card.clone(),
                 state: worker.phase,
+                version: worker.version.to_string(),
                 listed: worker.listed,
                 adapters: worker.adapters().to_vec(),
                 requests: load.requests,
@@ -344,6 +365,10 @@ fn describe_metrics() {
     latency::describe_metrics();
     block_learner::describe_metrics();
     describe_gauge!("signalbox_workers", "Workers that are present");
+    describe_gauge!(
+        "signalbox_workers_refused",
+        "Present workers that get no requests, because there are as many models, or versions of one, as a router serves"
+    );
     describe_counter!(
         "signalbox_kv_resyncs_total",
         "Times a worker's KV index was rebuilt from a snapshot, its first one included"
@@ -362,7 +387,29 @@ fn describe_metrics() {
     );
 }
 
-fn model_view(model: &ModelEntry) -> ModelView {
+/// The model, in the form that most of its workers read first.
+fn model_view(model: &ModelEntry) -> Option<ModelView> {
+    let (first, others) = model.versions.split_first()?;
+    let mut view = formed_view(model, first);
+    for version in others {
+        let form = version.id.form;
+        let mut known = std::iter::once((view.form, &mut view.context_length)).chain(
+            view.other_forms
+                .iter_mut()
+                .map(|other| (other.form, &mut other.context_length)),
+        );
+        match known.find(|(known, _)| *known == form) {
+            Some((_, context_length)) => *context_length = version.context_length.max(*context_length),
+            None => {
+                drop(known);
+                view.other_forms.push(formed_view(model, version));
+            }
+        }
+    }
+    Some(view)
+}
+
+fn formed_view(model: &ModelEntry, version: &ModelVersion) -> ModelView {
     ModelView {
         name: model.requested_name().to_owned(),
         adapter: model.adapter.as_ref().map(|adapter| AdapterView {
@@ -370,9 +417,10 @@ fn model_view(model: &ModelEntry) -> ModelView {
             root: adapter.root.clone(),
         }),
         created: model.created,
-        context_length: model.context_length,
-        block_size: model.block_size,
-        reads_body: model.reads_body,
-        text: model.text.clone(),
+        form: version.id.form,
+        context_length: version.context_length,
+        reads_body: version.reads_body,
+        text: version.text.clone(),
+        other_forms: Vec::new(),
     }
 }

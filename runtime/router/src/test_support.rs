@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 use signalbox_kv_index::WorkerSlot;
 use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::{
-    AnswerFormat, Call, Endpoint, GenerateRequest, RequestId, SamplingParams, StreamSummary, WorkerCapacity,
-    WorkerCard, WorkerEpoch, WorkerRole,
+    AnswerFormat, Call, Endpoint, GenerateRequest, RequestId, SamplingParams, SequenceHash, StreamSummary,
+    WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole,
 };
 use signalbox_request_plane::{CallHandler, CallParts, Responder, Server, ServerConfig, ServerHandle};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
@@ -25,7 +25,9 @@ use tokio::sync::mpsc;
 
 use crate::{
     RouteRequest,
-    roster::{Joined, ModelEntry, Roster, WorkerEntry, WorkerPhase},
+    context_need::ContextNeed,
+    roster::{Joined, ModelEntry, Roster, VersionId, WorkerEntry, WorkerPhase, versions_of},
+    versioned_prompt::VersionedPrompt,
 };
 
 /// Far longer than anything in a test takes, and short enough to see a test that hangs.
@@ -56,13 +58,16 @@ pub(crate) fn card(name: &str, epoch: u64) -> Arc<WorkerCard> {
 }
 
 pub(crate) fn text() -> Arc<ModelText> {
-    Arc::new(ModelText::load(&ModelArtifacts::byte_level()).unwrap())
+    static TEXT: OnceLock<Arc<ModelText>> = OnceLock::new();
+    let load = || Arc::new(ModelText::load(&ModelArtifacts::byte_level()).unwrap());
+    TEXT.get_or_init(load).clone()
 }
 
 /// A worker that is present and ready.
 pub(crate) fn join(roster: &mut Roster, card: &Arc<WorkerCard>) -> WorkerSlot {
     let joined = roster.join(card.clone(), |_| true).unwrap();
-    roster.ready(card, text(), 1);
+    assert!(roster.loaded(card, text()));
+    roster.judge(1);
     match joined {
         Joined::New(slot) => slot,
         Joined::Relisted => panic!("the worker is present already"),
@@ -80,6 +85,23 @@ pub(crate) fn entry(slot: u32, address: &str) -> WorkerEntry {
         phase: WorkerPhase::Ready,
         listed: true,
         adapters: None,
+        version: version(),
+        text: Some(text()),
+    }
+}
+
+/// The version that the workers of [`card`] serve.
+pub(crate) fn version() -> VersionId {
+    VersionId::of(&card("a", 1))
+}
+
+/// The prompt of a request for the workers of one version, of which no context is needed.
+pub(crate) fn prompt(version: VersionId, tokens: u32, blocks: &[SequenceHash]) -> VersionedPrompt<'_> {
+    VersionedPrompt {
+        version,
+        tokens,
+        blocks,
+        context: ContextNeed::default(),
     }
 }
 
@@ -89,11 +111,10 @@ pub(crate) fn model(workers: Vec<WorkerEntry>) -> ModelEntry {
         name: "m".into(),
         adapter: None,
         created: 0,
-        context_length: 1_024,
-        block_size: 16,
-        artifacts_digest: "d".into(),
-        reads_body: false,
-        text: text(),
+        versions: match versions_of(&workers) {
+            none if none.is_empty() => versions_of(&[entry(0, "")]),
+            versions => versions,
+        },
         decisions: Arc::default(),
         workers: workers.into_iter().collect(),
     }
@@ -117,6 +138,7 @@ pub(crate) fn policies() -> PolicyRegistry {
 /// A request to the model `m` with a prompt of 40 tokens: two whole blocks and a rest.
 pub(crate) fn request(deadline: Duration) -> RouteRequest {
     RouteRequest {
+        form: version().form,
         generate: GenerateRequest {
             id: RequestId::from_random(1),
             model: "m".into(),
@@ -138,8 +160,10 @@ pub(crate) fn request(deadline: Duration) -> RouteRequest {
         },
         tokens: (0..40).collect(),
         unhashed_tokens: 0,
+        limits_answer: true,
         body: Bytes::from_static(b"{}"),
         session: 0,
+        other_forms: Vec::new(),
     }
 }
 

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 
 use crate::{
     fetch::fetch,
-    roster::{AdapterReport, Departed, Joined, Roster, RosterView, WorkerPhase},
+    roster::{AdapterReport, Departed, Joined, Judged, Roster, RosterView, WorkerPhase},
     tokenizer_loads::TokenizerLoads,
     worker_session::{AdaptersReported, SessionContext, WorkerSession},
 };
@@ -140,7 +140,7 @@ impl WorkerRoster {
             return;
         }
         match self.roster.known_text(card) {
-            Some(text) => self.prepared(card, text),
+            Some(text) => _ = self.roster.loaded(card, text),
             None if self.tokenizer_loads.wait(card.clone()) => {
                 self.load_text(ctx, &card.artifacts_digest, ARTIFACT_RETRY);
             }
@@ -178,23 +178,9 @@ impl WorkerRoster {
     /// A tokenizer is loaded: every worker that waited for it is prepared.
     fn loaded(&mut self, digest: &str, text: &Arc<ModelText>) {
         for card in self.tokenizer_loads.loaded(digest) {
-            self.prepared(&card, text.clone());
+            self.roster.loaded(&card, text.clone());
         }
         self.publish();
-    }
-
-    fn prepared(&mut self, card: &WorkerCard, text: Arc<ModelText>) {
-        let now_unix = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        match self.roster.ready(card, text, now_unix) {
-            Some(WorkerPhase::Refused) => warn!(
-                worker.id = %card.id, model = %card.model,
-                "worker refused: its block size, tokenizer or kind of engine differs from that of the model's other workers",
-            ),
-            Some(_) => info!(worker.id = %card.id, model = %card.model, "worker ready"),
-            None => {}
-        }
     }
 
     fn departed(&mut self, id: &WorkerId, epoch: WorkerEpoch, departure: Departure) {
@@ -221,6 +207,21 @@ impl WorkerRoster {
     }
 
     fn publish(&mut self) {
+        let now_unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        for Judged { card, phase } in self.roster.judge(now_unix) {
+            let (id, model) = (&card.id, &card.model);
+            if phase == WorkerPhase::Ready {
+                info!(worker.id = %id, model, "worker ready");
+            } else {
+                warn!(
+                    worker.id = %id, model, block_size = card.block_size, tokenizer = card.artifacts_digest,
+                    "worker refused: this router serves as many models, or versions of its model, as it may; the worker \
+                     is judged again at each change",
+                );
+            }
+        }
         for unserved in self.roster.settle_adapters() {
             warn!(
                 worker.id = %unserved.worker, adapter = unserved.name, reason = %unserved.reason,
@@ -230,6 +231,7 @@ impl WorkerRoster {
         let view = self.roster.view();
         self.context.present.store(view.workers.len() as u64, Relaxed);
         metrics::gauge!("signalbox_workers").set(view.workers.len() as f64);
+        metrics::gauge!("signalbox_workers_refused").set(self.roster.refused() as f64);
         self.view.store(Arc::new(view));
         self.listeners.notify();
     }

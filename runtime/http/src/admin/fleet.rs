@@ -21,6 +21,7 @@ fn worker_json(instance: &InstanceView) -> Value {
     json!({
         "card": *instance.card,
         "state": phase_name(instance.state),
+        "version": instance.version,
         "listed": instance.listed,
         "adapters": instance.adapters,
         "requests": instance.requests,

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use signalbox_router::PromptForm;
 use signalbox_tokenize::{ChatPrompt, MessagePreparation, ModelArtifacts, ModelText};
 
 use super::*;
@@ -26,10 +27,11 @@ fn prepared(endpoint: Endpoint, body: Value) -> Prepared {
         name: "m".into(),
         adapter: None,
         created: 0,
+        form: PromptForm::new("", true),
         context_length: CONTEXT_LENGTH,
-        block_size: 16,
         reads_body: true,
         text: text().clone(),
+        other_forms: Vec::new(),
     };
     let bytes = body.to_string().len();
     prepare(endpoint, "m".into(), &mut fields(endpoint, &body), &model, bytes)

@@ -1,10 +1,13 @@
 //! Which worker a decision chooses, and what it reserves.
 
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{CacheTier, KvEvent};
+use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
 
 use super::*;
-use crate::test_support::{entry, model, policies};
+use crate::{
+    roster::VersionId,
+    test_support::{entry, model, policies, prompt, version},
+};
 
 /// A decider, and the tables it reads.
 struct Rig {
@@ -34,7 +37,7 @@ impl Rig {
     }
 
     fn blocks(&self) -> Vec<SequenceHash> {
-        self.model.hasher("", "").hash(&PROMPT.map(u32::from))
+        self.model.hasher(16, "", "").hash(&PROMPT.map(u32::from))
     }
 
     fn decide(&mut self) -> Result<Placement, NoCandidate> {
@@ -47,8 +50,7 @@ impl Rig {
     ) -> Result<Placement, NoCandidate> {
         let blocks = self.blocks();
         let demand = Demand {
-            prompt_tokens: PROMPT.len() as u32,
-            blocks: &blocks,
+            prompts: &[prompt(version(), PROMPT.len() as u32, &blocks)],
             expected_output_tokens: 16,
             priority: 0,
             session: 0,
@@ -170,4 +172,61 @@ fn every_decision_counts_for_its_model() {
     let mut rig = Rig::new(1);
     rig.choices(3);
     assert_eq!(rig.model.decisions.load(Relaxed), 3);
+}
+
+/// A worker of another version: its blocks have `block_size` tokens.
+fn other_version(slot: u32, block_size: u32) -> WorkerEntry {
+    let mut worker = entry(slot, "127.0.0.1:1");
+    let mut card = (*worker.card).clone();
+    card.block_size = block_size;
+    worker.version = VersionId::of(&card);
+    worker.card = Arc::new(card);
+    worker
+}
+
+#[test]
+fn a_decision_among_two_versions_credits_each_with_its_own_blocks() {
+    let mut rig = Rig::new(1);
+    rig.model = model(vec![entry(0, ""), other_version(1, 8)]);
+    let tokens = PROMPT.map(u32::from);
+    let [large, small] = [16, 8].map(|size| rig.model.hasher(size, "", "").hash(&tokens));
+    let other = rig.model.workers[1].version;
+    for (slot, blocks) in [(0, &large[..1]), (1, &small[..4])] {
+        let stored = KvEvent::Stored {
+            tier: CacheTier::Device,
+            parent: None,
+            blocks: blocks.to_vec(),
+        };
+        rig.index.apply_all(WorkerSlot(slot), &[stored]);
+    }
+    let prompts = [prompt(version(), 40, &large), prompt(other, 40, &small)];
+    let mut decide = |prompts: &[VersionedPrompt<'_>]| {
+        let demand = Demand {
+            prompts,
+            expected_output_tokens: 16,
+            priority: 0,
+            session: 0,
+            lora: 0,
+        };
+        rig.decider
+            .decide(&rig.model, demand, None::<fn(&WorkerEntry) -> bool>)
+            .unwrap()
+    };
+    // 32 tokens of the prompt are at the worker with the small blocks, 16 at the other one.
+    for prompts in [[prompts[0], prompts[1]], [prompts[1], prompts[0]]] {
+        let placement = decide(&prompts);
+        assert_eq!(
+            (placement.worker.slot, placement.overlap_blocks),
+            (WorkerSlot(1), 4)
+        );
+        assert_eq!(placement.uncached_tokens, 8);
+        let reserved = rig.load.get(WorkerSlot(1));
+        assert_eq!((reserved.prefill_tokens, reserved.decode_blocks), (8, 5));
+    }
+    // A request that was made ready for one version goes nowhere else.
+    let placement = decide(&prompts[..1]);
+    assert_eq!(
+        (placement.worker.slot, placement.overlap_blocks),
+        (WorkerSlot(0), 1)
+    );
 }

@@ -1,6 +1,7 @@
 //! A request among workers whose engine is the test: which worker gets it, when it moves, and how it ends.
 
 mod continuation;
+mod mixed_fleet;
 
 use bytes::Bytes;
 use signalbox_kv_index::SharedKvIndex;
@@ -31,12 +32,13 @@ impl Rig {
     /// With one worker at each address, in the slots from 0 on. Each takes two requests; the reservation in `_steering`
     /// counts as one of them.
     fn new(addresses: &[&str], links: LinkConfig) -> Self {
-        let workers: Vec<_> = (0..)
-            .zip(addresses)
-            .map(|(slot, address)| entry(slot, address))
-            .collect();
+        let workers = (0..).zip(addresses).map(|(slot, address)| entry(slot, address));
+        Self::of(workers.collect(), links)
+    }
+
+    fn of(workers: Vec<WorkerEntry>, links: LinkConfig) -> Self {
         let model = Arc::new(model(workers.clone()));
-        let slots = addresses.len() as u32;
+        let slots = workers.len() as u32;
         let view = RosterView {
             models: [("m".to_owned(), model)].into(),
             adapters: Default::default(),

@@ -80,10 +80,10 @@ impl Adapters {
     }
 
     /// Decides what each name means, given the present workers. Returns what has become unserved since the last call.
-    pub(super) fn settle(
+    pub(super) fn settle<M>(
         &mut self,
         workers: &BTreeMap<WorkerId, WorkerEntry>,
-        models: &HashMap<String, Arc<ModelEntry>>,
+        models: &HashMap<String, M>,
     ) -> Vec<UnservedAdapter> {
         self.known.retain(|name, _| !models.contains_key(name));
         // The adapters of each name that ready workers have, each with its base model.
@@ -122,10 +122,10 @@ impl Adapters {
         self.note_unserved(workers, models)
     }
 
-    fn note_unserved(
+    fn note_unserved<M>(
         &mut self,
         workers: &BTreeMap<WorkerId, WorkerEntry>,
-        models: &HashMap<String, Arc<ModelEntry>>,
+        models: &HashMap<String, M>,
     ) -> Vec<UnservedAdapter> {
         let mut unserved = BTreeMap::new();
         for worker in ready(workers.values()) {

@@ -97,39 +97,177 @@ fn a_full_roster_refuses_a_worker_and_keeps_the_earlier_incarnation_of_it() {
     );
 }
 
-#[test]
-fn a_worker_that_contradicts_its_model_is_refused() {
-    let mut roster = Roster::default();
-    join(&mut roster, &card("a", 1));
-    let other = Arc::new(WorkerCard {
-        block_size: 32,
-        ..(*card("b", 1)).clone()
-    });
-    roster.join(other.clone(), |_| true).unwrap();
-    assert_eq!(roster.ready(&other, text(), 1), Some(WorkerPhase::Refused));
-    assert_eq!(roster.view().models["m"].workers.len(), 1);
-    // After the other worker left, this worker's card defines the model.
-    roster.leave(&id("a"), WorkerEpoch(1));
-    assert_eq!(roster.ready(&other, text(), 1), Some(WorkerPhase::Ready));
-    assert_eq!(roster.view().models["m"].block_size, 32);
+/// A card of a worker with another block size.
+fn card_of(name: &str, block_size: u32) -> Arc<WorkerCard> {
+    Arc::new(WorkerCard {
+        block_size,
+        ..(*card(name, 1)).clone()
+    })
+}
+
+fn joined(roster: &mut Roster, card: &Arc<WorkerCard>) -> Vec<(String, WorkerPhase)> {
+    roster.join(card.clone(), |_| true).unwrap();
+    assert!(roster.loaded(card, text()));
+    judged(roster)
+}
+
+/// The workers whose phase changes.
+fn judged(roster: &mut Roster) -> Vec<(String, WorkerPhase)> {
+    let judged = roster.judge(1).into_iter();
+    judged
+        .map(|judged| (judged.card.id.to_string(), judged.phase))
+        .collect()
+}
+
+/// The block size and the number of workers of each version, in the order of the view.
+fn versions(roster: &Roster) -> Vec<(u32, usize)> {
+    let view = roster.view();
+    let versions = view.models["m"].versions.iter();
+    versions
+        .map(|version| (version.id.block_size, version.workers))
+        .collect()
 }
 
 #[test]
-fn engines_that_read_bodies_and_engines_that_do_not_never_serve_one_model() {
+fn workers_of_several_versions_serve_a_model_beside_each_other() {
     let mut roster = Roster::default();
-    let reader = |name: &str| {
+    join(&mut roster, &card("a", 1));
+    join(&mut roster, &card("b", 1));
+    let other_size = card_of("c", 32);
+    let other_tokenizer = Arc::new(WorkerCard {
+        artifacts_digest: "e".into(),
+        context_length: 9_000,
+        ..(*card("d", 1)).clone()
+    });
+    let other_kind = Arc::new(WorkerCard {
+        reads_body: true,
+        ..(*card("e", 1)).clone()
+    });
+    for card in [&other_size, &other_tokenizer, &other_kind] {
+        join(&mut roster, card);
+    }
+    let view = roster.view();
+    let model = &view.models["m"];
+    assert_eq!(model.workers.len(), 5);
+    assert_eq!(
+        versions(&roster)[0],
+        (16, 2),
+        "the one with most workers is first"
+    );
+    let ids: HashSet<_> = model.versions.iter().map(|version| version.id).collect();
+    let cards = [&card("a", 1), &other_size, &other_tokenizer, &other_kind];
+    assert_eq!(ids, cards.map(|card| VersionId::of(card)).into());
+    assert_eq!(model.longest_context(), 9_000);
+    assert_eq!(model.workers.shortest_context(), 1_024);
+    // The workers of the first version leave: the others serve on.
+    roster.leave(&id("a"), WorkerEpoch(1));
+    roster.leave(&id("b"), WorkerEpoch(1));
+    assert_eq!(judged(&mut roster), []);
+    assert_eq!(roster.view().models["m"].workers.len(), 3);
+}
+
+#[test]
+fn the_order_of_versions_depends_on_the_workers_alone() {
+    let cards = [
+        card_of("a", 32),
+        card_of("b", 16),
+        card_of("c", 32),
+        card_of("d", 8),
+    ];
+    let order = |names: [usize; 4]| {
+        let mut roster = Roster::default();
+        for name in names {
+            join(&mut roster, &cards[name]);
+        }
+        versions(&roster)
+    };
+    let first = order([0, 1, 2, 3]);
+    assert_eq!(first[0], (32, 2));
+    assert_eq!(order([3, 2, 1, 0]), first);
+    assert_eq!(order([1, 0, 3, 2]), first);
+}
+
+#[test]
+fn a_worker_of_one_version_too_many_is_refused_until_a_version_is_gone() {
+    let mut roster = Roster::default();
+    for (name, block_size) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {
+        for copy in ["0", "1"] {
+            join(&mut roster, &card_of(&format!("{name}{copy}"), block_size));
+        }
+    }
+    let refused = joined(&mut roster, &card_of("e0", 5));
+    assert_eq!(refused, [("e0".into(), WorkerPhase::Refused)]);
+    assert_eq!(roster.refused(), 1);
+    roster.leave(&id("a0"), WorkerEpoch(1));
+    roster.leave(&id("a1"), WorkerEpoch(1));
+    assert_eq!(judged(&mut roster), [("e0".into(), WorkerPhase::Ready)]);
+    assert_eq!(roster.refused(), 0);
+    assert_eq!(roster.view().models["m"].workers.len(), 7);
+}
+
+#[test]
+fn a_draining_worker_makes_room_for_another_version() {
+    let mut roster = Roster::default();
+    for (name, block_size) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {
+        let card = Arc::new(WorkerCard {
+            address: name.into(),
+            ..(*card_of(name, block_size)).clone()
+        });
+        join(&mut roster, &card);
+    }
+    for address in ["a", "b", "c"] {
+        join(&mut roster, &card_at(&format!("{address}-again"), 1, "elsewhere"));
+    }
+    // Version 16 has three workers now, so that one of the four others is refused.
+    assert_eq!(roster.refused(), 1);
+    assert!(roster.drain("a").is_some() || roster.drain("b").is_some());
+    roster.judge(1);
+    assert_eq!(roster.refused(), 0);
+}
+
+#[test]
+fn a_model_too_many_is_refused_until_another_one_has_no_worker() {
+    let mut roster = Roster::default();
+    let named = |number: usize| {
         Arc::new(WorkerCard {
-            reads_body: true,
-            ..(*card(name, 1)).clone()
+            model: format!("m{number}"),
+            ..(*card(&format!("w{number}"), 1)).clone()
         })
     };
-    join(&mut roster, &reader("a"));
-    join(&mut roster, &reader("b"));
-    roster.join(card("c", 1), |_| true).unwrap();
-    assert_eq!(roster.ready(&card("c", 1), text(), 1), Some(WorkerPhase::Refused));
+    for number in 0..=MAX_MODELS {
+        roster.join(named(number), |_| true).unwrap();
+        assert!(roster.loaded(&named(number), text()));
+    }
+    roster.judge(1);
+    assert_eq!(roster.refused(), 1);
+    roster.leave(&id("w3"), WorkerEpoch(1));
+    roster.judge(1);
+    assert_eq!(roster.refused(), 0);
     let view = roster.view();
-    assert!(view.models["m"].reads_body);
-    assert_eq!(view.models["m"].workers.len(), 2);
+    assert_eq!(view.models.len(), MAX_MODELS);
+    assert!(!view.models.contains_key("m3"));
+}
+
+#[test]
+fn a_worker_restarted_in_place_with_another_version_changes_the_model() {
+    let mut roster = Roster::default();
+    join(&mut roster, &card("a", 1));
+    join(&mut roster, &card("b", 1));
+    let restarted = Arc::new(WorkerCard {
+        epoch: WorkerEpoch(2),
+        ..(*card_of("a", 32)).clone()
+    });
+    join(&mut roster, &restarted);
+    assert_eq!(
+        versions(&roster).into_iter().collect::<HashSet<_>>(),
+        [(16, 1), (32, 1)].into()
+    );
+    let restarted = Arc::new(WorkerCard {
+        epoch: WorkerEpoch(2),
+        ..(*card_of("b", 32)).clone()
+    });
+    join(&mut roster, &restarted);
+    assert_eq!(versions(&roster), [(32, 2)]);
 }
 
 #[test]
@@ -138,7 +276,8 @@ fn a_worker_that_left_before_it_was_ready_defines_no_model() {
     let left = card("a", 1);
     roster.join(left.clone(), |_| true).unwrap();
     roster.leave(&left.id, left.epoch);
-    assert_eq!(roster.ready(&left, text(), 1), None);
+    assert!(!roster.loaded(&left, text()));
+    assert_eq!(roster.judge(1), []);
     assert!(roster.view().models.is_empty());
 }
 

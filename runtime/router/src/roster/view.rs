@@ -10,6 +10,8 @@ use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{BlockHasher, LoraAdapter, WorkerCard, WorkerRole};
 use signalbox_tokenize::ModelText;
 
+use super::version::{ModelVersion, VersionId, versions_of};
+
 /// Everything that a decision reads about workers and models, at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct RosterView {
@@ -40,16 +42,12 @@ pub(crate) struct ModelEntry {
     pub(crate) adapter: Option<LoraAdapter>,
     /// Seconds since the Unix epoch when it was first served.
     pub(crate) created: u64,
-    pub(crate) context_length: u32,
-    pub(crate) block_size: u32,
-    pub(crate) artifacts_digest: String,
-    /// Whether the engines read clients' bodies themselves. Workers of both kinds never serve one model: a body that
-    /// was checked for one kind may mean something else to the other.
-    pub(crate) reads_body: bool,
-    pub(crate) text: Arc<ModelText>,
+    /// The versions that the ready workers serve, or those that the last ones served. At least one; the one with most
+    /// workers is the first.
+    pub(crate) versions: Vec<ModelVersion>,
     /// How many decisions this process has made for the model. Round robin uses it as its counter.
     pub(crate) decisions: Arc<AtomicU64>,
-    /// The ready workers, ordered by id. Policies are promised no order of rows (`wit/types.wit`).
+    /// The ready workers of all versions, ordered by id. Policies are promised no order of rows (`wit/types.wit`).
     pub(crate) workers: ReadyWorkers,
 }
 
@@ -58,6 +56,7 @@ pub(crate) struct ModelEntry {
 pub(crate) struct ReadyWorkers {
     entries: Vec<WorkerEntry>,
     columns: WorkerColumns,
+    shortest_context: u32,
 }
 
 /// The properties of workers that do not change while they are present. Each column has one row for each worker, in
@@ -74,6 +73,11 @@ pub(crate) struct WorkerColumns {
 impl ReadyWorkers {
     pub(crate) fn columns(&self) -> &WorkerColumns {
         &self.columns
+    }
+
+    /// The context length that every worker has at least.
+    pub(crate) fn shortest_context(&self) -> u32 {
+        self.shortest_context
     }
 }
 
@@ -97,7 +101,12 @@ impl FromIterator<WorkerEntry> for ReadyWorkers {
             columns.most_requests.push(most_requests);
             columns.roles.push(worker.card.role);
         }
-        Self { entries, columns }
+        let contexts = entries.iter().map(|worker| worker.card.context_length);
+        Self {
+            shortest_context: contexts.min().unwrap_or(0),
+            entries,
+            columns,
+        }
     }
 }
 
@@ -111,9 +120,18 @@ pub(crate) struct WorkerEntry {
     pub(crate) listed: bool,
     /// The LoRA adapters that the worker's engine has loaded; `None` until the worker's first report.
     pub(crate) adapters: Option<Arc<[LoraAdapter]>>,
+    /// The version of the model that the worker serves.
+    pub(crate) version: VersionId,
+    /// The worker's tokenizer and chat template; `None` until they are loaded.
+    pub(crate) text: Option<Arc<ModelText>>,
 }
 
 impl WorkerEntry {
+    /// Whether it may serve, as far as it is concerned: its tokenizer is loaded, and it does not drain.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.text.is_some() && self.phase != WorkerPhase::Draining
+    }
+
     /// The LoRA adapters that are known of.
     pub(crate) fn adapters(&self) -> &[LoraAdapter] {
         self.adapters.as_deref().unwrap_or_default()
@@ -129,7 +147,8 @@ pub enum WorkerPhase {
     Ready,
     /// It is draining: it finishes the requests that it has, and leaves.
     Draining,
-    /// It is refused: its card contradicts the cards of the model's other workers.
+    /// It is refused: there are as many models, or versions of its model, as a router serves. This is judged again at
+    /// each change of the fleet.
     Refused,
 }
 
@@ -141,22 +160,29 @@ impl ModelEntry {
 
     /// The same model, served by these workers.
     pub(super) fn with_workers(&self, workers: ReadyWorkers) -> Self {
+        let served = versions_of(workers.iter());
         Self {
             name: self.name.clone(),
             adapter: self.adapter.clone(),
             created: self.created,
-            context_length: self.context_length,
-            block_size: self.block_size,
-            artifacts_digest: self.artifacts_digest.clone(),
-            reads_body: self.reads_body,
-            text: self.text.clone(),
+            versions: if served.is_empty() {
+                self.versions.clone()
+            } else {
+                served
+            },
             decisions: self.decisions.clone(),
             workers,
         }
     }
 
-    /// The hasher for prompts of this model.
-    pub(crate) fn hasher(&self, lora: &str, cache_salt: &str) -> BlockHasher {
-        BlockHasher::new(&self.name, lora, cache_salt, self.block_size as usize)
+    /// The most tokens of a prompt and its answer together that any ready worker takes.
+    pub(crate) fn longest_context(&self) -> u32 {
+        let contexts = self.versions.iter().map(|version| version.context_length);
+        contexts.max().unwrap_or(0)
+    }
+
+    /// The hasher for prompts that workers with this block size get.
+    pub(crate) fn hasher(&self, block_size: u32, lora: &str, cache_salt: &str) -> BlockHasher {
+        BlockHasher::new(&self.name, lora, cache_salt, block_size as usize)
     }
 }

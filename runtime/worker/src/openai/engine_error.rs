@@ -15,7 +15,10 @@ pub(crate) fn wire_error(status: StatusCode, body: &Bytes) -> WireError {
     let text = |key: &str| error.get(key).and_then(Value::as_str).map(str::to_owned);
     let message = text("message").unwrap_or_else(|| format!("the engine answered {status}"));
     WireError {
-        kind: kind_of(status),
+        kind: match kind_of(status) {
+            ErrorKind::InvalidRequest if is_about_context(&message) => ErrorKind::ContextLengthExceeded,
+            kind => kind,
+        },
         message,
         param: text("param"),
         engine: Some(Box::new(EngineError {
@@ -69,6 +72,19 @@ fn kind_of(status: StatusCode) -> ErrorKind {
     }
 }
 
+/// Whether a refusal says that the prompt is too long for the engine's context: another engine of the model may have a
+/// longer one. The phrases are those of vLLM and SGLang.
+fn is_about_context(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    [
+        "maximum context length",
+        "maximum model length",
+        "context length (",
+    ]
+    .iter()
+    .any(|phrase| message.contains(phrase))
+}
+
 /// The beginning of a body that is not JSON.
 fn excerpt(body: &Bytes) -> String {
     const LONGEST: usize = 200;
@@ -96,7 +112,7 @@ mod tests {
     fn an_error_of_vllm_keeps_its_members() {
         let body = r#"{"error":{"message":"This model's maximum context length is 4096 tokens.","type":"BadRequestError","param":"input_tokens","code":400}}"#;
         let (kind, message, shape) = error(400, body);
-        assert_eq!(kind, ErrorKind::InvalidRequest);
+        assert_eq!(kind, ErrorKind::ContextLengthExceeded);
         assert!(message.starts_with("This model's maximum"));
         assert_eq!(shape, serde_json::from_str::<Value>(body).unwrap());
     }
