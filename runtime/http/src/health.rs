@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use actix_web::{HttpResponse, web::Data};
 use serde_json::{Value, json};
 use signalbox_protocol::{ParityState, PlaneStatus, WorkerRole};
-use signalbox_router::{InstanceView, WorkerPhase};
+use signalbox_router::{IdConflict, InstanceView, WorkerPhase};
 
 use crate::{
     admin::fleet::{kv_json, phase_name},
@@ -56,11 +56,19 @@ pub(crate) async fn health(frontend: Data<Frontend>) -> HttpResponse {
     let instances = frontend.router.instances();
     let (healthy, mut report) = report(&frontend.namespace, &instances, frontend.traffic.is_draining());
     report["planes"] = json!(planes(&frontend));
+    report["id_conflicts"] = conflicts_json(&frontend.router.id_conflicts());
     if healthy {
         HttpResponse::Ok().json(report)
     } else {
         HttpResponse::ServiceUnavailable().json(report)
     }
+}
+
+/// The ids that two workers have. The one at the address gets no requests.
+fn conflicts_json(conflicts: &[IdConflict]) -> Value {
+    let conflict =
+        |conflict: &IdConflict| json!({"instance_id": conflict.id, "displaced": {"tcp": conflict.displaced}});
+    conflicts.iter().map(conflict).collect()
 }
 
 fn report(namespace: &str, instances: &[InstanceView], draining: bool) -> (bool, Value) {

@@ -130,6 +130,16 @@ impl Roster {
         self.workers.values()
     }
 
+    /// A present worker.
+    pub(crate) fn worker(&self, id: &WorkerId) -> Option<&WorkerEntry> {
+        self.workers.get(id)
+    }
+
+    /// Whether a worker may join whose id is not present.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.vacant.is_empty() || self.slots < MAX_WORKERS
+    }
+
     /// Discovery lists a worker. A new one may not be given requests until it is [`ready`](Self::ready).
     ///
     /// A vacant slot is given out again only if `is_unused` returns true for it: no request of the slot's previous worker
@@ -391,6 +401,7 @@ impl Roster {
             models,
             workers,
             slots: self.slots,
+            conflicts: Vec::new(),
         }
     }
 }

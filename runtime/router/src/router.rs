@@ -23,6 +23,7 @@ use crate::{
     parity::{self, ParityTable},
     policy_replicator::PolicyReplicatorHandle,
     replica_sync::{PublishedLoads, ReplicaConfig, ReplicaSync},
+    rivals::IdConflict,
     roster::{ModelEntry, ModelVersion, PromptForm, RosterView, WorkerEntry, WorkerPhase},
     supervisor::ActorHandle,
     worker_roster::{RosterListeners, WorkerRoster},
@@ -298,6 +299,11 @@ impl Router {
         view.workers.iter().map(instance).collect()
     }
 
+    /// The ids that two workers have, each of which answers. One of the two gets no requests.
+    pub fn id_conflicts(&self) -> Vec<IdConflict> {
+        self.view.load().conflicts.clone()
+    }
+
     /// The status of each plane, by name.
     pub fn planes(&self) -> Vec<(&'static str, PlaneStatus)> {
         self.planes
@@ -368,6 +374,10 @@ fn describe_metrics() {
     describe_gauge!(
         "signalbox_workers_refused",
         "Present workers that get no requests, because there are as many models, or versions of one, as a router serves"
+    );
+    describe_gauge!(
+        "signalbox_worker_id_conflicts",
+        "Ids that two workers have, which both answer; one of the two gets no requests"
     );
     describe_counter!(
         "signalbox_kv_resyncs_total",

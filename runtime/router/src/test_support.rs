@@ -212,12 +212,17 @@ impl CallHandler for HandOver {
 
 impl TestWorker {
     pub(crate) async fn start() -> Self {
+        Self::start_as(card("worker-0", 1)).await
+    }
+
+    /// With this card in its hello.
+    pub(crate) async fn start_as(card: Arc<WorkerCard>) -> Self {
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::bind(any_port, ServerConfig::default()).await.unwrap();
         let (sender, calls) = mpsc::channel(8);
         Self {
             address: server.address(),
-            server: server.serve(card("worker-0", 1), Arc::new(HandOver(sender))),
+            server: server.serve(card, Arc::new(HandOver(sender))),
             calls,
         }
     }

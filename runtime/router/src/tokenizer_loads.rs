@@ -23,12 +23,13 @@ impl TokenizerLoads {
         waiting.len() == 1
     }
 
-    /// The worker that supplies the tokenizer now. The previous supplier moves to the end of the queue, and workers that
-    /// left are removed. Returns `None` when no worker is left; the next worker that waits is the first again.
+    /// The worker that supplies the tokenizer now: the next one that answers or, if none does, the next one. The previous
+    /// supplier moves to the end of the queue, and workers that left are removed. Returns `None` when no worker is left; the next worker that waits is the first again.
     pub(crate) fn next(
         &mut self,
         digest: &str,
         is_present: impl Fn(&WorkerCard) -> bool,
+        answers: impl Fn(&WorkerCard) -> bool,
     ) -> Option<Arc<WorkerCard>> {
         let waiting = self.0.get_mut(digest)?;
         let suppliers = waiting.len().min(1);
@@ -37,6 +38,9 @@ impl TokenizerLoads {
         if waiting.is_empty() {
             self.0.remove(digest);
             return None;
+        }
+        if let Some(place) = waiting.iter().position(|card| answers(card)) {
+            waiting.rotate_left(place);
         }
         waiting.front().cloned()
     }
@@ -63,9 +67,36 @@ mod tests {
     }
 
     fn next(loads: &mut TokenizerLoads, digest: &str, present: &[&str]) -> Option<String> {
-        loads
-            .next(digest, |card| present.contains(&card.id.as_str()))
-            .map(|card| card.id.to_string())
+        next_answering(loads, digest, present, &[])
+    }
+
+    fn next_answering(
+        loads: &mut TokenizerLoads,
+        digest: &str,
+        present: &[&str],
+        answering: &[&str],
+    ) -> Option<String> {
+        let is_in = |names: &[&str], card: &WorkerCard| names.contains(&card.id.as_str());
+        let next = loads.next(digest, |card| is_in(present, card), |card| is_in(answering, card));
+        next.map(|card| card.id.to_string())
+    }
+
+    #[test]
+    fn a_worker_that_answers_supplies_the_tokenizer_before_those_that_do_not() {
+        let mut loads = TokenizerLoads::default();
+        let everyone = ["a", "b", "c", "d"];
+        for id in everyone {
+            loads.wait(card(id, "1"));
+        }
+        let answering = ["c", "d"];
+        let suppliers: Vec<_> = (0..4)
+            .filter_map(|_| next_answering(&mut loads, "1", &everyone, &answering))
+            .collect();
+        assert_eq!(
+            suppliers,
+            ["c", "d", "c", "d"],
+            "one that fails is not asked twice in turn"
+        );
     }
 
     #[test]

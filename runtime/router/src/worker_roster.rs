@@ -5,15 +5,17 @@
 //! an arbiter apart from the HTTP threads.
 //!
 //! A worker whose lease ended is kept for as long as its connection answers: an etcd that fails must not remove workers
-//! that work.
+//! that work. Nor must the card of a later incarnation that does not answer ([`Rivals`]).
+//!
+//! Changes that come together are published together ([`PublishPace`]).
 //!
 //! When the actor fails, the view stays published. The next one continues from that view and follows discovery anew; the
 //! sessions of the failed one end with it, and their credit in the KV index with them (K-1).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use actix::{WeakRecipient, prelude::*};
@@ -25,11 +27,14 @@ use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_request_plane::{LinkEvent, LinkHandle, LinkState};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     fetch::fetch,
-    roster::{AdapterReport, Departed, Joined, Judged, Roster, RosterView, WorkerPhase},
+    load::MAX_WORKERS,
+    publish_pace::PublishPace,
+    rivals::{Answered, Rivals, Silenced},
+    roster::{AdapterReport, Departed, Joined, Judged, Roster, RosterError, RosterView, WorkerPhase},
     tokenizer_loads::TokenizerLoads,
     worker_session::{AdaptersReported, SessionContext, WorkerSession},
 };
@@ -51,6 +56,14 @@ pub(crate) struct WorkerRoster {
     sessions: HashMap<WorkerId, WorkerSession>,
     tokenizer_loads: TokenizerLoads,
     context: SessionContext,
+    rivals: Rivals<LinkHandle>,
+    /// Workers that found the roster full. They join when others leave.
+    waiting: BTreeMap<WorkerId, Arc<WorkerCard>>,
+    /// The workers that were withdrawn since the last view.
+    withdrawn: HashMap<WorkerId, Arc<WorkerCard>>,
+    /// The slots of the workers in the published view.
+    published_slots: HashSet<WorkerSlot>,
+    pace: PublishPace,
     discovery: Vec<Arc<dyn Discovery>>,
     view: Arc<ArcSwap<RosterView>>,
     listeners: RosterListeners,
@@ -98,25 +111,88 @@ impl WorkerRoster {
             sessions: HashMap::new(),
             tokenizer_loads: TokenizerLoads::default(),
             context,
+            rivals: Rivals::default(),
+            waiting: BTreeMap::new(),
+            withdrawn: HashMap::new(),
+            published_slots: slots_of(&view.load()),
+            pace: PublishPace::default(),
             discovery,
             view,
             listeners,
         }
     }
 
-    fn joined(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>) {
-        let load = &self.context.load;
-        let is_unused = |slot| load.get(slot).requests == 0;
+    /// Discovery lists a worker.
+    fn joined(&mut self, ctx: &mut Context<Self>, card: Arc<WorkerCard>) {
+        if !self.answers_in_earlier_epoch(&card) {
+            return self.admit(ctx, &card);
+        }
+        info!(
+            worker.id = %card.id, address = %card.address,
+            "a later incarnation of a worker is listed; the earlier one serves until that one answers"
+        );
+        let link = self.link_to(ctx, &card.address);
+        self.rivals.contend(card, link);
+    }
+
+    /// Whether an earlier incarnation of this worker serves, does not drain, and answers.
+    fn answers_in_earlier_epoch(&self, card: &WorkerCard) -> bool {
+        let is_earlier = self.roster.worker(&card.id).is_some_and(|present| {
+            present.card.epoch < card.epoch
+                && matches!(present.phase, WorkerPhase::Ready | WorkerPhase::Preparing)
+        });
+        is_earlier && self.sessions.get(&card.id).is_some_and(answers)
+    }
+
+    /// A link that is only watched.
+    fn link_to(&self, ctx: &Context<Self>, address: &str) -> LinkHandle {
+        let watcher = ctx.address().recipient();
+        LinkHandle::start(address.to_owned(), self.context.links.clone(), Some(watcher))
+    }
+
+    /// Makes a worker present, in the place of an earlier incarnation.
+    fn admit(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>) {
+        self.rivals.settle(&card.id);
+        let earlier = self.sessions.get(&card.id).map(|session| session.card.clone());
+        let earlier = earlier.or_else(|| self.withdrawn.remove(&card.id));
+        let own_slot = self.roster.worker(&card.id).map(|worker| worker.slot);
+        let (load, published) = (&self.context.load, &self.published_slots);
+        // Decisions by the published view may still choose the worker that had the slot.
+        let is_unused =
+            |slot| load.get(slot).requests == 0 && (own_slot == Some(slot) || !published.contains(&slot));
         match self.roster.join(card.clone(), is_unused) {
             Ok(Joined::New(slot)) => {
                 info!(worker.id = %card.id, model = %card.model, address = %card.address, engine = %card.engine, "worker joined");
                 self.start_session(ctx, card, slot);
                 self.prepare(ctx, card);
+                let displaced = earlier.filter(|earlier| earlier.address != card.address);
+                if let Some(earlier) = displaced {
+                    let link = self.link_to(ctx, &earlier.address);
+                    self.rivals.displace(earlier, link);
+                }
             }
             Ok(Joined::Relisted) => info!(worker.id = %card.id, "worker is listed again"),
+            Err(error @ RosterError::Full(_)) => {
+                let is_known = self.waiting.contains_key(&card.id);
+                if !is_known {
+                    warn!(%error, "worker not accepted; it joins when another one leaves");
+                }
+                // As many wait at most as may be present: discovery may list any number.
+                if is_known || self.waiting.len() < MAX_WORKERS as usize {
+                    self.waiting.insert(card.id.clone(), card.clone());
+                }
+                return;
+            }
             Err(error) => return warn!(%error, "worker not accepted"),
         }
-        self.publish();
+        self.changed(ctx);
+    }
+
+    /// The contender of this worker takes over, if there is one.
+    fn promote(&mut self, ctx: &mut Context<Self>, id: &WorkerId) {
+        if let Some(card) = self.rivals.settle(id) {
+            self.admit(ctx, &card);
+        }
     }
 
     fn start_session(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>, slot: WorkerSlot) {
@@ -152,12 +228,16 @@ impl WorkerRoster {
     /// supplies the tokenizer or none is left.
     fn load_text(&mut self, ctx: &mut Context<Self>, digest: &str, retry: Duration) {
         let sessions = &self.sessions;
-        let is_present = |card: &WorkerCard| {
-            sessions
-                .get(&card.id)
-                .is_some_and(|session| session.card.epoch == card.epoch)
+        let session_of = |card: &WorkerCard| {
+            let session = sessions.get(&card.id);
+            session.filter(|session| session.card.epoch == card.epoch)
         };
-        let Some(card) = self.tokenizer_loads.next(digest, is_present) else {
+        let supplier = self.tokenizer_loads.next(
+            digest,
+            |card| session_of(card).is_some(),
+            |card| session_of(card).is_some_and(answers),
+        );
+        let Some(card) = supplier else {
             return;
         };
         let Some(link) = self.sessions.get(&card.id).map(|session| session.link.clone()) else {
@@ -165,7 +245,7 @@ impl WorkerRoster {
         };
         let loaded = load_text(link, card.artifacts_digest.clone()).into_actor(self);
         ctx.spawn(loaded.map(move |text, actor, ctx| match text {
-            Ok(text) => actor.loaded(&card.artifacts_digest, &text),
+            Ok(text) => actor.loaded(ctx, &card.artifacts_digest, &text),
             Err(reason) => {
                 warn!(worker.id = %card.id, reason, retry_in = ?retry, "a worker's tokenizer was not loaded");
                 ctx.run_later(retry, move |actor, ctx| {
@@ -176,34 +256,90 @@ impl WorkerRoster {
     }
 
     /// A tokenizer is loaded: every worker that waited for it is prepared.
-    fn loaded(&mut self, digest: &str, text: &Arc<ModelText>) {
+    fn loaded(&mut self, ctx: &mut Context<Self>, digest: &str, text: &Arc<ModelText>) {
         for card in self.tokenizer_loads.loaded(digest) {
             self.roster.loaded(&card, text.clone());
         }
-        self.publish();
+        self.changed(ctx);
     }
 
-    fn departed(&mut self, id: &WorkerId, epoch: WorkerEpoch, departure: Departure) {
-        let answers = self.sessions.get(id).is_some_and(|session| {
-            session.link.state() == LinkState::Up
-                && session.link.card().is_some_and(|card| card.epoch == epoch)
-        });
+    fn departed(&mut self, ctx: &mut Context<Self>, id: &WorkerId, epoch: WorkerEpoch, departure: Departure) {
+        if self.waiting.get(id).is_some_and(|card| card.epoch == epoch) {
+            self.waiting.remove(id);
+        }
+        if self.rivals.withdraw(id, epoch) {
+            return info!(worker.id = %id, "the later incarnation of a worker is no longer listed");
+        }
+        let session = self
+            .sessions
+            .get(id)
+            .filter(|session| session.card.epoch == epoch);
+        let (answers, card) = (
+            session.is_some_and(answers),
+            session.map(|session| session.card.clone()),
+        );
         match self.roster.depart(id, epoch, departure, answers) {
-            Departed::Left => self.end_session(id, "discovery no longer lists it"),
+            Departed::Left => {
+                self.withdrawn.extend(card.map(|card| (id.clone(), card)));
+                self.end_session(ctx, id, "discovery no longer lists it");
+            }
             Departed::Kept => {
                 // A worker that drains looks like this too: its answers under way end first.
                 info!(worker.id = %id, "discovery no longer lists the worker; it is kept while its connection answers");
-                self.publish();
+                self.changed(ctx);
             }
             Departed::Unknown => {}
         }
     }
 
     /// A worker left the roster.
-    fn end_session(&mut self, id: &WorkerId, reason: &str) {
+    fn end_session(&mut self, ctx: &mut Context<Self>, id: &WorkerId, reason: &str) {
         self.sessions.remove(id);
         info!(worker.id = %id, reason, "worker left");
-        self.publish();
+        self.promote(ctx, id);
+        self.changed(ctx);
+    }
+
+    /// Nobody answers at an address any more, or the worker there drains.
+    fn silenced(&mut self, ctx: &mut Context<Self>, address: &str) {
+        for silenced in self.rivals.silenced(address) {
+            match silenced {
+                Silenced::Contender(card) => warn!(
+                    worker.id = %card.id, address, epoch = %card.epoch,
+                    "discovery lists a later incarnation of this worker, which does not answer; requests go on to the \
+                     earlier one, which does",
+                ),
+                Silenced::ConflictOver(card) => {
+                    info!(worker.id = %card.id, address, "the worker's id answers at one address again");
+                    self.changed(ctx);
+                }
+            }
+        }
+    }
+
+    /// Publishes the view soon.
+    fn changed(&mut self, ctx: &mut Context<Self>) {
+        if let Some(wait) = self.pace.changed() {
+            ctx.run_later(wait, |actor, ctx| {
+                let began = Instant::now();
+                actor.publish();
+                actor.pace.published(began.elapsed());
+                actor.admit_waiting(ctx);
+            });
+        }
+    }
+
+    /// Workers that found the roster full join, as many as there is room for.
+    fn admit_waiting(&mut self, ctx: &mut Context<Self>) {
+        while self.roster.has_room()
+            && let Some((_, card)) = self.waiting.pop_first()
+        {
+            self.admit(ctx, &card);
+            if self.waiting.contains_key(&card.id) {
+                // Requests to its previous worker are still under way in the slot that is vacant.
+                return;
+            }
+        }
     }
 
     fn publish(&mut self) {
@@ -228,7 +364,11 @@ impl WorkerRoster {
                 "a worker's LoRA adapter is not served",
             );
         }
-        let view = self.roster.view();
+        let mut view = self.roster.view();
+        view.conflicts = self.rivals.conflicts();
+        metrics::gauge!("signalbox_worker_id_conflicts").set(view.conflicts.len() as f64);
+        self.published_slots = slots_of(&view);
+        self.withdrawn.clear();
         self.context.present.store(view.workers.len() as u64, Relaxed);
         metrics::gauge!("signalbox_workers").set(view.workers.len() as f64);
         metrics::gauge!("signalbox_workers_refused").set(self.roster.refused() as f64);
@@ -261,8 +401,8 @@ impl Actor for WorkerRoster {
 impl StreamHandler<WorkerChange> for WorkerRoster {
     fn handle(&mut self, change: WorkerChange, ctx: &mut Self::Context) {
         match change {
-            WorkerChange::Joined(card) => self.joined(ctx, &card),
-            WorkerChange::Left { id, epoch, departure } => self.departed(&id, epoch, departure),
+            WorkerChange::Joined(card) => self.joined(ctx, card),
+            WorkerChange::Left { id, epoch, departure } => self.departed(ctx, &id, epoch, departure),
         }
     }
 }
@@ -270,23 +410,49 @@ impl StreamHandler<WorkerChange> for WorkerRoster {
 impl Handler<LinkEvent> for WorkerRoster {
     type Result = ();
 
-    fn handle(&mut self, event: LinkEvent, _: &mut Self::Context) {
+    fn handle(&mut self, event: LinkEvent, ctx: &mut Self::Context) {
         match event {
             LinkEvent::Draining { address } => {
                 if let Some(card) = self.roster.drain(&address) {
                     info!(worker.id = %card.id, "worker drains");
-                    self.publish();
+                    self.promote(ctx, &card.id);
+                    self.changed(ctx);
                 }
+                self.silenced(ctx, &address);
             }
             LinkEvent::Down { address, reason } => {
-                if let Some(card) = self.roster.lose(&address) {
-                    self.end_session(&card.id, &reason);
+                let is_lost = |session: &&WorkerSession| {
+                    session.card.address == address && session.link.state() != LinkState::Up
+                };
+                let lost: Vec<_> = self.sessions.values().filter(is_lost).collect();
+                let contended = lost.iter().map(|session| session.card.id.clone());
+                let contended = contended.filter(|id| self.rivals.has_contender(id));
+                for id in contended.collect::<Vec<_>>() {
+                    self.promote(ctx, &id);
                 }
+                if let Some(card) = self.roster.lose(&address) {
+                    self.end_session(ctx, &card.id, &reason);
+                }
+                self.silenced(ctx, &address);
             }
-            // Another incarnation may listen at the address before discovery reports it.
             LinkEvent::Up { address, card } => {
+                match self.rivals.answered(&address, &card) {
+                    Some(Answered::TakesOver(card)) => self.admit(ctx, &card),
+                    Some(Answered::Conflicts(displaced)) => {
+                        let serving = self.roster.worker(&displaced.id);
+                        let serving = serving.map_or("", |serving| &*serving.card.address);
+                        error!(
+                            worker.id = %displaced.id, serving, displaced = %displaced.address,
+                            "two workers have this id and answer at different addresses; only the later one gets \
+                             requests: give each worker an id of its own with --id",
+                        );
+                        self.changed(ctx);
+                    }
+                    None => {}
+                }
+                // Another incarnation may listen at the address before discovery reports it.
                 if let Some(earlier) = self.roster.reach(&address, card.epoch) {
-                    self.end_session(&earlier.id, "another incarnation answers at its address");
+                    self.end_session(ctx, &earlier.id, "another incarnation answers at its address");
                 }
             }
         }
@@ -302,7 +468,7 @@ impl Handler<AdaptersReported> for WorkerRoster {
             AdapterReport::Ignored => return,
             AdapterReport::Changed => {}
             AdapterReport::First => {
-                let preparing = self.roster.workers().find(|worker| worker.card.id == id);
+                let preparing = self.roster.worker(&id);
                 let preparing = preparing.filter(|worker| worker.phase == WorkerPhase::Preparing);
                 if let Some(card) = preparing
                     .map(|worker| worker.card.clone())
@@ -312,7 +478,35 @@ impl Handler<AdaptersReported> for WorkerRoster {
                 }
             }
         }
-        self.publish();
+        self.changed(ctx);
+    }
+}
+
+/// Whether the worker answers in the epoch of its card.
+fn answers(session: &WorkerSession) -> bool {
+    session.link.state() == LinkState::Up
+        && session
+            .link
+            .card()
+            .is_some_and(|card| card.epoch == session.card.epoch)
+}
+
+fn slots_of(view: &RosterView) -> HashSet<WorkerSlot> {
+    view.workers.iter().map(|worker| worker.slot).collect()
+}
+
+/// Reports a change as discovery does.
+#[cfg(test)]
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Discovered(WorkerChange);
+
+#[cfg(test)]
+impl Handler<Discovered> for WorkerRoster {
+    type Result = ();
+
+    fn handle(&mut self, Discovered(change): Discovered, ctx: &mut Self::Context) {
+        StreamHandler::handle(self, change, ctx);
     }
 }
 

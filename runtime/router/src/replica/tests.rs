@@ -44,6 +44,7 @@ impl Rig {
             adapters: Default::default(),
             workers,
             slots,
+            conflicts: Vec::new(),
         };
         let (index, load) = (SharedKvIndex::new(1 << 20), LoadTable::default());
         Self {

@@ -10,6 +10,8 @@ use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{BlockHasher, LoraAdapter, WorkerCard, WorkerRole};
 use signalbox_tokenize::ModelText;
 
+use crate::rivals::IdConflict;
+
 use super::version::{ModelVersion, VersionId, versions_of};
 
 /// Everything that a decision reads about workers and models, at one moment.
@@ -24,6 +26,8 @@ pub(crate) struct RosterView {
     pub(crate) workers: Vec<WorkerEntry>,
     /// How many slots have been given out. A slot below this number that no present worker has is vacant.
     pub(crate) slots: u32,
+    /// The ids that two workers have.
+    pub(crate) conflicts: Vec<IdConflict>,
 }
 
 impl RosterView {

@@ -272,3 +272,151 @@ async fn an_older_worker_that_reports_no_adapters_becomes_ready_too() {
         soon(fleet.changes.changed()).await.unwrap();
     }
 }
+
+impl Fleet {
+    /// Reports a change as etcd does.
+    async fn discovered(&self, change: WorkerChange) {
+        self.actor.address().send(Discovered(change)).await.unwrap();
+    }
+
+    /// etcd lists an incarnation of the worker `worker-0` at this address.
+    async fn lists(&self, epoch: u64, address: &str) {
+        let card = WorkerCard {
+            address: address.into(),
+            ..(*card("worker-0", epoch)).clone()
+        };
+        self.discovered(WorkerChange::Joined(Arc::new(card))).await;
+    }
+
+    /// etcd no longer lists an incarnation of the worker `worker-0`.
+    async fn lists_no_more(&self, epoch: u64) {
+        let left = WorkerChange::Left {
+            id: "worker-0".parse().unwrap(),
+            epoch: WorkerEpoch(epoch),
+            departure: Departure::LeaseEnded,
+        };
+        self.discovered(left).await;
+    }
+
+    /// Waits until these addresses conflict with the worker that serves.
+    async fn has_conflicts(&mut self, expected: &[&str]) {
+        loop {
+            let view = self.view.load_full();
+            let displaced = view.conflicts.iter();
+            if displaced
+                .map(|conflict| conflict.displaced.as_str())
+                .eq(expected.iter().copied())
+            {
+                return;
+            }
+            soon(self.changes.changed()).await.unwrap();
+        }
+    }
+
+    /// A worker that answers, listed in this epoch.
+    async fn answering(&mut self, epoch: u64) -> TestWorker {
+        let mut worker = TestWorker::start_as(card("worker-0", epoch)).await;
+        self.lists(epoch, &worker.address).await;
+        // Its link is up when it gets a call.
+        worker.call().await;
+        worker
+    }
+}
+
+#[actix_rt::test]
+async fn a_later_incarnation_that_does_not_answer_leaves_the_earlier_one_in_service() {
+    const DEAD: &str = "127.0.0.1:1";
+    let mut fleet = Fleet::start();
+    let worker = fleet.answering(1).await;
+    fleet.has(&[("worker-0", 1, true)]).await;
+    let slot = fleet.slot("worker-0");
+    fleet.lists_no_more(1).await;
+    fleet.lists(2, DEAD).await;
+    fleet.has(&[("worker-0", 1, false)]).await;
+    assert_eq!(
+        fleet.slot("worker-0"),
+        slot,
+        "its session goes on, and its credit with it"
+    );
+    // The card is withdrawn and comes again.
+    fleet.lists_no_more(2).await;
+    fleet.lists(1, &worker.address).await;
+    fleet.has(&[("worker-0", 1, true)]).await;
+    fleet.lists_no_more(1).await;
+    fleet.lists(3, DEAD).await;
+    fleet.has(&[("worker-0", 1, false)]).await;
+    // Only when the earlier one no longer answers is the later one all there is.
+    worker.stop().await;
+    fleet.has(&[("worker-0", 3, true)]).await;
+}
+
+#[actix_rt::test]
+async fn a_later_incarnation_takes_over_when_it_answers_and_two_that_answer_conflict() {
+    let mut fleet = Fleet::start();
+    let earlier = fleet.answering(1).await;
+    fleet.has(&[("worker-0", 1, true)]).await;
+    fleet.lists_no_more(1).await;
+    let later = fleet.answering(2).await;
+    fleet.has(&[("worker-0", 2, true)]).await;
+    fleet.has_conflicts(&[&earlier.address]).await;
+    assert!(fleet.view.load().conflicts[0].displaced != later.address);
+    earlier.stop().await;
+    fleet.has_conflicts(&[]).await;
+    fleet.has(&[("worker-0", 2, true)]).await;
+}
+
+#[actix_rt::test]
+async fn two_workers_with_one_id_conflict_without_etcd_too() {
+    let mut fleet = Fleet::start();
+    let mut workers = Vec::new();
+    let mut registrations = Vec::new();
+    for epoch in [1, 2] {
+        let mut worker = TestWorker::start_as(card("worker-0", epoch)).await;
+        let card = WorkerCard {
+            address: worker.address.clone(),
+            ..(*card("worker-0", epoch)).clone()
+        };
+        registrations.push(fleet.discovery.register(Arc::new(card)).unwrap());
+        worker.call().await;
+        workers.push(worker);
+    }
+    fleet.has_conflicts(&[&workers[0].address]).await;
+    fleet.has(&[("worker-0", 2, true)]).await;
+    drop(registrations);
+    fleet.has(&[]).await;
+}
+
+#[actix_rt::test]
+async fn workers_that_join_together_are_published_together_and_one_too_many_waits() {
+    let most = MAX_WORKERS as usize;
+    let mut fleet = Fleet::start();
+    let register = |number: usize| {
+        let card = WorkerCard {
+            address: format!("nats:w{number}"),
+            model: format!("m{}", number % 1_000),
+            ..(*card(&format!("w{number:04}"), 1)).clone()
+        };
+        fleet.discovery.register(Arc::new(card)).unwrap()
+    };
+    let mut registrations: Vec<_> = (0..=most).map(register).collect();
+    let number = |view: &RosterView| view.workers.len();
+    while number(&fleet.view.load()) < most {
+        soon(fleet.changes.changed()).await.unwrap();
+    }
+    let published = *fleet.changes.borrow();
+    assert!(
+        published < most as u64 / 20,
+        "{published} views of {most} workers"
+    );
+    let is_present = |name: &str| {
+        let view = fleet.view.load();
+        view.workers.iter().any(|worker| worker.card.id.as_str() == name)
+    };
+    let waiting = format!("w{most:04}");
+    assert!(!is_present(&waiting));
+    drop(registrations.remove(7));
+    while !is_present(&waiting) {
+        soon(fleet.changes.changed()).await.unwrap();
+    }
+    assert!(!is_present("w0007"));
+}
