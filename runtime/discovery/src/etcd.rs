@@ -10,6 +10,7 @@
 //! | `keyspace` | the key of each card |
 //! | `session` | connects, again after each failure, and reports the state |
 //! | `registrations`, `registrar` | what this process wants in etcd, and the writer |
+//! | `own_keys` | the watch of the keys that this process writes |
 //! | `observed`, `watcher` | what was read from etcd, and the reader |
 //! | `outage` | why etcd cannot be used |
 
@@ -38,6 +39,7 @@ mod config;
 mod keyspace;
 mod observed;
 mod outage;
+mod own_keys;
 mod registrar;
 mod registrations;
 mod session;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::{
     keyspace::Keyspace,
     outage::{Outage, bounded},
+    own_keys::OwnKeys,
     registrations::{Outcome, Registrations, Wanted, Work},
 };
 
@@ -44,6 +45,7 @@ struct LeaseSession<'a> {
     client: Client,
     keep_alive: Option<(LeaseKeeper, LeaseKeepAliveStream)>,
     next_keep_alive: Instant,
+    own_keys: OwnKeys,
 }
 
 impl Registrar {
@@ -64,6 +66,7 @@ impl Registrar {
             client,
             keep_alive: None,
             next_keep_alive: Instant::now(),
+            own_keys: OwnKeys::default(),
         };
         session.run(changed).await
     }
@@ -92,6 +95,9 @@ impl LeaseSession<'_> {
                     .map_or(self.next_keep_alive, |due| due.min(self.next_keep_alive));
                 tokio::select! {
                     _ = changed.changed() => {}
+                    keys = self.own_keys.changed(self.registrar.lease) => {
+                        registrations.verify(&keys?, Instant::now());
+                    }
                     () = tokio::time::sleep_until(next.into()) => {}
                 }
             }
@@ -178,6 +184,10 @@ impl LeaseSession<'_> {
                 .and_then([TxnOp::put(key, &*wanted.value, options)])
                 .or_else([TxnOp::get(key, None)]);
             let answer = bounded("registering", self.client.txn(transaction)).await?;
+            if wanted.incarnation.is_some() {
+                let next_revision = answer.header().map_or(0, |header| header.revision() + 1);
+                self.own_keys.add(&mut self.client, key, next_revision).await?;
+            }
             if answer.succeeded() {
                 return Ok(Outcome::Settled);
             }

@@ -20,7 +20,7 @@ use crate::error::StaleEpoch;
 const VERIFY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often a key that a later incarnation holds is tried again, because that incarnation may end.
-const REFUSED_RETRY: Duration = Duration::from_secs(5);
+pub(crate) const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
 /// The keys that this process wants in etcd.
 #[derive(Debug, Default)]
@@ -183,15 +183,26 @@ impl Registrations {
             (Outcome::Refused(known), _) => {
                 if !slot.refused {
                     let key = &work.key;
-                    tracing::warn!(
+                    tracing::error!(
                         %key, %known,
-                        "this worker cannot register: a later epoch of it is registered; waiting for that one to leave"
+                        "another worker is registered under this worker's id, in a later epoch: routers send requests to that \
+                         one if it answers; give each worker an id of its own with --id, or end one of them"
                     );
                 }
                 slot.refused = true;
                 slot.due = now + REFUSED_RETRY;
             }
             (Outcome::Contended, _) => slot.due = now + REFUSED_RETRY,
+        }
+    }
+
+    /// Makes these keys due, because other processes have changed them.
+    pub(crate) fn verify(&self, keys: &[String], now: Instant) {
+        let mut slots = self.slots.lock();
+        for key in keys {
+            if let Some(slot) = slots.by_key.get_mut(key) {
+                slot.due = now;
+            }
         }
     }
 
@@ -207,6 +218,12 @@ impl Registrations {
         self.lease_lost(now);
         self.slots.lock().withdrawing = false;
         self.notify();
+    }
+
+    /// Whether a later incarnation holds the key.
+    #[cfg(test)]
+    pub(crate) fn is_refused(&self, key: &str) -> bool {
+        self.slots.lock().by_key.get(key).is_some_and(|slot| slot.refused)
     }
 
     pub(crate) fn subscribe(&self) -> watch::Receiver<()> {

@@ -110,6 +110,59 @@ async fn a_later_incarnation_elsewhere_outlasts_the_registration_of_the_earlier_
     expect(&mut watch, [joined("b", 1)]).await;
 }
 
+/// Waits until the key holds this epoch, for less time than passes between two verifications.
+async fn holds_soon(client: &mut Client, key: &str, epoch: u64) {
+    let soon = registrations::REFUSED_RETRY / 2;
+    let holds = async {
+        loop {
+            let found = client.get(key, None).await.unwrap();
+            let value = found.kvs().first().map(|found| found.value().to_vec());
+            let card = value.and_then(|value| serde_json::from_slice::<WorkerCard>(&value).ok());
+            if card.is_some_and(|card| card.epoch == WorkerEpoch(epoch)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(soon, holds)
+        .await
+        .expect("before the next verification");
+}
+
+#[tokio::test]
+async fn a_key_that_another_process_deletes_or_overwrites_is_written_again_at_once() {
+    let server = shared_etcd();
+    let config = etcd_config(&server);
+    let discovery = start(&config).await;
+    let _two = ["b", "a"].map(|name| discovery.register(card(name, 5)).unwrap());
+    let mut raw = raw(&server).await;
+    let key = discovery.keys.worker(&card("a", 5));
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while lease_of(&mut raw, &key).await.is_none() {
+        assert!(tokio::time::Instant::now() < deadline, "the key is written");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    raw.delete(key.as_str(), None).await.unwrap();
+    holds_soon(&mut raw, &key, 5).await;
+    let earlier = serde_json::to_vec(&*card("a", 4)).unwrap();
+    raw.put(key.as_str(), earlier, None).await.unwrap();
+    holds_soon(&mut raw, &key, 5).await;
+    // A later epoch stays, for as long as its key does.
+    let later = serde_json::to_vec(&*card("a", 6)).unwrap();
+    raw.put(key.as_str(), later, None).await.unwrap();
+    let refused = async {
+        while !discovery.registrations.is_refused(&key) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(registrations::REFUSED_RETRY / 2, refused)
+        .await
+        .expect("the worker learns of it before the next verification");
+    holds_soon(&mut raw, &key, 6).await;
+    raw.delete(key.as_str(), None).await.unwrap();
+    holds_soon(&mut raw, &key, 5).await;
+}
+
 #[tokio::test]
 async fn an_unreadable_card_is_skipped() {
     let server = shared_etcd();
