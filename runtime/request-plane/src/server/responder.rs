@@ -58,6 +58,24 @@ impl Responder {
     /// # Errors
     /// As [`Self::queue`].
     pub fn queue_piece(&self, tokens: PieceTokens<'_>, bytes: &[u8]) -> Result<(), CallerGone> {
+        self.queue_pieces(tokens, bytes, false)
+    }
+
+    /// Queues an answer that is one document, which flows to the router as fast as the router reads it. The stream's backlog
+    /// does not limit it: the document is complete, so nothing more comes, and to fail it would waste all its work.
+    ///
+    /// # Errors
+    /// The caller is gone.
+    pub fn queue_document(&self, tokens: PieceTokens<'_>, document: &[u8]) -> Result<(), CallerGone> {
+        self.queue_pieces(tokens, document, true)
+    }
+
+    fn queue_pieces(
+        &self,
+        tokens: PieceTokens<'_>,
+        bytes: &[u8],
+        of_document: bool,
+    ) -> Result<(), CallerGone> {
         if self.is_cancelled() {
             return Err(CallerGone);
         }
@@ -66,7 +84,8 @@ impl Responder {
             tokens => tokens,
         };
         self.connection.queue(|send_queue| {
-            cut(tokens, bytes).try_for_each(|(tokens, piece)| send_queue.queue(self.stream, tokens, piece))
+            cut(tokens, bytes)
+                .try_for_each(|(tokens, piece)| send_queue.queue(self.stream, tokens, piece, of_document))
         })
     }
 

@@ -145,12 +145,14 @@ impl SendQueue {
         Ok(signal)
     }
 
-    /// Queues a piece, which is sent as soon as there is room for it.
+    /// Queues a piece, which is sent as soon as there is room for it. A stream that has more than its backlog of them fails,
+    /// unless the piece is `of_document`, an answer that is complete.
     pub(super) fn queue(
         &mut self,
         stream: u32,
         tokens: PieceTokens<'_>,
         bytes: &[u8],
+        of_document: bool,
     ) -> Result<(), CallerGone> {
         let slot = self
             .streams
@@ -164,7 +166,7 @@ impl SendQueue {
             return Ok(());
         }
         slot.backlog_bytes += cost as usize;
-        if slot.backlog_bytes > self.backlog_bytes {
+        if slot.backlog_bytes > self.backlog_bytes && !of_document {
             let error = WireError::new(
                 ErrorKind::Overloaded,
                 format!(

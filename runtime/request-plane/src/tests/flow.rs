@@ -8,6 +8,7 @@ over_tcp_and_nats!(
     a_sender_stops_at_the_window_and_resumes_as_the_reader_reads,
     queued_pieces_beyond_the_window_wait_at_the_worker_and_follow,
     a_reader_too_slow_for_the_backlog_fails_as_overloaded_and_its_engine_stops,
+    a_document_larger_than_the_backlog_arrives_whole,
 );
 
 fn narrow() -> LinkConfig {
@@ -100,4 +101,30 @@ async fn a_reader_too_slow_for_the_backlog_fails_as_overloaded_and_its_engine_st
     };
     assert_eq!(error.kind, ErrorKind::Overloaded);
     assert!(error.message.contains("reads too slowly"), "{error}");
+}
+
+async fn a_document_larger_than_the_backlog_arrives_whole(over: Over) {
+    let mut worker = Worker::start(over).await;
+    let link = worker.link_with(narrow());
+    let mut stream = link.open(generate());
+    let (_, responder) = worker.call().await;
+    let document: Vec<u8> = (0..6_000_000_u32).map(|number| (number / 7) as u8).collect();
+    responder
+        .queue_document(PieceTokens::Count(1), &document)
+        .unwrap();
+    responder.end(summary(1));
+    let mut arrived = Vec::new();
+    let mut tokens = 0;
+    loop {
+        match next(&mut stream).await.unwrap() {
+            ResponseEvent::Data {
+                tokens: more, bytes, ..
+            } => {
+                tokens += more;
+                arrived.extend_from_slice(&bytes);
+            }
+            ResponseEvent::End(_) => break,
+        }
+    }
+    assert_eq!((arrived == document, tokens), (true, 1));
 }

@@ -67,7 +67,12 @@ impl OpenRequest {
             Some(ids) => PieceTokens::Ids(ids),
             None => PieceTokens::Count(self.uncounted_tokens),
         };
-        self.caller_gone |= self.sink.queue(tokens, &self.piece).is_err();
+        let queued = if self.answer.is_stream() {
+            self.sink.queue(tokens, &self.piece)
+        } else {
+            self.sink.queue_document(tokens, &self.piece)
+        };
+        self.caller_gone |= queued.is_err();
         self.uncounted_tokens = 0;
         if let Some(ids) = &mut self.uncounted_ids {
             ids.clear();

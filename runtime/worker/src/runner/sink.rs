@@ -11,6 +11,12 @@ pub trait AnswerSink: Send {
     /// The caller has closed the stream.
     fn queue(&self, tokens: PieceTokens<'_>, bytes: &[u8]) -> Result<(), CallerGone>;
 
+    /// Queues an answer that is one document, of any size.
+    ///
+    /// # Errors
+    /// The caller has closed the stream.
+    fn queue_document(&self, tokens: PieceTokens<'_>, document: &[u8]) -> Result<(), CallerGone>;
+
     /// Sends the queued pieces.
     fn flush(&self);
 
@@ -27,6 +33,10 @@ pub trait AnswerSink: Send {
 impl AnswerSink for Responder {
     fn queue(&self, tokens: PieceTokens<'_>, bytes: &[u8]) -> Result<(), CallerGone> {
         self.queue_piece(tokens, bytes)
+    }
+
+    fn queue_document(&self, tokens: PieceTokens<'_>, document: &[u8]) -> Result<(), CallerGone> {
+        Self::queue_document(self, tokens, document)
     }
 
     fn flush(&self) {

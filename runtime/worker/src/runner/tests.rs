@@ -103,6 +103,10 @@ impl AnswerSink for TestSink {
         Ok(())
     }
 
+    fn queue_document(&self, tokens: PieceTokens<'_>, document: &[u8]) -> Result<(), CallerGone> {
+        self.queue(tokens, document)
+    }
+
     fn flush(&self) {
         self.0.pieces.lock().unwrap().flushes += 1;
     }

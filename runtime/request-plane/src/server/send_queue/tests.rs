@@ -37,7 +37,7 @@ fn queue(send_queue: &mut SendQueue, stream: u32, number: u32, len: usize) -> Re
         0 => PieceTokens::Count(number),
         _ => PieceTokens::Ids(&[number]),
     };
-    send_queue.queue(stream, tokens, &vec![b'x'; len])
+    send_queue.queue(stream, tokens, &vec![b'x'; len], false)
 }
 
 #[test]
