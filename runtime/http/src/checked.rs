@@ -7,7 +7,7 @@ use signalbox_tokenize::{ChatPrompt, TextError};
 use crate::{
     openai::{
         ChatRequest, CompletionRequest, DefaultLength, Fields, GenerationParams, Prompt, check_vocabulary,
-        fit_context,
+        fit_context, prompt_too_long,
     },
     prepared::Prepared,
 };
@@ -54,8 +54,8 @@ fn chat(name: String, fields: &mut Fields, model: &ModelView) -> Result<Prepared
     let ChatRequest { generation, messages } = ChatRequest::take(name, fields)?;
     let tokens = model
         .text
-        .encode_chat(&ChatPrompt::new(&messages))
-        .map_err(|error| text_error(error, "messages"))?;
+        .encode_chat_within(&ChatPrompt::new(&messages), model.context_length as usize)
+        .map_err(|error| text_error(error, model, "messages"))?;
     fit(
         generation,
         tokens,
@@ -76,8 +76,8 @@ fn completion(name: String, fields: &mut Fields, model: &ModelView) -> Result<Pr
         Prompt::Text(text) => (
             model
                 .text
-                .encode_prompt(&text)
-                .map_err(|error| text_error(error, "prompt"))?,
+                .encode_prompt_within(&text, true, model.context_length as usize)
+                .map_err(|error| text_error(error, model, "prompt"))?,
             Some(text),
         ),
         Prompt::Tokens(tokens) => {
@@ -92,7 +92,7 @@ fn completion(name: String, fields: &mut Fields, model: &ModelView) -> Result<Pr
             model
                 .text
                 .decode(&tokens)
-                .map_err(|error| text_error(error, "prompt"))?,
+                .map_err(|error| text_error(error, model, "prompt"))?,
         ),
     };
     fit(
@@ -137,7 +137,10 @@ fn fit(
 }
 
 /// Errors of the template or the tokenizer are about the prompt: `param` names the parameter that holds it.
-fn text_error(error: TextError, param: &str) -> WireError {
+fn text_error(error: TextError, model: &ModelView, param: &str) -> WireError {
+    if let TextError::TooLong { least } = error {
+        return prompt_too_long(&format!("at least {least}"), model.context_length, param);
+    }
     let mut error = WireError::from(error);
     error.param.get_or_insert_with(|| param.to_owned());
     error

@@ -68,11 +68,12 @@ pub(crate) fn prepare(
     model: &ModelView,
     body_bytes: usize,
 ) -> Prepared {
+    let context = model.context_length;
     let mut prompt = match endpoint {
-        Endpoint::Chat => conversation::chat(fields).into_prompt(&model.text),
-        Endpoint::Responses => responses::conversation(fields).into_prompt(&model.text),
-        Endpoint::Messages => anthropic::conversation(fields).into_prompt(&model.text),
-        Endpoint::Completions => completions::prompt(fields, &model.text),
+        Endpoint::Chat => conversation::chat(fields).into_prompt(&model.text, context),
+        Endpoint::Responses => responses::conversation(fields).into_prompt(&model.text, context),
+        Endpoint::Messages => anthropic::conversation(fields).into_prompt(&model.text, context),
+        Endpoint::Completions => completions::prompt(fields, &model.text, context),
         _ => Prompt::default(),
     };
     if endpoint.generates() {

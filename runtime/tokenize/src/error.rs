@@ -133,6 +133,12 @@ pub enum TextError {
     /// The model is a base model: it continues text and has no chat template.
     #[error("this model has no chat template; use /v1/completions")]
     NoTemplate,
+    /// The text has more tokens than the caller takes. It was not encoded.
+    #[error("the prompt has at least {least} tokens, which is too many")]
+    TooLong {
+        /// The fewest tokens that the text can have.
+        least: usize,
+    },
     /// The tokenizer refused the text, or a token does not exist.
     #[error("{0}")]
     Encode(String),
@@ -166,7 +172,7 @@ impl TextError {
         match self {
             Self::Template { param, .. } | Self::Unrenderable { param, .. } => param.as_deref(),
             Self::NoTemplate => Some("messages"),
-            Self::Encode(_) => None,
+            Self::Encode(_) | Self::TooLong { .. } => None,
         }
     }
 }

@@ -29,6 +29,7 @@ mod encoder;
 mod error;
 mod gguf;
 mod hf_folder;
+mod least_tokens;
 mod messages;
 mod numbers;
 mod pieces;

@@ -72,6 +72,14 @@ impl TokenPieces {
         &self.bytes[start as usize..*end as usize]
     }
 
+    /// The most bytes of a token.
+    pub(crate) fn longest(&self) -> usize {
+        (0..self.len())
+            .map(|token| self.bytes(token).len())
+            .max()
+            .unwrap_or(0)
+    }
+
     pub(crate) fn is_special(&self, token: u32) -> bool {
         self.special.binary_search(&token).is_ok()
     }

@@ -7,6 +7,7 @@ use tokenizers::{PostProcessorWrapper, Tokenizer};
 use crate::artifacts::{ModelArtifacts, SpecialTokens};
 use crate::chat::ChatPrompt;
 use crate::encoder::Encoder;
+use crate::least_tokens::LeastTokens;
 use crate::pieces::TokenPieces;
 use crate::renderer::ChatRenderer;
 use crate::{ArtifactError, TextError};
@@ -17,6 +18,7 @@ use crate::{ArtifactError, TextError};
 pub struct ModelText {
     encoder: Encoder,
     pieces: TokenPieces,
+    least: LeastTokens,
     renderer: ChatRenderer,
     special: SpecialTokens,
 }
@@ -56,6 +58,7 @@ impl ModelText {
             return Err(ArtifactError::Tokenizer(reason));
         }
         Ok(Self {
+            least: LeastTokens::of(&tokenizer, &pieces),
             encoder: Encoder::new(tokenizer, artifacts.tokenizer_json().clone()),
             pieces,
             renderer: ChatRenderer::load(artifacts)?,
@@ -85,8 +88,17 @@ impl ModelText {
     /// # Errors
     /// As [`Self::render_chat`].
     pub fn encode_chat(&self, chat: &ChatPrompt<'_>) -> Result<Vec<u32>, TextError> {
+        self.encode_chat_within(chat, usize::MAX)
+    }
+
+    /// As [`Self::encode_chat`], but a prompt that certainly has more than `most` tokens is not encoded. A prompt with a
+    /// few more may be encoded all the same: the caller compares the number.
+    ///
+    /// # Errors
+    /// As [`Self::render_chat`], or [`TextError::TooLong`].
+    pub fn encode_chat_within(&self, chat: &ChatPrompt<'_>, most: usize) -> Result<Vec<u32>, TextError> {
         let rendered = self.renderer.render(chat)?;
-        let mut tokens = self.encode_prompt_with(&rendered.prompt, chat.add_special_tokens)?;
+        let mut tokens = self.encode_prompt_within(&rendered.prompt, chat.add_special_tokens, most)?;
         if let Some(prefix) = &rendered.prefix_of_answer {
             tokens.extend(self.encoder.encode(prefix)?);
         }
@@ -106,6 +118,23 @@ impl ModelText {
     /// # Errors
     /// As [`Self::encode_prompt`].
     pub fn encode_prompt_with(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        self.encode_prompt_within(text, add_special_tokens, usize::MAX)
+    }
+
+    /// As [`Self::encode_prompt_with`], but a prompt that certainly has more than `most` tokens is not encoded.
+    ///
+    /// # Errors
+    /// As [`Self::encode_prompt`], or [`TextError::TooLong`].
+    pub fn encode_prompt_within(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        most: usize,
+    ) -> Result<Vec<u32>, TextError> {
+        let least = self.least_tokens(text);
+        if least > most {
+            return Err(TextError::TooLong { least });
+        }
         if !add_special_tokens {
             return self.encoder.encode(text);
         }
@@ -123,6 +152,11 @@ impl ModelText {
             return Ok(tokens);
         }
         Ok(before.into_iter().chain(tokens).chain(behind).collect())
+    }
+
+    /// The fewest tokens that a text of this length can have: 0 if the tokenizer has no such bound.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.least.in_bytes(text.len())
     }
 
     /// Waits until the fast tokenizer has been checked, and returns whether it is used. [`Self::load`] does not wait

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use signalbox_protocol::name_hash;
-use signalbox_tokenize::ModelText;
+use signalbox_tokenize::{ModelText, TextError};
 
 use super::{
     lenient,
@@ -25,10 +25,10 @@ pub(super) const NAMES: [&str; 4] = [
 const OPENING_BYTES: usize = 1_024;
 
 /// The tokens of the prompt. Of several prompts the first one decides where the request goes.
-pub(super) fn prompt(fields: &mut Fields, text: &ModelText) -> Prompt {
+pub(super) fn prompt(fields: &mut Fields, text: &ModelText, context_length: u32) -> Prompt {
     let adds_special = lenient::flag(fields, "add_special_tokens").unwrap_or(true);
     let embeds = lenient::is_given(fields, "prompt_embeds");
-    let encode = |text_prompt: &str| encode(text_prompt, text, adds_special);
+    let encode = |text_prompt: &str| encode(text_prompt, text, adds_special, context_length);
     let prompt = match fields.take("prompt") {
         Err(_) => return Prompt::unhashed(Unhashed::TooLarge, 0),
         Ok(_) if embeds => return Prompt::unhashed(Unhashed::PromptEmbeds, 0),
@@ -46,15 +46,17 @@ pub(super) fn prompt(fields: &mut Fields, text: &ModelText) -> Prompt {
     }
 }
 
-fn encode(prompt: &str, text: &ModelText, adds_special: bool) -> Prompt {
-    let Ok(tokens) = text.encode_prompt_with(prompt, adds_special) else {
-        let mut end = prompt.len().min(OPENING_BYTES);
-        while !prompt.is_char_boundary(end) {
-            end -= 1;
-        }
-        return Prompt::unhashed(Unhashed::Tokenizer, name_hash(&prompt[..end]));
+fn encode(prompt: &str, text: &ModelText, adds_special: bool, context_length: u32) -> Prompt {
+    let error = match text.encode_prompt_within(prompt, adds_special, context_length as usize) {
+        Ok(tokens) => return Prompt::of(tokens),
+        Err(error) => error,
     };
-    Prompt::of(tokens)
+    let reason = match error {
+        TextError::TooLong { .. } => Unhashed::TooLong,
+        _ => Unhashed::Tokenizer,
+    };
+    let opening = &prompt[..prompt.floor_char_boundary(OPENING_BYTES)];
+    Prompt::unhashed(reason, name_hash(opening))
 }
 
 fn from_ids(ids: &[Value]) -> Prompt {

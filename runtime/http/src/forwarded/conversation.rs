@@ -93,16 +93,16 @@ impl Conversation {
         })
     }
 
-    /// The prompt's tokens, or why they are unknown.
-    pub(super) fn into_prompt(mut self, text: &ModelText) -> Prompt {
+    /// The prompt's tokens, or why they are unknown. A prompt that cannot fit the model's context is not encoded.
+    pub(super) fn into_prompt(mut self, text: &ModelText, context_length: u32) -> Prompt {
         let messages = Value::Array(std::mem::take(&mut self.messages));
-        match self.encode(&messages, text) {
+        match self.encode(&messages, text, context_length) {
             Ok(tokens) => Prompt::of(tokens),
             Err(reason) => Prompt::unhashed(reason, opening(&messages)),
         }
     }
 
-    fn encode(&self, messages: &Value, text: &ModelText) -> Result<Vec<u32>, Unhashed> {
+    fn encode(&self, messages: &Value, text: &ModelText, context_length: u32) -> Result<Vec<u32>, Unhashed> {
         if let Some(reason) = self.unhashed {
             return Err(reason);
         }
@@ -117,7 +117,9 @@ impl Conversation {
             continue_final_message: self.continue_final_message,
             add_special_tokens: self.add_special_tokens,
         };
-        text.encode_chat(&chat).map_err(|error| match error {
+        let encoded = text.encode_chat_within(&chat, context_length as usize);
+        encoded.map_err(|error| match error {
+            TextError::TooLong { .. } => Unhashed::TooLong,
             TextError::Template { .. } => Unhashed::Refused,
             TextError::Unrenderable { .. } => Unhashed::Unrenderable,
             TextError::NoTemplate => Unhashed::NoTemplate,

@@ -44,6 +44,7 @@ impl Prompt {
     pub(super) fn fit(&mut self, truncation: Option<u32>, context_length: u32) {
         let longer_than = |limit: u32| u32::try_from(self.tokens.len()).map_or(true, |tokens| tokens > limit);
         let reason = match truncation {
+            Some(_) if self.unhashed == Some(Unhashed::TooLong) => Unhashed::Truncated,
             Some(limit) if longer_than(limit.min(context_length)) => Unhashed::Truncated,
             _ if longer_than(context_length) => Unhashed::TooLong,
             _ => return,

@@ -89,19 +89,22 @@ fn every_variable_of_a_template_reaches_it_from_every_route() {
         "chat_template_kwargs": mood, "documents": [{"title": "t", "text": "x"}],
     });
     let chat = conversation::chat(&mut fields(Endpoint::Chat, &chat));
-    assert_eq!(rendered(chat.into_prompt(&text)), "hi f low calm 1");
+    assert_eq!(rendered(chat.into_prompt(&text, u32::MAX)), "hi f low calm 1");
     let responses = json!({
         "input": user, "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
         "reasoning": {"effort": "low"}, "chat_template_kwargs": mood,
     });
     let responses = responses::conversation(&mut fields(Endpoint::Responses, &responses));
-    assert_eq!(rendered(responses.into_prompt(&text)), "hi f low calm 0");
+    assert_eq!(
+        rendered(responses.into_prompt(&text, u32::MAX)),
+        "hi f low calm 0"
+    );
     let messages = json!({
         "messages": user, "tools": [{"name": "f", "input_schema": {}}], "output_config": {"effort": "low"},
         "chat_template_kwargs": mood,
     });
     let messages = anthropic::conversation(&mut fields(Endpoint::Messages, &messages));
-    assert_eq!(rendered(messages.into_prompt(&text)), "hi f low calm 0");
+    assert_eq!(rendered(messages.into_prompt(&text, u32::MAX)), "hi f low calm 0");
 }
 
 #[test]
@@ -246,7 +249,7 @@ fn a_parameter_too_large_to_keep_is_a_reason_and_no_error() {
     let zeros = format!("[{}0]", "0,".repeat(1 << 16));
     let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],"tools":{zeros}}}"#);
     let mut fields = Fields::parse(body.as_bytes(), &names(Endpoint::Chat)).unwrap();
-    let prompt = conversation::chat(&mut fields).into_prompt(text());
+    let prompt = conversation::chat(&mut fields).into_prompt(text(), u32::MAX);
     assert_eq!(prompt.unhashed, Some(Unhashed::TooLarge));
     assert_ne!(prompt.opening, 0);
 }

@@ -13,12 +13,14 @@ pub(crate) enum DefaultLength {
     Tokens(u32),
 }
 
-/// The most tokens the answer may have, at least 1.
+/// The most tokens the answer may have, at least 1. A limit that the prompt leaves no room for is lowered to the room, as
+/// vLLM does: clients set it without knowing how many tokens their prompt has.
 ///
 /// `prompt` and `context_length` are in tokens; `param` is the parameter that holds the prompt.
 ///
 /// # Errors
-/// [`ErrorKind::ContextLengthExceeded`] if the prompt leaves less of the context than the client asks for, or none.
+/// [`ErrorKind::ContextLengthExceeded`] if the prompt leaves no room for an answer, or if the client asks for more tokens
+/// than the context has.
 pub(crate) fn fit_context(
     prompt: usize,
     max_tokens: Option<u32>,
@@ -26,29 +28,43 @@ pub(crate) fn fit_context(
     context_length: u32,
     param: &str,
 ) -> Result<u32, WireError> {
+    if let Some(tokens) = max_tokens.filter(|tokens| *tokens > context_length) {
+        return Err(too_long(
+            format!("max_tokens is {tokens}"),
+            context_length,
+            "max_tokens",
+            "ask for fewer tokens",
+        ));
+    }
     let room = u32::try_from(prompt)
         .ok()
         .and_then(|prompt| context_length.checked_sub(prompt))
-        .unwrap_or(0);
-    let answer = match (max_tokens, default) {
-        (Some(tokens), _) => tokens,
-        (None, DefaultLength::RestOfContext) => room.max(1),
-        (None, DefaultLength::Tokens(tokens)) => tokens.min(room.max(1)),
-    };
-    if answer <= room {
-        return Ok(answer);
-    }
-    let total = prompt.saturating_add(usize::try_from(answer).unwrap_or(usize::MAX));
-    Err(WireError {
+        .filter(|room| *room > 0)
+        .ok_or_else(|| prompt_too_long(&prompt.to_string(), context_length, param))?;
+    Ok(match (max_tokens, default) {
+        (Some(tokens), _) | (None, DefaultLength::Tokens(tokens)) => tokens.min(room),
+        (None, DefaultLength::RestOfContext) => room,
+    })
+}
+
+/// The error for a prompt of `tokens` tokens, which leaves no room for an answer.
+pub(crate) fn prompt_too_long(tokens: &str, context_length: u32, param: &str) -> WireError {
+    too_long(
+        format!("{param} has {tokens} tokens and the answer needs at least 1"),
+        context_length,
+        param,
+        &format!("shorten {param}"),
+    )
+}
+
+fn too_long(what: String, context_length: u32, param: &str, right: &str) -> WireError {
+    WireError {
         kind: ErrorKind::ContextLengthExceeded,
         // Client libraries look for "this model's maximum context length is".
-        message: format!(
-            "{param} has {prompt} tokens and the request asks for {answer} more, {total} tokens in all; this model's \
-             maximum context length is {context_length} tokens: shorten {param} or ask for fewer tokens"
-        ),
+        message: format!("{what}; this model's maximum context length is {context_length} tokens: {right}"),
         param: Some(param.into()),
         engine: None,
-    })
+    }
 }
 
 /// Refuses token ids outside the model's vocabulary: the engine uses them as indexes into its tables.
@@ -93,21 +109,46 @@ mod tests {
     }
 
     #[test]
-    fn one_token_too_many_is_refused_with_both_numbers() {
-        let error = fit(90, Some(11), DefaultLength::RestOfContext).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::ContextLengthExceeded);
-        assert!(
-            error.message.contains("100 tokens") && error.message.contains("101 tokens"),
-            "{error}"
-        );
-        for prompt in [100, 101, usize::MAX] {
-            assert!(
-                fit(prompt, None, DefaultLength::RestOfContext).is_err(),
-                "{prompt}"
-            );
-            assert!(fit(prompt, None, DefaultLength::Tokens(16)).is_err(), "{prompt}");
+    fn a_limit_above_the_room_is_lowered_to_the_room() {
+        for default in [DefaultLength::RestOfContext, DefaultLength::Tokens(16)] {
+            assert_eq!(fit(90, Some(11), default), Ok(10));
+            assert_eq!(fit(90, Some(100), default), Ok(10), "as many as the context has");
+            assert_eq!(fit(99, Some(2), default), Ok(1));
         }
-        assert!(fit(1, Some(u32::MAX), DefaultLength::RestOfContext).is_err());
+    }
+
+    #[test]
+    fn a_limit_above_the_context_is_refused_by_its_name() {
+        for prompt in [1, 100] {
+            let error = fit(prompt, Some(101), DefaultLength::RestOfContext).unwrap_err();
+            assert_eq!(
+                (error.kind, error.param.as_deref()),
+                (ErrorKind::ContextLengthExceeded, Some("max_tokens"))
+            );
+            assert!(
+                error.message.contains("101") && error.message.contains("100 tokens"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_prompt_that_leaves_no_room_is_refused_with_both_numbers() {
+        for prompt in [100, 101, usize::MAX] {
+            for (tokens, default) in [
+                (None, DefaultLength::RestOfContext),
+                (None, DefaultLength::Tokens(16)),
+                (Some(1), DefaultLength::Tokens(16)),
+            ] {
+                let error = fit(prompt, tokens, default).unwrap_err();
+                assert_eq!(
+                    (error.kind, error.param.as_deref()),
+                    (ErrorKind::ContextLengthExceeded, Some("messages"))
+                );
+                let has = |number: usize| error.message.contains(&format!("{number} tokens"));
+                assert!(has(prompt) && has(100), "{error}");
+            }
+        }
     }
 
     #[test]

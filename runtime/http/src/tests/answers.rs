@@ -163,9 +163,9 @@ async fn requests_that_cannot_be_served_are_refused_with_what_would_be_right() {
             "at least 1",
         ),
         (
-            chat("strict", r#","max_tokens":512"#),
+            chat("strict", r#","max_tokens":513"#),
             400,
-            Some("messages"),
+            Some("max_tokens"),
             "maximum context length is 512",
         ),
         (
