@@ -51,6 +51,8 @@ pub struct AnswerStream {
     /// `None` if the answer cannot be continued at another worker.
     continuation: Option<(Continuation, Rc<dyn Reroute>)>,
     summary: Option<StreamSummary>,
+    /// Tokens in the bytes so far.
+    tokens: u32,
 }
 
 enum AnswerState {
@@ -118,7 +120,14 @@ impl AnswerStream {
             }),
             continuation: None,
             summary: None,
+            tokens: 0,
         }
+    }
+
+    /// The same answer, whose first bytes have this many tokens.
+    pub(crate) fn begun_with(mut self, tokens: u32) -> Self {
+        self.tokens = tokens;
+        self
     }
 
     /// The same answer, continued in this way if its worker fails.
@@ -127,14 +136,9 @@ impl AnswerStream {
         self
     }
 
-    /// An answer that ended without a byte.
-    pub(crate) fn ended(summary: StreamSummary) -> Self {
-        Self {
-            first: None,
-            state: AnswerState::Ended,
-            continuation: None,
-            summary: Some(summary),
-        }
+    /// Tokens in the bytes so far, those of workers that failed included.
+    pub fn tokens(&self) -> u32 {
+        self.tokens
     }
 
     /// Token counts of the answer; `None` until the stream has ended without an error.
@@ -155,13 +159,16 @@ impl Stream for AnswerStream {
                 AnswerState::Ended => return Poll::Ready(None),
                 AnswerState::Resuming(resumed) => match ready!(resumed.as_mut().poll(cx)) {
                     Ok(routed) => {
+                        let before = self.tokens;
                         *self = routed.stream;
+                        self.tokens = self.tokens.saturating_add(before);
                         continue;
                     }
                     Err(error) => Err(error),
                 },
                 AnswerState::Open(open) => match ready!(open.poll_event(cx)) {
                     Event::Piece { tokens, ids, bytes } => {
+                        self.tokens = self.tokens.saturating_add(tokens);
                         if let Some((continuation, _)) = &mut self.continuation
                             && !continuation.delivered(tokens, &ids)
                         {

@@ -61,6 +61,11 @@ pub(crate) fn no_end() -> WireError {
     )
 }
 
+/// The worker ended its answer without a byte.
+pub(crate) fn no_data() -> WireError {
+    WireError::new(ErrorKind::Internal, "the worker's answer ended without data")
+}
+
 /// The worker refused the request, or the link to it failed. A worker's own error passes unchanged.
 pub(crate) fn worker_failed(error: LinkError) -> WireError {
     match error {

@@ -8,10 +8,11 @@ use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{Call, GenerateRequest, ParityState, WireError, WorkerId, name_hash};
-use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream};
+use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream, TokenIds};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
@@ -67,10 +68,17 @@ struct Begun {
     policy: Arc<str>,
     overlap_blocks: u32,
     kv: ParityState,
-    first: ResponseEvent,
+    first: FirstPiece,
     response: ResponseStream,
     reservation: Reservation,
     observers: AnswerObservers,
+}
+
+/// The first piece of an answer.
+struct FirstPiece {
+    tokens: u32,
+    ids: TokenIds,
+    bytes: Bytes,
 }
 
 #[derive(Debug)]
@@ -179,24 +187,16 @@ impl ReplicaState {
     ) -> Result<RoutedAnswer, WireError> {
         // An answer is continued by workers that read prompts in the same form: its tokens are theirs.
         let request = request.into_form(begun.form).ok_or_else(client_errors::no_end)?;
-        let stream = match begun.first {
-            ResponseEvent::Data { tokens, ids, bytes } => {
-                let failed = attempts.into_failed();
-                let continuation =
-                    Continuation::new(request, &bytes, begun.worker, failed, deadline, &self.kept_bytes)
-                        .and_then(|mut continuation| {
-                            continuation.delivered(tokens, &ids).then_some(continuation)
-                        })
-                        .map(|continuation| (continuation, self as Rc<dyn Reroute>));
-                let (response, reservation) = (begun.response, begun.reservation);
-                AnswerStream::new(bytes, response, reservation, begun.observers, deadline)
-                    .continued_by(continuation)
-            }
-            ResponseEvent::End(summary) => {
-                begun.observers.ended(summary);
-                AnswerStream::ended(summary)
-            }
-        };
+        let FirstPiece { tokens, ids, bytes } = begun.first;
+        let failed = attempts.into_failed();
+        let continuation =
+            Continuation::new(request, &bytes, begun.worker, failed, deadline, &self.kept_bytes)
+                .and_then(|mut continuation| continuation.delivered(tokens, &ids).then_some(continuation))
+                .map(|continuation| (continuation, self as Rc<dyn Reroute>));
+        let (response, reservation) = (begun.response, begun.reservation);
+        let stream = AnswerStream::new(bytes, response, reservation, begun.observers, deadline)
+            .begun_with(tokens)
+            .continued_by(continuation);
         Ok(RoutedAnswer {
             worker: begun.worker_id,
             policy: begun.policy,
@@ -363,15 +363,17 @@ impl Reroute for ReplicaState {
     }
 }
 
-/// The first event of an answer. When it arrives, successful or not, the reserved prefill load is released.
+/// The first piece of an answer. When it arrives, or an error does, the reserved prefill load is released. An answer that
+/// ends without a piece is an error: to the client it would look like a success.
 async fn first_bytes(
     response: &mut ResponseStream,
     reservation: &mut Reservation,
-) -> Result<ResponseEvent, LinkError> {
-    let event = response
-        .next()
-        .await
-        .unwrap_or(Ok(ResponseEvent::End(Default::default())));
+) -> Result<FirstPiece, LinkError> {
+    let event = response.next().await;
     reservation.first_token();
-    event
+    match event.transpose()? {
+        Some(ResponseEvent::Data { tokens, ids, bytes }) => Ok(FirstPiece { tokens, ids, bytes }),
+        Some(ResponseEvent::End(_)) => Err(client_errors::no_data().into()),
+        None => Err(client_errors::no_end().into()),
+    }
 }

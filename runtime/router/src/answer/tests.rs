@@ -166,8 +166,14 @@ async fn a_stream_without_an_end_is_reported_as_a_defect() {
 }
 
 #[actix_rt::test]
-async fn an_answer_without_a_byte_has_its_summary_at_once() {
-    let mut stream = AnswerStream::ended(summary());
-    assert_eq!(stream.next().await, None);
-    assert_eq!(stream.summary(), Some(summary()));
+async fn an_answer_counts_the_tokens_in_its_bytes() {
+    let mut rig = Rig::start().await;
+    rig.stream = rig.stream.begun_with(1);
+    rig.responder.queue(3, b"second").unwrap();
+    rig.responder.queue(2, b"third").unwrap();
+    rig.responder.flush();
+    for expected in [1, 4, 6] {
+        assert!(soon(rig.stream.next()).await.unwrap().is_ok());
+        assert_eq!(rig.stream.tokens(), expected);
+    }
 }

@@ -3,7 +3,6 @@
 mod continuation;
 mod mixed_fleet;
 
-use bytes::Bytes;
 use signalbox_kv_index::SharedKvIndex;
 use signalbox_protocol::{ErrorKind, Parity, ParityState, StreamSummary};
 use signalbox_request_plane::{LinkConfig, Responder};
@@ -228,6 +227,16 @@ async fn an_error_in_the_request_is_not_tried_on_another_worker() {
     assert_eq!(routed.unwrap_err(), error);
     assert!(second.has_no_call());
     assert_eq!(rig.requests(0), 0);
+}
+
+#[actix_rt::test]
+async fn an_answer_that_ends_without_data_is_an_error() {
+    let mut worker = TestWorker::start().await;
+    let rig = Rig::with(&[&worker]);
+    let ending = async { worker.call().await.1.end(summary()) };
+    let (answer, ()) = tokio::join!(rig.route(), ending);
+    assert_eq!(answer.unwrap_err(), client_errors::no_data());
+    assert_eq!(rig.requests(0), 0, "its load is released");
 }
 
 #[actix_rt::test]
