@@ -5,6 +5,8 @@ pub(crate) mod fleet;
 mod guard;
 pub(crate) mod policies;
 
+use std::sync::Arc;
+
 use actix_web::{
     Error, ResponseError,
     body::MessageBody,
@@ -18,7 +20,7 @@ use signalbox_router::Router;
 use tokio::sync::Semaphore;
 
 use crate::{
-    body::BodyLimits,
+    body::{BodyBudget, BodyLimits},
     config::HttpConfig,
     error::{self, ApiError, REQUEST_ID},
 };
@@ -26,6 +28,9 @@ pub(crate) use guard::is_exposed;
 
 /// Largest JSON body of an admin request; policy settings are the largest.
 const MAX_JSON_BYTES: usize = 1024 * 1024;
+
+/// Most bytes that the bodies of admin requests take together.
+const MAX_BODIES_BYTES: usize = 256 * 1024 * 1024;
 
 /// Components read and compiled at the same time. Compiling one takes a core for up to seconds, and serving needs the
 /// cores too.
@@ -40,6 +45,7 @@ pub(crate) struct Admin {
     body_limits: BodyLimits,
     policy_limits: BodyLimits,
     uploads: Semaphore,
+    body_budget: Arc<BodyBudget>,
 }
 
 impl Admin {
@@ -59,6 +65,7 @@ impl Admin {
                 time: config.body_timeout,
             },
             uploads: Semaphore::new(MAX_UPLOADS),
+            body_budget: BodyBudget::new(MAX_BODIES_BYTES),
         }
     }
 }

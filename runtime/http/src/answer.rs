@@ -1,65 +1,113 @@
 //! An answer under way: the worker's bytes, forwarded as they arrive.
 //!
 //! Pieces that are ready at the same time leave in one chunk; no piece waits to be merged. When the client closes its
-//! connection, the body is dropped and with it the answer, which cancels the work at the engine.
+//! connection, the body is dropped and with it the answer, which cancels the work at the engine. A client that does not
+//! read stops the library from asking the body for more, so the deadline and the end of a drain end the answer from
+//! outside ([`RunningAnswers`]).
 
 use std::{
+    cell::RefCell,
+    fmt,
     pin::Pin,
-    task::{Context, Poll},
+    rc::Rc,
+    task::{Context, Poll, Waker},
 };
 
 use actix_web::body::{BodySize, MessageBody};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use signalbox_protocol::{ErrorKind, StreamSummary, WireError};
+use signalbox_protocol::{StreamSummary, WireError};
 use signalbox_router::AnswerStream;
+use tokio::time::Instant;
 
-use crate::{dialect, metrics::RequestRecord};
+use crate::{
+    dialect,
+    metrics::RequestRecord,
+    running_answers::{EndFromOutside, Registration, RunningAnswers},
+};
 
 /// Most bytes merged into one chunk. The HTTP library buffers as many before it writes.
 const MAX_MERGED_BYTES: usize = 32 * 1024;
 
-/// Largest answer in one JSON document. About 16 choices of 64,000 tokens with their log probabilities fit.
-const MAX_DOCUMENT_BYTES: usize = 256 * 1024 * 1024;
-
 /// Bytes for the client, and the token counts after they ended without an error.
-pub(crate) trait Answer: Stream<Item = Result<Bytes, WireError>> + Unpin {
+pub(crate) trait Answer: Stream<Item = Result<Bytes, WireError>> + Unpin + fmt::Debug {
     /// The token counts; `None` until the stream has ended without an error.
     fn summary(&self) -> Option<StreamSummary>;
+
+    /// Tokens in the bytes so far.
+    fn tokens(&self) -> u32;
 }
 
 impl Answer for AnswerStream {
     fn summary(&self) -> Option<StreamSummary> {
         Self::summary(self)
     }
+
+    fn tokens(&self) -> u32 {
+        Self::tokens(self)
+    }
 }
 
 /// The body of a streamed answer. An error after the first bytes becomes an event, since the status is already sent.
 #[derive(Debug)]
 pub(crate) struct AnswerBody<A> {
-    /// `None` after its end: the engine's work ends with the answer, not with the connection.
-    answer: Option<A>,
+    running: Rc<Running<A>>,
     record: RequestRecord,
+    _registration: Option<Registration>,
 }
 
-impl<A: Answer> AnswerBody<A> {
-    pub(crate) fn new(answer: A, record: RequestRecord) -> Self {
-        Self {
+/// The part of a body that something else than its reader may end.
+#[derive(Debug)]
+struct Running<A>(RefCell<RunningState<A>>);
+
+#[derive(Debug)]
+struct RunningState<A> {
+    /// `None` after its end: the engine's work ends with the answer, not with the connection.
+    answer: Option<A>,
+    /// Why the answer was ended from outside; the client is not told yet.
+    ended: Option<WireError>,
+    /// Of the connection's task, while the answer has no bytes.
+    reader: Option<Waker>,
+}
+
+impl<A: Answer + 'static> AnswerBody<A> {
+    /// The body of `answer`, which ends at `deadline` at the latest.
+    pub(crate) fn new(
+        answer: A,
+        record: RequestRecord,
+        answers: &Rc<RunningAnswers>,
+        deadline: Instant,
+    ) -> Self {
+        let mut body = Self::unregistered(answer, record);
+        body._registration = Some(answers.register(deadline, Rc::downgrade(&body.running) as _));
+        body
+    }
+
+    /// A body that only its reader ends.
+    pub(crate) fn unregistered(answer: A, record: RequestRecord) -> Self {
+        let state = RunningState {
             answer: Some(answer),
+            ended: None,
+            reader: None,
+        };
+        Self {
+            running: Rc::new(Running(RefCell::new(state))),
             record,
+            _registration: None,
         }
     }
+}
 
-    fn end(&mut self) {
-        if let Some(answer) = self.answer.take() {
-            self.record.finish(200, answer.summary());
+impl<A: fmt::Debug> EndFromOutside for Running<A> {
+    fn end(&self, error: &WireError) {
+        let mut state = self.0.borrow_mut();
+        // Dropping the answer cancels the work at the engine.
+        if state.answer.take().is_some() {
+            state.ended = Some(error.clone());
         }
-    }
-
-    fn fail(&mut self, error: &WireError) -> Bytes {
-        self.answer = None;
-        self.record.finish(error.status(), None);
-        dialect::event(self.record.endpoint(), error)
+        if let Some(reader) = state.reader.take() {
+            reader.wake();
+        }
     }
 }
 
@@ -72,14 +120,36 @@ impl<A: Answer + 'static> MessageBody for AnswerBody<A> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
         let this = self.get_mut();
+        let mut state = this.running.0.borrow_mut();
         let mut ready = Merged::default();
-        while let Some(answer) = this.answer.as_mut() {
+        if let Some(error) = state.ended.take() {
+            ready.push(fail(&mut this.record, &error));
+        }
+        while let Some(answer) = state.answer.as_mut() {
             match answer.poll_next_unpin(cx) {
-                Poll::Pending if ready.is_empty() => return Poll::Pending,
+                Poll::Pending if ready.is_empty() => {
+                    if !state
+                        .reader
+                        .as_ref()
+                        .is_some_and(|reader| reader.will_wake(cx.waker()))
+                    {
+                        state.reader = Some(cx.waker().clone());
+                    }
+                    return Poll::Pending;
+                }
                 Poll::Pending => break,
-                Poll::Ready(Some(Ok(piece))) => ready.push(piece),
-                Poll::Ready(Some(Err(error))) => ready.push(this.fail(&error)),
-                Poll::Ready(None) => this.end(),
+                Poll::Ready(Some(Ok(piece))) => {
+                    this.record.delivered(answer.tokens());
+                    ready.push(piece);
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    state.answer = None;
+                    ready.push(fail(&mut this.record, &error));
+                }
+                Poll::Ready(None) => {
+                    this.record.finish(200, answer.summary());
+                    state.answer = None;
+                }
             }
             if ready.len() >= MAX_MERGED_BYTES {
                 break;
@@ -87,6 +157,12 @@ impl<A: Answer + 'static> MessageBody for AnswerBody<A> {
         }
         Poll::Ready(ready.into_bytes().map(Ok))
     }
+}
+
+/// The last event of an answer that failed.
+fn fail(record: &mut RequestRecord, error: &WireError) -> Bytes {
+    record.finish(error.status(), None);
+    dialect::event(record.endpoint(), error)
 }
 
 /// Pieces that leave in one chunk. A single piece is not copied.
@@ -125,21 +201,4 @@ impl Merged {
             (false, false) => Some(self.all.freeze()),
         }
     }
-}
-
-/// Collects an answer that is one JSON document.
-pub(crate) async fn collect(answer: &mut impl Answer) -> Result<Bytes, WireError> {
-    let mut document = Merged::default();
-    while let Some(piece) = answer.next().await {
-        document.push(piece?);
-        if document.len() > MAX_DOCUMENT_BYTES {
-            let message = format!(
-                "the answer is larger than {MAX_DOCUMENT_BYTES} bytes; ask for fewer tokens or a stream"
-            );
-            return Err(WireError::new(ErrorKind::Internal, message));
-        }
-    }
-    document
-        .into_bytes()
-        .ok_or_else(|| WireError::new(ErrorKind::Internal, "the worker's answer is empty"))
 }

@@ -21,5 +21,5 @@ pub fn body(answer: AnswerStream) -> impl MessageBody<Error = std::convert::Infa
         RequestId::from_random(1),
         traffic.enter(),
     );
-    AnswerBody::new(answer, record)
+    AnswerBody::unregistered(answer, record)
 }

@@ -13,6 +13,13 @@ pub struct HttpConfig {
     pub threads: usize,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// Most bytes that the bodies of all requests take together, until workers begin to answer them.
+    pub body_budget_bytes: usize,
+    /// Most connections to the public listener. Further ones wait until another is closed.
+    pub max_connections: usize,
+    /// Most connections to the public listener from one address, or one /64 of IPv6; `None` for no limit. Further ones are
+    /// refused.
+    pub max_connections_per_address: Option<usize>,
     /// Longest time a body may take to arrive.
     pub body_timeout: Duration,
     /// Longest time from a request's head to the end of its answer.
@@ -31,6 +38,10 @@ impl Default for HttpConfig {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             // A prompt of a million tokens is about 5 MB of text.
             max_body_bytes: 16 * 1024 * 1024,
+            // 32 of the largest bodies, or 5,000 long prompts.
+            body_budget_bytes: 512 * 1024 * 1024,
+            max_connections: 25_000,
+            max_connections_per_address: None,
             body_timeout: Duration::from_secs(30),
             // What OpenAI's own client waits.
             request_timeout: Duration::from_secs(600),
@@ -47,6 +58,9 @@ impl std::fmt::Debug for HttpConfig {
             .field("admin", &self.admin)
             .field("threads", &self.threads)
             .field("max_body_bytes", &self.max_body_bytes)
+            .field("body_budget_bytes", &self.body_budget_bytes)
+            .field("max_connections", &self.max_connections)
+            .field("max_connections_per_address", &self.max_connections_per_address)
             .field("body_timeout", &self.body_timeout)
             .field("request_timeout", &self.request_timeout)
             .field("admin_token", &self.admin_token.as_ref().map(|_| "(set)"))

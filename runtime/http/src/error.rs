@@ -1,8 +1,9 @@
 //! Turns errors into HTTP answers: the body of the route's API, and the status and `Retry-After` of the error. All errors
 //! pass here.
 //!
-//! Three answers are made elsewhere: the HTTP library answers a request head that is malformed (400), too large (431)
-//! or too slow (408) with an empty body, before any code here runs.
+//! Some answers are made elsewhere, with an empty body and before any code here runs. The HTTP library answers a request
+//! head that is malformed (400), too large (431) or, at the start of a connection, too slow (408). `connection` answers a
+//! later head that is too slow (408) and one with bare line feeds (400), `listener` a connection too many (429).
 
 use actix_web::{
     HttpRequest, HttpResponse, ResponseError,

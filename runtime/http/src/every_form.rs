@@ -57,6 +57,10 @@ impl EveryForm {
         self.forms.first().map(|(_, prepared)| prepared)
     }
 
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
     /// The forms that the request was made ready for.
     pub(crate) fn forms(&self) -> Vec<PromptForm> {
         self.forms.iter().map(|(form, _)| *form).collect()

@@ -5,27 +5,52 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 use signalbox_protocol::{ErrorKind, WireError};
 use signalbox_router::{ModelView, ReplicaHandle, Router};
 
-use crate::{body::BodyLimits, config::HttpConfig, metrics::RequestMetrics, traffic::Traffic};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    body::{BodyBudget, BodyLimits},
+    config::HttpConfig,
+    metrics::RequestMetrics,
+    prepare_pool::PreparePool,
+    running_answers::RunningAnswers,
+    traffic::Traffic,
+};
 
 /// An HTTP thread's own router replica and metric handles, and what all threads share.
 #[derive(Debug)]
 pub(crate) struct Frontend {
     pub(crate) router: Router,
     pub(crate) replica: ReplicaHandle,
-    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) shared: Shared,
+    pub(crate) answers: Rc<RunningAnswers>,
+    /// Cancelled when all requests under way end, because the grace of a drain is over.
+    pub(crate) cut_off: CancellationToken,
     pub(crate) metrics: Rc<RequestMetrics>,
     pub(crate) body_limits: BodyLimits,
     pub(crate) request_timeout: Duration,
     pub(crate) namespace: String,
 }
 
+/// What all HTTP threads of a process share, beside the router.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) prepare_pool: Arc<PreparePool>,
+    pub(crate) body_budget: Arc<BodyBudget>,
+}
+
 impl Frontend {
     /// Starts this thread's router replica. Call it on an arbiter.
-    pub(crate) fn start(config: &HttpConfig, router: Router, traffic: Arc<Traffic>) -> Self {
+    pub(crate) fn start(config: &HttpConfig, router: Router, shared: Shared) -> Self {
+        let answers = Rc::<RunningAnswers>::default();
+        let cut_off = shared.traffic.cut_off_token();
+        actix_rt::spawn(Rc::clone(&answers).run(cut_off.clone()));
         Self {
             replica: ReplicaHandle::start(router.clone()),
             router,
-            traffic,
+            shared,
+            answers,
+            cut_off,
             metrics: Rc::default(),
             body_limits: BodyLimits {
                 bytes: config.max_body_bytes,

@@ -1,7 +1,8 @@
 //! A request that a worker answers, from its head to its answer's body: read, parse, tokenise, route, stream.
 //!
-//! All routes pass here. The model decides how a body is read ([`EveryForm`]): strictly if its workers run an engine of this
-//! repository (`checked`), and only as far as routing needs if its engines read bodies themselves (`forwarded`).
+//! All routes pass here. The model decides how a body is read ([`crate::read_request`]).
+
+use std::time::Duration;
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -9,17 +10,20 @@ use actix_web::{
     web::{Data, Payload},
 };
 use bytes::Bytes;
-use signalbox_protocol::{Endpoint, ErrorKind, WireError};
+use signalbox_protocol::{Endpoint, ErrorKind, RequestId, WireError};
 use signalbox_router::RoutedAnswer;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    answer::{Answer, AnswerBody, collect},
+    answer::{Answer, AnswerBody},
     body,
+    document::Document,
     error::{self, REQUEST_ID},
-    every_form::{EveryForm, parse},
+    every_form::EveryForm,
     frontend::Frontend,
     metrics::RequestRecord,
-    openai::take_model,
+    read_request::{ReadRequest, read_request},
+    running_answers::shutting_down,
 };
 
 const WORKER: HeaderName = HeaderName::from_static("x-signalbox-worker");
@@ -30,6 +34,13 @@ const KV: HeaderName = HeaderName::from_static("x-signalbox-kv");
 /// With the value `no`, reverse proxies such as nginx forward each event at once.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// A request that a worker has begun to answer.
+struct Begun {
+    routed: RoutedAnswer,
+    stream: bool,
+    deadline: Instant,
+}
+
 /// Answers a request to `endpoint`.
 pub(crate) async fn respond(
     endpoint: Endpoint,
@@ -38,10 +49,14 @@ pub(crate) async fn respond(
     frontend: Data<Frontend>,
 ) -> HttpResponse {
     let id = error::request_id(&request);
-    let in_flight = frontend.traffic.enter();
+    let in_flight = frontend.shared.traffic.enter();
     let mut record = RequestRecord::begin(&frontend.metrics, endpoint, id, in_flight);
-    match answer(endpoint, &request, payload, &frontend, &mut record).await {
-        Ok((answer, stream)) => match whole_or_stream(answer, stream, record).await {
+    let begun = until_cut_off(
+        &frontend,
+        begin(endpoint, &request, payload, &frontend, &mut record),
+    );
+    match begun.await {
+        Ok(begun) => match whole_or_stream(begun, &frontend, record).await {
             Ok(response) => response,
             Err((error, mut record)) => fail(error, &mut record),
         },
@@ -54,73 +69,109 @@ fn fail(error: WireError, record: &mut RequestRecord) -> HttpResponse {
     error::response_at(record.endpoint(), error, record.id())
 }
 
-/// Everything up to the worker's first bytes. Also returns whether the client wants a stream.
-async fn answer(
+/// The outcome, or an error if the process stops waiting for requests before.
+async fn until_cut_off<T>(
+    frontend: &Frontend,
+    outcome: impl Future<Output = Result<T, WireError>>,
+) -> Result<T, WireError> {
+    tokio::select! {
+        biased;
+        outcome = outcome => outcome,
+        () = frontend.cut_off.cancelled() => Err(shutting_down()),
+    }
+}
+
+/// Everything up to the worker's first bytes.
+async fn begin(
     endpoint: Endpoint,
     request: &HttpRequest,
     payload: Payload,
     frontend: &Frontend,
     record: &mut RequestRecord,
-) -> Result<(RoutedAnswer, bool), WireError> {
-    if frontend.traffic.is_draining() {
-        return Err(WireError::new(
-            ErrorKind::Unavailable,
-            "this server is shutting down; try another server",
-        ));
+) -> Result<Begun, WireError> {
+    if frontend.shared.traffic.is_draining() {
+        return Err(shutting_down());
     }
-    let body = body::read(request, payload, frontend.body_limits).await?;
-    let mut fields = parse(endpoint, &body)?;
-    let name = take_model(&mut fields)?;
-    let model = frontend.model(&name)?;
-    record.served_by_model(&model.name);
-    let prepared = EveryForm::read(endpoint, &name, fields, &model, &body)?;
-    let (mut stream, mut choices) = (false, 1);
+    let deadline = Instant::now() + frontend.request_timeout;
+    let body = body::read(
+        request,
+        payload,
+        frontend.body_limits,
+        &frontend.shared.body_budget,
+    )
+    .await?;
+    let read = read(endpoint, &body.bytes, frontend, deadline).await?;
+    if let Some(model) = &read.model {
+        record.served_by_model(model.clone());
+    }
+    let prepared = read.prepared?;
+    let (mut stream, mut choices, mut prompt_tokens) = (false, 1, 0);
     if let Some(first) = prepared.first() {
         if let Some(reason) = first.unhashed {
             record.unhashed(reason.as_str());
         }
         stream = first.generation.stream;
         choices = first.generation.sampling.n;
+        prompt_tokens = first.tokens.len();
     }
-    let routed = route(endpoint, &name, prepared, body, frontend, record).await?;
+    let model = read.model.unwrap_or_default();
+    let routed = route(&model, prepared, body.bytes, frontend, record.id(), deadline).await?;
     record.routed_to(&routed.worker);
+    record.begun(prompt_tokens);
     if stream {
         record.first_token(choices);
     }
-    Ok((routed, stream))
+    Ok(Begun {
+        routed,
+        stream,
+        deadline,
+    })
+}
+
+/// Reads a body on the pool, which has a thread for large ones.
+async fn read(
+    endpoint: Endpoint,
+    body: &Bytes,
+    frontend: &Frontend,
+    deadline: Instant,
+) -> Result<ReadRequest, WireError> {
+    let (bytes, router) = (body.clone(), frontend.router.clone());
+    let read = move || read_request(endpoint, &bytes, &router);
+    timeout_at(deadline, frontend.shared.prepare_pool.run(body.len(), read))
+        .await
+        .unwrap_or_else(|_| Err(not_read_in_time()))
 }
 
 /// Routes a request. If no worker can be reached, and the model's workers read other forms of prompts by now, the body is
 /// read again for these: a rolling update may have replaced every worker that the request was made ready for.
 async fn route(
-    endpoint: Endpoint,
-    name: &str,
+    model: &str,
     prepared: EveryForm,
     body: Bytes,
     frontend: &Frontend,
-    record: &RequestRecord,
+    id: &RequestId,
+    deadline: Instant,
 ) -> Result<RoutedAnswer, WireError> {
     let mut prepared = prepared;
     // Once more at most: forms change with workers, and an update takes longer than a request.
     for is_last in [false, true] {
-        let left = frontend.request_timeout.saturating_sub(record.elapsed());
-        let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-        let known = prepared.forms();
-        let Some(request) = prepared.into_route_request(&body, record.id(), deadline_ms) else {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (known, endpoint) = (prepared.forms(), prepared.endpoint());
+        let Some(request) = prepared.into_route_request(&body, id, milliseconds(left)) else {
             break;
         };
         let error = match frontend.replica.route(request).await {
             Ok(routed) => return Ok(routed),
             Err(error) => error,
         };
-        let model = frontend.model(name)?;
-        if is_last || error.kind != ErrorKind::Unavailable || model.forms().all(|form| known.contains(&form))
+        let is_known = |form| known.contains(&form);
+        if is_last
+            || error.kind != ErrorKind::Unavailable
+            || frontend.model(model)?.forms().all(is_known)
         {
             return Err(error);
         }
-        let mut fields = parse(endpoint, &body)?;
-        take_model(&mut fields)?;
-        prepared = EveryForm::read(endpoint, name, fields, &model, &body)?;
+        prepared = read(endpoint, &body, frontend, deadline).await?.prepared?;
     }
     Err(WireError::new(
         ErrorKind::Internal,
@@ -128,12 +179,29 @@ async fn route(
     ))
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The request waited for others with a large body until its deadline.
+fn not_read_in_time() -> WireError {
+    WireError::new(
+        ErrorKind::DeadlineExceeded,
+        "the request was not read within its deadline",
+    )
+}
+
 /// The answer as a stream of events, or collected into one document.
 async fn whole_or_stream(
-    routed: RoutedAnswer,
-    stream: bool,
+    begun: Begun,
+    frontend: &Frontend,
     mut record: RequestRecord,
 ) -> Result<HttpResponse, (WireError, RequestRecord)> {
+    let Begun {
+        routed,
+        stream,
+        deadline,
+    } = begun;
     let mut response = HttpResponse::Ok();
     let headers = [
         (REQUEST_ID, HeaderValue::from_str(record.id().as_str()).ok()),
@@ -153,10 +221,11 @@ async fn whole_or_stream(
             .content_type("text/event-stream")
             .insert_header((CACHE_CONTROL, "no-cache"))
             .insert_header((ACCEL_BUFFERING, "no"));
-        return Ok(response.body(AnswerBody::new(answer, record)));
+        return Ok(response.body(AnswerBody::new(answer, record, &frontend.answers, deadline)));
     }
-    match collect(&mut answer).await {
+    match until_cut_off(frontend, Document::collect(&mut answer)).await {
         Ok(document) => {
+            record.delivered(answer.tokens());
             record.finish(200, Answer::summary(&answer));
             Ok(response.content_type("application/json").body(document))
         }

@@ -37,7 +37,7 @@ pub(crate) async fn ready(frontend: Data<Frontend>) -> HttpResponse {
         let report = json!({"status": "not_ready", "message": message, "planes": planes});
         HttpResponse::ServiceUnavailable().json(report)
     };
-    if frontend.traffic.is_draining() {
+    if frontend.shared.traffic.is_draining() {
         not_ready("shutting down")
     } else if models.is_empty() {
         not_ready("no worker serves a model yet")
@@ -54,7 +54,11 @@ fn planes(frontend: &Frontend) -> BTreeMap<&'static str, PlaneStatus> {
 /// The workers, in the shape of Dynamo's `/health`. 200 while at least one is ready and the process does not drain.
 pub(crate) async fn health(frontend: Data<Frontend>) -> HttpResponse {
     let instances = frontend.router.instances();
-    let (healthy, mut report) = report(&frontend.namespace, &instances, frontend.traffic.is_draining());
+    let (healthy, mut report) = report(
+        &frontend.namespace,
+        &instances,
+        frontend.shared.traffic.is_draining(),
+    );
     report["planes"] = json!(planes(&frontend));
     report["id_conflicts"] = conflicts_json(&frontend.router.id_conflicts());
     if healthy {

@@ -1,21 +1,27 @@
 //! The APIs of OpenAI, Anthropic and the engines, and the admin API, over HTTP.
 //!
 //! A request is read, parsed, tokenised, routed and streamed on the thread that accepted it, which has a router replica
-//! of its own. No token of an answer crosses threads here. This crate promises:
+//! of its own. No token of an answer crosses threads here. Only a large body is parsed and tokenised on another thread. This
+//! crate promises:
 //!
 //! - Every request costs bounded memory and time. Its answer comes from the model, or is an error in the shape of the
 //!   route's API that names what is wrong and what would be right.
+//! - No request holds an HTTP thread for longer than 50 ms. `signalbox_http_step_seconds` measures it.
 //! - When a client closes its connection, its request is cancelled at once.
 //! - Only the parameters that routing and sampling need are read here; the body is forwarded unchanged.
 //! - A request to an engine that reads bodies itself is refused here only if its body is no JSON object or names no
 //!   served model. A prompt whose KV blocks cannot be known is routed without them, and counted.
 //!
 //! ```text
-//!                          ┌▶ checked ─▶ openai (check) ┐
-//! server ─▶ routes ─▶ generate                          ├▶ prepared ─▶ router replica ─▶ answer (bytes out)
-//!              │           └▶ forwarded (lenient) ──────┘
-//!              ├────▶ models, health
-//!              └────▶ admin (guard, policies, fleet)      error, dialect: make every error's body
+//! server ─▶ listener (a connection's limits) ─▶ routes ─▶ generate ─▶ body ─▶ prepare_pool
+//!                                                 │                              │
+//!          ┌▶ checked ─▶ openai (check) ┐         │                              ▼
+//!          │                            ├◀───────────────────────────────── read_request
+//!          └▶ forwarded (lenient) ──────┘─▶ prepared ─▶ router replica ─▶ answer, document (bytes out)
+//!                                                 ├▶ models, health
+//!                                                 └▶ admin (guard, policies, fleet)
+//!
+//! error, dialect: make every error's body
 //! ```
 
 mod admin;
@@ -25,18 +31,25 @@ pub mod bench_support;
 mod body;
 mod checked;
 mod config;
+mod connection;
+mod connection_limits;
 mod dialect;
+mod document;
 mod error;
 mod every_form;
 mod forwarded;
 mod frontend;
 mod generate;
 mod health;
+mod listener;
 mod metrics;
 mod models;
 mod openai;
+mod prepare_pool;
 mod prepared;
+mod read_request;
 mod routes;
+mod running_answers;
 mod server;
 mod traffic;
 

@@ -2,19 +2,19 @@
 //!
 //! The model label names served models only: a client that invents model names must not fill the metric store. Each
 //! HTTP thread keeps its metric handles, so a request costs a few atomic additions and no look-up by name. Nothing is
-//! recorded per token.
+//! recorded per token: the tokens of an answer are added to the counter in portions, as they flow.
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Instant};
 
 use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram, histogram};
 use signalbox_protocol::{Endpoint, RequestId, StreamSummary, WorkerId};
 
-use crate::traffic::InFlight;
+use crate::{
+    connection_limits,
+    listener::{self, STEP_SECONDS},
+    prepare_pool::{self, PREPARE_SECONDS},
+    traffic::InFlight,
+};
 
 const REQUESTS: &str = "signalbox_requests_total";
 const REQUEST_SECONDS: &str = "signalbox_request_seconds";
@@ -25,6 +25,10 @@ const CACHED_TOKENS: &str = "signalbox_cached_tokens_total";
 const COMPLETION_TOKENS: &str = "signalbox_completion_tokens_total";
 const UNHASHED: &str = "signalbox_requests_unhashed_total";
 
+/// Tokens of an answer after which they are added to the counter, so that the counter follows the flow at the cost of a
+/// subtraction for each piece.
+const COUNTED_TOGETHER: u32 = 64;
+
 /// The model label of requests that name no served model.
 const NO_MODEL: &str = "none";
 
@@ -32,7 +36,18 @@ const NO_MODEL: &str = "none";
 const MAX_KEPT_MODELS: usize = 1_024;
 
 /// Bucket bounds, in seconds, of every histogram here. Without bounds the exporter renders summaries.
-pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 3] = [
+pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 5] = [
+    (
+        STEP_SECONDS,
+        // 50 ms is the bound that no step should pass.
+        &[0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0],
+    ),
+    (
+        PREPARE_SECONDS,
+        &[
+            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
+        ],
+    ),
     (
         REQUEST_SECONDS,
         &[
@@ -55,6 +70,9 @@ pub const HISTOGRAM_BUCKETS: [(&str, &[f64]); 3] = [
 
 /// Gives the installed recorder the help text of each metric.
 pub(crate) fn describe() {
+    connection_limits::describe();
+    listener::describe();
+    prepare_pool::describe();
     describe_counter!(
         REQUESTS,
         "Requests ended, by model, endpoint and HTTP status (499: the client closed its connection)"
@@ -71,12 +89,18 @@ pub(crate) fn describe() {
         ITL_SECONDS,
         "Mean seconds between the tokens of one streamed answer"
     );
-    describe_counter!(PROMPT_TOKENS, "Prompt tokens of finished answers");
+    describe_counter!(
+        PROMPT_TOKENS,
+        "Prompt tokens of requests whose answer began: as the router counts them, from the answer's end on as the engine does"
+    );
     describe_counter!(
         CACHED_TOKENS,
         "Prompt tokens of finished answers that were found in a KV cache"
     );
-    describe_counter!(COMPLETION_TOKENS, "Tokens generated in finished answers");
+    describe_counter!(
+        COMPLETION_TOKENS,
+        "Tokens generated, counted as they reach the client, also of answers that break off"
+    );
     describe_counter!(
         UNHASHED,
         "Requests whose prompt, or a part of it, was not looked up in the KV index, by model, endpoint and reason"
@@ -203,6 +227,11 @@ pub(crate) struct RequestRecord {
     /// 499 until the end is known: a record dropped before that belongs to a client that closed its connection.
     status: u16,
     summary: Option<StreamSummary>,
+    /// Tokens delivered to the client, and how many of them are in the counter.
+    delivered_tokens: u32,
+    counted_tokens: u32,
+    /// Prompt tokens in the counter.
+    counted_prompt: u32,
     _in_flight: InFlight,
 }
 
@@ -224,13 +253,11 @@ impl RequestRecord {
             first_token: None,
             status: signalbox_protocol::ErrorKind::Cancelled.status(),
             summary: None,
+            delivered_tokens: 0,
+            counted_tokens: 0,
+            counted_prompt: 0,
             _in_flight: in_flight,
         }
-    }
-
-    /// Time since the request's head was read.
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.began.elapsed()
     }
 
     pub(crate) fn id(&self) -> &RequestId {
@@ -248,8 +275,8 @@ impl RequestRecord {
     }
 
     /// Sets the model. It must be a served one, since its name becomes a label.
-    pub(crate) fn served_by_model(&mut self, model: &str) {
-        self.model = Some(model.to_owned());
+    pub(crate) fn served_by_model(&mut self, model: String) {
+        self.model = Some(model);
     }
 
     /// The first bytes of a stream of `choices` sequences have arrived.
@@ -259,6 +286,42 @@ impl RequestRecord {
 
     pub(crate) fn routed_to(&mut self, worker: &WorkerId) {
         self.worker = Some(worker.clone());
+    }
+
+    /// A worker has begun to answer a prompt of `tokens` tokens, 0 if they are not known here.
+    pub(crate) fn begun(&mut self, tokens: usize) {
+        self.count_prompt(u32::try_from(tokens).unwrap_or(u32::MAX));
+    }
+
+    /// The client has `tokens` tokens of the answer in all.
+    pub(crate) fn delivered(&mut self, tokens: u32) {
+        self.delivered_tokens = tokens;
+        if tokens.saturating_sub(self.counted_tokens) >= COUNTED_TOGETHER {
+            self.count_tokens(tokens);
+        }
+    }
+
+    /// Raises what the counter has of this answer's tokens to `tokens`.
+    fn count_tokens(&mut self, tokens: u32) {
+        let more = tokens.saturating_sub(self.counted_tokens);
+        if more > 0 {
+            self.counted_tokens = tokens;
+            self.handles().completion_tokens.increment(more.into());
+        }
+    }
+
+    /// Raises what the counter has of this prompt's tokens to `tokens`.
+    fn count_prompt(&mut self, tokens: u32) {
+        let more = tokens.saturating_sub(self.counted_prompt);
+        if more > 0 {
+            self.counted_prompt = tokens;
+            self.handles().prompt_tokens.increment(more.into());
+        }
+    }
+
+    fn handles(&self) -> Rc<ModelMetrics> {
+        self.metrics
+            .of(self.model.as_deref().unwrap_or(NO_MODEL), self.endpoint)
     }
 
     /// Sets how the request ended.
@@ -271,9 +334,8 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let took = self.began.elapsed();
-        let metrics = self
-            .metrics
-            .of(self.model.as_deref().unwrap_or(NO_MODEL), self.endpoint);
+        let metrics = self.handles();
+        self.count_tokens(self.delivered_tokens);
         metrics.count(self.status);
         if let Some(reason) = self.unhashed {
             metrics.count_unhashed(reason);
@@ -283,11 +345,9 @@ impl Drop for RequestRecord {
             metrics.ttft_seconds.record(first - self.began);
         }
         if let Some(summary) = self.summary {
-            metrics.prompt_tokens.increment(summary.prompt_tokens.into());
+            self.count_prompt(summary.prompt_tokens);
+            self.count_tokens(summary.completion_tokens);
             metrics.cached_tokens.increment(summary.cached_tokens.into());
-            metrics
-                .completion_tokens
-                .increment(summary.completion_tokens.into());
             if let Some((first, choices)) = self.first_token {
                 // Choices are generated in parallel: the latency between the tokens of one choice counts.
                 let gaps = (summary.completion_tokens / choices.max(1)).saturating_sub(1);
@@ -306,7 +366,7 @@ impl Drop for RequestRecord {
             seconds = took.as_secs_f64(),
             prompt_tokens = self.summary.map(|summary| summary.prompt_tokens),
             cached_tokens = self.summary.map(|summary| summary.cached_tokens),
-            completion_tokens = self.summary.map(|summary| summary.completion_tokens),
+            completion_tokens = self.counted_tokens,
             "request ended"
         );
     }

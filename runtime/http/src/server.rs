@@ -7,11 +7,7 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{
-    App,
-    dev::{Server, ServerHandle},
-    web::ServiceConfig,
-};
+use actix_web::dev::ServerHandle;
 use metrics_exporter_prometheus::PrometheusHandle;
 use signalbox_router::Router;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
@@ -19,32 +15,26 @@ use tokio::{task::JoinHandle, time::timeout};
 
 use crate::{
     admin::{self, Admin},
+    body::BodyBudget,
     config::HttpConfig,
-    frontend::Frontend,
-    metrics, routes,
+    connection_limits::AddressLimit,
+    frontend::{Frontend, Shared},
+    listener::{self, Listener},
+    metrics,
+    prepare_pool::PreparePool,
+    routes,
     traffic::Traffic,
 };
 
 /// Connections that may wait to be accepted. Enough for a burst of clients that start together.
 const BACKLOG: i32 = 1_024;
 
-/// Connections an HTTP thread holds; more wait in the backlog.
-const MAX_CONNECTIONS: usize = 25_000;
-
-/// How long an idle connection is kept. Longer than the 60 s of common load balancers, so that the balancer closes
-/// first.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-
-/// Longest time for a connection's first request head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a connection is still read after its request was refused unread, so that the client gets the answer
-/// rather than a reset.
-const LINGER: Duration = Duration::from_secs(5);
-
-/// How long a client may leave written bytes unread before its connection is closed and the work at the engine is
-/// cancelled. The HTTP library has no such timeout; the kernel has one.
-const STALLED_READER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take no bytes at all before its connection is closed. The HTTP library has no such timeout; the
+/// kernel has one. It also ends the connection of a client that acknowledges nothing because it disappeared. A client that
+/// reads slowly opens its window again each time it has read a packet's worth, or a sixteenth of its buffer: with 5 minutes
+/// even 300 bytes a second are enough for a window of 64 KiB. The work at the engine does not wait for it: it ends at the
+/// request's deadline.
+const STALLED_READER_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Idle time of a connection before the first TCP keepalive probe, and the time between probes. They detect a client
 /// that disappeared while it waits for its first token.
@@ -52,6 +42,9 @@ const KEEPALIVE_PROBES: (Duration, Duration) = (Duration::from_secs(30), Duratio
 
 /// How long the last bytes of answers may take to be sent once no request is under way.
 const FLUSH: Duration = Duration::from_millis(500);
+
+/// Most connections to the admin listener. Operators, their scripts and the collectors of metrics hold a few each.
+const MAX_ADMIN_CONNECTIONS: usize = 256;
 
 /// How often the metric store merges recorded samples: unread histograms would grow without a bound.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -134,6 +127,11 @@ impl HttpServer {
         } = self;
         metrics::describe();
         let traffic = Arc::new(Traffic::default());
+        let shared = Shared {
+            traffic: Arc::clone(&traffic),
+            prepare_pool: Arc::new(PreparePool::new(cores()).map_err(HttpError::Serve)?),
+            body_budget: BodyBudget::new(config.body_budget_bytes),
+        };
         let (public_address, admin_address) = (
             public.local_addr().map_err(HttpError::Serve)?,
             admin.local_addr().map_err(HttpError::Serve)?,
@@ -148,17 +146,28 @@ impl HttpServer {
             })
         };
         let public = {
-            let (config, router, traffic) = (config.clone(), router.clone(), Arc::clone(&traffic));
-            serve(public, config.threads, move |app| {
-                routes::public(
-                    app,
-                    Frontend::start(&config, router.clone(), Arc::clone(&traffic)),
-                );
+            let (config, router) = (config.clone(), router.clone());
+            let listener = Listener {
+                socket: public,
+                threads: config.threads.max(1),
+                max_connections: config.max_connections,
+                per_address: AddressLimit::new(config.max_connections_per_address),
+            };
+            listener::serve(listener, move |app| {
+                routes::public(app, Frontend::start(&config, router.clone(), shared.clone()));
             })
         };
-        let admin = serve(admin, 1, move |app| {
-            routes::admin(app, Admin::new(&config, router.clone(), metrics.clone()))
-        });
+        let admin = {
+            let listener = Listener {
+                socket: admin,
+                threads: 1,
+                max_connections: MAX_ADMIN_CONNECTIONS,
+                per_address: AddressLimit::new(None),
+            };
+            listener::serve(listener, move |app| {
+                routes::admin(app, Admin::new(&config, router.clone(), metrics.clone()))
+            })
+        };
         let (public, admin) = (
             public.map_err(HttpError::Serve)?,
             admin.map_err(HttpError::Serve)?,
@@ -207,18 +216,21 @@ impl RunningHttp {
         })
     }
 
-    /// Refuses new requests, gives requests under way up to `grace` to end, and closes both listeners.
+    /// Refuses new requests, gives requests under way up to `grace` to end, ends the others with an error, and closes both
+    /// listeners.
     pub async fn stop(self, grace: Duration) {
         self.traffic.drain();
         let [public, admin] = self.handles;
-        if timeout(grace, self.traffic.idle()).await.is_ok() {
-            // The last bytes of answers may still be unsent.
-            let _ = timeout(FLUSH, public.stop(true)).await;
-        } else {
+        if timeout(grace, self.traffic.idle()).await.is_err() {
             tracing::warn!(
                 grace_s = grace.as_secs_f64(),
-                "requests still under way after the grace are cancelled"
+                "requests still under way after the grace end with an error"
             );
+            self.traffic.cut_off();
+            let _ = timeout(FLUSH, self.traffic.idle()).await;
+        }
+        // The last bytes of answers may still be unsent.
+        if timeout(FLUSH, public.stop(true)).await.is_err() {
             public.stop(false).await;
         }
         admin.stop(false).await;
@@ -248,25 +260,7 @@ fn bind(address: SocketAddr, service: &'static str) -> Result<TcpListener, HttpE
     })
 }
 
-/// An HTTP server with the settings that streaming needs.
-///
-/// Half-closed connections are closed. Otherwise the answer to a client that has closed its side, and the work at the
-/// engine, would run to the end.
-fn serve(
-    listener: TcpListener,
-    threads: usize,
-    routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
-) -> io::Result<Server> {
-    let server = actix_web::HttpServer::new(move || App::new().configure(routes.clone()))
-        .workers(threads.max(1))
-        .max_connections(MAX_CONNECTIONS)
-        .keep_alive(KEEP_ALIVE)
-        .client_request_timeout(HEAD_TIMEOUT)
-        .client_disconnect_timeout(LINGER)
-        .h1_allow_half_closed(false)
-        .tcp_nodelay(true)
-        .shutdown_timeout(1)
-        .disable_signals()
-        .listen(listener)?;
-    Ok(server.run())
+/// The machine's cores.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod answers;
 mod clients;
+mod connections;
 mod forwarded;
 mod lora;
 

@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// Shared by all HTTP threads of a process.
 #[derive(Debug, Default)]
@@ -13,6 +14,7 @@ pub(crate) struct Traffic {
     in_flight: AtomicUsize,
     draining: AtomicBool,
     ended: Notify,
+    cut_off: CancellationToken,
 }
 
 /// One request under way. It is dropped with its answer's body.
@@ -29,6 +31,16 @@ impl Traffic {
     /// Makes [`is_draining`](Self::is_draining) true: new requests are refused.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends all requests under way, because the grace is over. Clients get an error.
+    pub(crate) fn cut_off(&self) {
+        self.cut_off.cancel();
+    }
+
+    /// Cancelled by [`cut_off`](Self::cut_off). A child for each thread, because waiting for it takes a lock.
+    pub(crate) fn cut_off_token(&self) -> CancellationToken {
+        self.cut_off.child_token()
     }
 
     pub(crate) fn is_draining(&self) -> bool {

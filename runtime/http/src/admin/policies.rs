@@ -22,6 +22,7 @@ use crate::{body, error::ApiError, frontend::served_model};
 const UPLOAD_WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct UploadQuery {
     name: Option<String>,
     /// A JSON object; `None` for the policy's defaults.
@@ -43,16 +44,15 @@ pub(crate) async fn upload(
         )
     })?;
     let limit = admin.policy_limits.bytes;
-    let component =
-        body::read(&request, payload, admin.policy_limits)
-            .await
-            .map_err(|error| match error.kind {
-                // The registry's message: its limit is the same.
-                ErrorKind::TooLarge => RegistryError::from(AdmissionError::TooLarge { limit }).into(),
-                _ => ApiError(error),
-            })?;
+    let component = body::read(&request, payload, admin.policy_limits, &admin.body_budget)
+        .await
+        .map_err(|error| match error.kind {
+            // The registry's message: its limit is the same.
+            ErrorKind::TooLarge => RegistryError::from(AdmissionError::TooLarge { limit }).into(),
+            _ => ApiError(error),
+        })?;
     let replicator = admin.router.policy_replicator();
-    let (record, created) = replicator.upload(name, component, settings).await?;
+    let (record, created) = replicator.upload(name, component.bytes, settings).await?;
     let mut response = if created {
         HttpResponse::Created()
     } else {
@@ -100,12 +100,12 @@ pub(crate) async fn activate(
     admin: Data<Admin>,
 ) -> Result<HttpResponse, ApiError> {
     let model = decided_model(&admin.router, &model)?;
-    let body = body::read(&request, payload, admin.body_limits).await?;
+    let body = body::read(&request, payload, admin.body_limits, &admin.body_budget).await?;
     let ActivationRequest {
         policy,
         settings,
         revision,
-    } = activation(&body)?;
+    } = activation(&body.bytes)?;
     let replicator = admin.router.policy_replicator();
     let change = replicator.activate(&model, &policy, settings, revision).await?;
     Ok(changed(&model, &change))
@@ -184,6 +184,8 @@ mod tests {
             (ErrorKind::InvalidRequest, Some("name"))
         );
         assert!(upload_query("name=a&name=b").is_err());
+        let ApiError(error) = upload_query("name=a&setings=%7B%7D").unwrap_err();
+        assert!(error.message.contains("setings"), "{error}");
     }
 
     #[test]

@@ -159,19 +159,34 @@ async fn stopping_lets_requests_end_and_refuses_new_ones() {
 }
 
 #[actix_rt::test]
-async fn stopping_cancels_requests_that_outlast_the_grace() {
+async fn requests_that_outlast_the_grace_end_with_an_error_that_the_client_receives() {
     let mut rig = Rig::serving("cut").await;
     let address = rig.http.public_address();
-    let mut socket = TcpStream::connect(address).await.unwrap();
-    socket
-        .write_all(chat("cut", r#","stream":true"#).as_bytes())
-        .await
-        .unwrap();
-    let (_, _, responder) = rig.call().await;
-    timeout(PATIENCE, rig.http.stop(Duration::ZERO))
+    let [stream, whole] = ["true", "false"].map(|stream| {
+        let request = chat("cut", &format!(r#","stream":{stream}"#));
+        actix_rt::spawn(async move { exchange(address, request.as_bytes()).await })
+    });
+    let mut responders = Vec::new();
+    for _ in 0..2 {
+        let (request, _, responder) = rig.call().await;
+        if request.format.stream {
+            responder.queue(1, b"data: {}\n\n").unwrap();
+            responder.flush();
+        }
+        responders.push(responder);
+    }
+    timeout(PATIENCE, rig.http.stop(Duration::from_millis(200)))
         .await
         .expect("it stops");
-    timeout(PATIENCE, responder.cancelled())
-        .await
-        .expect("the work is cancelled");
+    for responder in responders {
+        timeout(PATIENCE, responder.cancelled())
+            .await
+            .expect("the work is cancelled");
+    }
+    whole.await.unwrap().check_error(503, None);
+    let reply = stream.await.unwrap();
+    let (first, last) = reply.text().split_once("\n\n").unwrap();
+    assert_eq!((reply.status, first), (200, "data: {}"));
+    let error: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap().trim_end()).unwrap();
+    assert_eq!(error["error"]["type"], "service_unavailable_error");
 }
