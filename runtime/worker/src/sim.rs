@@ -8,10 +8,11 @@
 //! - The same request gets the same answer on every worker with the same seed, however it is batched.
 //! - The time of a step is proportional to the number of running sequences, and a token allocates nothing.
 //!
-//! A step does the following, in this order. Every decoding sequence gets a token. Sequences in prefill share the rest
-//! of the budget, oldest first. Waiting sequences are admitted as far as the limits on tokens, sequences and blocks
-//! allow. If blocks run out, the youngest sequence is preempted: it releases its blocks, waits at the front of the
-//! queue and is computed again later.
+//! A step does what vLLM's does, in this order. Running sequences are computed, oldest first, until the budget is used
+//! up: one token of each that decodes, the next chunk of each that is in prefill. Waiting sequences are admitted, first
+//! come first served, as far as the limits on tokens, sequences and blocks allow; an admitted one shares the blocks that
+//! are cached at that moment. If blocks run out, the youngest sequence is preempted: it releases its blocks, waits at the
+//! front of the queue and is computed again later.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -111,8 +112,6 @@ pub struct SimEngine {
 struct StepPlan {
     /// Tokens that the step may still compute.
     budget: usize,
-    /// The work done so far.
-    work: StepWork,
     /// A sequence was preempted in this step, so no sequence is admitted.
     preempted: bool,
 }
@@ -160,25 +159,12 @@ impl SimEngine {
         })
     }
 
-    /// Computes one token of each sequence whose prefill is done.
-    fn decode(&mut self, plan: &mut StepPlan) {
-        let mut place = 0;
-        while place < self.running.len() {
-            if self.running[place].is_decoding() && self.compute(place, 1, plan) {
-                plan.work.decoding += 1;
-                plan.budget = plan.budget.saturating_sub(1);
-            }
-            place += 1;
-        }
-    }
-
-    /// Continues the prefills that did not fit into earlier steps.
-    fn prefill(&mut self, plan: &mut StepPlan) {
+    /// Computes running sequences, oldest first: the latest token of one that decodes, the next chunk of one in prefill.
+    fn continue_running(&mut self, plan: &mut StepPlan) {
         let mut place = 0;
         while place < self.running.len() && plan.budget > 0 {
-            if self.running[place].remaining() > 0 && !self.running[place].is_decoding() {
-                self.prefill_one(place, plan);
-            }
+            let count = self.running[place].remaining().min(plan.budget);
+            self.compute(place, count, plan);
             place += 1;
         }
     }
@@ -193,36 +179,48 @@ impl SimEngine {
             let Some(next) = self.waiting.pop_front() else {
                 return;
             };
-            self.running.push(next);
-            self.prefill_one(self.running.len() - 1, plan);
+            self.start(next, plan);
         }
     }
 
-    fn prefill_one(&mut self, place: usize, plan: &mut StepPlan) {
-        let sequence = &mut self.running[place];
+    fn start(&mut self, mut sequence: Sequence, plan: &mut StepPlan) {
         sequence.share(&mut self.pool);
-        let count = sequence.next_chunk(plan.budget);
-        if self.compute(place, count, plan) {
-            plan.work.prefill_tokens += count as u32;
-            plan.budget -= count;
-        }
+        let count = sequence.remaining().min(plan.budget);
+        self.running.push(sequence);
+        self.compute(self.running.len() - 1, count, plan);
     }
 
-    /// Computes the next `count` tokens of the sequence at `place`. If blocks run out, preempts younger sequences.
-    /// Returns false if that was not enough and this sequence was preempted itself.
-    fn compute(&mut self, place: usize, count: usize, plan: &mut StepPlan) -> bool {
+    /// Computes the next `count` tokens of the sequence at `place`. If blocks run out, preempts younger sequences, and
+    /// at last this one.
+    fn compute(&mut self, place: usize, count: usize, plan: &mut StepPlan) {
         while self.running[place].compute(&mut self.pool, count).is_err() {
             plan.preempted = true;
             let Some(mut youngest) = self.running.pop() else {
-                return false;
+                return;
             };
-            youngest.release(&mut self.pool);
+            plan.budget += youngest.release(&mut self.pool);
             self.waiting.push_front(youngest);
             if place == self.running.len() {
-                return false;
+                return;
             }
         }
-        true
+        plan.budget -= count;
+    }
+
+    /// The work of the step whose sequences are computed.
+    fn work(&self) -> StepWork {
+        let mut work = StepWork::default();
+        for sequence in &self.running {
+            let (computed, is_prefill) = sequence.in_step();
+            if computed > 0 && is_prefill {
+                work.prefill_tokens += computed as u32;
+            }
+            if computed > 0 && sequence.remaining() == 0 && sequence.generated() > 0 {
+                work.decoding += 1;
+                work.context_tokens += sequence.length() as u64;
+            }
+        }
+        work
     }
 
     /// Generates the next token of every sequence whose KV is complete, and ends the sequences that are done.
@@ -328,16 +326,18 @@ impl StepEngine for SimEngine {
     fn step(&mut self, output: &mut StepOutput) -> StepStatus {
         let mut plan = StepPlan {
             budget: self.config.max_batched_tokens as usize,
-            work: StepWork::default(),
             preempted: false,
         };
-        self.decode(&mut plan);
-        self.prefill(&mut plan);
+        for sequence in &mut self.running {
+            sequence.begin_step();
+        }
+        self.continue_running(&mut plan);
         self.admit(&mut plan);
-        let active_share = f64::from(self.pool.active()) / f64::from(self.pool.capacity());
+        let work = self.work();
         self.sample(output);
         self.pool.drain_events(&mut output.kv_events);
-        match plan.work.pace(active_share, self.config.speedup) {
+        let cache_tokens = u64::from(self.config.kv_blocks) * u64::from(self.config.block_size);
+        match work.pace(cache_tokens, self.config.speedup) {
             Some(duration) => StepStatus::BusyFor(duration),
             None if self.running.is_empty() && self.waiting.is_empty() => StepStatus::Idle,
             None => StepStatus::Busy,

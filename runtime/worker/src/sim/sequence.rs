@@ -25,6 +25,8 @@ pub(super) struct Sequence {
     table: BlockTable,
     /// Number of leading tokens whose KV is in the cache.
     computed: usize,
+    /// Number of leading tokens whose KV was in the cache before this step.
+    computed_before: usize,
     /// Number of prompt tokens found in the cache.
     cached: usize,
     /// Whether the sequence was preempted once. Blocks that it finds in the cache from then on may be its own.
@@ -50,6 +52,7 @@ impl Sequence {
             hasher: new.hasher,
             table: BlockTable::default(),
             computed: 0,
+            computed_before: 0,
             cached: 0,
             preempted: false,
             prefill_reported: false,
@@ -61,9 +64,16 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
-    /// Whether the last generated token is the only one to compute.
-    pub(super) fn is_decoding(&self) -> bool {
-        self.remaining() == 1 && self.tokens.len() > self.prompt_tokens
+    /// A step begins.
+    pub(super) fn begin_step(&mut self) {
+        self.computed_before = self.computed;
+    }
+
+    /// How many tokens this step computes, and whether it computes more than the latest generated one.
+    pub(super) fn in_step(&self) -> (usize, bool) {
+        let computed = self.computed - self.computed_before;
+        let is_decode = self.computed == self.tokens.len() && computed == 1 && self.generated() > 0;
+        (computed, !is_decode)
     }
 
     /// KV blocks that the sequence needs to generate its next token.
@@ -76,26 +86,12 @@ impl Sequence {
         shareable(&self.tokens, &self.hashes, self.hasher)
     }
 
-    /// Number of tokens to compute next, at most `budget`. A chunk that is not the last ends at the end of a block, so
-    /// that other sequences can share the computed blocks and this sequence can share theirs.
-    pub(super) fn next_chunk(&self, budget: usize) -> usize {
-        let remaining = self.remaining();
-        if remaining <= budget {
-            return remaining;
-        }
-        let in_last_block = (self.computed + budget) % self.hasher.block_size();
-        if in_last_block < budget {
-            budget - in_last_block
-        } else {
-            budget
-        }
-    }
-
-    /// Takes the blocks that other sequences have computed since. Takes none if the sequence has an unsealed block.
+    /// Takes the cached blocks of the tokens. Called before the first of them is computed.
     pub(super) fn share(&mut self, pool: &mut BlockPool) {
         let shareable = shareable(&self.tokens, &self.hashes, self.hasher);
         let shared = pool.share(&mut self.table, shareable) * self.hasher.block_size();
         self.computed += shared;
+        self.computed_before = self.computed;
         if !self.preempted {
             self.cached += shared;
         }
@@ -123,10 +119,13 @@ impl Sequence {
     }
 
     /// Releases the sequence's blocks. Its tokens must be computed again, except those in blocks that stay cached.
-    pub(super) fn release(&mut self, pool: &mut BlockPool) {
+    /// Returns the number of tokens that this step had computed of it.
+    pub(super) fn release(&mut self, pool: &mut BlockPool) -> usize {
+        let in_step = self.computed - self.computed_before;
         pool.release(&mut self.table);
-        self.computed = 0;
+        (self.computed, self.computed_before) = (0, 0);
         self.preempted = true;
+        in_step
     }
 
     /// The number of prompt tokens found in the cache. Returned once, when the prefill is done.
@@ -139,6 +138,11 @@ impl Sequence {
     /// Whether the sequence has all its tokens.
     pub(super) fn is_done(&self) -> bool {
         self.tokens.len() >= self.max_length && (self.generated() > 0 || self.remaining() == 0)
+    }
+
+    /// Number of tokens: those of the prompt and the generated ones.
+    pub(super) fn length(&self) -> usize {
+        self.tokens.len()
     }
 
     /// Number of generated tokens.

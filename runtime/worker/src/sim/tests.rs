@@ -147,11 +147,11 @@ fn long_prompts_are_computed_in_chunks_while_others_decode() {
     let mut output = StepOutput::default();
     engine.step(&mut output);
     engine.submit(sequence(1, prompt(100, 40), 1)).unwrap();
-    for step in 0..3 {
+    for step in 0..2 {
         let mut output = StepOutput::default();
         engine.step(&mut output);
         assert_eq!(output.tokens[0].sequence, SequenceId::new(0, 0));
-        // 15 tokens of budget are left beside the decoding one: chunks of 12, up to the end of a block, then the rest.
+        // 15 tokens of budget are left beside the decoding one: chunks of 15, then the last 10.
         assert_eq!(output.prefilled.len(), 0, "step {step}");
     }
     let mut output = StepOutput::default();
@@ -222,17 +222,19 @@ fn steps_take_the_time_of_the_timing_model() {
         ..config()
     });
     engine.submit(sequence(0, prompt(0, 10), 2)).unwrap();
+    let cache_tokens = u64::from(config().kv_blocks * BLOCK_SIZE);
     let work = StepWork {
         prefill_tokens: 10,
-        decoding: 0,
+        ..StepWork::default()
     };
-    let expected = StepStatus::BusyFor(work.pace(0.0, 2.0).unwrap());
+    let expected = StepStatus::BusyFor(work.pace(cache_tokens, 2.0).unwrap());
     assert_eq!(engine.step(&mut StepOutput::default()), expected);
     let work = StepWork {
-        prefill_tokens: 0,
         decoding: 1,
+        context_tokens: 11,
+        ..StepWork::default()
     };
-    let expected = StepStatus::BusyFor(work.pace(3.0 / 64.0, 2.0).unwrap());
+    let expected = StepStatus::BusyFor(work.pace(cache_tokens, 2.0).unwrap());
     assert_eq!(engine.step(&mut StepOutput::default()), expected);
     assert_eq!(engine.step(&mut StepOutput::default()), StepStatus::Idle);
 }
