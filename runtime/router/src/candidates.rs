@@ -12,7 +12,7 @@ use crate::{
 
 /// Why a decision has no candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoCandidate {
+pub enum NoCandidate {
     /// No ready worker of the model can be reached, or each one that can has failed this request.
     Unavailable,
     /// Every ready worker that can be reached has as many requests as it takes.

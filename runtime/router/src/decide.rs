@@ -76,12 +76,22 @@ pub(crate) struct Decider {
 
 impl Decider {
     pub(crate) fn new(index: SharedKvIndex, load: LoadTable, policies: PolicyRegistry) -> Self {
+        Self::with_seed(index, load, policies, rand::rng().random())
+    }
+
+    /// A decider whose decisions have the seeds that `seed` determines.
+    pub(crate) fn with_seed(
+        index: SharedKvIndex,
+        load: LoadTable,
+        policies: PolicyRegistry,
+        seed: u64,
+    ) -> Self {
         Self {
             index,
             load,
             policies,
             runners: HashMap::new(),
-            seeds: StdRng::from_rng(&mut rand::rng()),
+            seeds: StdRng::seed_from_u64(seed),
             overlaps: OverlapScores::default(),
             other_overlaps: OverlapScores::default(),
             columns: Candidates::default(),

@@ -38,6 +38,7 @@ mod kv_source;
 mod latency;
 mod links;
 mod load;
+mod offline;
 mod parity;
 mod policy_replicator;
 mod prepared_request;
@@ -59,8 +60,10 @@ mod worker_session;
 mod test_support;
 
 pub use answer::{AnswerStream, RoutedAnswer};
+pub use candidates::NoCandidate;
 pub use latency::MeasuredLatency;
 pub use load::EventState;
+pub use offline::{OfflinePlacement, OfflineRequest, OfflineRouter};
 pub use policy_replicator::{PolicyChange, PolicyChangeError, PolicyReplicatorHandle};
 pub use replica::ReplicaHandle;
 pub use replica_sync::ReplicaConfig;
