@@ -50,14 +50,26 @@ impl TokenSource {
         id: SequenceId,
     ) -> Self {
         let prompt = &tokens[..tokens.len().saturating_sub(generated)];
+        // Two tokens at a time: prompts are long, and this is the only work that each of their tokens costs.
+        let (pairs, last) = prompt.as_chunks::<2>();
+        let prompt_hash = pairs
+            .iter()
+            .map(|[first, second]| u64::from(*first) << 32 | u64::from(*second))
+            .chain(last.iter().map(|token| u64::from(*token)))
+            .fold(0_u64, |state, word| {
+                (state.rotate_left(29) ^ word).wrapping_mul(GOLDEN)
+            });
         // Without a request seed the tokens depend on the prompt alone, so the same request gets the same answer.
-        let words = prompt.iter().map(|token| u64::from(*token)).chain([
+        let words = [
+            prompt_hash,
             prompt.len() as u64,
             request_seed.map_or(0, |seed| scramble(seed ^ 1)),
             u64::from(id.choice()),
-        ]);
+        ];
         Self {
-            start: words.fold(scramble(engine_seed), |state, word| scramble(state ^ word)),
+            start: words
+                .into_iter()
+                .fold(scramble(engine_seed), |state, word| scramble(state ^ word)),
             first: generated,
         }
     }
