@@ -9,11 +9,13 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 mod doctor;
 mod planes;
+mod replay;
 mod router;
 mod worker;
 
 pub(crate) use doctor::DoctorOptions;
 pub(crate) use planes::PlaneOptions;
+pub(crate) use replay::{ChangeKind, ReplayOptions};
 pub(crate) use router::{FrontendOptions, ServeOptions, Switch, UpOptions};
 pub(crate) use worker::{EngineChoice, EngineOptions, RequestTransport, UpstreamOptions, WorkerOptions};
 
@@ -50,6 +52,8 @@ const EXAMPLES: &str = "Examples:
   runtime serve --discovery static://127.0.0.1:7001,127.0.0.1:7002
   runtime serve --discovery etcd://etcd:2379 --events nats://nats:4222
   runtime doctor --upstream http://gpu-1:8000     whether an engine's KV cache can be known, and what prevents it
+  runtime replay trace.jsonl --policy round-robin --policy kv-aware
+                                                  the same traffic with two policies, in virtual time
   runtime config example                          a file of all settings, explained
   runtime policy check policy.wasm                check a component as an upload does";
 
@@ -63,6 +67,8 @@ pub(crate) enum Command {
     Worker(Box<WorkerOptions>),
     /// Examine engines or workers: whether routers can know what their KV caches hold, and what prevents it.
     Doctor(Box<DoctorOptions>),
+    /// Judge policies on a trace or on made-up traffic: a whole cluster in virtual time.
+    Replay(Box<ReplayOptions>),
     /// Check policies.
     #[command(subcommand)]
     Policy(PolicyCommand),

@@ -12,6 +12,7 @@ pub mod console;
 mod doctor;
 mod model;
 mod planes;
+mod replay;
 mod router_process;
 mod settings;
 mod shutdown;
@@ -44,6 +45,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Serve(options) => router_process::run((*options).try_into()?).await,
             Command::Worker(options) if options.child.is_some() => worker_process::run_child().await,
             Command::Worker(options) => worker_process::run((*options).try_into()?).await,
+            Command::Replay(options) => replay::run(&options),
             Command::Policy(command) => check_policy(&command),
             Command::Config(ConfigCommand::Show { command, arguments }) => config::show(command, &arguments),
             Command::Config(ConfigCommand::Check { file }) => config::check(&file),
