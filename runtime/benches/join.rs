@@ -25,7 +25,7 @@ use signalbox_protocol::{
     WorkerRole,
 };
 use signalbox_request_plane::{LinkConfig, ServerConfig};
-use signalbox_router::{EventState, ReplicaHandle, RouteRequest, Router, RouterConfig};
+use signalbox_router::{EventState, PromptForm, ReplicaHandle, RouteRequest, Router, RouterConfig};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use signalbox_worker::{
     runner::EngineThread,
@@ -113,7 +113,12 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
     let (mut first_answer, mut answers, mut longest) = (None, 0, Duration::ZERO);
     loop {
         let sent = Instant::now();
-        if replica.route(request()).await.is_ok() {
+        let model = router.model("m");
+        let answered = match &model {
+            Some(model) => replica.route(request(model.form)).await.is_ok(),
+            None => false,
+        };
+        if answered {
             let elapsed = began.elapsed();
             first_answer.get_or_insert(elapsed);
             longest = longest.max(sent.elapsed());
@@ -146,8 +151,11 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
     router.stop();
 }
 
-fn request() -> RouteRequest {
+fn request(form: PromptForm) -> RouteRequest {
     RouteRequest {
+        form,
+        limits_answer: true,
+        other_forms: Vec::new(),
         generate: GenerateRequest {
             id: RequestId::from_random(1),
             model: "m".into(),

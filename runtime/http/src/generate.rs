@@ -165,10 +165,7 @@ async fn route(
             Err(error) => error,
         };
         let is_known = |form| known.contains(&form);
-        if is_last
-            || error.kind != ErrorKind::Unavailable
-            || frontend.model(model)?.forms().all(is_known)
-        {
+        if is_last || error.kind != ErrorKind::Unavailable || frontend.model(model)?.forms().all(is_known) {
             return Err(error);
         }
         prepared = read(endpoint, &body, frontend, deadline).await?.prepared?;

@@ -299,7 +299,9 @@ impl<'a> Simulation<'a> {
         let placement = match placed {
             Ok(placement) => placement,
             Err(NoCandidate::Busy) => return self.end_request(index, RequestOutcome::Shed),
-            Err(NoCandidate::Unavailable) => return self.end_request(index, RequestOutcome::Failed),
+            Err(NoCandidate::Unavailable | NoCandidate::TooLong { .. }) => {
+                return self.end_request(index, RequestOutcome::Failed);
+            }
         };
         let slot = placement.worker;
         let generated = state.answer.len();

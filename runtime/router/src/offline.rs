@@ -13,9 +13,11 @@ use signalbox_tokenize::{ArtifactError, ModelArtifacts, ModelText};
 
 use crate::{
     candidates::NoCandidate,
+    context_need::ContextNeed,
     decide::{Decider, Demand},
     load::{EventState, LoadTable, Reservation},
-    roster::{ModelEntry, WorkerEntry, WorkerPhase},
+    roster::{ModelEntry, VersionId, WorkerEntry, WorkerPhase, versions_of},
+    versioned_prompt::VersionedPrompt,
 };
 
 /// One router, and the one model that it serves.
@@ -25,6 +27,8 @@ pub struct OfflineRouter {
     index: SharedKvIndex,
     load: LoadTable,
     model: ModelEntry,
+    block_size: u32,
+    text: Arc<ModelText>,
 }
 
 /// What a decision reads of a request.
@@ -82,32 +86,33 @@ impl OfflineRouter {
                 name: model.to_owned(),
                 adapter: None,
                 created: 0,
-                context_length: u32::MAX,
-                block_size,
-                artifacts_digest: String::new(),
-                reads_body: false,
-                text,
+                versions: Vec::new(),
                 decisions: Arc::new(AtomicU64::new(0)),
                 workers: std::iter::empty().collect(),
             },
+            block_size,
+            text,
         })
     }
 
     /// The hasher for prompts of the model.
     pub fn hasher(&self) -> BlockHasher {
-        self.model.hasher("", "")
+        self.model.hasher(self.block_size, "", "")
     }
 
     /// From now on these workers may be given requests, and no others.
     pub fn set_ready(&mut self, workers: impl IntoIterator<Item = (WorkerSlot, Arc<WorkerCard>)>) {
-        let entry = |(slot, card)| WorkerEntry {
+        let entry = |(slot, card): (WorkerSlot, Arc<WorkerCard>)| WorkerEntry {
             slot,
+            version: VersionId::of(&card),
             card,
             phase: WorkerPhase::Ready,
             listed: true,
             adapters: None,
+            text: Some(self.text.clone()),
         };
         self.model.workers = workers.into_iter().map(entry).collect();
+        self.model.versions = versions_of(self.model.workers.iter());
         for worker in self.model.workers.iter() {
             self.load.set_event_state(worker.slot, EventState::Following);
         }
@@ -145,9 +150,15 @@ impl OfflineRouter {
     /// # Errors
     /// No worker can take the request.
     pub fn decide(&mut self, request: OfflineRequest<'_>) -> Result<OfflinePlacement, NoCandidate> {
-        let demand = Demand {
-            prompt_tokens: request.prompt_tokens,
+        let version = self.model.versions.first().ok_or(NoCandidate::Unavailable)?;
+        let prompt = VersionedPrompt {
+            version: version.id,
+            tokens: request.prompt_tokens,
             blocks: request.blocks,
+            context: ContextNeed::default(),
+        };
+        let demand = Demand {
+            prompts: &[prompt],
             expected_output_tokens: request.expected_output_tokens,
             priority: 0,
             session: request.session,
