@@ -14,28 +14,38 @@ use crate::pieces::{TokenPieces, character_of};
 const NFC_SHORTENS: usize = 3;
 
 /// Bounds the number of tokens from below.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct LeastTokens {
-    /// The most bytes of a text that one token can stand for; `None` if the tokenizer has no such limit.
-    bytes_of_a_token: Option<usize>,
+#[derive(Debug, Clone)]
+pub(crate) struct LeastTokens(Option<Bound>);
+
+#[derive(Debug, Clone)]
+struct Bound {
+    /// The most bytes of a text that one token can stand for.
+    bytes_of_a_token: usize,
+    /// The bytes that have no token, if there are any that a text can have: a tokenizer drops them or joins them.
+    unknown: Vec<u8>,
 }
 
 impl LeastTokens {
     /// The bound of a tokenizer with these tokens.
     pub(crate) fn of(tokenizer: &Tokenizer, pieces: &TokenPieces) -> Self {
-        Self {
-            bytes_of_a_token: bytes_of_a_token(tokenizer, pieces),
-        }
+        Self(bound(tokenizer, pieces))
     }
 
-    /// The fewest tokens that a text of `bytes` bytes can have.
-    pub(crate) fn in_bytes(self, bytes: usize) -> usize {
-        self.bytes_of_a_token
-            .map_or(0, |of_a_token| bytes.div_ceil(of_a_token))
+    /// The fewest tokens that `text` can have: 0 if the tokenizer has no bound.
+    pub(crate) fn in_text(&self, text: &str) -> usize {
+        let Some(bound) = &self.0 else {
+            return 0;
+        };
+        let bytes = if bound.unknown.is_empty() {
+            text.len()
+        } else {
+            text.bytes().filter(|byte| !bound.unknown.contains(byte)).count()
+        };
+        bytes.div_ceil(bound.bytes_of_a_token)
     }
 }
 
-fn bytes_of_a_token(tokenizer: &Tokenizer, pieces: &TokenPieces) -> Option<usize> {
+fn bound(tokenizer: &Tokenizer, pieces: &TokenPieces) -> Option<Bound> {
     // Such an added token takes all white space beside it.
     let swallows_space = |added: &tokenizers::AddedToken| added.lstrip || added.rstrip;
     if tokenizer.get_added_tokens_decoder().values().any(swallows_space) {
@@ -44,27 +54,37 @@ fn bytes_of_a_token(tokenizer: &Tokenizer, pieces: &TokenPieces) -> Option<usize
     let ModelWrapper::BPE(model) = tokenizer.get_model() else {
         return None;
     };
-    let part = |part: Result<Json, serde_json::Error>| part.ok();
-    let normalizer = part(serde_json::to_value(tokenizer.get_normalizer()))?;
-    let pre_tokenizer = part(serde_json::to_value(tokenizer.get_pre_tokenizer()))?;
+    let normalizer = serde_json::to_value(tokenizer.get_normalizer()).ok()?;
+    let pre_tokenizer = serde_json::to_value(tokenizer.get_pre_tokenizer()).ok()?;
+    let shortens = shortens(&normalizer)?;
     if !keeps_all(&pre_tokenizer) {
         return None;
     }
     let has = |token: String| tokenizer.token_to_id(&token).is_some();
-    let mut bytes = 0..=u8::MAX;
-    let longest = if is_byte_level(&pre_tokenizer) {
-        bytes
-            .all(|byte| has(character_of(byte).to_string()))
-            .then(|| pieces.longest())?
-    } else {
+    let (longest, unknown) = if is_byte_level(&pre_tokenizer) {
+        let unknown = bytes_of_text().filter(|byte| !has(character_of(*byte).to_string()));
+        (pieces.longest(), unknown.collect())
+    } else if model.byte_fallback && bytes_of_text().all(|byte| has(format!("<0x{byte:02X}>"))) {
         // A token's text here may be longer than its bytes (`▁` for a space), and a client may write that text itself.
-        let vocabulary = tokenizer.get_vocab(true);
-        (model.byte_fallback && bytes.all(|byte| has(format!("<0x{byte:02X}>"))))
-            .then(|| vocabulary.keys().map(String::len).max())??
+        let longest = tokenizer.get_vocab(true).keys().map(String::len).max()?;
+        (longest, Vec::new())
+    } else {
+        return None;
     };
-    longest
-        .checked_mul(shortens(&normalizer)?)
-        .filter(|bytes| *bytes > 0)
+    // Bytes that have a token may become some that have none.
+    if shortens > 1 && !unknown.is_empty() {
+        return None;
+    }
+    let bytes_of_a_token = longest.checked_mul(shortens).filter(|bytes| *bytes > 0)?;
+    Some(Bound {
+        bytes_of_a_token,
+        unknown,
+    })
+}
+
+/// The bytes that UTF-8 uses.
+fn bytes_of_text() -> impl Iterator<Item = u8> {
+    (0..=0xF4).filter(|byte| !matches!(byte, 0xC0 | 0xC1))
 }
 
 fn members<'a>(part: &'a Json, name: &str) -> &'a [Json] {

@@ -156,7 +156,7 @@ impl ModelText {
 
     /// The fewest tokens that a text of this length can have: 0 if the tokenizer has no such bound.
     pub fn least_tokens(&self, text: &str) -> usize {
-        self.least.in_bytes(text.len())
+        self.least.in_text(text)
     }
 
     /// Waits until the fast tokenizer has been checked, and returns whether it is used. [`Self::load`] does not wait

@@ -149,3 +149,26 @@ fn artifacts_are_deterministic_and_survive_serialisation() {
         TEXT.encode_prompt("Hello world").unwrap()
     );
 }
+
+#[test]
+fn a_text_of_megabytes_is_known_not_to_fit_without_being_encoded() {
+    let spaces = " ".repeat(15 << 20);
+    assert!(
+        TEXT.least_tokens(&spaces) > 8_192,
+        "{}",
+        TEXT.least_tokens(&spaces)
+    );
+    for text in [
+        "",
+        "a",
+        "Signals and points",
+        &"word ".repeat(500),
+        &spaces[..2_000],
+        "\0\u{1}🌟é",
+    ] {
+        assert!(
+            TEXT.least_tokens(text) <= TEXT.encode_prompt(text).unwrap().len(),
+            "{text:?}"
+        );
+    }
+}
