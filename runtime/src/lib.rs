@@ -11,6 +11,7 @@ pub mod config;
 pub mod console;
 mod doctor;
 mod model;
+mod open_files;
 mod planes;
 mod replay;
 mod router_process;
@@ -33,6 +34,7 @@ use settings::LogSettings;
 ///
 /// The exit code is that of the command where it has a verdict; an error has its own.
 pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    open_files::raise_limit();
     let system = actix_rt::System::new();
     let log = LogSettings {
         filter: cli.log,

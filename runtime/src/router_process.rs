@@ -14,7 +14,7 @@ use signalbox_request_plane::{LinkConfig, NatsTransport};
 use signalbox_router::{ReplicaConfig, Router, RouterConfig};
 
 use crate::{
-    console,
+    console, open_files,
     planes::{self, Events},
     settings::RouterSettings,
     shutdown,
@@ -88,7 +88,13 @@ impl RouterProcess {
         for address in &planes.static_workers {
             workers.add(address.clone()).await;
         }
-        let http = HttpServer::bind(settings.http, router.clone(), metrics)?.run()?;
+        let mut http = settings.http;
+        open_files::limit_connections(
+            &mut http,
+            settings.max_connections,
+            settings.max_connections_per_address,
+        );
+        let http = HttpServer::bind(http, router.clone(), metrics)?.run()?;
         let card = RouterCard {
             id,
             http: http.public_address().to_string(),

@@ -61,6 +61,10 @@ pub(crate) struct RouterSettings {
     /// Routers report to each other what they have in flight; only over NATS.
     pub(crate) replica_sync: bool,
     pub(crate) http: HttpConfig,
+    /// Most connections of clients; `None` for as many as threads and files allow.
+    pub(crate) max_connections: Option<usize>,
+    /// Most connections from one address: 0 for no limit, `None` for half of all.
+    pub(crate) max_connections_per_address: Option<usize>,
     /// The policy that decides until another one is activated.
     pub(crate) policy: String,
     /// A folder that keeps policies over restarts; `None` if NATS keeps them, or nothing does.

@@ -101,6 +101,17 @@ pub(crate) struct FrontendOptions {
     /// Largest request body, in MiB.
     #[arg(long, env = "SIGNALBOX_MAX_BODY_MIB", default_value_t = 16, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) max_body_mib: u32,
+    /// Most memory that the bodies of all requests take together until workers begin to answer them, in MiB.
+    #[arg(long, env = "SIGNALBOX_BODY_MEMORY_MIB", default_value_t = 512, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=262_144))]
+    pub(crate) body_memory_mib: u32,
+    /// Most connections to the OpenAI API; further ones wait. The default is 25,000 for each HTTP thread, or three quarters
+    /// of the files that the process may open if that is less.
+    #[arg(long, env = "SIGNALBOX_MAX_CONNECTIONS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_connections: Option<u32>,
+    /// Most connections to the OpenAI API from one address, or from one /64 of IPv6; further ones are refused. 0 is no limit,
+    /// for a proxy that all clients come through. The default is half of --max-connections.
+    #[arg(long, env = "SIGNALBOX_MAX_CONNECTIONS_PER_ADDRESS", value_name = "N")]
+    pub(crate) max_connections_per_address: Option<u32>,
     /// Longest time from a request to the end of its answer, in seconds.
     #[arg(long, env = "SIGNALBOX_REQUEST_TIMEOUT_S", default_value_t = 600, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub(crate) request_timeout_s: u32,

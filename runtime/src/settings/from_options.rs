@@ -127,10 +127,17 @@ fn router(
         planes.nats.is_none() || options.policy_dir.is_none(),
         "--policy-dir is for routers without NATS; with --events nats://… NATS keeps the policies"
     );
+    ensure!(
+        options.body_memory_mib >= options.max_body_mib,
+        "--body-memory-mib is {} and --max-body-mib is {}: the largest body must fit",
+        options.body_memory_mib,
+        options.max_body_mib
+    );
     let mut http = HttpConfig {
         public: options.http,
         admin: options.admin,
         max_body_bytes: options.max_body_mib as usize * MIB,
+        body_budget_bytes: options.body_memory_mib as usize * MIB,
         request_timeout: seconds(options.request_timeout_s),
         admin_token: options.admin_token,
         namespace: planes.namespace.clone(),
@@ -144,6 +151,8 @@ fn router(
         planes,
         replica_sync,
         http,
+        max_connections: options.max_connections.map(|most| most as usize),
+        max_connections_per_address: options.max_connections_per_address.map(|most| most as usize),
         policy: options.policy,
         policy_dir: options.policy_dir,
         index_bytes: options.index_mib as usize * MIB,

@@ -80,6 +80,29 @@ fn an_error_about_an_address_has_no_password() {
 }
 
 #[test]
+fn the_limits_of_connections_and_bodies_are_set_by_options() {
+    let known = "--discovery=static://a:1";
+    let default = router_of(&[known]).unwrap();
+    assert_eq!(
+        (default.max_connections, default.max_connections_per_address),
+        (None, None)
+    );
+    assert_eq!(default.http.body_budget_bytes, 512 * MIB);
+    let set = [
+        known,
+        "--max-connections=9",
+        "--max-connections-per-address=0",
+        "--body-memory-mib=16",
+    ];
+    let set = router_of(&set).unwrap();
+    assert_eq!(
+        (set.max_connections, set.max_connections_per_address),
+        (Some(9), Some(0))
+    );
+    assert_eq!(set.http.body_budget_bytes, 16 * MIB);
+}
+
+#[test]
 fn options_that_contradict_each_other_are_refused() {
     let known = "--discovery=static://a:1";
     check_refused(router_of(&[]), &["--discovery", "static://", "etcd://"]);
@@ -94,6 +117,10 @@ fn options_that_contradict_each_other_are_refused() {
     check_refused(
         router_of(&[known, "--events=nats://a:1", "--policy-dir=x"]),
         &["--policy-dir", "NATS"],
+    );
+    check_refused(
+        router_of(&[known, "--max-body-mib=64", "--body-memory-mib=63"]),
+        &["--body-memory-mib is 63", "--max-body-mib is 64"],
     );
     check_refused(worker_of(&[known]), &["registers", "etcd://"]);
     check_refused(
