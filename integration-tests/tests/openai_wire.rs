@@ -438,3 +438,38 @@ async fn requests_and_tokens_are_counted() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+/// More bytes than a worker keeps of a stream that is not read.
+#[tokio::test]
+async fn a_whole_answer_of_many_megabytes_arrives() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    let body = json!({
+        "model": cluster.model, "messages": Workload::new(8).chat(10), "n": 4, "max_tokens": 1_500, "ignore_eos": true,
+        "logprobs": true, "top_logprobs": 20,
+    });
+    let reply = cluster.api.post(CHAT, &body).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert!(reply.body.len() > 5 << 20, "{} bytes", reply.body.len());
+    assert_eq!(reply.json()?["usage"]["completion_tokens"], 6_000);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_limit_that_the_prompt_leaves_no_room_for_is_lowered_to_the_room() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    let models = cluster.api.get("/v1/models").await?.json()?;
+    let context = models["data"][0]["max_model_len"].as_u64().unwrap();
+    // A prompt that leaves room for a hundred tokens or so, and a limit of the whole context.
+    let prompt = vec![5; usize::try_from(context)? - 100];
+    let body = json!({"model": cluster.model, "prompt": prompt, "max_tokens": context, "ignore_eos": true});
+    let answer = ok(&cluster.api, COMPLETIONS, &body).await?;
+    assert_eq!(answer["usage"]["completion_tokens"], 100);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    let body = json!({"model": cluster.model, "prompt": prompt, "max_tokens": context + 1});
+    let reply = cluster.api.post(COMPLETIONS, &body).await?;
+    assert_eq!(
+        (reply.status, &reply.error()?["param"]),
+        (400, &json!("max_tokens"))
+    );
+    Ok(())
+}
