@@ -9,12 +9,15 @@ use signalbox_discovery::EtcdDiscovery;
 use signalbox_event_plane::{
     Broadcast, EventPlane, MemoryPlane, NatsBroadcast, NatsPlane, NatsPlaneConfig, Retention,
 };
-use signalbox_nats::NatsConnection;
+use signalbox_nats::{NatsConnection, Replicas};
 use signalbox_policy_store::{DirectoryStore, MemoryStore, NatsStore, SharedStore};
 use signalbox_protocol::{PlaneState, PlaneStatus};
 use tokio::sync::watch;
 
 use crate::settings::PlaneSettings;
+use outage_log::{OutageLine, OutageLog};
+
+mod outage_log;
 
 /// The state of a plane and its changes.
 pub(crate) type Status = watch::Receiver<PlaneStatus>;
@@ -33,23 +36,37 @@ pub(crate) struct Events {
     pub(crate) plane: Arc<dyn EventPlane>,
     /// The connection, if events go over NATS.
     pub(crate) nats: Option<NatsConnection>,
+    replicas: Replicas,
 }
 
 impl Events {
-    /// Connects to NATS if the settings name it; `name` is shown in the server's list of connections.
-    pub(crate) async fn start(settings: &PlaneSettings, name: &str) -> anyhow::Result<Self> {
+    /// Those of a router, which keeps the streams' number of copies. Connects to NATS if the settings name it; `name` is
+    /// shown in the server's list of connections.
+    pub(crate) async fn of_router(settings: &PlaneSettings, name: &str) -> anyhow::Result<Self> {
+        let replicas = settings.nats.as_ref().and_then(|nats| nats.replicas);
+        Self::start(settings, name, Replicas::raised_to(replicas)).await
+    }
+
+    /// Those of a worker, or of a command that only looks.
+    pub(crate) async fn of_worker(settings: &PlaneSettings, name: &str) -> anyhow::Result<Self> {
+        let replicas = settings.nats.as_ref().and_then(|nats| nats.replicas);
+        Self::start(settings, name, Replicas::at_creation(replicas)).await
+    }
+
+    async fn start(settings: &PlaneSettings, name: &str, replicas: Replicas) -> anyhow::Result<Self> {
         let Some(nats) = &settings.nats else {
             return Ok(Self::in_process());
         };
         let connection = NatsConnection::start(&nats.connection, name).await?;
         let plane = NatsPlaneConfig {
             namespace: settings.namespace.clone(),
-            replicas: nats.replicas,
+            replicas: replicas.clone(),
             ..NatsPlaneConfig::default()
         };
         Ok(Self {
             plane: NatsPlane::start(connection.clone(), plane),
             nats: Some(connection),
+            replicas,
         })
     }
 
@@ -58,6 +75,7 @@ impl Events {
         Self {
             plane: MemoryPlane::with_retention(Retention::OF_A_ROUTER),
             nats: None,
+            replicas: Replicas::default(),
         }
     }
 
@@ -74,44 +92,37 @@ impl Events {
         folder: Option<&Path>,
     ) -> anyhow::Result<Arc<dyn SharedStore>> {
         match (&self.nats, folder) {
-            (Some(nats), _) => Ok(NatsStore::start(nats.clone(), namespace)),
+            (Some(nats), _) => Ok(NatsStore::start(nats.clone(), namespace, self.replicas.clone())),
             (None, Some(folder)) => Ok(DirectoryStore::open(folder)?),
             (None, None) => Ok(MemoryStore::new()),
         }
     }
 }
 
-/// Logs each change of a plane's state and sets its gauge, until the plane is dropped.
+/// Logs the losses and returns of a plane and sets its gauge, until the plane is dropped.
 pub(crate) fn report(name: &'static str, mut status: Status) {
     metrics::describe_gauge!(
         "signalbox_plane_up",
         "1 while the plane works, 0 while it does not, by plane and by what carries it"
     );
     actix_rt::spawn(async move {
-        let mut logged = PlaneState::Connecting;
-        let mut is_reason_logged = false;
+        let mut log = OutageLog::default();
         loop {
             let now = status.borrow_and_update().clone();
             let gauge = metrics::gauge!("signalbox_plane_up", "plane" => name, "kind" => now.kind.clone());
             gauge.set(if now.state == PlaneState::Up { 1.0 } else { 0.0 });
-            let is_change = now.state != logged
-                || (now.state == PlaneState::Connecting && now.has_reason() && !is_reason_logged);
-            match now.state {
-                PlaneState::Up if is_change && !is_reason_logged => {
-                    tracing::info!(plane = name, kind = now.kind, "plane works")
-                }
+            match log.line(&now) {
+                Some(OutageLine::Works) => tracing::info!(plane = name, kind = now.kind, "plane works"),
                 // At the level at which the failure was logged.
-                PlaneState::Up if is_change => {
+                Some(OutageLine::WorksAgain) => {
                     tracing::warn!(plane = name, kind = now.kind, "plane works again")
                 }
-                state if is_change => tracing::warn!(
-                    plane = name, kind = now.kind, %state, reason = now.detail,
+                Some(OutageLine::Fails) => tracing::warn!(
+                    plane = name, kind = now.kind, state = %now.state, reason = now.detail,
                     "plane does not work; serving continues with the last known state, and the connection is retried"
                 ),
-                _ => {}
+                None => {}
             }
-            logged = now.state;
-            is_reason_logged = now.state != PlaneState::Up && now.has_reason();
             if status.changed().await.is_err() {
                 return;
             }

@@ -43,7 +43,7 @@ impl RouterProcess {
         } = &settings;
         let id = incarnation_id(router_id)?;
         let etcd = planes::start_etcd(planes).await?;
-        let events = Events::start(planes, router_id).await?;
+        let events = Events::of_router(planes, router_id).await?;
 
         let known_by_address = Arc::new(MemoryDiscovery::default());
         let nats = events.nats.clone();
@@ -135,7 +135,10 @@ impl RouterProcess {
 /// A name that no other incarnation of this router has.
 fn incarnation_id(name: &str) -> anyhow::Result<RouterId> {
     let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(format!("{name}-{}", started.as_millis()).parse()?)
+    // Routers of one deployment have one name and may start at the same moment. The longest name, 40 bytes, leaves room
+    // for 13 digits of time and 10 of chance.
+    let drawn = rand::random_range(0..10_000_000_000_u64);
+    Ok(format!("{name}-{}{drawn:010}", started.as_millis()).parse()?)
 }
 
 /// `runtime serve`.
@@ -149,4 +152,18 @@ pub(crate) async fn run(settings: RouterSettings) -> anyhow::Result<()> {
     }
     process.stop().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn routers_of_one_name_that_start_at_the_same_moment_have_different_ids() {
+        let name = "r".repeat(40);
+        let ids: BTreeSet<_> = (0..20).map(|_| incarnation_id(&name).unwrap()).collect();
+        assert_eq!(ids.len(), 20);
+    }
 }

@@ -212,8 +212,8 @@ pub(crate) struct PlaneSettings {
 #[derive(Debug, Clone)]
 pub(crate) struct NatsSettings {
     pub(crate) connection: NatsConfig,
-    /// The number of servers that keep a copy of the event stream.
-    pub(crate) replicas: usize,
+    /// The number of servers that keep a copy of events and policies; `None` leaves it as it is.
+    pub(crate) replicas: Option<usize>,
 }
 
 impl Default for PlaneSettings {

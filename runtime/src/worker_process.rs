@@ -47,7 +47,7 @@ pub(crate) async fn run_child() -> anyhow::Result<()> {
 
 async fn serve(settings: WorkerSettings, is_child: bool) -> anyhow::Result<()> {
     let etcd = planes::start_etcd(&settings.planes).await?;
-    let events = Events::start(&settings.planes, settings.name.as_str()).await?;
+    let events = Events::of_worker(&settings.planes, settings.name.as_str()).await?;
     let nats = match &events.nats {
         Some(connection) if settings.requests_over_nats => Some(NatsTransport::new(
             connection.clone(),

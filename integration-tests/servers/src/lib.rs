@@ -20,8 +20,10 @@ use std::{
 
 use tempfile::{NamedTempFile, TempDir};
 
+pub use cluster::{EtcdCluster, NatsCluster};
 pub use operator::NatsOperator;
 
+mod cluster;
 mod operator;
 
 /// Longest wait for a server to answer after its start.
@@ -216,6 +218,11 @@ impl Server {
     }
 
     fn start(&mut self) {
+        self.spawn();
+        self.becomes_ready();
+    }
+
+    fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} is already running", self.program);
         let child = Command::new(self.program)
             .args(&self.arguments)
@@ -227,6 +234,9 @@ impl Server {
             panic!("cannot start {}: {error}; `make deps` installs it", self.program)
         });
         self.child = Some(child);
+    }
+
+    fn becomes_ready(&mut self) {
         let began = Instant::now();
         while !(self.is_ready)(self.address) {
             let ended = self

@@ -13,7 +13,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use metrics::{describe_counter, describe_gauge};
 use parking_lot::Mutex;
-use signalbox_nats::NatsConnection;
+use signalbox_nats::{NatsConnection, Replicas};
 use signalbox_protocol::{KvEventBatch, PlaneStatus, WorkerEpoch, WorkerId};
 use tokio::{runtime::Handle, sync::watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -26,6 +26,7 @@ use crate::{
     subject::token,
 };
 
+mod health;
 mod log_throttle;
 mod position;
 mod publish_queue;
@@ -44,9 +45,8 @@ pub struct NatsPlaneConfig {
     /// The second token of the subjects. Planes of different namespaces share the stream and receive nothing from each
     /// other.
     pub namespace: String,
-    /// Replicas of the stream in a cluster of NATS servers: 1, 3 or 5. All processes should have the same setting,
-    /// because the last one that connects decides.
-    pub replicas: usize,
+    /// Replicas of the stream in a cluster of NATS servers.
+    pub replicas: Replicas,
     /// How many batches wait for NATS, per worker.
     pub publish_queue: Retention,
     /// Most batches per message.
@@ -84,7 +84,7 @@ impl Default for NatsPlaneConfig {
     fn default() -> Self {
         Self {
             namespace: "signalbox".into(),
-            replicas: 1,
+            replicas: Replicas::default(),
             publish_queue: Retention::default(),
             max_batches_per_message: 256,
             retention: Retention::OF_A_ROUTER,
@@ -98,7 +98,7 @@ impl NatsPlane {
     pub fn start(connection: NatsConnection, config: NatsPlaneConfig) -> Arc<Self> {
         describe_metrics();
         let runtime = Handle::current();
-        let (stream, keeper) = StreamHandle::start(connection, config.replicas);
+        let (stream, keeper) = StreamHandle::start(connection, config.replicas.clone());
         Arc::new(Self {
             stream,
             received: MemoryPlane::bounded(config.retention, config.max_workers),
@@ -125,6 +125,7 @@ impl NatsPlane {
     fn start_reading(&self) {
         let mut tasks = self.tasks.lock();
         if tasks.reader.is_none() {
+            self.stream.health.reading_starts();
             let filter = subject(&self.config.namespace, "*");
             let reader = Reader::new(
                 self.stream.clone(),
@@ -171,7 +172,7 @@ impl EventPlane for NatsPlane {
     }
 
     fn status(&self) -> watch::Receiver<PlaneStatus> {
-        self.stream.status()
+        self.stream.health.status()
     }
 }
 

@@ -6,6 +6,9 @@
 /// Most denials that are kept. A process uses some 30 kinds of subjects; a few inboxes come and go.
 const MAX_DENIALS: usize = 64;
 
+/// Where all answers arrive.
+const ALL_INBOXES: &str = "_INBOX.>";
+
 /// The subjects that the server has denied since the connection was made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Denials {
@@ -71,6 +74,21 @@ impl Denials {
 }
 
 impl Denial {
+    /// Whether it takes away every answer to a request, or the messages of a JetStream consumer.
+    pub fn is_of_answers(&self) -> bool {
+        self.is_subscription && self.subject == ALL_INBOXES
+    }
+
+    /// Whether it takes away a request of JetStream about this stream, such as `STREAM.INFO`, or all answers.
+    pub fn concerns_request(&self, operation: &str, stream: &str) -> bool {
+        let is_request = || {
+            let request = self.subject.strip_prefix("$JS.API.")?;
+            let about = request.strip_prefix(operation)?;
+            about.split('.').any(|token| token == stream).then_some(())
+        };
+        self.is_of_answers() || (!self.is_subscription && is_request().is_some())
+    }
+
     /// From `Permissions Violation for Publish to "…"` or `… for Subscription to "…"`, the server's words. The names of
     /// inboxes end at their prefix, because each request has its own.
     fn parse(error: &str) -> Option<Self> {
@@ -81,7 +99,7 @@ impl Denial {
         let mut quoted = error.split('"');
         let subject = quoted.nth(1)?;
         let subject = match subject.split_once("_INBOX.") {
-            Some(("", _)) => "_INBOX.>",
+            Some(("", _)) => ALL_INBOXES,
             _ => subject,
         };
         Some(Self {
@@ -104,6 +122,8 @@ impl std::fmt::Display for Denial {
         )
     }
 }
+
+impl std::error::Error for Denial {}
 
 #[cfg(test)]
 mod tests {
@@ -141,6 +161,22 @@ mod tests {
         assert_eq!(found(&denials).as_deref(), Some("b"));
         denials.note(r#"nats: Permissions Violation for Publish to "a""#);
         assert_eq!(found(&denials).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_denial_concerns_its_request_and_a_denied_inbox_all_requests() {
+        let publish = Denial {
+            is_subscription: false,
+            subject: "$JS.API.CONSUMER.MSG.NEXT.EVENTS.c1".into(),
+        };
+        assert!(publish.concerns_request("CONSUMER.MSG.NEXT", "EVENTS"));
+        assert!(!publish.concerns_request("CONSUMER.MSG.NEXT", "EVENT"));
+        assert!(!publish.concerns_request("STREAM.INFO", "EVENTS"));
+        let inbox = Denial {
+            is_subscription: true,
+            subject: ALL_INBOXES.into(),
+        };
+        assert!(inbox.concerns_request("STREAM.INFO", "EVENTS"));
     }
 
     #[test]

@@ -15,10 +15,12 @@ use tokio::sync::watch;
 
 pub use config::{NatsConfig, NatsError, without_secrets};
 pub use denials::{Denial, Denials};
+pub use replicas::Replicas;
 
 mod config;
 mod denials;
 mod reconnect;
+mod replicas;
 #[cfg(test)]
 mod tests;
 

@@ -7,7 +7,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use signalbox_nats::{
-    NatsConnection,
+    NatsConnection, Replicas,
     async_nats::jetstream::{
         Context,
         context::ContextBuilder,
@@ -54,12 +54,13 @@ struct StoreClient {
     connection: NatsConnection,
     jetstream: Context,
     keys: KeySpace,
+    replicas: Replicas,
 }
 
 impl NatsStore {
     /// Opens the store of one namespace. Namespaces on the same server do not see each other's data. Does not wait for
     /// the server. Call it inside a tokio runtime.
-    pub fn start(connection: NatsConnection, namespace: &str) -> Arc<Self> {
+    pub fn start(connection: NatsConnection, namespace: &str, replicas: Replicas) -> Arc<Self> {
         let jetstream = ContextBuilder::new()
             .timeout(PATIENCE)
             .build(connection.client().clone());
@@ -67,6 +68,7 @@ impl NatsStore {
             connection,
             jetstream,
             keys: KeySpace::new(BUCKET, namespace),
+            replicas,
         })))
     }
 
@@ -201,7 +203,7 @@ impl NatsStore {
             max_message_size: (MAX_VALUE_BYTES + MAX_HEADER_BYTES) as i32,
             max_bytes: MAX_ENTRIES_BYTES as i64,
             discard: DiscardPolicy::New,
-            num_replicas: 1,
+            num_replicas: self.0.replicas.of_new(),
             allow_rollup: true,
             allow_direct: true,
             deny_delete: true,
@@ -221,7 +223,7 @@ impl NatsStore {
             bucket: BUCKET.into(),
             description: Some("Signalbox: policy components".into()),
             max_bytes: MAX_OBJECTS_BYTES as i64,
-            num_replicas: 1,
+            num_replicas: self.0.replicas.of_new(),
             ..object_store::Config::default()
         };
         self.0
@@ -229,6 +231,19 @@ impl NatsStore {
             .create_object_store(config)
             .await
             .map_err(unavailable)
+    }
+
+    /// Lets both buckets have as many copies as the setting says. A bucket that does not exist gets them when it is created.
+    async fn keep_replicas(&self) {
+        for stream in [format!("KV_{BUCKET}"), format!("OBJ_{BUCKET}")] {
+            if let Ok(found) = self.0.jetstream.get_stream(&stream).await {
+                let config = &found.cached_info().config;
+                self.0
+                    .replicas
+                    .keep(&self.0.connection, &self.0.jetstream, config)
+                    .await;
+            }
+        }
     }
 
     /// Waits for the connection and then for the answer, each for a bounded time.

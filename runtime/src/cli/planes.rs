@@ -52,9 +52,10 @@ pub(crate) struct PlaneOptions {
     /// NATS: the certificate's key (PEM).
     #[arg(long, env = "SIGNALBOX_NATS_KEY", value_name = "FILE", requires = "nats_cert")]
     pub(crate) nats_key: Option<PathBuf>,
-    /// NATS: number of servers that each keep a copy of the event stream.
-    #[arg(long, env = "SIGNALBOX_NATS_REPLICAS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
-    pub(crate) nats_replicas: u8,
+    /// NATS: number of servers that each keep a copy of events and policies. Routers raise the number of what exists to
+    /// it; nobody lowers it. Without it, new streams have one copy, and existing ones stay as they are.
+    #[arg(long, env = "SIGNALBOX_NATS_REPLICAS", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
+    pub(crate) nats_replicas: Option<u8>,
     /// etcd: seconds after which a process that does not renew its lease counts as gone.
     #[arg(long, env = "SIGNALBOX_LEASE_S", default_value_t = 10, value_name = "S", value_parser = clap::value_parser!(u16).range(2..=600))]
     pub(crate) lease_s: u16,

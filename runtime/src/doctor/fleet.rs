@@ -29,7 +29,7 @@ const REPORT_EVERY_MS: u64 = 1_000;
 pub(crate) async fn examine(settings: &PlaneSettings) -> anyhow::Result<Vec<Report>> {
     // Not registered anywhere: routers and workers do not see the doctor.
     let etcd = planes::start_etcd(settings).await?;
-    let events = Events::start(settings, "doctor").await?;
+    let events = Events::of_worker(settings, "doctor").await?;
     let nats = events.nats.clone();
     let links = LinkConfig {
         nats: nats

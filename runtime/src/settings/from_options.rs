@@ -387,7 +387,7 @@ fn nats(options: &PlaneOptions) -> anyhow::Result<Option<NatsSettings>> {
             ca: options.nats_ca.clone(),
             client_certificate: options.nats_cert.clone().zip(options.nats_key.clone()),
         },
-        replicas: options.nats_replicas.into(),
+        replicas: options.nats_replicas.map(usize::from),
     }))
 }
 

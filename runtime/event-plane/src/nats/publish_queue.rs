@@ -9,8 +9,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
-use signalbox_nats::async_nats::jetstream::context::PublishError;
-use tokio::sync::Notify;
+use signalbox_nats::{Denial, async_nats::jetstream::context::PublishError};
+use tokio::{sync::Notify, time::timeout};
 
 use super::{
     log_throttle::LogThrottle,
@@ -22,9 +22,18 @@ use crate::retained::{Lookup, RetainedLog, Retention};
 /// limits fit.
 const MAX_MESSAGE_LEN: usize = 512 << 10;
 
+/// Longest wait for the stream to acknowledge a message, doubled when it does not and halved when it does, between these
+/// bounds. A leader acknowledges within milliseconds; a change of leaders loses the message or its acknowledgement; a
+/// server whose disk is slow needs longer, and must not get each message many times.
+const ACKNOWLEDGED: Duration = Duration::from_secs(1);
+const ACKNOWLEDGED_MAX: Duration = Duration::from_secs(8);
+
+/// Wait after the server has denied this process the right to publish, which only a person can mend.
+const DENIED_RETRY: Duration = Duration::from_secs(5);
+
 /// Wait before a message is sent again, doubled after each failure up to the longest.
 const RETRY: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_millis(500);
 
 /// The batches of one worker that NATS has not acknowledged. The oldest are dropped when there are too many.
 #[derive(Debug)]
@@ -49,6 +58,10 @@ enum SendError {
     TooLarge(usize),
     #[error(transparent)]
     Refused(#[from] PublishError),
+    #[error(transparent)]
+    Denied(#[from] Denial),
+    #[error("the stream did not acknowledge a message within {0:?}")]
+    NoAnswer(Duration),
     #[error("the connection was lost before the server answered")]
     Disconnected,
 }
@@ -125,7 +138,11 @@ pub(super) async fn send_all(
     subject: String,
     max_batches: usize,
 ) {
-    let (mut retry, mut warnings) = (RETRY, LogThrottle::default());
+    let (mut retry, mut patience, mut warnings) = (RETRY, ACKNOWLEDGED, LogThrottle::default());
+    let reported = Reported {
+        stream: stream.clone(),
+        subject: subject.clone(),
+    };
     loop {
         stream.usable().await;
         let largest = stream
@@ -140,16 +157,18 @@ pub(super) async fn send_all(
         };
         let sent = match message.payload.len() {
             len if len > largest => Err(SendError::TooLarge(len)),
-            _ => send(&stream, &subject, &message.payload).await,
+            _ => send(&stream, &subject, &message.payload, patience).await,
         };
         match sent {
             Ok(()) => {
                 publish_queue.release(message.end);
+                stream.health.publishing_works(&reported.subject);
                 counter!("signalbox_kv_event_messages_total", "direction" => "out").increment(1);
                 counter!("signalbox_kv_event_batches_total", "direction" => "out").increment(message.batches);
                 counter!("signalbox_kv_event_bytes_total", "direction" => "out")
                     .increment(message.payload.len() as u64);
                 retry = RETRY;
+                patience = (patience / 2).max(ACKNOWLEDGED);
             }
             Err(error @ SendError::TooLarge(_)) => {
                 // The batch will never fit. Subscribers find the gap and take a snapshot.
@@ -161,22 +180,49 @@ pub(super) async fn send_all(
             }
             Err(error) => {
                 counter!("signalbox_kv_event_publish_retries_total").increment(1);
-                if let SendError::Refused(_) = &error {
-                    stream.doubt();
+                let wait = match &error {
+                    // Nothing is wrong with the stream: the connection's own state shows it.
+                    SendError::Disconnected => retry,
+                    SendError::Denied(_) => DENIED_RETRY,
+                    _ => {
+                        patience = (patience * 2).min(ACKNOWLEDGED_MAX);
+                        stream.doubt();
+                        retry
+                    }
+                };
+                if !matches!(error, SendError::Disconnected) {
+                    stream.health.publishing_fails(&subject, &error.to_string());
                     if let Some(more) = warnings.allow() {
-                        tracing::warn!(subject, %error, more, "NATS did not accept KV events; sending them again");
+                        tracing::debug!(subject, %error, more, "NATS did not accept KV events; sending them again");
                     }
                 }
-                tokio::time::sleep(retry).await;
+                tokio::time::sleep(wait).await;
                 retry = (2 * retry).min(RETRY_MAX);
             }
         }
     }
 }
 
-/// Sends a message and waits until the stream has acknowledged it, at most for the timeout of JetStream answers, which
-/// covers the client's queue too.
-async fn send(stream: &StreamHandle, subject: &str, payload: &Bytes) -> Result<(), SendError> {
+/// Withdraws what a queue reported when the queue ends.
+struct Reported {
+    stream: StreamHandle,
+    subject: String,
+}
+
+impl Drop for Reported {
+    fn drop(&mut self) {
+        self.stream.health.publishing_works(&self.subject);
+    }
+}
+
+/// Sends a message and waits until the stream has acknowledged it, at most for `patience`, which covers the client's
+/// queue too.
+async fn send(
+    stream: &StreamHandle,
+    subject: &str,
+    payload: &Bytes,
+    patience: Duration,
+) -> Result<(), SendError> {
     let mut connection = stream.connection.status();
     connection.mark_unchanged();
     let acknowledged = async {
@@ -185,10 +231,15 @@ async fn send(stream: &StreamHandle, subject: &str, payload: &Bytes) -> Result<(
             .publish(subject.to_owned(), payload.clone())
             .await?;
         acknowledgement.await?;
-        Ok(())
+        Ok::<_, PublishError>(())
     };
+    let concerns =
+        |denial: &Denial| denial.is_of_answers() || (!denial.is_subscription && denial.subject == subject);
     tokio::select! {
-        outcome = acknowledged => outcome,
+        outcome = timeout(patience, stream.connection.permitted(concerns, acknowledged)) => match outcome {
+            Ok(outcome) => Ok(outcome??),
+            Err(_) => Err(SendError::NoAnswer(patience)),
+        },
         // A message in flight on the old connection may be lost.
         _ = connection.changed() => Err(SendError::Disconnected),
     }

@@ -13,12 +13,14 @@ use std::{
 
 use futures_util::StreamExt;
 use metrics::counter;
-use signalbox_nats::async_nats::{
-    datetime,
-    jetstream::{
-        Message,
-        consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
-        stream::Stream,
+use signalbox_nats::{
+    Denial,
+    async_nats::{
+        datetime,
+        jetstream::{
+            Message,
+            consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+        },
     },
 };
 use signalbox_protocol::WorkerId;
@@ -27,15 +29,16 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use super::{
     log_throttle::LogThrottle,
     position::{Continuity, Extent, Position, beginning},
-    stream::{STREAM, StreamHandle},
+    stream::{ConsumerError, STREAM, StreamHandle},
 };
 use crate::{codec::decode_batches, memory::MemoryPlane, plane::EventPlane};
 
 #[cfg(test)]
 mod tests;
 
-/// The server sends a heartbeat this often; after two missing ones the consumer is replaced.
-const HEARTBEAT: Duration = Duration::from_secs(2);
+/// The server sends a heartbeat this often; after two missing ones the consumer is replaced. So a consumer that was lost
+/// with its server is replaced within a second or two, and an idle router receives two small messages a second.
+const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// The server serves one pull request this long; then the client sends the next.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
@@ -51,7 +54,14 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Wait before the next consumer is created; doubled up to the longest while no consumer lasts longer than that.
 const RETRY: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_millis(500);
+
+/// Longest wait for an answer about the consumer, and for a new one.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const CREATE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Wait after the server has denied something that reading needs, which only a person can mend.
+const DENIED_RETRY: Duration = Duration::from_secs(5);
 
 /// Receives a namespace's events into a [`MemoryPlane`].
 #[derive(Debug)]
@@ -67,14 +77,12 @@ pub(super) struct Reader {
 
 /// One consumer, from its creation until it fails.
 struct ConsumerSession {
-    stream: Stream<()>,
     consumer: PullConsumer,
     /// Messages received from this consumer, which numbers them.
     received: u64,
+    /// Whether a check has succeeded: from then on the plane counts as working.
+    is_checked: bool,
 }
-
-/// Why a consumer is replaced.
-type ConsumerError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Reader {
     pub(super) fn new(
@@ -102,13 +110,14 @@ impl Reader {
             let since = Instant::now();
             let Err(reason) = self.read(began).await;
             tracing::debug!(%reason, "the consumer of KV events failed; creating another");
-            if self.stream.connection.is_up() {
+            let is_denied = is_denied(&*reason);
+            if self.stream.connection.is_up() && !is_denied {
                 self.stream.doubt();
             }
             if since.elapsed() > RETRY_MAX {
                 retry = RETRY;
             }
-            tokio::time::sleep(retry).await;
+            tokio::time::sleep(if is_denied { DENIED_RETRY } else { retry }).await;
             retry = (2 * retry).min(RETRY_MAX);
         }
     }
@@ -117,7 +126,10 @@ impl Reader {
     async fn read(&mut self, began: datetime::DateTime) -> Result<Infallible, ConsumerError> {
         let mut connection = self.stream.connection.status();
         connection.mark_unchanged();
-        let mut session = self.start(began).await?;
+        let mut session = self
+            .start(began)
+            .await
+            .inspect_err(|reason| self.fails(&**reason))?;
         let messages = session
             .consumer
             .stream()
@@ -129,6 +141,12 @@ impl Reader {
         let mut messages = pin!(messages);
         let mut checks = tokio::time::interval(CHECK_INTERVAL);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let handle = self.stream.clone();
+        let denied = handle.connection.permitted(
+            |denial| denial.concerns_request("CONSUMER.MSG.NEXT", STREAM),
+            std::future::pending::<Infallible>(),
+        );
+        let mut denied = pin!(denied);
         loop {
             tokio::select! {
                 message = messages.next() => {
@@ -137,17 +155,30 @@ impl Reader {
                     // A burst must not keep the subscriptions from reading.
                     tokio::task::yield_now().await;
                 }
-                _ = checks.tick() => self.check(&session).await?,
+                _ = checks.tick() => {
+                    self.check(&mut session).await.inspect_err(|reason| self.fails(&**reason))?;
+                }
+                Err(denial) = &mut denied => {
+                    self.fails(&denial);
+                    return Err(denial.into());
+                }
                 // Messages in flight on the old connection are lost.
                 _ = connection.changed() => return Err("the connection changed".into()),
             }
         }
     }
 
+    /// Reports a failure, unless the connection's own state shows it. The fault stands until a check has succeeded.
+    fn fails(&self, reason: &(dyn std::error::Error + 'static)) {
+        if self.stream.connection.is_up() {
+            self.stream.health.reading_fails(&reason.to_string());
+        }
+    }
+
     /// Creates a consumer that begins at the position, or at the front of the stream if the position is gone.
     async fn start(&mut self, began: datetime::DateTime) -> Result<ConsumerSession, ConsumerError> {
+        let extent = Extent::of(&self.stream.info().await?);
         let stream = self.stream.jetstream.get_stream_no_info(STREAM).await?;
-        let extent = Extent::of(&stream.get_info().await?);
         let (start, lost) = match &self.position {
             None => (None, !extent.reaches_back(began)),
             Some(position) => match position.check(&extent) {
@@ -156,23 +187,25 @@ impl Reader {
                 Continuity::Renumbered => (Some(extent.first), true),
             },
         };
-        let consumer = stream
-            .create_consumer(pull::Config {
-                deliver_policy: match start {
-                    None => DeliverPolicy::ByStartTime {
-                        start_time: beginning(began),
-                    },
-                    Some(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
+        let config = pull::Config {
+            deliver_policy: match start {
+                None => DeliverPolicy::ByStartTime {
+                    start_time: beginning(began),
                 },
-                filter_subject: self.filter.clone(),
-                ack_policy: AckPolicy::None,
-                inactive_threshold: INACTIVE,
-                // The consumer need not survive the server: the next one begins at the position.
-                memory_storage: true,
-                num_replicas: 1,
-                ..pull::Config::default()
-            })
-            .await?;
+                Some(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
+            },
+            filter_subject: self.filter.clone(),
+            ack_policy: AckPolicy::None,
+            inactive_threshold: INACTIVE,
+            // The consumer need not survive the server: the next one begins at the position.
+            memory_storage: true,
+            num_replicas: 1,
+            ..pull::Config::default()
+        };
+        let created = self
+            .stream
+            .answer("CONSUMER.CREATE", CREATE_TIMEOUT, stream.create_consumer(config));
+        let consumer = created.await?;
         self.position = Some(Position {
             stream: extent.created,
             next: start.unwrap_or_else(|| consumer.cached_info().delivered.stream_sequence + 1),
@@ -183,9 +216,9 @@ impl Reader {
         }
         self.reading.send_replace(true);
         Ok(ConsumerSession {
-            stream,
             consumer,
             received: 0,
+            is_checked: false,
         })
     }
 
@@ -234,8 +267,8 @@ impl Reader {
     }
 
     /// Checks whether messages were removed from the stream before they were received.
-    async fn check(&mut self, session: &ConsumerSession) -> Result<(), ConsumerError> {
-        let extent = Extent::of(&session.stream.get_info().await?);
+    async fn check(&mut self, session: &mut ConsumerSession) -> Result<(), ConsumerError> {
+        let extent = Extent::of(&self.stream.info().await?);
         let Some(position) = &mut self.position else {
             return Ok(());
         };
@@ -249,13 +282,19 @@ impl Reader {
             // The next session reports the loss, as soon as it has a consumer.
             Continuity::Renumbered => return Err("the stream was created again".into()),
         }
-        if extent.next > position.next {
-            let consumer = session.consumer.get_info().await?;
+        // The first time in any case: what reading needs is permitted, or the plane does not work.
+        if extent.next > position.next || !session.is_checked {
+            let consumer = self
+                .stream
+                .answer("CONSUMER.INFO", ANSWER_TIMEOUT, session.consumer.get_info())
+                .await?;
             if consumer.num_pending == 0 && consumer.delivered.consumer_sequence == session.received {
                 // All other messages are of other namespaces: their removal would be no loss.
-                position.next = extent.next;
+                position.next = position.next.max(extent.next);
             }
         }
+        session.is_checked = true;
+        self.stream.health.reading_works();
         Ok(())
     }
 
@@ -267,4 +306,8 @@ impl Reader {
         );
         self.received.skip_all();
     }
+}
+
+fn is_denied(reason: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    reason.is::<Denial>() || reason.to_string().contains("does not permit")
 }

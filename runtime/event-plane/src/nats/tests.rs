@@ -13,7 +13,9 @@ use super::{stream::STREAM, *};
 use crate::plane::{Delivery, conformance};
 
 mod outages;
+mod permissions;
 pub(super) mod support;
+mod three_servers;
 mod throughput;
 
 use support::{EPOCH, Raw, batch, becomes, connect, expect, next, plane, publish, worker};
@@ -116,7 +118,7 @@ async fn an_existing_stream_gets_the_limits_and_keeps_its_other_settings() {
 async fn a_stream_with_unchangeable_settings_is_reported() {
     let server = NatsServer::started();
     let config = NatsPlaneConfig {
-        replicas: 3,
+        replicas: Replicas::raised_to(Some(3)),
         ..NatsPlaneConfig::default()
     };
     let plane = NatsPlane::start(connect(&server).await, config);

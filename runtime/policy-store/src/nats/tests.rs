@@ -24,7 +24,7 @@ async fn connect(server: &NatsServer) -> NatsConnection {
 }
 
 async fn store(server: &NatsServer) -> Arc<NatsStore> {
-    NatsStore::start(connect(server).await, "test")
+    NatsStore::start(connect(server).await, "test", Replicas::default())
 }
 
 /// Sets an entry as soon as the store answers again.
@@ -44,7 +44,11 @@ async fn it_conforms_to_the_store() {
     let mut namespaces = 0;
     conformance::of(|| {
         namespaces += 1;
-        NatsStore::start(connection.clone(), &format!("namespace {namespaces}"))
+        NatsStore::start(
+            connection.clone(),
+            &format!("namespace {namespaces}"),
+            Replicas::default(),
+        )
     })
     .await;
 }
@@ -162,7 +166,7 @@ async fn a_reconnected_watch_delivers_the_changes_it_missed_and_nothing_else() {
     };
     let connection = NatsConnection::start(&config, "test").await.unwrap();
     let mut status = connection.status();
-    let mut watch = NatsStore::start(connection, "test").watch();
+    let mut watch = NatsStore::start(connection, "test", Replicas::default()).watch();
     while next(&mut watch).await != StoreChange::Complete {}
     forwarder.cut().await;
     status
@@ -258,8 +262,8 @@ async fn namespaces_are_separate() {
     let server = NatsServer::started();
     let connection = connect(&server).await;
     let (a, b) = (
-        NatsStore::start(connection.clone(), "a"),
-        NatsStore::start(connection, "a.b"),
+        NatsStore::start(connection.clone(), "a", Replicas::default()),
+        NatsStore::start(connection, "a.b", Replicas::default()),
     );
     let digest = a.put_object("policy".into()).await.unwrap();
     set(&*a, "k", "of a", Revision::ABSENT).await;

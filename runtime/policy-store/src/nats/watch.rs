@@ -106,7 +106,13 @@ impl BucketReader {
             match self.follow(&store).await {
                 WatchEnd::Unread => return,
                 WatchEnd::Interrupted(reason) => {
-                    tracing::debug!(reason, "the watch lists the policy bucket again");
+                    // Until the first list the router decides without what is stored there.
+                    match (self.is_complete, self.retry) {
+                        (false, RETRY) => {
+                            tracing::warn!(reason, "the policy store cannot be read yet; trying again")
+                        }
+                        _ => tracing::debug!(reason, "the watch lists the policy bucket again"),
+                    }
                     sleep(self.retry).await;
                     self.retry = (self.retry * 2).min(RETRY_MAX);
                 }
@@ -144,6 +150,7 @@ impl BucketReader {
                 if self.complete(&present).await.is_err() {
                     return WatchEnd::Unread;
                 }
+                store.keep_replicas().await;
             }
             let message = tokio::select! {
                 _ = status.changed() => return WatchEnd::Interrupted("the connection changed".into()),

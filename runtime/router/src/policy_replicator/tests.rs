@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde_json::json;
-use signalbox_nats::{NatsConfig, NatsConnection};
+use signalbox_nats::{NatsConfig, NatsConnection, Replicas};
 use signalbox_policy_host::{
     Decision, PolicyEngine, PolicyLimits, PolicyRegistry, RegistryError, builtin_policies, trial_requests,
 };
@@ -279,7 +279,7 @@ async fn connect(server: &NatsServer) -> Arc<dyn SharedStore> {
         ..NatsConfig::default()
     };
     let connection = NatsConnection::start(&config, "test").await.unwrap();
-    NatsStore::start(connection, "test")
+    NatsStore::start(connection, "test", Replicas::default())
 }
 
 #[actix_rt::test]

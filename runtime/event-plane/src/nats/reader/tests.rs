@@ -20,7 +20,10 @@ struct Fixture {
 
 async fn fixture() -> Fixture {
     let server = signalbox_test_servers::NatsServer::started();
-    let (stream, keeper) = StreamHandle::start(support::connect(&server).await, 1);
+    let (stream, keeper) = StreamHandle::start(
+        support::connect(&server).await,
+        signalbox_nats::Replicas::default(),
+    );
     stream.usable().await;
     let received = MemoryPlane::clone(&MemoryPlane::new());
     let filter = "signalbox.own.kv_events.*".into();
@@ -40,7 +43,7 @@ async fn fixture() -> Fixture {
 impl Fixture {
     /// Whether a check of the stream reports a loss.
     async fn check_reports_loss(&mut self) -> bool {
-        self.reader.check(&self.session).await.unwrap();
+        self.reader.check(&mut self.session).await.unwrap();
         let delivery = tokio::time::timeout(Duration::ZERO, self.silent.next()).await;
         assert!(matches!(delivery, Err(_) | Ok(Delivery::Skipped)));
         delivery.is_ok()
@@ -131,7 +134,7 @@ async fn a_recreated_stream_ends_the_consumer_and_the_next_one_reports_the_loss(
     at.raw.publish("own", "a", 0..3).await;
     at.receive(3).await;
     at.raw.delete_stream().await;
-    at.reader.check(&at.session).await.unwrap_err();
+    at.reader.check(&mut at.session).await.unwrap_err();
     at.reader.stream.doubt();
     let session = async {
         loop {
