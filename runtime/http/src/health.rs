@@ -24,7 +24,7 @@ pub(crate) async fn live() -> HttpResponse {
     HttpResponse::Ok().json(json!({"status": "live"}))
 }
 
-/// 200 from the first model that is served until the process drains.
+/// 200 from the first model that is served and the first reading of the stored policies until the process drains.
 pub(crate) async fn ready(frontend: Data<Frontend>) -> HttpResponse {
     let models: Vec<String> = frontend
         .router
@@ -41,6 +41,8 @@ pub(crate) async fn ready(frontend: Data<Frontend>) -> HttpResponse {
         not_ready("shutting down")
     } else if models.is_empty() {
         not_ready("no worker serves a model yet")
+    } else if !frontend.router.policy_replicator().has_read_store() {
+        not_ready("the stored policies were not read yet")
     } else {
         HttpResponse::Ok().json(json!({"status": "ready", "models": models, "planes": planes}))
     }

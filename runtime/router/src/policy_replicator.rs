@@ -33,6 +33,7 @@ use change::{PlannedChoice, WrittenChoice};
 use entries::{ActiveEntry, ChosenPolicy, Subject};
 use follow_queue::{FollowQueue, FollowStep};
 use io::{FollowFailure, PolicyIo, PreparedChoice};
+use store_reading::StoreReading;
 use store_view::{FollowedRevisions, StoreView};
 use uploads::AdmittedUpload;
 
@@ -44,6 +45,7 @@ mod entries;
 mod follow_queue;
 mod handle;
 mod io;
+mod store_reading;
 mod store_view;
 #[cfg(test)]
 mod tests;
@@ -60,6 +62,7 @@ pub(crate) struct PolicyReplicator {
     is_following: bool,
     /// Wakes the actor when the next failed entry is due again.
     retry_timer: Option<SpawnHandle>,
+    reading: StoreReading,
 }
 
 /// Activates a policy for a model on every router.
@@ -101,13 +104,14 @@ struct ReadRevision {
 type Answer<T> = ResponseActFuture<PolicyReplicator, Result<T, PolicyChangeError>>;
 
 impl PolicyReplicator {
-    fn new(io: PolicyIo, followed: &FollowedRevisions) -> Self {
+    fn new(io: PolicyIo, followed: &FollowedRevisions, reading: StoreReading) -> Self {
         Self {
             io,
             view: StoreView::new(followed),
             queue: FollowQueue::default(),
             is_following: false,
             retry_timer: None,
+            reading,
         }
     }
 
@@ -246,6 +250,7 @@ impl PolicyReplicator {
             }));
             return;
         }
+        self.reading.nothing_new_waits();
         if let Some(timer) = self.retry_timer.take() {
             ctx.cancel_future(timer);
         }
@@ -308,6 +313,7 @@ impl Actor for PolicyReplicator {
         ctx.add_stream(stream::unfold(self.io.store.watch(), |mut watch| async {
             Some((watch.next().await, watch))
         }));
+        ctx.run_later(store_reading::PATIENCE, |actor, _| actor.reading.give_up());
     }
 }
 
@@ -336,7 +342,11 @@ impl StreamHandler<StoreChange> for PolicyReplicator {
                 self.queue.remove(&subject);
                 self.view.forget(&subject);
             }
-            StoreChange::Complete => info!("all entries of the policy store were received"),
+            StoreChange::Complete => {
+                info!("all entries of the policy store were received");
+                self.reading.all_received();
+                self.follow_next(ctx);
+            }
         }
     }
 }

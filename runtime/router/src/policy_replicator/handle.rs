@@ -12,6 +12,7 @@ use super::{
     Activate, PolicyReplicator, ReadRevision, RollBack, Upload,
     change::{PolicyChange, PolicyChangeError},
     io::PolicyIo,
+    store_reading::StoreReading,
     store_view::FollowedRevisions,
 };
 use crate::supervisor::ActorHandle;
@@ -21,6 +22,7 @@ use crate::supervisor::ActorHandle;
 pub struct PolicyReplicatorHandle {
     registry: PolicyRegistry,
     actor: ActorHandle<PolicyReplicator>,
+    reading: StoreReading,
 }
 
 impl PolicyReplicatorHandle {
@@ -33,15 +35,27 @@ impl PolicyReplicatorHandle {
     ) -> Self {
         let io = PolicyIo::new(registry.clone(), store);
         let followed = FollowedRevisions::default();
+        let reading = StoreReading::default();
+        let shared = reading.clone();
         let actor = ActorHandle::start_in_arbiter(arbiter, "policy_replicator", move || {
-            PolicyReplicator::new(io.clone(), &followed)
+            PolicyReplicator::new(io.clone(), &followed, shared.clone())
         });
-        Self { registry, actor }
+        Self {
+            registry,
+            actor,
+            reading,
+        }
     }
 
     /// The registry of this router.
     pub(crate) fn registry(&self) -> &PolicyRegistry {
         &self.registry
+    }
+
+    /// Whether the stored policies were read once, or the store stayed away for so long that the router takes traffic
+    /// without them.
+    pub fn has_read_store(&self) -> bool {
+        self.reading.is_over()
     }
 
     /// The revision of the choice for `model` that this router received last; 0 when nothing was chosen and the default

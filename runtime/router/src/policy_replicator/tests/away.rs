@@ -181,3 +181,25 @@ async fn after_a_panic_the_actor_is_started_again_and_follows_the_store() {
     let change = b.activate("round-robin").await.unwrap();
     a.reaches("round-robin@1.0.0", change.revision).await;
 }
+
+#[actix_rt::test]
+async fn a_router_takes_no_traffic_before_it_has_the_stored_choice() {
+    let mut server = NatsServer::started();
+    let a = Router::start(connect(&server).await);
+    a.upload("mine", component(1)).await.unwrap();
+    a.activate("mine").await.unwrap();
+    server.kill();
+    let late = Router::start(connect(&server).await);
+    assert!(!late.replicator.has_read_store());
+    server.start();
+    eventually(true, async || late.replicator.has_read_store()).await;
+    assert_eq!(late.decides(), "mine@1.0.0");
+}
+
+#[actix_rt::test]
+async fn a_store_that_stays_away_keeps_a_router_from_traffic_for_a_bounded_time() {
+    let server = NatsServer::prepare();
+    let router = Router::start(connect(&server).await);
+    assert!(!router.replicator.has_read_store());
+    eventually(true, async || router.replicator.has_read_store()).await;
+}
