@@ -37,7 +37,8 @@ pub use call_parts::CallParts;
 #[cfg(feature = "bench-support")]
 pub use client::bench_support;
 pub use client::{
-    LinkConfig, LinkError, LinkEvent, LinkHandle, LinkState, ResponseEvent, ResponseStream, StateChanges,
+    LinkConfig, LinkError, LinkEvent, LinkHandle, LinkLosses, LinkState, ResponseEvent, ResponseStream,
+    StateChanges,
 };
 pub use frame::{MAX_PIECE_BYTES, PieceTokens, TokenIds};
 pub use nats::{InvalidNamespace, NatsTransport};

@@ -19,7 +19,7 @@ use signalbox_event_plane::{Delivery, EventPlane, decode_snapshot};
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{Call, KvEvent, KvSnapshot, PlaneState, WorkerCard, WorkerEpoch};
 use signalbox_request_plane::LinkHandle;
-use tracing::{debug, warn};
+use tracing::{debug, info};
 
 use crate::{
     fetch::fetch,
@@ -123,7 +123,7 @@ impl EventStream {
             Action::Apply(events) => self.change_index(|index, slot| index.apply_all(slot, events)),
             // The roster starts a stream for the later incarnation as soon as discovery reports it.
             Action::LogLaterEpoch(epoch) => {
-                warn!(worker.id = %worker, %epoch, "a KV event batch of a later incarnation is ignored");
+                info!(worker.id = %worker, %epoch, "the KV events of a later incarnation are ignored until discovery lists it");
             }
         }
     }

@@ -29,6 +29,11 @@ impl Backoff {
         wait.mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
     }
 
+    /// Starts again with the shortest wait: the cause of the failures is gone.
+    pub(super) fn reset(&mut self) {
+        self.failures = 0;
+    }
+
     /// Resets the waits after a connection that lasted. A connection lost right after its hello does not reset them.
     pub(super) fn after_connection(&mut self, lasted: Duration) {
         if lasted >= self.max {

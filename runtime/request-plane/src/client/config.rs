@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::link_log::LinkLosses;
 use crate::{frame::DEFAULT_MAX_FRAME_BYTES, nats::NatsTransport};
 
 /// Timeouts and bounds of a link. The defaults suit a data centre.
@@ -28,6 +29,8 @@ pub struct LinkConfig {
     pub max_frame_bytes: usize,
     /// The transport for workers whose address is `nats:<worker>`. Without it the link cannot reach them.
     pub nats: Option<NatsTransport>,
+    /// What the links of a process log of lost workers together.
+    pub losses: LinkLosses,
 }
 
 impl Default for LinkConfig {
@@ -43,6 +46,7 @@ impl Default for LinkConfig {
             max_streams: 1024,
             max_frame_bytes: DEFAULT_MAX_FRAME_BYTES,
             nats: None,
+            losses: LinkLosses::default(),
         }
     }
 }

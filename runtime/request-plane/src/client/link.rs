@@ -12,10 +12,12 @@ use super::{
     backoff::Backoff,
     dial::{DialError, Dialled, dial},
     link_events::LinkEvent,
+    link_log::LinkLog,
     link_state::LinkState,
     pump,
     state::SharedLink,
 };
+use crate::nats::ADDRESS_PREFIX;
 
 /// The wait before an event is offered again to a watcher whose mailbox was full. (actix's own `Recipient::send` does not
 /// wake its caller when a full mailbox gets room.)
@@ -28,6 +30,7 @@ pub(super) struct WorkerLink {
     backoff: Backoff,
     /// Whether the pump runs. The pump of a closed link ends by itself once no stream is open.
     connected: bool,
+    log: LinkLog,
 }
 
 /// Stops the actor after the owner has closed the link.
@@ -41,16 +44,17 @@ impl Message for Close {
 impl WorkerLink {
     /// Starts the actor on this arbiter, with the link's state ready to queue calls.
     pub(super) fn start(link: SharedLink, watcher: Option<Recipient<LinkEvent>>) -> Addr<Self> {
-        let config = link.with(|link| {
+        let (config, address) = link.with(|link| {
             link.dialling();
-            link.config.clone()
+            (link.config.clone(), link.address.clone())
         });
         let backoff = Backoff::new(config.backoff_min, config.backoff_max);
         Actor::start(Self {
             link,
-            watcher,
             backoff,
             connected: false,
+            log: LinkLog::new(config.losses.clone(), address),
+            watcher,
         })
     }
 
@@ -81,11 +85,10 @@ impl WorkerLink {
             Err(error) => {
                 let reason = error.to_string();
                 self.link.with(|link| link.lost(&reason));
-                return self.wait_or_stop(&reason, ctx);
+                return self.wait_or_stop(&reason, false, ctx);
             }
         };
-        let address = self.link.with(|link| link.address.clone());
-        tracing::info!(worker.id = %card.id, worker.address = address, "link to worker is up");
+        self.log.connected(&card.id);
         let up_since = Instant::now();
         self.link
             .with(|link| link.connected(card, max_frame_bytes, up_since));
@@ -98,21 +101,41 @@ impl WorkerLink {
                 actor.connected = false;
                 actor.backoff.after_connection(up_since.elapsed());
                 let reason = end.map_or_else(|error| error.to_string(), |end| end.to_string());
-                actor.wait_or_stop(&reason, ctx);
+                let drained = actor.link.with(|link| link.has_drained);
+                actor.wait_or_stop(&reason, drained, ctx);
             });
         ctx.spawn(pumping);
     }
 
-    fn wait_or_stop(&mut self, reason: &str, ctx: &mut Context<Self>) {
-        let (closed, address) = self
-            .link
-            .with(|link| (link.state == LinkState::Closed, link.address.clone()));
+    /// `expected`: the worker has said that it is about to leave.
+    fn wait_or_stop(&mut self, reason: &str, expected: bool, ctx: &mut Context<Self>) {
+        let (closed, nats) = self.link.with(|link| {
+            let is_over_nats = link.address.starts_with(ADDRESS_PREFIX);
+            let nats = link.config.nats.clone().filter(|_| is_over_nats);
+            (link.state == LinkState::Closed, nats)
+        });
         if closed {
             return ctx.stop();
         }
         let wait = self.backoff.after_failure(rand::random());
-        tracing::warn!(worker.address = address, reason, retry_in = ?wait, "no link to worker");
-        ctx.run_later(wait, Self::dial);
+        self.log.lost(reason, expected);
+        // While NATS is away every dial fails, and once it is back the next one must not wait for the longest pause.
+        let waiting = async move {
+            match nats {
+                None => tokio::time::sleep(wait).await,
+                Some(nats) => tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = nats.back() => return true,
+                },
+            }
+            false
+        };
+        ctx.spawn(waiting.into_actor(self).map(|is_nats_back, actor, ctx| {
+            if is_nats_back {
+                actor.backoff.reset();
+            }
+            actor.dial(ctx);
+        }));
     }
 
     /// Sends every event to the watcher. An event that meets a full mailbox is offered again until the watcher takes it.

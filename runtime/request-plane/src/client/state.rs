@@ -29,6 +29,8 @@ pub(super) struct Link {
     pub(super) state: LinkState,
     pub(super) changes: StateChanges,
     pub(super) card: Option<Arc<WorkerCard>>,
+    /// Whether the worker of the last connection drained.
+    pub(super) has_drained: bool,
     pub(super) mux: Mux,
     pub(super) liveness: Liveness,
     /// Why the link is not up.
@@ -54,6 +56,7 @@ impl Link {
             state: LinkState::Connecting,
             changes: StateChanges::default(),
             card: None,
+            has_drained: false,
             liveness,
             down_reason: String::new(),
             watched,
@@ -74,6 +77,7 @@ impl Link {
         self.mux.connected(worker_max_frame);
         self.liveness = Liveness::new(self.config.ping_interval, self.config.ping_timeout, now);
         self.card = Some(card.clone());
+        self.has_drained = false;
         if self.state != LinkState::Closed {
             self.enter(LinkState::Up);
             self.notify(LinkEvent::Up {
@@ -86,6 +90,7 @@ impl Link {
     /// Takes a frame that arrived.
     pub(super) fn on_frame(&mut self, frame: Frame) -> Result<(), Violation> {
         if self.mux.on_frame(frame)? == FrameEffect::Drain && self.state == LinkState::Up {
+            self.has_drained = true;
             self.enter(LinkState::Draining);
             self.notify(LinkEvent::Draining {
                 address: self.address.clone(),

@@ -130,6 +130,20 @@ impl NatsTransport {
         }
     }
 
+    /// Waits until NATS is back, if it is away now; for ever if it is not.
+    pub(crate) async fn back(&self) {
+        let mut status = self.nats.status();
+        if status.borrow_and_update().state != PlaneState::Up
+            && status
+                .wait_for(|status| status.state == PlaneState::Up)
+                .await
+                .is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+
     fn check_up(&self) -> Result<(), ConnectError> {
         let status = self.nats.status();
         let status = status.borrow();

@@ -111,6 +111,28 @@ async fn streams_end_when_nats_stops_and_new_ones_open_when_it_is_back() {
 }
 
 #[actix_rt::test]
+async fn a_link_dials_as_soon_as_nats_is_back_and_not_after_its_longest_wait() {
+    let mut server = NatsServer::started();
+    // One connection for both sides, so that both are back at the same moment.
+    let router = transport(&server, "n").await;
+    let listening = listen_on_nats(&router, ServerConfig::default()).await;
+    let _worker = Worker::serve(Network::Tcp, listening);
+    let hour = Duration::from_secs(3600);
+    let config = LinkConfig {
+        nats: Some(router),
+        backoff_min: hour,
+        backoff_max: hour,
+        ..eager()
+    };
+    let mut link = Link::to("nats:worker-0", config);
+    link.up().await;
+    server.kill();
+    link.down().await;
+    server.start();
+    link.up().await;
+}
+
+#[actix_rt::test]
 async fn a_worker_started_before_its_nats_server_is_reached_once_the_server_runs() {
     let mut server = NatsServer::prepare();
     let transport = async || NatsTransport::new(connecting(&server).await, "n").unwrap();

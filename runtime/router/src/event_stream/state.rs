@@ -38,7 +38,7 @@ pub(super) enum Action<'a> {
     },
     /// Apply the events of a batch to the index.
     Apply(&'a [KvEvent]),
-    /// Log that the worker publishes in this later epoch.
+    /// Log that the worker publishes in this later epoch; once for each.
     LogLaterEpoch(WorkerEpoch),
 }
 
@@ -90,12 +90,15 @@ pub(super) struct StreamState {
     /// or skip batches that the snapshot contains, and nothing is lost. A real loss shows as a gap in front of the next
     /// batch, or as a lag at a later tick.
     applied_since_snapshot: bool,
+    /// The latest epoch that was logged.
+    logged: WorkerEpoch,
 }
 
 impl StreamState {
     pub(super) fn new(epoch: WorkerEpoch) -> Self {
         Self {
             epoch,
+            logged: epoch,
             phase: Phase::Resyncing,
             cursor: StreamCursor::default(),
             resync: Resync::default(),
@@ -164,7 +167,11 @@ impl StreamState {
                 expected,
                 received: batch.sequence,
             })),
-            BatchCheck::NewEpoch => Some(Action::LogLaterEpoch(batch.epoch)),
+            BatchCheck::NewEpoch => {
+                let is_new = batch.epoch > self.logged;
+                self.logged = self.logged.max(batch.epoch);
+                is_new.then_some(Action::LogLaterEpoch(batch.epoch))
+            }
         }
     }
 

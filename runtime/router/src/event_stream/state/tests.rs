@@ -239,6 +239,7 @@ fn a_batch_of_another_epoch_changes_nothing() {
         state.on_batch(resync, &batch(later, 0)),
         Some(Action::LogLaterEpoch(later))
     );
+    assert_eq!(state.on_batch(resync, &batch(later, 1)), None, "it was logged");
     let batch = batch(EPOCH, 3);
     assert_eq!(state.on_batch(resync, &batch), Some(Action::Apply(&batch.events)));
 }
