@@ -4,6 +4,7 @@
 pub(crate) mod fleet;
 mod guard;
 pub(crate) mod policies;
+mod present_series;
 
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use signalbox_router::{
     EventState, IndexView, IndexedWorkerView, InstanceView, MeasuredLatency, WorkerPhase,
 };
 
-use super::Admin;
+use super::{Admin, present_series::present_series};
 
 /// Every present worker: its card, its state, the LoRA adapters that its engine has loaded now, the load that this
 /// router counts for it, how exact this router's knowledge of its KV cache is, and its latency as this router
@@ -96,11 +96,14 @@ fn event_state_name(state: EventState) -> &'static str {
     }
 }
 
-/// All metrics in Prometheus' text format.
+/// All metrics in Prometheus' text format, those of departed workers aside.
 pub(crate) async fn metrics(admin: Data<Admin>) -> HttpResponse {
+    let instances = admin.router.instances();
+    let names = |instance: &InstanceView| [instance.card.id.to_string(), instance.card.address.clone()];
+    let present = instances.iter().flat_map(names).collect();
     HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
-        .body(admin.metrics.render())
+        .body(present_series(&admin.metrics.render(), &present))
 }
 
 #[cfg(test)]
