@@ -285,6 +285,19 @@ async fn a_file_of_settings_is_used_checked_and_shown() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn a_worker_whose_card_routers_would_skip_does_not_start() -> anyhow::Result<()> {
+    let label = format!("--label=note={}", "x".repeat(70_000));
+    let worker = [
+        "worker",
+        "--engine=sim",
+        "--listen=127.0.0.1:0",
+        "--discovery=etcd://127.0.0.1:1",
+        &label,
+    ];
+    names(&error_of(&worker).await?, &["card", "65536", "--label"])
+}
+
+#[tokio::test]
 async fn no_secret_is_shown() -> anyhow::Result<()> {
     let mut show = Process::start(&[
         "config",

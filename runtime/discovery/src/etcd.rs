@@ -48,6 +48,7 @@ mod tests;
 mod watcher;
 
 pub use config::{EtcdConfig, EtcdTls};
+pub use keyspace::MAX_CARD_BYTES;
 
 /// Longest wait for etcd to confirm a withdrawal, when a process exits.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(2);

@@ -25,6 +25,6 @@ mod tests;
 pub use change::{Departure, WorkerChange};
 pub use discovery::Discovery;
 pub use error::{DiscoveryError, StaleEpoch};
-pub use etcd::{EtcdConfig, EtcdDiscovery, EtcdTls};
+pub use etcd::{EtcdConfig, EtcdDiscovery, EtcdTls, MAX_CARD_BYTES};
 pub use membership::{Registration, Watch};
 pub use memory::MemoryDiscovery;

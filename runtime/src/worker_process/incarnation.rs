@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::ensure;
 use futures_util::future::{join_all, select_all};
-use signalbox_discovery::{Discovery, EtcdDiscovery, Registration};
+use signalbox_discovery::{Discovery, EtcdDiscovery, MAX_CARD_BYTES, Registration};
 use signalbox_protocol::WorkerCard;
 use signalbox_worker::service::{self, RunningWorker};
 use tokio::task::JoinHandle;
@@ -26,6 +27,9 @@ impl Incarnation {
         etcd: Option<&EtcdDiscovery>,
         events: &Events,
     ) -> anyhow::Result<Self> {
+        if etcd.is_some() {
+            workers.iter().try_for_each(|worker| check_size(worker.card()))?;
+        }
         let publishing = workers
             .iter()
             .filter(|_| events.nats.is_some())
@@ -79,4 +83,15 @@ impl Incarnation {
             task.abort();
         }
     }
+}
+
+/// Refuses a card that routers would skip.
+fn check_size(card: &WorkerCard) -> anyhow::Result<()> {
+    let bytes = serde_json::to_vec(card)?.len();
+    ensure!(
+        bytes <= MAX_CARD_BYTES,
+        "the card of worker {} has {bytes} bytes, and routers read {MAX_CARD_BYTES} at most; give fewer or shorter --label",
+        card.id
+    );
+    Ok(())
 }

@@ -4,7 +4,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use signalbox_protocol::{RouterCard, RouterId, WorkerCard, is_name};
 
 /// Most bytes of a card. A real one has about 400 bytes, and with 32 long labels a few thousand.
-const MAX_CARD_BYTES: usize = 64 * 1024;
+pub const MAX_CARD_BYTES: usize = 64 * 1024;
 
 /// The percent-encoded characters of a model's name: all but `A-Z a-z 0-9 . _ -`, so that a name is one segment.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');

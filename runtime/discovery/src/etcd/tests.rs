@@ -18,6 +18,7 @@ use crate::{
 mod access;
 mod outages;
 mod scale;
+mod three_members;
 
 /// A short lease, for tests that wait until it expires.
 const BRIEF: Duration = Duration::from_secs(2);
