@@ -40,6 +40,9 @@ mod tests;
 /// with its server is replaced within a second or two, and an idle router receives two small messages a second.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
+/// A consumer that lasts this long has sent heartbeats: one that sends none is replaced after two of them.
+const LASTING: Duration = Duration::from_millis(1_500);
+
 /// The server serves one pull request this long; then the client sends the next.
 const PULL_EXPIRES: Duration = Duration::from_secs(30);
 
@@ -72,6 +75,8 @@ pub(super) struct Reader {
     /// Whether a consumer has existed: from then on every loss is detected.
     reading: watch::Sender<bool>,
     position: Option<Position>,
+    /// Consumers that failed one after another before they had lasted for [`LASTING`].
+    brief: u32,
     refusals: LogThrottle,
 }
 
@@ -80,7 +85,8 @@ struct ConsumerSession {
     consumer: PullConsumer,
     /// Messages received from this consumer, which numbers them.
     received: u64,
-    /// Whether a check has succeeded: from then on the plane counts as working.
+    began: Instant,
+    /// Whether a check has succeeded.
     is_checked: bool,
 }
 
@@ -97,6 +103,7 @@ impl Reader {
             received,
             reading,
             position: None,
+            brief: 0,
             refusals: LogThrottle::default(),
         }
     }
@@ -113,6 +120,15 @@ impl Reader {
             let is_denied = is_denied(&*reason);
             if self.stream.connection.is_up() && !is_denied {
                 self.stream.doubt();
+            }
+            self.brief = if since.elapsed() < LASTING {
+                self.brief + 1
+            } else {
+                1
+            };
+            // One failure is a change of leaders, or the loss of the consumer's server.
+            if self.brief > 1 {
+                self.fails(&*reason);
             }
             if since.elapsed() > RETRY_MAX {
                 retry = RETRY;
@@ -218,6 +234,7 @@ impl Reader {
         Ok(ConsumerSession {
             consumer,
             received: 0,
+            began: Instant::now(),
             is_checked: false,
         })
     }
@@ -294,7 +311,12 @@ impl Reader {
             }
         }
         session.is_checked = true;
-        self.stream.health.reading_works();
+        if session.began.elapsed() >= LASTING || session.received > 0 {
+            self.brief = 0;
+        }
+        if self.brief == 0 {
+            self.stream.health.reading_works();
+        }
         Ok(())
     }
 
