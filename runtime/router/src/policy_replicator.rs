@@ -313,7 +313,7 @@ impl Actor for PolicyReplicator {
         ctx.add_stream(stream::unfold(self.io.store.watch(), |mut watch| async {
             Some((watch.next().await, watch))
         }));
-        ctx.run_later(store_reading::PATIENCE, |actor, _| actor.reading.give_up());
+        ctx.run_later(self.reading.patience(), |actor, _| actor.reading.give_up());
     }
 }
 

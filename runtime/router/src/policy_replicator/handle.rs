@@ -1,6 +1,6 @@
 //! The way to the policy replicator from other threads.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use super::{
     Activate, PolicyReplicator, ReadRevision, RollBack, Upload,
     change::{PolicyChange, PolicyChangeError},
     io::PolicyIo,
-    store_reading::StoreReading,
+    store_reading::{self, StoreReading},
     store_view::FollowedRevisions,
 };
 use crate::supervisor::ActorHandle;
@@ -33,9 +33,19 @@ impl PolicyReplicatorHandle {
         store: Arc<dyn SharedStore>,
         arbiter: &ArbiterHandle,
     ) -> Self {
+        Self::start_with_patience(registry, store, arbiter, store_reading::PATIENCE)
+    }
+
+    /// The same, with another wait for the first reading of the store.
+    pub(super) fn start_with_patience(
+        registry: PolicyRegistry,
+        store: Arc<dyn SharedStore>,
+        arbiter: &ArbiterHandle,
+        patience: Duration,
+    ) -> Self {
         let io = PolicyIo::new(registry.clone(), store);
         let followed = FollowedRevisions::default();
-        let reading = StoreReading::default();
+        let reading = StoreReading::new(patience);
         let shared = reading.clone();
         let actor = ActorHandle::start_in_arbiter(arbiter, "policy_replicator", move || {
             PolicyReplicator::new(io.clone(), &followed, shared.clone())

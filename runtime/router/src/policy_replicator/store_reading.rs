@@ -16,16 +16,29 @@ use std::{
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The state of the first reading. It outlasts the actor. Clone = handle.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct StoreReading(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    patience: Duration,
     is_received: AtomicBool,
     is_over: AtomicBool,
 }
 
 impl StoreReading {
+    pub(super) fn new(patience: Duration) -> Self {
+        Self(Arc::new(Shared {
+            patience,
+            is_received: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+        }))
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.0.patience
+    }
+
     /// All entries of the store have arrived.
     pub(super) fn all_received(&self) {
         self.0.is_received.store(true, Ordering::Release);
@@ -42,7 +55,7 @@ impl StoreReading {
     pub(super) fn give_up(&self) {
         if !self.0.is_over.swap(true, Ordering::AcqRel) {
             tracing::warn!(
-                waited = ?PATIENCE,
+                waited = ?self.0.patience,
                 "the policy store was not read; the router takes traffic, and the default policy decides until it was"
             );
         }
@@ -60,14 +73,14 @@ mod tests {
 
     #[test]
     fn reading_ends_when_everything_received_is_followed_or_the_patience_is_over() {
-        let reading = StoreReading::default();
+        let reading = StoreReading::new(PATIENCE);
         reading.nothing_new_waits();
         assert!(!reading.is_over(), "more may come");
         reading.all_received();
         assert!(!reading.is_over(), "nothing is followed yet");
         reading.nothing_new_waits();
         assert!(reading.is_over());
-        let away = StoreReading::default();
+        let away = StoreReading::new(PATIENCE);
         away.give_up();
         assert!(away.is_over());
     }

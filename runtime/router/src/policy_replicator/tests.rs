@@ -33,8 +33,14 @@ struct Router {
 
 impl Router {
     fn start(store: Arc<dyn SharedStore>) -> Self {
+        Self::start_with_patience(store, PATIENCE)
+    }
+
+    /// Takes traffic without the store after `patience`.
+    fn start_with_patience(store: Arc<dyn SharedStore>, patience: Duration) -> Self {
         let arbiter = Arbiter::new();
-        let replicator = PolicyReplicatorHandle::start(registry(), store, &arbiter.handle());
+        let replicator =
+            PolicyReplicatorHandle::start_with_patience(registry(), store, &arbiter.handle(), patience);
         Self { replicator, arbiter }
     }
 

@@ -189,7 +189,7 @@ async fn a_router_takes_no_traffic_before_it_has_the_stored_choice() {
     a.upload("mine", component(1)).await.unwrap();
     a.activate("mine").await.unwrap();
     server.kill();
-    let late = Router::start(connect(&server).await);
+    let late = Router::start_with_patience(connect(&server).await, 2 * PATIENCE);
     assert!(!late.replicator.has_read_store());
     server.start();
     eventually(true, async || late.replicator.has_read_store()).await;
@@ -199,7 +199,7 @@ async fn a_router_takes_no_traffic_before_it_has_the_stored_choice() {
 #[actix_rt::test]
 async fn a_store_that_stays_away_keeps_a_router_from_traffic_for_a_bounded_time() {
     let server = NatsServer::prepare();
-    let router = Router::start(connect(&server).await);
+    let router = Router::start_with_patience(connect(&server).await, Duration::from_secs(1));
     assert!(!router.replicator.has_read_store());
     eventually(true, async || router.replicator.has_read_store()).await;
 }
