@@ -108,11 +108,11 @@ async fn an_update_to_another_tokenizer_and_block_size_fails_no_request() -> any
     let stop = Arc::new(AtomicBool::new(false));
     let apis = routers.iter().map(|router| router.api.clone()).collect();
     let load = tokio::spawn(load(apis, stop.clone()));
-    for number in 0..WORKERS {
+    for (number, worker) in workers.iter_mut().enumerate() {
         // In place: the new version takes over the name.
-        workers[number].process.interrupt()?;
-        workers[number].process.ended().await?;
-        workers[number] = start(number, &new_options).await?;
+        worker.process.interrupt()?;
+        worker.process.ended().await?;
+        *worker = start(number, &new_options).await?;
         for router in &routers {
             follows(router, WORKERS).await?;
         }

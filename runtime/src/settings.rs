@@ -19,6 +19,7 @@ use signalbox_worker::hub::HubConfig;
 
 mod doctor;
 mod from_options;
+mod worker_name;
 
 pub(crate) use doctor::{DoctorSettings, EngineExam};
 

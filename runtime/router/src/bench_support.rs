@@ -102,7 +102,7 @@ impl BenchRouter {
             name: "m".into(),
             adapter: None,
             created: 0,
-            versions: versions_of(&workers),
+            versions: versions_of(workers.iter().filter_map(WorkerEntry::served)),
             decisions: Arc::default(),
             workers: workers.into_iter().collect(),
         };

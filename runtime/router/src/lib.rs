@@ -15,6 +15,9 @@
 //! `KvSource` chooses what fills the index for a worker: an `EventStream` with the worker's KV events, or the
 //! `BlockLearner` with what this router learns from its own decisions (`approximate.rs`).
 //!
+//! Workers of one model may differ in context length, tokenizer and block size: `versioned_prompt.rs` says what that means
+//! for a decision, `context_need.rs` which workers a prompt fits.
+//!
 //! [`ReplicaHandle`] leads to `Decider::decide`, which chooses the worker; `select_row` chooses the row.
 //!
 //! This crate keeps R-1 (load counts exactly from reservation to end), R-2 (no token is sent twice: before its first

@@ -230,7 +230,7 @@ impl Roster {
                 }
                 self.models.insert((*name).to_owned(), KnownModel::new(now_unix));
             }
-            served.insert(name, admitted(workers));
+            served.insert(name, admitted(workers.iter().map(|worker| worker.version)));
         }
         let phase_of = |worker: &WorkerEntry| {
             let versions = served.get(worker.card.model.as_str());
@@ -270,7 +270,7 @@ impl Roster {
     fn note_versions(&mut self) {
         for (name, workers) in ready_by_model(self.workers.values()) {
             if let Some(model) = self.models.get_mut(name) {
-                model.versions = versions_of(workers);
+                model.versions = versions_of(workers.into_iter().filter_map(WorkerEntry::served));
             }
         }
     }
@@ -427,7 +427,7 @@ impl KnownModel {
 
     /// The model as decisions read it, served by these workers.
     fn entry(&self, name: &str, workers: ReadyWorkers) -> ModelEntry {
-        let served = versions_of(workers.iter());
+        let served = versions_of(workers.served());
         ModelEntry {
             name: name.to_owned(),
             adapter: None,

@@ -111,8 +111,8 @@ pub(crate) fn model(workers: Vec<WorkerEntry>) -> ModelEntry {
         name: "m".into(),
         adapter: None,
         created: 0,
-        versions: match versions_of(&workers) {
-            none if none.is_empty() => versions_of(&[entry(0, "")]),
+        versions: match versions_of(workers.iter().filter_map(WorkerEntry::served)) {
+            none if none.is_empty() => versions_of(entry(0, "").served()),
             versions => versions,
         },
         decisions: Arc::default(),

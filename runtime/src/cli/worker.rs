@@ -32,14 +32,10 @@ pub(crate) struct WorkerOptions {
     /// The host that routers dial; needed if the worker listens on every address of the machine.
     #[arg(long, env = "SIGNALBOX_ADVERTISE_HOST", value_name = "HOST")]
     pub(crate) advertise_host: Option<String>,
-    /// The worker's name, stable over restarts: letters, digits, `-`, `_`.
-    #[arg(
-        long,
-        env = "SIGNALBOX_WORKER_ID",
-        default_value = "worker",
-        value_name = "NAME"
-    )]
-    pub(crate) id: WorkerId,
+    /// The worker's name, of its own in the fleet and stable over restarts: letters, digits, `-`, `_`. The default is made
+    /// of the machine's name (or --advertise-host) and the port of --listen.
+    #[arg(long, env = "SIGNALBOX_WORKER_ID", value_name = "NAME")]
+    pub(crate) id: Option<WorkerId>,
     /// sim: number of workers to simulate in this process, named NAME-0, NAME-1 and so on, at consecutive ports.
     #[arg(long, env = "SIGNALBOX_SIM_WORKERS", default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4_096))]
     pub(crate) sim_workers: u16,

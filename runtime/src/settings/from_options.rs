@@ -14,7 +14,7 @@ use signalbox_worker::{
 
 use super::{
     EngineKind, EngineSettings, NatsSettings, PlaneSettings, RouterSettings, UpSettings, UpWorkers,
-    UpstreamSettings, WorkerPlace, WorkerSettings,
+    UpstreamSettings, WorkerPlace, WorkerSettings, worker_name::worker_name,
 };
 use crate::cli::{
     EngineChoice, EngineOptions, FrontendOptions, PlaneOptions, RequestTransport, ServeOptions, Switch,
@@ -164,7 +164,8 @@ impl TryFrom<WorkerOptions> for WorkerSettings {
     type Error = anyhow::Error;
 
     fn try_from(options: WorkerOptions) -> anyhow::Result<Self> {
-        let workers = places(&options)?;
+        let name = worker_name(&options)?;
+        let workers = places(&name, &options)?;
         let planes = planes(options.discovery.as_slice(), options.planes)?;
         ensure!(
             planes.static_workers.is_empty(),
@@ -183,7 +184,7 @@ impl TryFrom<WorkerOptions> for WorkerSettings {
             workers.len()
         );
         Ok(Self {
-            name: options.id,
+            name,
             workers,
             advertise_host: options.advertise_host,
             role: options.role,
@@ -197,8 +198,8 @@ impl TryFrom<WorkerOptions> for WorkerSettings {
 }
 
 /// The names and addresses of a process's workers. Several workers have numbered names and consecutive ports.
-fn places(options: &WorkerOptions) -> anyhow::Result<Vec<WorkerPlace>> {
-    let (id, listen) = (&options.id, options.listen);
+fn places(id: &WorkerId, options: &WorkerOptions) -> anyhow::Result<Vec<WorkerPlace>> {
+    let listen = options.listen;
     if options.sim_workers == 1 {
         let id = id.clone();
         return Ok(vec![WorkerPlace { id, listen }]);

@@ -5,12 +5,10 @@
 //! depend on, and hashed once for each block size. So each version has hashes of its own, and no worker gets the tokens of
 //! another version.
 
-use std::{fmt, sync::Arc};
+use std::{cmp::Reverse, fmt, sync::Arc};
 
 use signalbox_protocol::{WorkerCard, name_hash};
 use signalbox_tokenize::ModelText;
-
-use super::WorkerEntry;
 
 /// Most versions of one model that a router serves at a time. While there are several, each request costs a tokenisation
 /// for each tokenizer. An update has two, and three while it is rolled back.
@@ -71,42 +69,43 @@ impl fmt::Display for VersionId {
     }
 }
 
+/// A worker with its version and its tokenizer.
+pub(crate) type Served<'a> = (VersionId, &'a WorkerCard, &'a Arc<ModelText>);
+
 /// The versions that these workers serve, the one with most workers first. Routers that know the same workers have the same
 /// order.
-pub(crate) fn versions_of<'a>(workers: impl IntoIterator<Item = &'a WorkerEntry>) -> Vec<ModelVersion> {
+pub(crate) fn versions_of<'a>(workers: impl IntoIterator<Item = Served<'a>>) -> Vec<ModelVersion> {
     let mut versions: Vec<ModelVersion> = Vec::new();
-    for worker in workers {
-        let Some(text) = &worker.text else { continue };
-        let context_length = worker.card.context_length;
-        match versions.iter_mut().find(|version| version.id == worker.version) {
+    for (id, card, text) in workers {
+        match versions.iter_mut().find(|version| version.id == id) {
             Some(version) => {
                 version.workers += 1;
-                version.context_length = version.context_length.max(context_length);
+                version.context_length = version.context_length.max(card.context_length);
             }
             None => versions.push(ModelVersion {
-                id: worker.version,
-                reads_body: worker.card.reads_body,
+                id,
+                reads_body: card.reads_body,
                 text: text.clone(),
-                context_length,
+                context_length: card.context_length,
                 workers: 1,
             }),
         }
     }
-    versions.sort_by_key(|version| (std::cmp::Reverse(version.workers), version.id));
+    versions.sort_by_key(|version| (Reverse(version.workers), version.id));
     versions
 }
 
-/// The versions that are served: if there are more than [`MAX_VERSIONS`], those with most workers. `workers` are those of
-/// one model that could serve.
-pub(super) fn admitted(workers: &[&WorkerEntry]) -> Vec<VersionId> {
+/// The versions that are served, given the version of each worker of a model that could serve: if there are more than
+/// [`MAX_VERSIONS`], those with most workers.
+pub(super) fn admitted(workers: impl Iterator<Item = VersionId>) -> Vec<VersionId> {
     let mut counts: Vec<(VersionId, usize)> = Vec::new();
-    for worker in workers {
-        match counts.iter_mut().find(|(id, _)| *id == worker.version) {
+    for version in workers {
+        match counts.iter_mut().find(|(id, _)| *id == version) {
             Some((_, count)) => *count += 1,
-            None => counts.push((worker.version, 1)),
+            None => counts.push((version, 1)),
         }
     }
-    counts.sort_by_key(|(id, count)| (std::cmp::Reverse(*count), *id));
+    counts.sort_by_key(|(id, count)| (Reverse(*count), *id));
     counts.truncate(MAX_VERSIONS);
     counts.into_iter().map(|(id, _)| id).collect()
 }

@@ -12,7 +12,7 @@ use signalbox_tokenize::ModelText;
 
 use crate::rivals::IdConflict;
 
-use super::version::{ModelVersion, VersionId, versions_of};
+use super::version::{ModelVersion, Served, VersionId, versions_of};
 
 /// Everything that a decision reads about workers and models, at one moment.
 #[derive(Debug, Default)]
@@ -79,6 +79,11 @@ impl ReadyWorkers {
         &self.columns
     }
 
+    /// The workers with their versions.
+    pub(crate) fn served(&self) -> impl Iterator<Item = Served<'_>> {
+        self.entries.iter().filter_map(WorkerEntry::served)
+    }
+
     /// The context length that every worker has at least.
     pub(crate) fn shortest_context(&self) -> u32 {
         self.shortest_context
@@ -136,6 +141,11 @@ impl WorkerEntry {
         self.text.is_some() && self.phase != WorkerPhase::Draining
     }
 
+    /// The worker with its version; `None` before its tokenizer is loaded.
+    pub(crate) fn served(&self) -> Option<Served<'_>> {
+        Some((self.version, &*self.card, self.text.as_ref()?))
+    }
+
     /// The LoRA adapters that are known of.
     pub(crate) fn adapters(&self) -> &[LoraAdapter] {
         self.adapters.as_deref().unwrap_or_default()
@@ -164,7 +174,7 @@ impl ModelEntry {
 
     /// The same model, served by these workers.
     pub(super) fn with_workers(&self, workers: ReadyWorkers) -> Self {
-        let served = versions_of(workers.iter());
+        let served = versions_of(workers.served());
         Self {
             name: self.name.clone(),
             adapter: self.adapter.clone(),

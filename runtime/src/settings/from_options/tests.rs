@@ -148,6 +148,21 @@ fn simulated_workers_are_numbered_and_have_ports_of_their_own() {
     assert_eq!(workers("--listen=127.0.0.1:0"), ["gpu-0 0", "gpu-1 0"]);
 }
 
+#[test]
+fn a_worker_without_a_name_has_one_of_its_own() {
+    let name = |arguments: &[&str]| {
+        let arguments = [&["--engine=sim", "--advertise-host=gpu.rack-3"], arguments].concat();
+        worker_of(&arguments).unwrap().name.to_string()
+    };
+    assert_eq!(name(&[]), "gpu-rack-3-7000");
+    assert_eq!(name(&["--listen=127.0.0.1:7001"]), "gpu-rack-3-7001");
+    assert_eq!(name(&["--id=w"]), "w");
+    let own = std::process::id().to_string();
+    assert!(name(&["--listen=127.0.0.1:0"]).ends_with(&own));
+    let nats = ["--request-plane=nats", "--events=nats://127.0.0.1:4222"];
+    assert!(name(&nats).ends_with(&own), "the port is not used then");
+}
+
 fn up_of(arguments: &[&str]) -> anyhow::Result<UpSettings> {
     let Command::Up(options) = command(&[&["up"], arguments].concat()) else {
         panic!("up")
