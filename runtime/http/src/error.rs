@@ -158,6 +158,7 @@ impl From<PolicyChangeError> for ApiError {
             PolicyChangeError::BrokeOff => ErrorKind::Internal,
             PolicyChangeError::Store(error) => match error {
                 StoreError::Refused(_) => ErrorKind::Unprocessable,
+                StoreError::Full(_) => ErrorKind::StorageFull,
                 StoreError::Conflict { .. } | StoreError::Missing { .. } | StoreError::Damaged { .. } => {
                     ErrorKind::Conflict
                 }

@@ -3,7 +3,10 @@
 //!
 //! Every refusal is a sentence for the author of the component: what is wrong, and what would be right.
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -32,8 +35,8 @@ const TYPES: &str = "signalbox:policy/types@0.1.";
 /// The end of a refusal because of imports or exports.
 const SEE_WIT: &str = "see the world `policy` in wit/policy.wit";
 
-/// Longest settings, in bytes. A policy has some ten numbers.
-const MAX_SETTINGS_BYTES: usize = 64 << 10;
+/// Longest settings, in bytes, as they are given and as they are stored. A policy has some ten numbers.
+pub const MAX_SETTINGS_BYTES: usize = 64 << 10;
 
 /// Why a component is not admitted. Each message says what is wrong and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +72,10 @@ impl PolicyEngine {
             return Err(AdmissionError::TooLarge { limit });
         }
         inspect::inspect(wasm).map_err(unsound)?;
+        caught(|| self.compile_and_try(wasm, settings))
+    }
+
+    fn compile_and_try(&self, wasm: &[u8], settings: &str) -> Result<Arc<PolicyComponent>, AdmissionError> {
         let component = self
             .compile(wasm)
             .map_err(|error| unsound(format!("the component is not valid: {error:#}")))?;
@@ -97,14 +104,15 @@ impl PolicyEngine {
         component: &PolicyComponent,
         settings: &str,
     ) -> Result<Arc<PolicyComponent>, AdmissionError> {
-        self.try_out(PolicyComponent {
+        let reconfigured = PolicyComponent {
             engine: self.clone(),
             exports: component.exports.clone(),
             description: Description::default(),
             digest: Arc::clone(&component.digest),
             settings: settings.to_owned(),
             size_bytes: component.size_bytes,
-        })
+        };
+        caught(|| self.try_out(reconfigured))
     }
 
     fn check_imports(&self, component: &Component) -> Result<(), AdmissionError> {
@@ -202,18 +210,37 @@ impl PolicyEngine {
     }
 }
 
+/// What `work` returns. A panic in it is a refusal: the compiler is not made for every input that a stranger can think of.
+/// Nothing outside the component is left half changed, as each component has machine code and Stores of its own.
+fn caught<T>(work: impl FnOnce() -> Result<T, AdmissionError>) -> Result<T, AdmissionError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let reason = panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "it states no reason".into());
+        Err(unsound(format!(
+            "the component cannot be compiled, because the compiler failed: {reason}"
+        )))
+    })
+}
+
 fn check_settings(settings: &str) -> Result<(), AdmissionError> {
-    if settings.len() > MAX_SETTINGS_BYTES {
-        let bytes = settings.len();
-        return Err(AdmissionError::Settings(format!(
+    let check_size = |bytes: usize| {
+        if bytes <= MAX_SETTINGS_BYTES {
+            return Ok(());
+        }
+        Err(AdmissionError::Settings(format!(
             "they have {bytes} bytes; at most {MAX_SETTINGS_BYTES} are possible"
-        )));
-    }
+        )))
+    };
+    check_size(settings.len())?;
     if settings.is_empty() {
         return Ok(());
     }
     match serde_json::from_str(settings) {
-        Ok(Value::Object(_)) => Ok(()),
+        // As they are stored: `1e15` takes more bytes there than here.
+        Ok(settings @ Value::Object(_)) => check_size(settings.to_string().len()),
         Ok(_) => Err(AdmissionError::Settings(
             "they must be a JSON object, such as {\"weight\": 1}".into(),
         )),

@@ -9,11 +9,10 @@ use wasmtime::{
 
 use crate::{limits::PolicyLimits, ticker::Ticker};
 
-/// Most instances at the same time: one for each router thread and model, their successors during a swap, and those
-/// on trial. A higher number costs only address space.
-const MAX_INSTANCES: u32 = 512;
 /// Most core modules in one component. Languages other than Rust, C and AssemblyScript need several.
 const MAX_CORE_INSTANCES_PER_POLICY: u32 = 64;
+/// Most linear memories of one component; all together they have the limit of one instance. A policy has one.
+const MAX_MEMORIES_PER_POLICY: u32 = 4;
 /// Address space reserved for one memory, in bytes. wasmtime's default of 4 GiB saves bounds checks (at most 0.8 µs for
 /// 1,024 candidates) but takes sixty times the address space.
 const MEMORY_RESERVATION: u64 = 64 << 20;
@@ -115,11 +114,13 @@ fn config(limits: PolicyLimits) -> Config {
 
 fn pool(limits: PolicyLimits) -> InstanceAllocationStrategy {
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(MAX_INSTANCES)
-        .total_core_instances(MAX_INSTANCES * 2)
-        .total_memories(MAX_INSTANCES)
-        .total_tables(MAX_INSTANCES * 2)
+    let instances = limits.max_instances;
+    pool.total_component_instances(instances)
+        .total_core_instances(instances * 2)
+        .total_memories(instances)
+        .total_tables(instances * 2)
         .max_core_instances_per_component(MAX_CORE_INSTANCES_PER_POLICY)
+        .max_memories_per_component(MAX_MEMORIES_PER_POLICY)
         .max_memory_size(limits.max_memory_bytes)
         .linear_memory_keep_resident(KEEP_RESIDENT)
         .pagemap_scan(Enabled::Auto);

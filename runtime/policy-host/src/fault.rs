@@ -1,5 +1,8 @@
 //! The faults of a policy as data: a metric label and a log line. After a fault the fallback decides.
 
+use std::io;
+
+use rustix::io::Errno;
 use wasmtime::{PoolConcurrencyLimitError, Trap};
 
 use crate::sandbox::MemoryRefused;
@@ -35,18 +38,16 @@ pub enum PolicyFault {
     #[error("was not called: {0}")]
     Candidates(String),
     /// No instance of it starts.
-    #[error("does not start: {reason}")]
-    Instantiate {
-        /// Why no instance starts.
-        reason: String,
-        /// Whether the policy is the cause. It is not when the host has no place for another instance.
-        blamed: bool,
-    },
+    #[error("does not start: {0}")]
+    Instantiate(String),
+    /// The host has no place or no memory for another instance. The policy is not the cause.
+    #[error("was not called: there is no place for another instance: {0}")]
+    NoPlace(String),
 }
 
 impl PolicyFault {
-    /// The fault's metric label: `trap`, `deadline`, `memory`, `stack`, `answer`, `candidates` or
-    /// `instantiate`.
+    /// The fault's metric label: `trap`, `deadline`, `memory`, `stack`, `answer`, `candidates`, `instantiate` or
+    /// `no_place`.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -56,16 +57,14 @@ impl PolicyFault {
             Self::Stack => "stack",
             Self::Answer(_) => "answer",
             Self::Candidates(_) => "candidates",
-            Self::Instantiate { .. } => "instantiate",
+            Self::Instantiate(_) => "instantiate",
+            Self::NoPlace(_) => "no_place",
         }
     }
 
     /// Whether it counts towards the policy's quarantine.
     pub(crate) const fn blamed(&self) -> bool {
-        !matches!(
-            self,
-            Self::Candidates(_) | Self::Instantiate { blamed: false, .. }
-        )
+        !matches!(self, Self::Candidates(_) | Self::NoPlace(_))
     }
 
     /// The fault behind an error of a call with a budget of `budget_ms`.
@@ -87,17 +86,13 @@ impl PolicyFault {
 
     /// The fault behind an error at the start of an instance.
     pub(crate) fn from_instantiation(error: &wasmtime::Error, budget_ms: u64) -> Self {
-        if error.is::<PoolConcurrencyLimitError>() {
-            return Self::Instantiate {
-                reason: error.root_cause().to_string(),
-                blamed: false,
-            };
+        let is_of_system =
+            |cause: &(dyn std::error::Error + 'static)| cause.is::<Errno>() || cause.is::<io::Error>();
+        if error.is::<PoolConcurrencyLimitError>() || error.chain().any(is_of_system) {
+            return Self::NoPlace(error.root_cause().to_string());
         }
         match Self::from_call(error, budget_ms) {
-            Self::Trap(_) if !error.is::<Trap>() => Self::Instantiate {
-                reason: format!("{error:#}"),
-                blamed: true,
-            },
+            Self::Trap(_) if !error.is::<Trap>() => Self::Instantiate(format!("{error:#}")),
             fault => fault,
         }
     }

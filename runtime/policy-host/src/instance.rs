@@ -52,9 +52,10 @@ impl PolicyComponent {
     pub fn instantiate(self: &Arc<Self>) -> Result<PolicyInstance, PolicyFault> {
         let mut instance = PolicyInstance::start(self)?;
         let configured = instance.configure(&self.settings)?;
-        configured.map_err(|refusal| PolicyFault::Instantiate {
-            reason: format!("it refuses the settings that it accepted at admission: {refusal}"),
-            blamed: true,
+        configured.map_err(|refusal| {
+            PolicyFault::Instantiate(format!(
+                "it refuses the settings that it accepted at admission: {refusal}"
+            ))
         })?;
         Ok(instance)
     }
@@ -136,6 +137,11 @@ impl PolicyInstance {
     #[must_use]
     pub fn observes(&self) -> bool {
         self.observer.is_some()
+    }
+
+    /// Whether the policy passes state to its next version.
+    pub(crate) const fn keeps_state(&self) -> bool {
+        self.state.is_some()
     }
 
     /// Gives the policy the outcomes of requests, oldest first. Does nothing when the policy wants none.

@@ -15,7 +15,7 @@
 //! decision, and how to add one), [`PolicyLimits`] (the limits, and when a loop is stopped), `Sandbox::arm` (the
 //! deadlines of a call). `wit/` is the contract with the guests.
 
-pub use admission::{AdmissionError, trial_requests};
+pub use admission::{AdmissionError, MAX_SETTINGS_BYTES, trial_requests};
 pub use builtin::builtin_policies;
 pub use candidates::{Candidates, candidate_traits};
 pub use component::PolicyComponent;
@@ -24,8 +24,10 @@ pub use fallback::Fallback;
 pub use fault::PolicyFault;
 pub use features::{Decision, Outcome, RequestFeatures};
 pub use instance::PolicyInstance;
-pub use limits::PolicyLimits;
-pub use registry::{Activation, PolicyRecord, PolicyRegistry, PreparedPolicy, RegistryError, Succession};
+pub use limits::{MAX_INSTANCES_PER_THREAD, PolicyLimits};
+pub use registry::{
+    Activation, PolicyRecord, PolicyRegistry, PreparedPolicy, RegistryError, Succession, UploadedPolicy,
+};
 pub use runner::{Decided, PolicyRunner};
 
 mod admission;

@@ -9,7 +9,11 @@
 //! policy, else to the native fallback. A version never leaves quarantine by itself, since the cause of its faults is
 //! still in it. An upload of the same component tries it again and ends the quarantine.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use metrics::{counter, describe_counter};
 use parking_lot::Mutex;
@@ -29,7 +33,7 @@ use crate::{
     limits::PolicyLimits,
 };
 use reaper::{Reaper, Retired};
-use version_store::{Stored, VersionStore};
+use version_store::{Replaced, Stored, VersionStore};
 
 mod active_policy;
 mod reaper;
@@ -39,6 +43,10 @@ mod version_store;
 /// Most models with an active policy. Admin calls can activate policies for models that no worker serves, so their
 /// number needs a bound.
 const MAX_MODELS: usize = 4096;
+
+/// Time between two log lines about faults that no policy caused, such as a lack of places for instances. Each decision may
+/// have such a fault.
+const UNBLAMED_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The stored policies of a router and the active policy of each model: uploads, versions, activation, faults,
 /// quarantine, rollback. It does no I/O. A clone is a handle; threads share it.
@@ -52,12 +60,31 @@ struct RegistryInner {
     default_policy: String,
     state: Mutex<State>,
     reaper: Reaper,
+    /// Limits the log lines about faults of the host.
+    unblamed: Mutex<LogTurns>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     versions: VersionStore,
     active_policies: BTreeMap<String, Arc<ActivePolicy>>,
+}
+
+/// A component that was stored, and what it replaced.
+#[derive(Debug)]
+pub struct UploadedPolicy {
+    /// The stored version.
+    pub record: PolicyRecord,
+    label: Arc<str>,
+    before: Option<Replaced>,
+}
+
+impl UploadedPolicy {
+    /// Whether no such component was stored before.
+    #[must_use]
+    pub const fn is_new(&self) -> bool {
+        self.before.is_none()
+    }
 }
 
 /// Why an admin call failed. The call changed nothing.
@@ -101,7 +128,7 @@ impl PolicyRegistry {
     ) -> Result<Self, RegistryError> {
         describe_counter!(
             "signalbox_policy_faults_total",
-            "Calls in which a policy failed, by policy and kind"
+            "Calls in which a policy failed and the fallback decided, by policy and kind"
         );
         describe_counter!(
             "signalbox_policy_swaps_total",
@@ -125,6 +152,7 @@ impl PolicyRegistry {
             default_policy,
             state: Mutex::new(state),
             reaper,
+            unblamed: Mutex::default(),
         })))
     }
 
@@ -134,11 +162,18 @@ impl PolicyRegistry {
     /// component of that name has gets a part of its digest: `1.2.0+0a1b2c3d`.
     ///
     /// # Errors
-    /// `name` cannot name a policy, the component or its settings are not admitted, or all versions that can be stored
-    /// are in use.
-    pub fn upload(&self, name: &str, wasm: &[u8], settings: &str) -> Result<PolicyRecord, RegistryError> {
+    /// `name` cannot name a policy or is the name of a built-in one, the component or its settings are not admitted, or
+    /// all versions that can be stored are in use.
+    pub fn upload(&self, name: &str, wasm: &[u8], settings: &str) -> Result<UploadedPolicy, RegistryError> {
         check_name(name)?;
-        self.store(name, self.0.engine.admit(wasm, settings)?, None)
+        self.keep(name, self.0.engine.admit(wasm, settings)?, None)
+    }
+
+    /// Takes back an upload that could not be kept elsewhere, and restores what was stored before it.
+    pub fn take_back(&self, upload: UploadedPolicy) {
+        let mut state = self.0.state.lock();
+        tracing::info!(policy.name = &*upload.label, "policy taken back");
+        state.versions.put_back(&upload.label, upload.before);
     }
 
     /// As [`upload`](Self::upload), for a component that was uploaded to another router. It keeps the `version` it has
@@ -154,20 +189,27 @@ impl PolicyRegistry {
         settings: &str,
     ) -> Result<PolicyRecord, RegistryError> {
         check_name(name)?;
-        self.store(name, self.0.engine.admit(wasm, settings)?, Some(version))
+        let kept = self.keep(name, self.0.engine.admit(wasm, settings)?, Some(version))?;
+        Ok(kept.record)
     }
 
-    fn store(
+    fn keep(
         &self,
         name: &str,
         component: Arc<PolicyComponent>,
         version: Option<&str>,
-    ) -> Result<PolicyRecord, RegistryError> {
+    ) -> Result<UploadedPolicy, RegistryError> {
         let mut state = self.0.state.lock();
+        state.versions.check_builtin(name, &component)?;
         state.make_room()?;
-        let label = state.versions.keep(name, component, version, false)?;
+        let (label, before) = state.versions.keep(name, component, version, false)?;
         tracing::info!(policy.name = &*label, "policy stored");
-        state.record(&label)
+        let record = state.record(&label)?;
+        Ok(UploadedPolicy {
+            record,
+            label,
+            before,
+        })
     }
 
     /// The limits of policies.
@@ -235,11 +277,14 @@ impl PolicyRegistry {
         counter!("signalbox_policy_faults_total", "policy" => label.to_string(), "kind" => fault.kind())
             .increment(1);
         if !fault.blamed() {
-            tracing::debug!(
-                policy.name = &**label,
-                model,
-                "policy {fault}; the fallback decides"
-            );
+            if let Some(unlogged) = self.0.unblamed.lock().take_turn(Instant::now()) {
+                tracing::warn!(
+                    policy.name = &**label,
+                    model,
+                    unlogged,
+                    "policy {fault}; the fallback decides instead of it"
+                );
+            }
             return;
         }
         tracing::warn!(
@@ -319,6 +364,26 @@ impl PolicyRegistry {
     }
 }
 
+/// One log line in [`UNBLAMED_LOG_INTERVAL`].
+#[derive(Debug, Default)]
+struct LogTurns {
+    last: Option<Instant>,
+    unlogged: u64,
+}
+
+impl LogTurns {
+    /// How many faults were not logged since the last line, if a line is due now.
+    fn take_turn(&mut self, now: Instant) -> Option<u64> {
+        let is_due = |last| now.saturating_duration_since(last) >= UNBLAMED_LOG_INTERVAL;
+        if self.last.is_none_or(is_due) {
+            self.last = Some(now);
+            return Some(std::mem::take(&mut self.unlogged));
+        }
+        self.unlogged += 1;
+        None
+    }
+}
+
 impl State {
     fn record(&self, label: &str) -> Result<PolicyRecord, RegistryError> {
         self.versions.by_label(label).map(|stored| self.record_of(stored))
@@ -374,5 +439,14 @@ impl PolicyRegistry {
     pub(crate) fn store_guest(&self, guest: &str) -> PolicyRecord {
         self.store(guest, crate::test_support::admitted(guest), None)
             .expect(guest)
+    }
+
+    pub(crate) fn store(
+        &self,
+        name: &str,
+        component: Arc<PolicyComponent>,
+        version: Option<&str>,
+    ) -> Result<PolicyRecord, RegistryError> {
+        self.keep(name, component, version).map(|kept| kept.record)
     }
 }

@@ -98,6 +98,12 @@ impl PolicyRunner {
         self.instance.as_ref().is_some_and(PolicyInstance::observes)
     }
 
+    /// Whether the policy keeps state, which the end of this runner would lose.
+    #[must_use]
+    pub fn keeps_state(&self) -> bool {
+        self.instance.as_ref().is_some_and(PolicyInstance::keeps_state)
+    }
+
     /// Gives the policy the outcomes of requests that it placed, oldest first. Call it with batches, after the answers.
     pub fn observe(&mut self, outcomes: &[Outcome]) {
         self.follow();
@@ -202,7 +208,10 @@ impl PolicyRunner {
 
 impl Drop for PolicyRunner {
     fn drop(&mut self) {
-        self.active_policy.runner_stopped();
+        let surplus = self.active_policy.runner_stopped();
+        for instance in self.instance.take().into_iter().chain(surplus) {
+            self.registry.retire(instance);
+        }
     }
 }
 

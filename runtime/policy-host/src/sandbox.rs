@@ -24,6 +24,10 @@ const MAX_STALLED_TICKS: u64 = 20;
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     max_memory_bytes: usize,
+    /// Size of all linear memories together.
+    memory_bytes: usize,
+    /// By how much the last growth of a memory was to increase that.
+    last_growth: usize,
     /// Length of the second half of the current call's budget, in milliseconds.
     second_half: u64,
     /// How long the thread of the current call had run at the call's first deadline; `None` before that deadline.
@@ -47,6 +51,8 @@ impl Sandbox {
             engine,
             Self {
                 max_memory_bytes,
+                memory_bytes: 0,
+                last_growth: 0,
                 second_half: 0,
                 ran_at_first_deadline: Some(Duration::ZERO),
                 stalled_ticks_left: 0,
@@ -91,19 +97,28 @@ fn thread_time() -> Duration {
 impl ResourceLimiter for Sandbox {
     fn memory_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        if desired > self.max_memory_bytes {
+        self.last_growth = desired.saturating_sub(current);
+        let requested = self.memory_bytes.saturating_add(self.last_growth);
+        if requested > self.max_memory_bytes {
             // An error, not a refusal: the guest would turn a refusal into a trap that looks like a bug.
             return Err(MemoryRefused {
-                requested: desired,
+                requested,
                 limit: self.max_memory_bytes,
             }
             .into());
         }
+        self.memory_bytes = requested;
         Ok(true)
+    }
+
+    /// The memory stays as it was: beyond the guest's own maximum, for example.
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory_bytes -= std::mem::take(&mut self.last_growth);
+        Ok(())
     }
 
     fn table_growing(

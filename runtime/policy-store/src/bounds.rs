@@ -8,8 +8,9 @@ use crate::store::StoreError;
 /// Most bytes of a key: a model's name with a prefix. The encoding for NATS makes it at most three times as long, well
 /// within the 4,096 bytes of a protocol line there.
 pub const MAX_KEY_BYTES: usize = 512;
-/// Most bytes of a value: room for the longest settings of a policy. Far below the 1 MiB of a NATS message.
-pub const MAX_VALUE_BYTES: usize = 64 << 10;
+/// Most bytes of a value: room for the longest settings of a policy, 64 KiB, and for what stands beside them. Far below the
+/// 1 MiB of a NATS message.
+pub const MAX_VALUE_BYTES: usize = 72 << 10;
 /// Most bytes of an object: as many as an admitted component may have.
 pub const MAX_OBJECT_BYTES: usize = 1 << 20;
 

@@ -97,7 +97,7 @@ async fn entries_out_of_bounds_are_refused(store: &dyn SharedStore) {
         refused(store.remove(key, Revision(1)).await, "512");
     }
     let large = Bytes::from(vec![b'v'; MAX_VALUE_BYTES + 1]);
-    refused(store.set("a", large.clone(), Revision::ABSENT).await, "65536");
+    refused(store.set("a", large.clone(), Revision::ABSENT).await, "73728");
     let binary = Bytes::from_static(&[0xff]);
     refused(store.set("a", binary, Revision::ABSENT).await, "UTF-8");
     // The longest key and value are accepted, although the encoding makes the key longer.

@@ -6,7 +6,11 @@
 //! lock              locked by the process that uses the folder
 //! ```
 //!
-//! A file is replaced only after its successor is synced to the disk, so that a crash leaves one or the other.
+//! A file is replaced only after its successor is synced to the disk, so that a crash leaves one or the other. A successor
+//! that could not be written is removed, at once or when the folder is opened again: it would keep a full disk full.
+//!
+//! Each of these is a regular file. A link would make the router read or write a file elsewhere, and a pipe would make it
+//! wait for ever.
 
 use std::{
     collections::BTreeMap,
@@ -22,8 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     bounds::{
-        MAX_OBJECT_BYTES, MAX_OBJECTS_BYTES, check_digest, check_key, check_object, check_value, digest_of,
-        verified,
+        MAX_ENTRIES_BYTES, MAX_OBJECT_BYTES, MAX_OBJECTS_BYTES, check_digest, check_key, check_object,
+        check_value, digest_of, verified,
     },
     entries::{Entries, Table},
     store::{Revision, SharedStore, StoreEntry, StoreError, StoreFuture, StoreWatch},
@@ -32,8 +36,13 @@ use crate::{
 const ENTRIES: &str = "entries.json";
 const OBJECTS: &str = "objects";
 const LOCK: &str = "lock";
+/// The extension of a file that is being written.
+const SUCCESSOR: &str = "new";
 /// The version of `entries.json` that this release writes, and the only one that it reads.
 const FORMAT: u32 = 1;
+/// Most bytes of `entries.json`. Its values are JSON within JSON, which takes up to twice their bytes, and control characters
+/// more.
+const MAX_ENTRIES_FILE_BYTES: u64 = 4 * MAX_ENTRIES_BYTES as u64;
 
 /// Objects and entries in a folder that no other process uses.
 #[derive(Debug)]
@@ -73,7 +82,14 @@ impl DirectoryStore {
         let path = path.into();
         let objects = path.join(OBJECTS);
         fs::create_dir_all(&objects).map_err(|error| unusable(&objects, &error))?;
+        let of_objects = fs::symlink_metadata(&objects).map_err(|error| unusable(&objects, &error))?;
+        if !of_objects.is_dir() {
+            return Err(unusable(&objects, &"it is a link, not a folder"));
+        }
         let lock = lock(&path.join(LOCK))?;
+        for folder in [&path, &objects] {
+            remove_successors(folder).map_err(|error| unusable(folder, &error))?;
+        }
         let entries = Entries::new(read_entries(&path.join(ENTRIES))?);
         Ok(Arc::new(Self(Arc::new(Folder {
             path,
@@ -159,7 +175,7 @@ impl Folder {
         }
         let stored = self.stored_bytes()?;
         if stored + bytes.len() as u64 > MAX_OBJECTS_BYTES as u64 {
-            return Err(StoreError::Refused(format!(
+            return Err(StoreError::Full(format!(
                 "all objects together have {stored} bytes; {MAX_OBJECTS_BYTES} is the most"
             )));
         }
@@ -170,25 +186,22 @@ impl Folder {
     fn object(&self, digest: &str) -> Result<Bytes, StoreError> {
         check_digest(digest)?;
         let path = self.object_path(digest);
-        let bytes = match fs::metadata(&path) {
-            Ok(file) if file.len() > MAX_OBJECT_BYTES as u64 => {
-                return Err(StoreError::Damaged {
-                    digest: digest.to_owned(),
-                    reason: format!(
-                        "{} has {} bytes; {MAX_OBJECT_BYTES} is the most",
-                        path.display(),
-                        file.len()
-                    ),
-                });
-            }
-            Ok(_) => fs::read(&path),
-            Err(error) => Err(error),
-        };
-        match bytes {
-            Ok(bytes) => verified(digest, bytes.into()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing {
+        let Some(length) = regular_file(&path)? else {
+            return Err(StoreError::Missing {
                 digest: digest.to_owned(),
-            }),
+            });
+        };
+        if length > MAX_OBJECT_BYTES as u64 {
+            return Err(StoreError::Damaged {
+                digest: digest.to_owned(),
+                reason: format!(
+                    "{} has {length} bytes; {MAX_OBJECT_BYTES} is the most",
+                    path.display()
+                ),
+            });
+        }
+        match fs::read(&path) {
+            Ok(bytes) => verified(digest, bytes.into()),
             Err(error) => Err(unusable(&path, &error)),
         }
     }
@@ -218,7 +231,42 @@ impl Folder {
     }
 }
 
+/// The length of a file; `None` if nothing has this name.
+fn regular_file(path: &Path) -> Result<Option<u64>, StoreError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() => Ok(Some(found.len())),
+        Ok(found) => {
+            let kind = if found.is_symlink() {
+                "a link"
+            } else if found.is_dir() {
+                "a folder"
+            } else {
+                "a pipe, a socket or a device"
+            };
+            Err(unusable(
+                path,
+                &format!("it is {kind}, not a regular file; remove it"),
+            ))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(unusable(path, &error)),
+    }
+}
+
+/// Removes what an earlier process could not write to its end.
+fn remove_successors(folder: &Path) -> io::Result<()> {
+    for file in fs::read_dir(folder)? {
+        let path = file?.path();
+        if path.extension().is_some_and(|extension| extension == SUCCESSOR) {
+            tracing::info!(path = %path.display(), "a file that was not written to its end is removed");
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 fn lock(path: &Path) -> Result<File, StoreError> {
+    regular_file(path)?;
     let file = File::options()
         .create(true)
         .truncate(false)
@@ -243,10 +291,14 @@ fn read_entries(path: &Path) -> Result<Table, StoreError> {
         path: path.to_owned(),
         reason: format!("{reason}; restore the file, or remove it to start without policies"),
     };
-    let json = match fs::read(path) {
-        Ok(json) => json,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Table::default()),
-        Err(error) => return Err(unusable(path, &error)),
+    let json = match regular_file(path)? {
+        None => return Ok(Table::default()),
+        Some(length) if length > MAX_ENTRIES_FILE_BYTES => {
+            return Err(damaged(format!(
+                "the file has {length} bytes; {MAX_ENTRIES_FILE_BYTES} is the most"
+            )));
+        }
+        Some(_) => fs::read(path).map_err(|error| unusable(path, &error))?,
     };
     let file: EntriesFile =
         serde_json::from_slice(&json).map_err(|error| damaged(format!("the file is damaged: {error}")))?;
@@ -278,10 +330,19 @@ fn read_entries(path: &Path) -> Result<Table, StoreError> {
 
 /// Replaces a file: writes its successor beside it, syncs that to the disk, and renames it.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let new = path.with_extension("new");
+    replace_by(path, |file| file.write_all(bytes))
+}
+
+fn replace_by(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), StoreError> {
+    let new = path.with_extension(SUCCESSOR);
     let written = || {
-        let mut file = File::create(&new)?;
-        file.write_all(bytes)?;
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Not written into whatever somebody else created meanwhile.
+        let mut file = File::create_new(&new)?;
+        write(&mut file)?;
         file.sync_all()?;
         fs::rename(&new, path)?;
         // The new name is durable only after the folder is synced too, which only Unix offers.
@@ -291,7 +352,20 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         }
         Ok::<_, io::Error>(())
     };
-    written().map_err(|error| unusable(path, &error))
+    written().map_err(|error| {
+        // What was written of the successor takes room that other files may need.
+        if let Err(error) = fs::remove_file(&new)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %new.display(), %error, "a file that could not be written to its end stays");
+        }
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                StoreError::Full(format!("{} cannot be written: {error}", path.display()))
+            }
+            _ => unusable(path, &error),
+        }
+    })
 }
 
 fn unusable(path: &Path, error: &dyn std::fmt::Display) -> StoreError {

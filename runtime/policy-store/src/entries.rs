@@ -68,7 +68,7 @@ impl Entries {
                 .map(|(key, entry)| key.len() + entry.value.len())
                 .sum();
             if bytes > MAX_ENTRIES_BYTES {
-                return Err(StoreError::Refused(format!(
+                return Err(StoreError::Full(format!(
                     "all entries together would have {bytes} bytes; {MAX_ENTRIES_BYTES} is the most"
                 )));
             }

@@ -33,7 +33,7 @@ impl MemoryStore {
         let mut objects = self.objects.lock();
         let stored: usize = objects.values().map(Bytes::len).sum();
         if !objects.contains_key(&digest) && stored + bytes.len() > MAX_OBJECTS_BYTES {
-            return Err(StoreError::Refused(format!(
+            return Err(StoreError::Full(format!(
                 "all objects together have {stored} bytes; {MAX_OBJECTS_BYTES} is the most"
             )));
         }

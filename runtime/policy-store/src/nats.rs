@@ -45,6 +45,14 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Longest wait for an object: 1 MiB in eight chunks, each acknowledged, over a slow network.
 const OBJECT_PATIENCE: Duration = Duration::from_secs(10);
 
+/// What a server says that has no room: of a bucket, an account or its disk.
+const FULL: [&str; 4] = [
+    "maximum bytes exceeded",
+    "insufficient storage",
+    "insufficient resources",
+    "resource limits exceeded",
+];
+
 /// Objects and entries in JetStream. Clone = handle.
 #[derive(Debug, Clone)]
 pub struct NatsStore(Arc<StoreClient>);
@@ -319,5 +327,11 @@ impl SharedStore for NatsStore {
 }
 
 fn unavailable(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Unavailable(error.to_string())
+    let reason = error.to_string();
+    // The client passes the server's refusals on as text.
+    if FULL.iter().any(|full| reason.contains(full)) {
+        StoreError::Full(reason)
+    } else {
+        StoreError::Unavailable(reason)
+    }
 }

@@ -115,9 +115,12 @@ impl StoreWatch {
 /// Why a store did not carry out an operation.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// An argument is out of bounds, or the store is full.
+    /// An argument is out of bounds.
     #[error("the policy store refuses this: {0}")]
     Refused(String),
+    /// The store has no room: its bound is reached, or the disk is full. Nothing was changed.
+    #[error("the policy store is full: {0}")]
+    Full(String),
     /// The entry does not have the expected revision.
     #[error("the entry {key:?} of the policy store has changed meanwhile")]
     Conflict {

@@ -61,6 +61,8 @@ pub enum ErrorKind {
     DeadlineExceeded,
     /// The client disconnected or cancelled the request.
     Cancelled,
+    /// There is no room to store something: a disk is full, for example.
+    StorageFull,
     /// A defect of this program.
     Internal,
 }
@@ -84,6 +86,7 @@ impl ErrorKind {
             Self::Internal => 500,
             Self::Unavailable => 503,
             Self::DeadlineExceeded => 504,
+            Self::StorageFull => 507,
         }
     }
 
@@ -111,6 +114,7 @@ impl ErrorKind {
             Self::Unavailable => Some("no_worker"),
             Self::DeadlineExceeded => Some("deadline_exceeded"),
             Self::RequestTimeout => Some("request_timeout"),
+            Self::StorageFull => Some("storage_full"),
             _ => None,
         }
     }

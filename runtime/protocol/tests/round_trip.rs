@@ -147,6 +147,7 @@ fn error() -> impl Strategy<Value = WireError> {
         ErrorKind::Unavailable,
         ErrorKind::DeadlineExceeded,
         ErrorKind::Cancelled,
+        ErrorKind::StorageFull,
         ErrorKind::Internal,
     ]);
     let engine = (any::<u16>(), text()).prop_map(|(status, body)| Box::new(EngineError { status, body }));

@@ -6,16 +6,16 @@ use std::{
     time::Instant,
 };
 
-use hashbrown::HashMap;
 use metrics::{Counter, Histogram};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use signalbox_kv_index::{OverlapScores, SharedKvIndex};
-use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyRegistry, PolicyRunner, RequestFeatures};
+use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyRegistry, RequestFeatures};
 
 use crate::{
     candidates::{NoCandidate, assemble, fill_optional},
     load::{LoadTable, Reservation},
-    roster::{ModelEntry, WorkerEntry},
+    roster::{ModelEntry, RosterView, WorkerEntry},
+    runners::Runners,
     selection::select_row,
     versioned_prompt::{Suitable, VersionedPrompt, convert_blocks, convert_optional_blocks, look_up_others},
 };
@@ -58,9 +58,7 @@ pub(crate) struct Placement {
 pub(crate) struct Decider {
     index: SharedKvIndex,
     load: LoadTable,
-    policies: PolicyRegistry,
-    /// By the name of the model.
-    runners: HashMap<String, PolicyRunner>,
+    runners: Runners,
     /// Draws the seed of each decision, and nothing else.
     seeds: StdRng,
     overlaps: OverlapScores,
@@ -89,8 +87,7 @@ impl Decider {
         Self {
             index,
             load,
-            policies,
-            runners: HashMap::new(),
+            runners: Runners::new(policies),
             seeds: StdRng::seed_from_u64(seed),
             overlaps: OverlapScores::default(),
             other_overlaps: OverlapScores::default(),
@@ -136,10 +133,7 @@ impl Decider {
             seed: self.seeds.random(),
             decision_number: model.decisions.fetch_add(1, Relaxed),
         };
-        let runner = self
-            .runners
-            .entry_ref(&model.name)
-            .or_insert_with(|| self.policies.runner(&model.name));
+        let runner = self.runners.of(&model.name, started);
         let columns = &mut self.columns;
         let decided = runner.decide(
             &request,
@@ -208,6 +202,14 @@ impl Decider {
             }
             outcome => outcome,
         }
+    }
+
+    /// Drops the policy instances of models that nobody asks for.
+    pub(crate) fn drop_unused_runners(&mut self, view: &RosterView) {
+        let has_workers = |model: &ModelEntry| !model.workers.is_empty();
+        self.runners.drop_unused(Instant::now(), |model| {
+            view.models.get(model).is_some_and(|model| has_workers(model))
+        });
     }
 
     /// The row of the candidate that `self.decision` selects. `accept` of `policy-host/src/convert.rs` has checked the

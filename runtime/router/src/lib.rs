@@ -52,6 +52,7 @@ mod rivals;
 mod roster;
 mod route_request;
 mod router;
+mod runners;
 mod selection;
 mod supervisor;
 mod tokenizer_loads;

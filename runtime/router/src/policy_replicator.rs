@@ -196,37 +196,42 @@ impl PolicyReplicator {
         })
     }
 
-    /// Announces an upload to all routers, then removes the oldest uploads from the store when it holds too many.
+    /// Announces an upload to all routers, then removes the oldest uploads from the store when it holds too many. An upload
+    /// that cannot be announced is not kept here either. If the store has taken it all the same, this router receives it
+    /// as from another router.
     fn announce(&mut self, upload: AdmittedUpload) -> Answer<(PolicyRecord, bool)> {
         let AdmittedUpload {
-            record,
-            is_new,
+            uploaded,
             entry,
+            wasm,
         } = upload;
         let known = self.view.uploads.revision(&entry.subject().key());
         let (io, written) = (self.io.clone(), entry.clone());
         self.queue.hold(entry.subject());
-        let announced = async move { io.announce(&written, known).await };
+        let announced = async move { io.announce(&written, known, wasm).await };
         Box::pin(announced.into_actor(self).then(move |announced, actor, ctx| {
             actor.queue.release(&entry.subject());
-            if let Ok(revision) = announced {
-                let key = entry.subject().key();
-                actor.view.uploads.note(&key, revision, Some(entry));
-                actor.view.uploads.mark_followed(&key, revision);
-            }
-            actor.follow_next(ctx);
-            let surplus = if announced.is_ok() {
-                actor.view.surplus()
-            } else {
-                Vec::new()
+            let (answer, surplus) = match announced {
+                Ok(revision) => {
+                    let key = entry.subject().key();
+                    actor.view.uploads.note(&key, revision, Some(entry));
+                    actor.view.uploads.mark_followed(&key, revision);
+                    let is_new = uploaded.is_new();
+                    (Ok((uploaded.record, is_new)), actor.view.surplus())
+                }
+                Err(error) => {
+                    actor.io.registry.take_back(uploaded);
+                    (Err(error), Vec::new())
+                }
             };
+            actor.follow_next(ctx);
             let io = actor.io.clone();
             let removed = async move { io.remove_surplus(surplus).await };
             removed.into_actor(actor).map(move |removed, actor, _| {
                 for (key, revision) in removed {
                     actor.view.uploads.forget_revision(&key, revision);
                 }
-                announced.map(|_| (record, is_new))
+                answer
             })
         }))
     }

@@ -40,6 +40,10 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
+/// How often policy instances that are not used any more are looked for. They may stay for minutes, so this need not be
+/// often.
+const UNUSED_RUNNERS_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Handle of this thread's replica; not `Send`.
 #[derive(Debug, Clone)]
 pub struct ReplicaHandle {
@@ -95,6 +99,10 @@ impl Actor for RouterReplica {
         let changes = ctx.address().recipient();
         self.router.roster_listeners.register(changes);
         self.state.update_links();
+        ctx.run_interval(UNUSED_RUNNERS_INTERVAL, |replica, _| {
+            let state = &replica.state;
+            state.decider.borrow_mut().drop_unused_runners(&state.view.load());
+        });
     }
 }
 

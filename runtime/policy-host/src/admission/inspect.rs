@@ -36,7 +36,7 @@ pub(super) fn inspect(wasm: &[u8]) -> Result<(), String> {
                 .into(),
         );
     }
-    let (mut functions, mut parts) = (0, 0);
+    let (mut functions, mut parts, mut depth) = (0, 0, 0);
     for payload in Parser::new(0).parse_all(wasm) {
         match payload.map_err(|error| format!("the component is not valid: {error}"))? {
             Payload::Version {
@@ -47,6 +47,17 @@ pub(super) fn inspect(wasm: &[u8]) -> Result<(), String> {
                 return Err(format!(
                     "the component has the format {num:#x}; this host reads {WASM_COMPONENT_VERSION:#x}"
                 ));
+            }
+            Payload::Version { .. } => depth += 1,
+            Payload::End(_) => depth -= 1,
+            // wasmtime joins two components that call each other by code with a memory of each, which this engine does
+            // not compile.
+            Payload::ModuleSection { .. } if depth > 1 => {
+                return Err(
+                    "the component contains another component with code of its own; a policy is a single component: \
+                     link its parts into one before they become a component"
+                        .into(),
+                );
             }
             Payload::CodeSectionStart { count, .. } => functions += count,
             Payload::CodeSectionEntry(body) if body.as_bytes().len() > MAX_FUNCTION_BYTES => {

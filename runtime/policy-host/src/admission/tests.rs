@@ -108,6 +108,98 @@ fn a_component_that_takes_too_long_to_compile_is_refused_before() {
     assert!(refusal.contains("10000 functions"), "{refusal}");
 }
 
+/// Two components that call each other, which need code with the memories of both. The compiler panicked.
+#[test]
+fn a_component_of_components_is_refused() {
+    let wat = r#"(component
+        (component $callee
+            (core module $m
+                (memory (export "memory") 1)
+                (func (export "realloc") (param i32 i32 i32 i32) (result i32) i32.const 0)
+                (func (export "f") (param i32 i32)))
+            (core instance $i (instantiate $m))
+            (func (export "f") (param "s" string)
+                (canon lift (core func $i "f") (memory (core memory $i "memory")) (realloc (core func $i "realloc")))))
+        (component $caller
+            (import "f" (func $f (param "s" string)))
+            (core module $libc
+                (memory (export "memory") 1)
+                (func (export "realloc") (param i32 i32 i32 i32) (result i32) i32.const 0))
+            (core instance $libc (instantiate $libc))
+            (alias core export $libc "memory" (core memory $memory))
+            (core func $f (canon lower (func $f) (memory $memory)))
+            (core module $m
+                (import "" "f" (func (param i32 i32)))
+                (func (export "run") (call 0 (i32.const 0) (i32.const 0))))
+            (core instance $i (instantiate $m (with "" (instance (export "f" (func $f))))))
+            (func (export "run") (canon lift (core func $i "run"))))
+        (instance $callee (instantiate $callee))
+        (instance $caller (instantiate $caller (with "f" (func $callee "f"))))
+        (export "run" (func $caller "run")))"#;
+    let wasm = wat::parse_str(wat).expect("wat");
+    let refusal = refusal(&wasm, "");
+    assert!(refusal.contains("a policy is a single component"), "{refusal}");
+    // The compiler itself, if a component like this one passes the inspection.
+    let AdmissionError::Unsound(refusal) = caught(|| test_support::engine().compile_and_try(&wasm, ""))
+        .expect_err("the compiler has no multiple memories")
+    else {
+        panic!("another kind of error")
+    };
+    assert!(refusal.contains("cannot be compiled"), "{refusal}");
+}
+
+/// A component with the interface of a policy, whose types are wrong, and with these memories, in pages of 64 KiB.
+fn with_memories(pages: &[u32]) -> Vec<u8> {
+    let modules: String = pages
+        .iter()
+        .enumerate()
+        .map(|(number, pages)| {
+            format!("(core module $m{number} (memory {pages})) (core instance (instantiate $m{number}))")
+        })
+        .collect();
+    let wat = format!(
+        r#"(component
+        {modules}
+        (core module $m (func (export "f") (result i32) i32.const 0))
+        (core instance $i (instantiate $m))
+        (func $f (result u32) (canon lift (core func $i "f")))
+        (instance $routing (export "configure" (func $f)) (export "describe" (func $f)) (export "decide" (func $f)))
+        (export "signalbox:policy/routing@0.1.0" (instance $routing)))"#
+    );
+    wat::parse_str(wat).expect("wat")
+}
+
+#[test]
+fn the_memories_of_an_instance_have_one_limit_together() {
+    let limit = test_support::engine().limits().max_memory_bytes;
+    let pages = u32::try_from(limit >> 16).expect("pages");
+    for memories in [vec![pages], vec![pages / 2; 2], vec![pages / 4; 4]] {
+        let refusal = refusal(&with_memories(&memories), "");
+        assert!(refusal.contains("type"), "{memories:?}: {refusal}");
+    }
+    for memories in [vec![pages / 2 + 1, pages / 2], vec![pages, 0, 0, 1]] {
+        let refusal = refusal(&with_memories(&memories), "");
+        let bytes = limit + (1 << 16);
+        assert!(
+            refusal.contains(&format!(
+                "requested {bytes} bytes of memory; the limit is {limit}"
+            )),
+            "{memories:?}: {refusal}"
+        );
+    }
+    let refusal = refusal(&with_memories(&[1; 50]), "");
+    assert!(refusal.contains("memories") && refusal.contains('4'), "{refusal}");
+}
+
+#[test]
+fn a_panic_while_a_component_is_compiled_is_a_refusal() {
+    let refusal = |outcome: Result<(), AdmissionError>| outcome.expect_err("refused").to_string();
+    assert!(refusal(caught(|| panic!("because"))).ends_with("the compiler failed: because"));
+    assert!(refusal(caught(|| panic!("number {}", 7))).ends_with("number 7"));
+    assert!(refusal(caught(|| std::panic::panic_any(7))).contains("no reason"));
+    assert_eq!(caught(|| Ok(3)), Ok(3));
+}
+
 #[test]
 fn guests_that_misbehave_from_the_start_fail_their_trial() {
     let always = r#"{"always": true}"#;
@@ -153,6 +245,11 @@ fn settings_are_refused_in_the_policys_own_words() {
     check("{", "not JSON");
     check(
         &format!("{{\"x\": \"{}\"}}", "x".repeat(70_000)),
+        "at most 65536 are possible",
+    );
+    // Short as they are given, and long as they are stored.
+    check(
+        &format!("{{\"x\": [{}1]}}", "1e15,".repeat(10_000)),
         "at most 65536 are possible",
     );
 }

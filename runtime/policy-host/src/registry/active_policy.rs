@@ -142,11 +142,13 @@ impl ActivePolicy {
         &self,
         label: Arc<str>,
         component: Arc<PolicyComponent>,
-        warm: Vec<PolicyInstance>,
+        mut warm: Vec<PolicyInstance>,
         decides: bool,
         remember: bool,
     ) -> Arc<Activation> {
         let number = self.current.load().number + 1;
+        // Runners may have stopped since these were started.
+        warm.truncate(self.runners());
         let next = Activation {
             number,
             label,
@@ -206,8 +208,12 @@ impl ActivePolicy {
         self.runners.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn runner_stopped(&self) {
-        self.runners.fetch_sub(1, Relaxed);
+    /// Returns an instance that was started for the runner and that it did not take.
+    pub(crate) fn runner_stopped(&self) -> Option<PolicyInstance> {
+        let left = self.runners.fetch_sub(1, Relaxed).saturating_sub(1);
+        let current = self.current.load();
+        let mut warm = current.warm.lock();
+        if warm.len() > left { warm.pop() } else { None }
     }
 }
 

@@ -44,18 +44,17 @@ fn a_version_that_is_taken_gets_a_part_of_the_digest() {
 #[test]
 fn the_same_bytes_again_are_the_same_record() {
     let registry = registry();
-    let first = registry
-        .upload("mine", &test_support::guest("learner"), "")
-        .expect("upload");
-    assert_eq!(
-        registry
-            .upload("mine", &test_support::guest("learner"), "")
-            .expect("again"),
-        first
-    );
-    let other = registry
-        .upload("mine", &test_support::guest("learner"), r#"{"forget": true}"#)
-        .expect("other settings");
+    let upload = |settings: &str| {
+        let uploaded = registry.upload("mine", &test_support::guest("learner"), settings);
+        uploaded.expect("upload")
+    };
+    let first = upload("");
+    assert!(first.is_new());
+    let again = upload("");
+    assert!(!again.is_new());
+    let (first, again) = (first.record, again.record);
+    assert_eq!(again, first);
+    let other = upload(r#"{"forget": true}"#).record;
     assert_eq!(other.version, first.version);
     assert_eq!(other.settings["forget"], true);
     assert_eq!(registry.list().len(), 4);
@@ -128,6 +127,68 @@ fn refusals_change_nothing() {
         PolicyRegistry::for_tests("nobody"),
         Err(RegistryError::Unknown { .. })
     ));
+}
+
+#[test]
+fn the_name_of_a_built_in_policy_is_for_that_policy_only() {
+    let registry = registry();
+    let refusal = |outcome: Result<PolicyRecord, RegistryError>| match outcome {
+        Err(RegistryError::Conflict(refusal)) => refusal,
+        other => panic!("{other:?} instead of a conflict"),
+    };
+    let learner = learner(1);
+    for name in ["kv-aware", "round-robin", "replica-synced"] {
+        let refusal = refusal(registry.store(name, Arc::clone(&learner), None));
+        assert!(
+            refusal.contains(name) && refusal.contains("another name"),
+            "{refusal}"
+        );
+        // As from another router.
+        refusal_is_equal(
+            &refusal,
+            registry.store(name, Arc::clone(&learner), Some("9.9.9")),
+        );
+    }
+    assert_eq!(registry.list().len(), 3);
+    let (_, own) = test_support::builtin()
+        .into_iter()
+        .find(|(name, _)| *name == "kv-aware")
+        .expect("built in");
+    let again = registry.store("kv-aware", own, None).expect("its own bytes");
+    assert!(again.builtin);
+    assert_eq!(registry.deciding("new").label.as_ref(), "kv-aware@1.0.0");
+}
+
+#[track_caller]
+fn refusal_is_equal(refusal: &str, outcome: Result<PolicyRecord, RegistryError>) {
+    assert_eq!(outcome.expect_err("refused").to_string(), refusal);
+}
+
+#[test]
+fn an_upload_that_is_taken_back_leaves_what_was_there() {
+    let registry = registry();
+    let before = registry.list();
+    let new = registry.keep("mine", learner(1), None).expect("new");
+    registry.take_back(new);
+    assert_eq!(registry.list(), before);
+
+    registry.store("mine", learner(1), None).expect("kept");
+    registry.store("mine", learner(2), None).expect("kept");
+    let before = registry.list();
+    let other_settings = registry
+        .0
+        .engine
+        .reconfigure(&learner(1), r#"{"forget": true}"#)
+        .expect("settings");
+    let again = registry.keep("mine", other_settings, None).expect("again");
+    assert!(!again.is_new());
+    assert_eq!(again.record.settings["forget"], true);
+    registry.take_back(again);
+    assert_eq!(
+        registry.list(),
+        before,
+        "and the newest version is the newest again"
+    );
 }
 
 /// Activates an earlier policy again, as a rollback does.

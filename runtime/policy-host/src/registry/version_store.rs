@@ -42,7 +42,7 @@ pub struct PolicyRecord {
 #[derive(Debug, Default)]
 pub(super) struct VersionStore(Vec<Stored>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Stored {
     name: String,
     version: String,
@@ -53,6 +53,13 @@ pub(super) struct Stored {
     builtin: bool,
     /// The fault that put it in quarantine.
     quarantined: Option<String>,
+}
+
+/// A record that an upload replaced, and its place among all.
+#[derive(Debug)]
+pub(super) struct Replaced {
+    stored: Stored,
+    index: usize,
 }
 
 impl Stored {
@@ -91,41 +98,75 @@ impl VersionStore {
         self.0.iter()
     }
 
-    /// Stores a component as the newest version of `name`, out of quarantine, and returns its label. A component that
-    /// is not stored yet gets `version`, else the version in its description, unless another component has it.
+    /// Refuses another component under the name of a built-in policy. The newest version of a name decides for the models
+    /// that ask for the name alone, and every new model asks for a built-in policy.
+    pub(super) fn check_builtin(&self, name: &str, component: &PolicyComponent) -> Result<(), RegistryError> {
+        let of_name = |stored: &&Stored| stored.builtin && stored.name == name;
+        match self.0.iter().find(of_name) {
+            Some(builtin) if builtin.component.digest() != component.digest() => {
+                Err(RegistryError::Conflict(format!(
+                    "{name:?} is the name of a policy that is part of this program; upload under another name"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Stores a component as the newest version of `name`, out of quarantine. Returns its label, and the record that it
+    /// replaces. A component that is not stored yet gets `version`, else the version in its description, unless another
+    /// component has it.
     pub(super) fn keep(
         &mut self,
         name: &str,
         component: Arc<PolicyComponent>,
         version: Option<&str>,
         builtin: bool,
-    ) -> Result<Arc<str>, RegistryError> {
+    ) -> Result<(Arc<str>, Option<Replaced>), RegistryError> {
         let again = self
             .0
             .iter()
             .position(|stored| stored.name == name && stored.component.digest() == component.digest());
-        let stored = match again {
-            Some(index) => Stored {
-                component,
-                quarantined: None,
-                ..self.0.remove(index)
-            },
+        let (stored, before) = match again {
+            Some(index) => {
+                let before = self.0.remove(index);
+                let again = Stored {
+                    component,
+                    quarantined: None,
+                    ..before.clone()
+                };
+                (
+                    again,
+                    Some(Replaced {
+                        stored: before,
+                        index,
+                    }),
+                )
+            }
             None => {
                 let version = self.distinct_version(name, &component, version)?;
                 let label = format!("{name}@{version}").into();
-                Stored {
+                let new = Stored {
                     name: name.to_owned(),
                     version,
                     label,
                     component,
                     builtin,
                     quarantined: None,
-                }
+                };
+                (new, None)
             }
         };
         let label = Arc::clone(&stored.label);
         self.0.push(stored);
-        Ok(label)
+        Ok((label, before))
+    }
+
+    /// Removes the version of this label, and puts back what it replaced.
+    pub(super) fn put_back(&mut self, label: &str, before: Option<Replaced>) {
+        self.0.retain(|stored| *stored.label != *label);
+        if let Some(Replaced { stored, index }) = before {
+            self.0.insert(index.min(self.0.len()), stored);
+        }
     }
 
     /// `version`, else the version in the component's description, with as much of its digest as makes it unique.

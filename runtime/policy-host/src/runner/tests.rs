@@ -8,7 +8,7 @@ use std::{
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::*;
-use crate::test_support;
+use crate::{MAX_INSTANCES_PER_THREAD, PolicyEngine, PolicyLimits, test_support};
 
 const MODEL: &str = "model";
 
@@ -122,6 +122,7 @@ fn an_upload_of_the_same_component_ends_its_quarantine() {
         registry
             .upload("trap", &test_support::guest("trap"), "")
             .expect("upload")
+            .record
             .state,
         "stored"
     );
@@ -158,6 +159,80 @@ fn faults_of_the_host_do_not_count_against_the_policy() {
         assert_eq!(decision, Decision::default());
     }
     assert_eq!(decided_by(&mut runner), "kv-aware@1.0.0");
+}
+
+/// A registry of its own engine, with places for this many instances.
+fn registry_with_places(max_instances: u32) -> PolicyRegistry {
+    let limits = PolicyLimits {
+        max_instances,
+        ..PolicyLimits::default()
+    };
+    let engine = PolicyEngine::new(limits).expect("engine");
+    PolicyRegistry::new(engine, "kv-aware").expect("registry")
+}
+
+/// Decides until the reaper has dropped an instance and a place is free.
+fn decided_in_the_end(runner: &mut PolicyRunner) -> String {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let by = decided_by(runner);
+        if by != fallback::LABEL || Instant::now() > until {
+            return by;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_lack_of_places_is_counted_and_ends_with_a_runner() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        let registry = registry_with_places(1);
+        let mut one = registry.runner("one");
+        let mut other = registry.runner("other");
+        assert_eq!(decided_by(&mut one), "kv-aware@1.0.0");
+        for _ in 0..10 {
+            let (decided, _) = decide(&mut other);
+            assert_eq!(&*decided.by, fallback::LABEL);
+            assert_eq!(decided.fault.expect("no place").kind(), "no_place");
+        }
+        drop(one);
+        assert_eq!(decided_in_the_end(&mut other), "kv-aware@1.0.0", "no quarantine");
+    });
+    let metrics = recorder.handle().render();
+    let counted = "signalbox_policy_faults_total{policy=\"kv-aware@1.0.0\",kind=\"no_place\"}";
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[test]
+fn an_instance_that_was_started_for_a_runner_ends_with_it() {
+    let registry = registry_with_places(4);
+    let runners = [registry.runner(MODEL), registry.runner(MODEL)];
+    registry.activate(MODEL, "round-robin", None).expect("activate");
+    // Two instances of the runners, and two that they did not take yet.
+    let mut other = registry.runner("other");
+    assert_eq!(decided_by(&mut other), fallback::LABEL);
+    drop(runners);
+    let others: Vec<_> = (0..3)
+        .map(|number| {
+            let mut runner = registry.runner(&format!("other-{number}"));
+            assert_eq!(decided_in_the_end(&mut runner), "kv-aware@1.0.0", "{number}");
+            runner
+        })
+        .collect();
+    assert_eq!(others.len(), 3);
+    assert_eq!(decided_in_the_end(&mut other), "kv-aware@1.0.0");
+}
+
+#[test]
+fn every_thread_has_places_for_all_that_it_keeps() {
+    for threads in [1, 16, 256] {
+        let limits = PolicyLimits::for_threads(threads);
+        assert!(limits.max_instances as usize >= threads * MAX_INSTANCES_PER_THREAD + 256);
+    }
+    // A machine of 256 cores: 8 TiB of address space.
+    PolicyEngine::new(PolicyLimits::for_threads(256)).expect("engine");
+    assert_eq!(PolicyLimits::for_threads(usize::MAX).max_instances, 1 << 18);
 }
 
 #[test]

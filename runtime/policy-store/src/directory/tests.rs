@@ -112,3 +112,105 @@ async fn a_change_that_cannot_be_written_to_the_disk_is_not_made() {
     fs::remove_dir(folder.path().join("entries.new")).unwrap();
     set(&*store, "a", "2", first).await;
 }
+
+/// The names of the files in a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_full_disk_is_an_error_of_its_own_and_leaves_no_torn_file() {
+    let folder = folder();
+    let path = folder.path().join("entries.json");
+    for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+        let refusal = replace_by(&path, |file| {
+            file.write_all(b"half of ")?;
+            Err(kind.into())
+        })
+        .unwrap_err();
+        assert!(matches!(refusal, StoreError::Full(_)), "{refusal}");
+        assert!(refusal.to_string().contains("entries.json"), "{refusal}");
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
+    let refusal = replace_by(&path, |_| Err(io::ErrorKind::PermissionDenied.into())).unwrap_err();
+    assert!(matches!(refusal, StoreError::Folder { .. }), "{refusal}");
+    replace(&path, b"whole").unwrap();
+    assert_eq!(names(folder.path()), ["entries.json"]);
+}
+
+#[tokio::test]
+async fn torn_files_of_an_earlier_process_are_removed() {
+    let folder = folder();
+    let objects = folder.path().join(OBJECTS);
+    fs::create_dir(&objects).unwrap();
+    let torn = [
+        folder.path().join("entries.new"),
+        objects.join(format!("{}.new", "0".repeat(64))),
+    ];
+    for torn in &torn {
+        fs::write(torn, "half").unwrap();
+    }
+    let store = DirectoryStore::open(folder.path()).unwrap();
+    let digest = store.put_object("policy".into()).await.unwrap();
+    assert_eq!(names(folder.path()), [LOCK, OBJECTS]);
+    assert_eq!(names(&objects), [digest]);
+}
+
+/// Makes a named pipe, which a reader or a writer waits at for the other.
+fn make_pipe(path: &Path) {
+    let made = std::process::Command::new("mkfifo").arg(path).status().unwrap();
+    assert!(made.success());
+}
+
+#[tokio::test]
+async fn links_and_pipes_are_refused_and_named() {
+    let elsewhere = folder();
+    fs::write(elsewhere.path().join("file"), "{}").unwrap();
+    let link = |path: &Path| std::os::unix::fs::symlink(elsewhere.path().join("file"), path).unwrap();
+    for name in [ENTRIES, LOCK] {
+        for make in [&link as &dyn Fn(&Path), &make_pipe] {
+            let folder = folder();
+            make(&folder.path().join(name));
+            let refusal = refusal(&folder);
+            assert!(
+                refusal.contains(name) && refusal.contains("not a regular file"),
+                "{refusal}"
+            );
+        }
+    }
+    let linked = folder();
+    std::os::unix::fs::symlink(elsewhere.path(), linked.path().join(OBJECTS)).unwrap();
+    assert!(refusal(&linked).contains("a link, not a folder"));
+
+    for make in [&link as &dyn Fn(&Path), &make_pipe] {
+        let folder = folder();
+        let store = DirectoryStore::open(folder.path()).unwrap();
+        let digest = store.put_object("policy".into()).await.unwrap();
+        let path = folder.path().join(OBJECTS).join(&digest);
+        fs::remove_file(&path).unwrap();
+        make(&path);
+        let refusal = store.get_object(&digest).await.unwrap_err().to_string();
+        assert!(refusal.contains("not a regular file"), "{refusal}");
+        // Storing it again puts a file in its place, and writes nothing elsewhere.
+        store.put_object("policy".into()).await.unwrap();
+        assert_eq!(store.get_object(&digest).await.unwrap(), "policy");
+    }
+    assert_eq!(fs::read_to_string(elsewhere.path().join("file")).unwrap(), "{}");
+}
+
+#[tokio::test]
+async fn settings_of_the_largest_size_fit() {
+    let folder = folder();
+    let store = DirectoryStore::open(folder.path()).unwrap();
+    let settings = "x".repeat(64 << 10);
+    let value = format!(
+        r#"{{"policy":"mine","version":"1.0.0","digest":"{}","settings":{{"t":"{settings}"}}}}"#,
+        "0".repeat(64)
+    );
+    set(&*store, "active/model", &value, Revision::ABSENT).await;
+}

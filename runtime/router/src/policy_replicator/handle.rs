@@ -117,8 +117,8 @@ impl PolicyReplicatorHandle {
     /// `settings` are a JSON object, or empty for the defaults.
     ///
     /// # Errors
-    /// The registry does not admit the component; or the store is away, and then only this router has the component and
-    /// it cannot be activated.
+    /// The registry does not admit the component; or the store is away or full, and then this router does not keep the
+    /// component either.
     pub async fn upload(
         &self,
         name: String,

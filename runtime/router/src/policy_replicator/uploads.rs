@@ -2,7 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use signalbox_policy_host::PolicyRecord;
+use bytes::Bytes;
+use signalbox_policy_host::UploadedPolicy;
 use signalbox_policy_store::{Revision, StoreError};
 
 use super::{
@@ -19,26 +20,22 @@ const ANNOUNCE_ATTEMPTS: usize = 3;
 /// A component that the registry has admitted and whose object is in the store.
 #[derive(Debug)]
 pub(super) struct AdmittedUpload {
-    pub(super) record: PolicyRecord,
-    /// Whether the registry had no such component before.
-    pub(super) is_new: bool,
+    pub(super) uploaded: UploadedPolicy,
     pub(super) entry: UploadEntry,
+    pub(super) wasm: Bytes,
 }
 
 impl PolicyIo {
-    /// Admits a component here and stores its object for all routers.
+    /// Admits a component here and stores its object for all routers. What the store does not take is not kept here.
     pub(super) async fn admit(&self, upload: Upload) -> Result<AdmittedUpload, PolicyChangeError> {
         let Upload { name, wasm, settings } = upload;
         let (registry, component) = (self.registry.clone(), wasm.clone());
-        let (record, is_new) = blocking(move || {
-            let before = registry.list();
-            let record = registry.upload(&name, &component, &settings)?;
-            let same = |known: &PolicyRecord| (&known.name, &known.digest) == (&record.name, &record.digest);
-            let is_new = !before.iter().any(same);
-            Ok((record, is_new))
-        })
-        .await?;
-        self.store.put_object(wasm).await?;
+        let uploaded = blocking(move || registry.upload(&name, &component, &settings)).await?;
+        if let Err(error) = self.store.put_object(wasm.clone()).await {
+            self.registry.take_back(uploaded);
+            return Err(error.into());
+        }
+        let record = &uploaded.record;
         let entry = UploadEntry {
             name: record.name.clone(),
             version: record.version.clone(),
@@ -47,14 +44,28 @@ impl PolicyIo {
             uploaded_unix_ms: unix_ms(),
         };
         Ok(AdmittedUpload {
-            record,
-            is_new,
+            uploaded,
             entry,
+            wasm,
         })
     }
 
-    /// Writes the entry of an upload to the store, over whatever is there.
+    /// Writes the entry of an upload to the store, over whatever is there. Then stores the object once more: another router
+    /// may have removed it since, with an older entry of this component.
     pub(super) async fn announce(
+        &self,
+        entry: &UploadEntry,
+        known: Revision,
+        wasm: Bytes,
+    ) -> Result<Revision, PolicyChangeError> {
+        let revision = self.write_upload(entry, known).await?;
+        if let Err(error) = self.store.put_object(wasm).await {
+            tracing::debug!(digest = entry.digest, %error, "it is not known whether an object is still in the store");
+        }
+        Ok(revision)
+    }
+
+    async fn write_upload(
         &self,
         entry: &UploadEntry,
         known: Revision,
@@ -92,14 +103,27 @@ impl PolicyIo {
                 key,
                 "a policy was removed from the store to make room for newer ones"
             );
-            removed.push((key, revision));
             if let Some(digest) = object
-                && let Err(error) = self.store.remove_object(&digest).await
+                && let Err(error) = self.remove_object_of(&key, &digest).await
             {
                 tracing::debug!(digest, %error, "the object of an old policy stays in the store");
             }
+            removed.push((key, revision));
         }
         removed
+    }
+
+    /// Removes the object of the entry that was under `key`. Puts it back if another router has uploaded the component again
+    /// meanwhile: it found the object there and wrote an entry only.
+    async fn remove_object_of(&self, key: &str, digest: &str) -> Result<(), StoreError> {
+        let object = self.store.get_object(digest).await.ok();
+        self.store.remove_object(digest).await?;
+        if let Some(object) = object
+            && self.store.get(key).await?.is_some()
+        {
+            self.store.put_object(object).await?;
+        }
+        Ok(())
     }
 }
 
