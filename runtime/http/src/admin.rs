@@ -5,6 +5,8 @@ pub(crate) mod fleet;
 mod guard;
 pub(crate) mod policies;
 mod present_series;
+mod token;
+pub(crate) mod upload;
 
 use std::sync::Arc;
 
@@ -26,6 +28,7 @@ use crate::{
     error::{self, ApiError, REQUEST_ID},
 };
 pub(crate) use guard::is_exposed;
+pub use token::AdminToken;
 
 /// Largest JSON body of an admin request; policy settings are the largest.
 const MAX_JSON_BYTES: usize = 1024 * 1024;
@@ -42,7 +45,7 @@ const MAX_UPLOADS: usize = 2;
 pub(crate) struct Admin {
     router: Router,
     metrics: PrometheusHandle,
-    token: Option<String>,
+    token: AdminToken,
     body_limits: BodyLimits,
     policy_limits: BodyLimits,
     uploads: Semaphore,
@@ -50,12 +53,17 @@ pub(crate) struct Admin {
 }
 
 impl Admin {
-    pub(crate) fn new(config: &HttpConfig, router: Router, metrics: PrometheusHandle) -> Self {
+    pub(crate) fn new(
+        config: &HttpConfig,
+        token: AdminToken,
+        router: Router,
+        metrics: PrometheusHandle,
+    ) -> Self {
         let limits = router.policies().limits();
         Self {
             router,
             metrics,
-            token: config.admin_token.clone(),
+            token,
             body_limits: BodyLimits {
                 bytes: MAX_JSON_BYTES,
                 time: config.body_timeout,
@@ -79,7 +87,7 @@ pub(crate) async fn guarded(
     let id = error::request_id(request.request());
     let token = request
         .app_data::<Data<Admin>>()
-        .and_then(|admin| admin.token.clone());
+        .and_then(|admin| admin.token.present());
     let mut response = match guard::check(token.as_deref(), request.headers()) {
         Ok(()) => match next.call(request).await {
             Ok(response) => response.map_into_boxed_body(),

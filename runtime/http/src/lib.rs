@@ -52,10 +52,13 @@ mod routes;
 mod running_answers;
 mod server;
 mod traffic;
+mod worker_status;
 
 #[cfg(test)]
 mod tests;
 
+pub use admin::AdminToken;
 pub use config::HttpConfig;
 pub use metrics::HISTOGRAM_BUCKETS;
 pub use server::{HttpError, HttpServer, RunningHttp};
+pub use worker_status::{WorkerReadiness, WorkerStatusServer};

@@ -52,13 +52,13 @@ pub(crate) fn public(config: &mut ServiceConfig, frontend: Frontend) {
 
 /// The admin API and the metrics, behind the guard.
 pub(crate) fn admin(config: &mut ServiceConfig, state: Admin) {
-    use admin::{fleet, policies};
+    use admin::{fleet, policies, upload};
     let guarded = web::scope("")
         .wrap(from_fn(admin::guarded))
         .service(resource(
             "/admin/v1/policies",
             "GET, POST",
-            [web::get().to(policies::list), web::post().to(policies::upload)],
+            [web::get().to(policies::list), web::post().to(upload::upload)],
         ))
         .service(resource(
             "/admin/v1/models/{model:.+}/policy/rollback",
@@ -93,7 +93,7 @@ fn answered_by_worker(path: &str, endpoint: Endpoint) -> Resource {
 }
 
 /// A path with its methods; any other method gets 405 with `allowed` as the `Allow` header.
-fn resource<const N: usize>(path: &str, allowed: &'static str, routes: [Route; N]) -> Resource {
+pub(crate) fn resource<const N: usize>(path: &str, allowed: &'static str, routes: [Route; N]) -> Resource {
     let other = move |request: HttpRequest| async move { error::method_not_allowed(&request, allowed) };
     routes
         .into_iter()

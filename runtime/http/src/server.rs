@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::{task::JoinHandle, time::timeout};
 
 use crate::{
-    admin::{self, Admin},
+    admin::{self, Admin, AdminToken},
     body::BodyBudget,
     config::HttpConfig,
     connection_limits::AddressLimit,
@@ -44,7 +44,7 @@ const KEEPALIVE_PROBES: (Duration, Duration) = (Duration::from_secs(30), Duratio
 const FLUSH: Duration = Duration::from_millis(500);
 
 /// Most connections to the admin listener. Operators, their scripts and the collectors of metrics hold a few each.
-const MAX_ADMIN_CONNECTIONS: usize = 256;
+pub(crate) const MAX_ADMIN_CONNECTIONS: usize = 256;
 
 /// How often the metric store merges recorded samples: unread histograms would grow without a bound.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -136,15 +136,8 @@ impl HttpServer {
             public.local_addr().map_err(HttpError::Serve)?,
             admin.local_addr().map_err(HttpError::Serve)?,
         );
-        let upkeep = {
-            let metrics = metrics.clone();
-            actix_rt::spawn(async move {
-                loop {
-                    tokio::time::sleep(METRICS_UPKEEP).await;
-                    metrics.run_upkeep();
-                }
-            })
-        };
+        let upkeep = upkeep(metrics.clone());
+        let admin_token = AdminToken::new(config.admin_token.clone());
         let public = {
             let (config, router) = (config.clone(), router.clone());
             let listener = Listener {
@@ -164,8 +157,10 @@ impl HttpServer {
                 max_connections: MAX_ADMIN_CONNECTIONS,
                 per_address: AddressLimit::new(None),
             };
+            let token = admin_token.clone();
             listener::serve(listener, move |app| {
-                routes::admin(app, Admin::new(&config, router.clone(), metrics.clone()))
+                let (token, router) = (token.clone(), router.clone());
+                routes::admin(app, Admin::new(&config, token, router, metrics.clone()));
             })
         };
         let (public, admin) = (
@@ -175,6 +170,7 @@ impl HttpServer {
         Ok(RunningHttp {
             public_address,
             admin_address,
+            admin_token,
             traffic,
             handles: [public.handle(), admin.handle()],
             tasks: [actix_rt::spawn(public), actix_rt::spawn(admin)],
@@ -188,6 +184,7 @@ impl HttpServer {
 pub struct RunningHttp {
     public_address: SocketAddr,
     admin_address: SocketAddr,
+    admin_token: AdminToken,
     traffic: Arc<Traffic>,
     handles: [ServerHandle; 2],
     tasks: [JoinHandle<io::Result<()>>; 2],
@@ -203,6 +200,11 @@ impl RunningHttp {
     /// The address of the admin API.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
+    }
+
+    /// A handle to replace the admin API's token while it is served.
+    pub fn admin_token(&self) -> AdminToken {
+        self.admin_token.clone()
     }
 
     /// Waits until a listener stops by itself, which is a failure.
@@ -238,8 +240,18 @@ impl RunningHttp {
     }
 }
 
+/// Merges recorded samples of metrics from time to time.
+pub(crate) fn upkeep(metrics: PrometheusHandle) -> JoinHandle<()> {
+    actix_rt::spawn(async move {
+        loop {
+            tokio::time::sleep(METRICS_UPKEEP).await;
+            metrics.run_upkeep();
+        }
+    })
+}
+
 /// A listening socket. Its connections inherit its settings.
-fn bind(address: SocketAddr, service: &'static str) -> Result<TcpListener, HttpError> {
+pub(crate) fn bind(address: SocketAddr, service: &'static str) -> Result<TcpListener, HttpError> {
     let listen = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         #[cfg(unix)]

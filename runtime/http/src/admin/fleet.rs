@@ -101,9 +101,14 @@ pub(crate) async fn metrics(admin: Data<Admin>) -> HttpResponse {
     let instances = admin.router.instances();
     let names = |instance: &InstanceView| [instance.card.id.to_string(), instance.card.address.clone()];
     let present = instances.iter().flat_map(names).collect();
+    metrics_text(present_series(&admin.metrics.render(), &present))
+}
+
+/// Metrics in Prometheus' text format.
+pub(crate) fn metrics_text(metrics: String) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")
-        .body(present_series(&admin.metrics.render(), &present))
+        .body(metrics)
 }
 
 #[cfg(test)]

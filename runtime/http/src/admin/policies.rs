@@ -1,78 +1,16 @@
-//! Uploads policies and activates them.
-
-use std::time::Duration;
+//! Activates policies and lists them.
 
 use actix_web::{
     HttpRequest, HttpResponse,
-    web::{Data, Path, Payload, Query},
+    web::{Data, Path, Payload},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use signalbox_protocol::{ErrorKind, WireError};
-use signalbox_router::{
-    AdapterView, PolicyChange, Router,
-    policies::{Activation, AdmissionError, RegistryError},
-};
-use tokio::time::timeout;
+use signalbox_router::{AdapterView, PolicyChange, Router, policies::Activation};
 
 use super::Admin;
 use crate::{body, error::ApiError, frontend::served_model};
-
-/// Longest wait for earlier uploads to be checked. Checking one takes seconds at most, so a longer wait means a queue.
-const UPLOAD_WAIT: Duration = Duration::from_secs(30);
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UploadQuery {
-    name: Option<String>,
-    /// A JSON object; `None` for the policy's defaults.
-    settings: Option<String>,
-}
-
-/// `POST /admin/v1/policies?name=…[&settings=…]` with the component as its body: 201, or 200 if it is already stored.
-pub(crate) async fn upload(
-    request: HttpRequest,
-    payload: Payload,
-    admin: Data<Admin>,
-) -> Result<HttpResponse, ApiError> {
-    let (name, settings) = upload_query(request.query_string())?;
-    // Held while the body is read too, so that a waiting upload takes no memory for its component.
-    let _turn = timeout(UPLOAD_WAIT, admin.uploads.acquire()).await.map_err(|_| {
-        ApiError::new(
-            ErrorKind::Overloaded,
-            "other uploads are being checked; try again shortly",
-        )
-    })?;
-    let limit = admin.policy_limits.bytes;
-    let component = body::read(&request, payload, admin.policy_limits, &admin.body_budget)
-        .await
-        .map_err(|error| match error.kind {
-            // The registry's message: its limit is the same.
-            ErrorKind::TooLarge => RegistryError::from(AdmissionError::TooLarge { limit }).into(),
-            _ => ApiError(error),
-        })?;
-    let replicator = admin.router.policy_replicator();
-    let (record, created) = replicator.upload(name, component.bytes, settings).await?;
-    let mut response = if created {
-        HttpResponse::Created()
-    } else {
-        HttpResponse::Ok()
-    };
-    Ok(response.json(record))
-}
-
-/// Name and settings; the registry checks their values.
-fn upload_query(query: &str) -> Result<(String, String), ApiError> {
-    let UploadQuery { name, settings } = Query::<UploadQuery>::from_query(query)
-        .map_err(|error| {
-            let message =
-                format!("the query cannot be read: {error}; give ?name=NAME and optionally &settings=JSON");
-            ApiError::new(ErrorKind::InvalidRequest, message)
-        })?
-        .into_inner();
-    let name = name.ok_or_else(|| WireError::invalid_param("name", "name is missing; give ?name=NAME"))?;
-    Ok((name, settings.unwrap_or_default()))
-}
 
 /// `GET /admin/v1/policies`
 pub(crate) async fn list(admin: Data<Admin>) -> HttpResponse {
@@ -172,21 +110,6 @@ fn describe(activation: &Activation) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_upload_has_a_name_and_optional_settings() {
-        assert_eq!(upload_query("name=mine").unwrap(), ("mine".into(), String::new()));
-        let (_, settings) = upload_query("name=a&settings=%7B%22x%22%3A1%7D").unwrap();
-        assert_eq!(settings, r#"{"x":1}"#);
-        let ApiError(error) = upload_query("").unwrap_err();
-        assert_eq!(
-            (error.kind, error.param.as_deref()),
-            (ErrorKind::InvalidRequest, Some("name"))
-        );
-        assert!(upload_query("name=a&name=b").is_err());
-        let ApiError(error) = upload_query("name=a&setings=%7B%7D").unwrap_err();
-        assert!(error.message.contains("setings"), "{error}");
-    }
 
     #[test]
     fn an_activation_with_unknown_members_is_refused() {

@@ -149,6 +149,51 @@ async fn an_upload_is_stored_once_and_an_invalid_one_is_refused_with_the_reason(
     rig.admin(post("/admin/v1/policies", "x").as_bytes())
         .await
         .check_error(400, Some("name"));
+    rig.admin(&upload("mine&activate=true", component))
+        .await
+        .check_error(400, None);
+    rig.admin(&upload("round-robin", &learner()))
+        .await
+        .check_error(409, None);
+}
+
+/// A policy that takes any settings.
+fn learner() -> Vec<u8> {
+    let guests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../integration-tests/guests");
+    std::fs::read(guests.join("learner.wasm")).unwrap()
+}
+
+#[actix_rt::test]
+async fn settings_that_no_query_holds_travel_in_a_document() {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    let rig = Rig::start(None, |_| ()).await;
+    let long = |bytes: usize| json!({"forget": false, "note": "x".repeat(bytes)});
+    let document = |settings: &Value| {
+        json!({"name": "mine", "settings": settings, "component": BASE64_STANDARD.encode(learner())})
+            .to_string()
+    };
+    let send = async |body: String| {
+        let request = post("/admin/v1/policies", &body);
+        let request = request.replace(
+            "Content-Length:",
+            "Content-Type: application/json\r\nContent-Length:",
+        );
+        rig.admin(request.as_bytes()).await
+    };
+    let settings = json!({"forget": true});
+    let stored = send(document(&settings)).await;
+    assert_eq!((stored.status, &stored.json()["settings"]), (201, &settings));
+    let refusal = send(document(&long(60_000))).await.check_error(422, None);
+    assert!(
+        refusal.contains("no setting \"note\""),
+        "the policy reads them: {refusal}"
+    );
+    let refusal = send(document(&long(70_000))).await.check_error(422, None);
+    assert!(refusal.contains("at most 65536"), "{refusal}");
+    let limit = rig.router.policies().limits().max_component_bytes;
+    let large = json!({"name": "mine", "component": "A".repeat(2 * limit)}).to_string();
+    send(large).await.check_error(413, None);
+    send("{".into()).await.check_error(400, None);
 }
 
 #[actix_rt::test]
