@@ -75,7 +75,7 @@ impl Choice {
         out: &mut Vec<u8>,
     ) -> bool {
         if !ignore_eos && text.eos_tokens().contains(&token) {
-            self.finish(text, FinishReason::Stop, out);
+            self.finish(FinishReason::Stop, out);
             return true;
         }
         self.writer.start(out);
@@ -97,9 +97,9 @@ impl Choice {
         }
     }
 
-    /// Finishes the choice at the end of its generation: writes the text that was held back.
-    pub(super) fn finish(&mut self, text: &ModelText, reason: FinishReason, out: &mut Vec<u8>) {
-        self.decoder.finish(text, &mut self.pending);
+    /// Finishes the choice at the end of its generation: writes the text that was held back. A character that the model
+    /// began and did not complete is left out: U+FFFD in its place would be one that the model did not mean.
+    pub(super) fn finish(&mut self, reason: FinishReason, out: &mut Vec<u8>) {
         if let StopScan::Stop(start) = self.stops.scan(&self.pending) {
             return self.stop(start, out);
         }
@@ -147,5 +147,77 @@ fn entry(text: &ModelText, token: u32, logprobs: &TokenLogprobs) -> TokenEntry {
         bytes: text.token_bytes(token),
         logprob: logprobs.chosen,
         top,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use signalbox_protocol::{
+        AnswerFormat, Endpoint, GenerateRequest, RequestId, SamplingParams, StreamSummary,
+    };
+    use signalbox_tokenize::ModelArtifacts;
+
+    use super::*;
+    use crate::answer::Answer;
+
+    /// The text of a completion whose tokens are these bytes, one each, and that ends with `end`.
+    fn completion(bytes: &[u8], stops: &[String], end: FinishReason) -> String {
+        let text = ModelText::load(&ModelArtifacts::byte_level()).unwrap();
+        let request = GenerateRequest {
+            id: RequestId::from_random(1),
+            model: "m".into(),
+            deadline_ms: 1_000,
+            lora: String::new(),
+            cache_salt: String::new(),
+            priority: 0,
+            overlap_blocks: 0,
+            wants_token_ids: false,
+            continuation: None,
+            sampling: SamplingParams::default(),
+            format: AnswerFormat {
+                endpoint: Endpoint::Completions,
+                stream: false,
+                include_usage: false,
+                echo: None,
+                created: 0,
+            },
+        };
+        let answer = Answer::new(&request, "fp");
+        let mut choice = Choice::new(answer.choice(0, false), stops);
+        let mut out = Vec::new();
+        for byte in bytes {
+            let token = (0..text.vocab_size())
+                .find(|token| !text.is_special(*token) && text.token_bytes(*token) == [*byte])
+                .unwrap();
+            choice.push(&text, token, None, false, &mut out);
+        }
+        match end {
+            FinishReason::Stop => _ = choice.push(&text, text.eos_tokens()[0], None, false, &mut out),
+            FinishReason::Length => choice.finish(end, &mut out),
+        }
+        answer.write_document([choice.writer()].into_iter(), StreamSummary::default(), &mut out);
+        let document: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(document["choices"][0]["finish_reason"], end.as_str());
+        document["choices"][0]["text"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn half_a_character_at_the_end_is_left_out() {
+        let stars = "🌟🌟".as_bytes();
+        for end in [FinishReason::Length, FinishReason::Stop] {
+            for cut in 0..4 {
+                let answer = completion(&stars[..4 + cut], &[], end);
+                assert_eq!(answer, "🌟", "{cut} of 4 bytes");
+            }
+            assert_eq!(completion(stars, &[], end), "🌟🌟");
+            // Held back for the stop text, and followed by half a character.
+            assert_eq!(completion(b"a\n\xF0\x9F", &["\n\n".into()], end), "a\n");
+        }
+    }
+
+    #[test]
+    fn a_character_that_the_model_broke_off_itself_is_replaced() {
+        let answer = completion(b"\xF0\x9F!\x80\xC3", &[], FinishReason::Length);
+        assert_eq!(answer, "\u{FFFD}!\u{FFFD}");
     }
 }

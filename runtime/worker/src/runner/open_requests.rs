@@ -131,7 +131,7 @@ impl OpenRequests {
             self.deliver_token(text, token, cancels);
         }
         for (id, reason) in &output.finished {
-            self.finish(text, *id, *reason);
+            self.finish(*id, *reason);
         }
         for (id, error) in &output.failed {
             self.fail(id.request(), error.clone(), cancels);
@@ -194,7 +194,7 @@ impl OpenRequests {
         mark_for_flush(&mut self.to_flush, request, id);
     }
 
-    fn finish(&mut self, text: &ModelText, id: SequenceId, reason: FinishReason) {
+    fn finish(&mut self, id: SequenceId, reason: FinishReason) {
         let Some(request) = self.open.get_mut(&id.request()) else {
             return;
         };
@@ -205,7 +205,7 @@ impl OpenRequests {
         else {
             return;
         };
-        choice.finish(text, reason, &mut request.piece);
+        choice.finish(reason, &mut request.piece);
         mark_for_flush(&mut self.to_flush, request, id);
     }
 
