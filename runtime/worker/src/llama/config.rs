@@ -36,7 +36,7 @@ pub struct LlamaConfig {
     pub max_sequences: u32,
     /// Most waiting sequences. The engine refuses more sequences as overloaded.
     pub max_waiting: u32,
-    /// Threads that compute. `None`: one for each core that this process may use.
+    /// Threads that compute; `None` for [`default_threads`](crate::engine::default_threads).
     pub threads: Option<u32>,
     /// Most tokens computed in one step, prefill and decode together. It bounds how long the chunk of a long prompt
     /// delays running answers. Raised to at least one token for each sequence and one KV block.

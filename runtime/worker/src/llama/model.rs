@@ -143,7 +143,8 @@ impl Process {
 
 fn context_params(config: &LlamaConfig, kv_tokens: u32) -> LlamaContextParams {
     let threads = config.threads.unwrap_or_else(|| {
-        std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1))
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        u32::try_from(crate::engine::default_threads(cores)).unwrap_or(1)
     });
     let threads = i32::try_from(threads).unwrap_or(1);
     LlamaContextParams::default()

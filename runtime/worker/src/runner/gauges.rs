@@ -1,4 +1,4 @@
-//! The metrics of an engine. If a process has several engines, the gauges show the one that stepped last.
+//! The metrics of the engines of a process: the gauges show the sum over all of them.
 
 use std::time::Duration;
 
@@ -10,6 +10,8 @@ pub(super) struct Gauges {
     waiting: Gauge,
     kv_blocks_used: Gauge,
     step_seconds: Histogram,
+    /// The part of this engine in the gauges.
+    shown: LoadReport,
 }
 
 impl Gauges {
@@ -31,6 +33,7 @@ impl Gauges {
             waiting: gauge!("signalbox_worker_waiting"),
             kv_blocks_used: gauge!("signalbox_worker_kv_blocks_used"),
             step_seconds: histogram!("signalbox_worker_step_seconds"),
+            shown: LoadReport::default(),
         }
     }
 
@@ -38,9 +41,48 @@ impl Gauges {
         self.step_seconds.record(time);
     }
 
-    pub(super) fn set_load(&self, load: LoadReport) {
-        self.running.set(load.running);
-        self.waiting.set(load.waiting);
-        self.kv_blocks_used.set(load.used_kv_blocks);
+    pub(super) fn set_load(&mut self, load: LoadReport) {
+        let before = std::mem::replace(&mut self.shown, load);
+        let change =
+            |gauge: &Gauge, now: u32, before: u32| gauge.increment(f64::from(now) - f64::from(before));
+        change(&self.running, load.running, before.running);
+        change(&self.waiting, load.waiting, before.waiting);
+        change(&self.kv_blocks_used, load.used_kv_blocks, before.used_kv_blocks);
+    }
+}
+
+impl Drop for Gauges {
+    /// An engine that is gone has no load.
+    fn drop(&mut self) {
+        self.set_load(LoadReport::default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn the_gauges_show_the_sum_of_the_engines_that_run() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let _running = metrics::with_local_recorder(&recorder, || {
+            let load = |running| LoadReport {
+                running,
+                used_kv_blocks: 10 * running,
+                ..LoadReport::default()
+            };
+            let (mut one, mut other) = (Gauges::new(), Gauges::new());
+            one.set_load(load(3));
+            other.set_load(load(4));
+            one.set_load(load(1));
+            drop(other);
+            one
+        });
+        let text = recorder.handle().render();
+        for line in ["signalbox_worker_running 1", "signalbox_worker_kv_blocks_used 10"] {
+            assert!(text.lines().any(|shown| shown == line), "{text}");
+        }
     }
 }
