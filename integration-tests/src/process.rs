@@ -154,6 +154,11 @@ impl Process {
         signal("INT", self.pid)
     }
 
+    /// Sends SIGHUP, upon which settings are read again.
+    pub fn hangup(&self) -> anyhow::Result<()> {
+        signal("HUP", self.pid)
+    }
+
     /// Sends SIGSTOP: the process keeps its connections and does nothing.
     pub fn suspend(&self) -> anyhow::Result<()> {
         signal("STOP", self.pid)
@@ -266,6 +271,11 @@ impl ProcessId {
     /// Sends SIGKILL.
     pub fn kill(&self) -> anyhow::Result<()> {
         signal("KILL", self.pid)
+    }
+
+    /// Sends SIGHUP.
+    pub fn hangup(&self) -> anyhow::Result<()> {
+        signal("HUP", self.pid)
     }
 
     /// The command line.

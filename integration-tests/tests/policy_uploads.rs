@@ -4,7 +4,7 @@ use std::path::Path;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use signalbox_integration_tests::{Cluster, Reply, workspace_root};
+use signalbox_integration_tests::{Cluster, Reply, process::Process, workspace_root};
 
 const UPLOAD: &str = "/admin/v1/policies";
 
@@ -143,6 +143,65 @@ async fn an_upload_that_is_no_policy_is_refused_with_the_reason() -> anyhow::Res
         .map(|policy| policy["name"].as_str().unwrap())
         .collect();
     assert!(!names.contains(&"bad"), "{names:?}");
+    Ok(())
+}
+
+/// Two components that call each other: joining them made the compiler panic.
+fn two_memories() -> anyhow::Result<Vec<u8>> {
+    let callee = r#"(core module $m
+            (memory (export "memory") 1)
+            (func (export "realloc") (param i32 i32 i32 i32) (result i32) i32.const 0)
+            (func (export "f") (param i32 i32)))
+        (core instance $i (instantiate $m))
+        (func (export "f") (param "s" string)
+            (canon lift (core func $i "f") (memory (core memory $i "memory")) (realloc (core func $i "realloc"))))"#;
+    let caller = r#"(import "f" (func $f (param "s" string)))
+        (core module $libc (memory (export "memory") 1))
+        (core instance $libc (instantiate $libc))
+        (alias core export $libc "memory" (core memory $memory))
+        (core func $f (canon lower (func $f) (memory $memory)))
+        (core module $m
+            (import "" "f" (func (param i32 i32)))
+            (func (export "run") (call 0 (i32.const 0) (i32.const 0))))
+        (core instance $i (instantiate $m (with "" (instance (export "f" (func $f))))))
+        (func (export "run") (canon lift (core func $i "run")))"#;
+    Ok(wat::parse_str(format!(
+        r#"(component
+            (component $callee {callee})
+            (component $caller {caller})
+            (instance $callee (instantiate $callee))
+            (instance $caller (instantiate $caller (with "f" (func $callee "f"))))
+            (export "run" (func $caller "run")))"#
+    ))?)
+}
+
+#[tokio::test]
+async fn a_component_with_two_memories_is_refused_with_a_sentence() -> anyhow::Result<()> {
+    let component = two_memories()?;
+    let folder = tempfile::TempDir::new()?;
+    let path = folder.path().join("two-memories.wasm");
+    std::fs::write(&path, &component)?;
+    let mut check = Process::start(&["policy", "check", &path.display().to_string()])?;
+    check.ended().await?;
+    let output = check.output();
+    assert!(output.contains("a policy is a single component"), "{output}");
+    assert!(!output.contains("panicked"), "{output}");
+    let cluster = cluster().await?;
+    let reply = upload(&cluster, "name=two", component).await?;
+    assert_eq!(reply.status, 422, "{}", reply.text());
+    assert!(reply.text().contains("a policy is a single component"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_built_in_name_and_an_unknown_member_of_the_query_are_refused() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    let reply = upload(&cluster, "name=kv-aware", round_robin()?).await?;
+    assert_eq!(reply.status, 409, "{}", reply.text());
+    let reply = upload(&cluster, "name=mine&setings=%7B%7D", round_robin()?).await?;
+    assert_eq!(reply.status, 400, "{}", reply.text());
+    let listed = cluster.admin.get(UPLOAD).await?.json()?;
+    assert_eq!(listed["policies"].as_array().map(Vec::len), Some(3), "{listed}");
     Ok(())
 }
 

@@ -3,7 +3,10 @@
 //! Every option can also be set by the environment variable that its help names, and options of `serve` and `worker` in
 //! a file. A flag wins over the environment, the environment over the file, the file over the default.
 
-use std::path::PathBuf;
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -118,6 +121,23 @@ pub(crate) enum PolicyCommand {
     },
 }
 
+/// An address to listen at: `ADDRESS:PORT`, or `NAME:PORT` for a name that resolves. A listener has one address, so the first
+/// of IPv4 is taken where a name has several: programs that resolve `localhost` try it in any case.
+pub(crate) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let found: Vec<SocketAddr> = text
+        .to_socket_addrs()
+        .map_err(|error| format!("{error}; give ADDRESS:PORT or NAME:PORT"))?
+        .collect();
+    let first_of_ipv4 = found.iter().find(|address| address.is_ipv4());
+    first_of_ipv4
+        .or_else(|| found.first())
+        .copied()
+        .ok_or_else(|| "the name has no address".into())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -127,6 +147,22 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_address_to_listen_at_can_have_a_name() {
+        assert_eq!(
+            listen_address("localhost:8000"),
+            Ok(SocketAddr::from(([127, 0, 0, 1], 8000)))
+        );
+        assert_eq!(
+            listen_address("[::1]:1"),
+            "[::1]:1".parse().map_err(|_| String::new())
+        );
+        for wrong in ["localhost", ":", "127.0.0.1:65536", "no such name:80", ""] {
+            let refusal = listen_address(wrong).unwrap_err();
+            assert!(refusal.contains("give ADDRESS:PORT or NAME:PORT"), "{refusal}");
+        }
     }
 
     #[test]

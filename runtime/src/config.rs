@@ -66,6 +66,93 @@ fn completed(mut arguments: Vec<OsString>) -> anyhow::Result<Result<ArgMatches, 
     Ok(Cli::command().try_get_matches_from(arguments))
 }
 
+/// The options that a process runs with, to be read again while it runs.
+#[derive(Debug)]
+pub(crate) struct RunningOptions {
+    arguments: Vec<OsString>,
+    /// The values in effect, by key.
+    values: BTreeMap<String, Vec<OsString>>,
+}
+
+/// Options that were read again, and are not yet in effect.
+#[derive(Debug)]
+pub(crate) struct RereadOptions {
+    matches: ArgMatches,
+    values: BTreeMap<String, Vec<OsString>>,
+}
+
+impl RunningOptions {
+    /// Those of this process.
+    pub(crate) fn of_process() -> anyhow::Result<Self> {
+        Self::of(std::env::args_os().collect())
+    }
+
+    fn of(arguments: Vec<OsString>) -> anyhow::Result<Self> {
+        let values = Self::read(&arguments)?.values;
+        Ok(Self { arguments, values })
+    }
+
+    /// Reads the file of settings again, with the same arguments and environment.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is wrong.
+    pub(crate) fn read_again(&self) -> anyhow::Result<RereadOptions> {
+        Self::read(&self.arguments)
+    }
+
+    fn read(arguments: &[OsString]) -> anyhow::Result<RereadOptions> {
+        let matches = completed(arguments.to_vec())?.map_err(|error| {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            anyhow::anyhow!("{}", line.trim_start_matches("error: "))
+        })?;
+        let values = matches.subcommand().and_then(|(name, given)| {
+            let command = Configurable::named(name)?;
+            Some(values(command, given))
+        });
+        Ok(RereadOptions {
+            values: values.unwrap_or_default(),
+            matches,
+        })
+    }
+
+    /// The keys whose values are not those in effect.
+    pub(crate) fn changes(&self, read: &RereadOptions) -> Vec<String> {
+        let differs = |key: &&String| self.values.get(*key) != read.values.get(*key);
+        read.values.keys().filter(differs).cloned().collect()
+    }
+
+    /// Notes that the value of `key` is in effect.
+    pub(crate) fn take_over(&mut self, key: &str, read: &RereadOptions) {
+        if let Some(value) = read.values.get(key) {
+            self.values.insert(key.to_owned(), value.clone());
+        }
+    }
+}
+
+impl RereadOptions {
+    /// The command line with these options.
+    pub(crate) fn cli(&self) -> anyhow::Result<Cli> {
+        Ok(Cli::from_arg_matches(&self.matches)?)
+    }
+}
+
+/// The value of each setting; none for one that is not set.
+fn values(command: Configurable, matches: &ArgMatches) -> BTreeMap<String, Vec<OsString>> {
+    let value = |arg: &Arg| match arg.get_action() {
+        ArgAction::SetTrue => vec![matches.get_flag(arg.get_id().as_str()).to_string().into()],
+        _ => {
+            let given = matches.get_raw(arg.get_id().as_str());
+            given.map_or_else(Vec::new, |values| values.map(Into::into).collect())
+        }
+    };
+    let settings = command.settings();
+    settings
+        .iter()
+        .map(|(key, arg)| (key.clone(), value(arg)))
+        .collect()
+}
+
 impl Configurable {
     const ALL: [Self; 2] = [Self::Serve, Self::Worker];
 

@@ -13,6 +13,7 @@ mod doctor;
 mod model;
 mod open_files;
 mod planes;
+mod reload;
 mod replay;
 mod router_process;
 mod settings;
@@ -28,6 +29,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 pub use cli::Cli;
 use cli::{Command, ConfigCommand};
+use reload::Hangups;
 use settings::LogSettings;
 
 /// Runs the command until it ends or the process is asked to stop.
@@ -43,10 +45,22 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     system.block_on(async {
         match cli.command {
             Command::Doctor(options) => return Ok(doctor::run(*options).await),
-            Command::Up(options) => up::run((*options).try_into()?, log).await,
-            Command::Serve(options) => router_process::run((*options).try_into()?).await,
-            Command::Worker(options) if options.child.is_some() => worker_process::run_child().await,
-            Command::Worker(options) => worker_process::run((*options).try_into()?).await,
+            Command::Up(options) => {
+                let hangups = Hangups::catch()?;
+                up::run((*options).try_into()?, log, hangups).await
+            }
+            Command::Serve(options) => {
+                let hangups = Hangups::catch()?;
+                router_process::run((*options).try_into()?, hangups).await
+            }
+            Command::Worker(options) if options.child.is_some() => {
+                Hangups::catch()?.ignore("the settings are those of `runtime up`");
+                worker_process::run_child().await
+            }
+            Command::Worker(options) => {
+                let hangups = Hangups::catch()?;
+                worker_process::run((*options).try_into()?, hangups).await
+            }
             Command::Replay(options) => replay::run(&options),
             Command::Policy(command) => check_policy(&command),
             Command::Config(ConfigCommand::Show { command, arguments }) => config::show(command, &arguments),

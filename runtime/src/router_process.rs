@@ -1,6 +1,8 @@
 //! A router process: everything between its clients and its workers.
 
 use std::{
+    cell::Cell,
+    rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -14,8 +16,10 @@ use signalbox_request_plane::{LinkConfig, NatsTransport};
 use signalbox_router::{ReplicaConfig, Router, RouterConfig};
 
 use crate::{
+    cli::Command,
     console, open_files,
     planes::{self, Events},
+    reload::{Change, Hangups},
     settings::RouterSettings,
     shutdown,
     static_workers::StaticAddresses,
@@ -29,14 +33,16 @@ pub(crate) struct RouterProcess {
     /// The workers that are known by address.
     pub(crate) workers: StaticAddresses,
     registration: Option<(Arc<EtcdDiscovery>, Registration)>,
-    grace: Duration,
+    /// It can change while the process runs.
+    grace: Rc<Cell<Duration>>,
 }
 
 impl RouterProcess {
     /// Builds every part: policies, planes, router, and HTTP last.
     pub(crate) async fn start(settings: RouterSettings) -> anyhow::Result<Self> {
         let metrics = telemetry::start_metrics()?;
-        let engine = PolicyEngine::new(PolicyLimits::default()).context("the policy engine cannot start")?;
+        let engine = PolicyEngine::new(PolicyLimits::for_threads(settings.http.threads.max(1)))
+            .context("the policy engine cannot start")?;
         let policies = PolicyRegistry::new(engine, &settings.policy)?;
         let RouterSettings {
             router_id, planes, ..
@@ -110,7 +116,7 @@ impl RouterProcess {
             router,
             workers,
             registration,
-            grace: settings.grace,
+            grace: Rc::new(Cell::new(settings.grace)),
         })
     }
 
@@ -120,9 +126,31 @@ impl RouterProcess {
         console::line(format_args!("admin API    http://{}", self.http.admin_address()));
     }
 
+    /// Follows SIGHUP.
+    fn reload_at(&self, hangups: Hangups) -> anyhow::Result<()> {
+        let (token, grace) = (self.http.admin_token(), self.grace.clone());
+        let settings = |command| match command {
+            Command::Serve(options) => RouterSettings::try_from(*options),
+            _ => anyhow::bail!("this process is a router"),
+        };
+        hangups.follow(settings, move |key, settings: &RouterSettings| {
+            match key {
+                "admin_token" => {
+                    let next = settings.http.admin_token.as_deref();
+                    token
+                        .replace(next.unwrap_or_default())
+                        .map_err(anyhow::Error::msg)?;
+                }
+                "grace_s" => grace.set(settings.grace),
+                _ => return Ok(Change::NeedsRestart),
+            }
+            Ok(Change::Made)
+        })
+    }
+
     /// Stops in the order of the data flow: new requests, requests under way, then the links to the workers.
     pub(crate) async fn stop(self) {
-        self.http.stop(self.grace).await;
+        self.http.stop(self.grace.get()).await;
         // Not before: other routers count the requests in flight of a registered router.
         if let Some((etcd, registration)) = self.registration {
             drop(registration);
@@ -142,9 +170,10 @@ fn incarnation_id(name: &str) -> anyhow::Result<RouterId> {
 }
 
 /// `runtime serve`.
-pub(crate) async fn run(settings: RouterSettings) -> anyhow::Result<()> {
+pub(crate) async fn run(settings: RouterSettings, hangups: Hangups) -> anyhow::Result<()> {
     let mut process = RouterProcess::start(settings).await?;
     let stop_requested = shutdown::requested()?;
+    process.reload_at(hangups)?;
     process.introduce();
     tokio::select! {
         () = stop_requested => {}

@@ -85,6 +85,8 @@ pub(crate) struct WorkerSettings {
     pub(crate) workers: Vec<WorkerPlace>,
     /// The host that routers dial, if it is not the one listened on.
     pub(crate) advertise_host: Option<String>,
+    /// Where `/metrics`, `/live` and `/ready` are served; `None` for nowhere.
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) role: WorkerRole,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) engine: EngineSettings,
@@ -115,6 +117,7 @@ impl WorkerSettings {
             }],
             name,
             advertise_host: None,
+            metrics: None,
             role: WorkerRole::Aggregated,
             labels: BTreeMap::new(),
             engine,

@@ -16,6 +16,7 @@ use crate::{
     child_worker::{ChildReport, ChildWorker},
     console,
     model::ServedModel,
+    reload::Hangups,
     router_process::RouterProcess,
     settings::{EngineKind, EngineSettings, LogSettings, UpSettings, UpWorkers, WorkerSettings},
     shutdown,
@@ -33,7 +34,8 @@ const READY_POLL: Duration = Duration::from_millis(10);
 const REST_GRACE: Duration = Duration::from_secs(2);
 
 /// Runs until the process is asked to stop.
-pub(crate) async fn run(settings: UpSettings, log: LogSettings) -> anyhow::Result<()> {
+pub(crate) async fn run(settings: UpSettings, log: LogSettings, hangups: Hangups) -> anyhow::Result<()> {
+    hangups.ignore("`runtime up` has no file of settings");
     let started = Instant::now();
     let UpSettings { router, workers } = settings;
     let (grace, policy) = (router.grace, router.policy.clone());

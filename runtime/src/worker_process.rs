@@ -5,16 +5,21 @@
 //! engine. This happens within the process, so that no supervisor is needed, and a worker started by hand behaves like
 //! one of `runtime up`.
 
+use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Duration};
+
 use anyhow::bail;
 use signalbox_discovery::Discovery;
+use signalbox_http::{WorkerReadiness, WorkerStatusServer};
 use signalbox_request_plane::NatsTransport;
 
 use crate::{
     child_protocol::{self, ChildNotice},
+    cli::Command,
     console,
     planes::{self, Events},
+    reload::{Change, Hangups},
     settings::{EngineKind, WorkerSettings},
-    shutdown,
+    shutdown, telemetry,
 };
 
 use self::incarnation::Incarnation;
@@ -24,14 +29,30 @@ mod next_door;
 mod own_engine;
 
 /// `runtime worker`.
-pub(crate) async fn run(settings: WorkerSettings) -> anyhow::Result<()> {
-    serve(settings, false).await
+pub(crate) async fn run(settings: WorkerSettings, hangups: Hangups) -> anyhow::Result<()> {
+    let grace = Rc::new(Cell::new(settings.grace));
+    let changing = grace.clone();
+    let settings_of = |command| match command {
+        Command::Worker(options) => WorkerSettings::try_from(*options),
+        _ => anyhow::bail!("this process is a worker"),
+    };
+    hangups.follow(settings_of, move |key, settings: &WorkerSettings| {
+        if key != "grace_s" {
+            return Ok(Change::NeedsRestart);
+        }
+        changing.set(settings.grace);
+        Ok(Change::Made)
+    })?;
+    serve(settings, grace, false).await
 }
 
 /// A worker of `runtime up`: its settings come from the parent, and so does its end.
 pub(crate) async fn run_child() -> anyhow::Result<()> {
     let outcome = match child_protocol::read_settings() {
-        Ok(settings) => serve(settings, true).await,
+        Ok(settings) => {
+            let grace = Rc::new(Cell::new(settings.grace));
+            serve(settings, grace, true).await
+        }
         Err(error) => Err(error),
     };
     let Err(error) = outcome else {
@@ -45,7 +66,12 @@ pub(crate) async fn run_child() -> anyhow::Result<()> {
     std::process::exit(1)
 }
 
-async fn serve(settings: WorkerSettings, is_child: bool) -> anyhow::Result<()> {
+async fn serve(settings: WorkerSettings, grace: Rc<Cell<Duration>>, is_child: bool) -> anyhow::Result<()> {
+    let readiness = WorkerReadiness::not_yet("the worker is starting");
+    let _status = settings
+        .metrics
+        .map(|address| start_status(&settings, address, readiness.clone()))
+        .transpose()?;
     let etcd = planes::start_etcd(&settings.planes).await?;
     let events = Events::of_worker(&settings.planes, settings.name.as_str()).await?;
     let nats = match &events.nats {
@@ -85,6 +111,7 @@ async fn serve(settings: WorkerSettings, is_child: bool) -> anyhow::Result<()> {
         };
         let incarnation = Incarnation::announce(workers, etcd.as_deref(), &events)?;
         report_ready(&settings, &incarnation, is_child);
+        readiness.set_ready();
         let reason = tokio::select! {
             () = &mut stop => {
                 let withdraw = async {
@@ -92,7 +119,8 @@ async fn serve(settings: WorkerSettings, is_child: bool) -> anyhow::Result<()> {
                         etcd.withdraw().await;
                     }
                 };
-                tokio::join!(withdraw, incarnation.end(settings.grace));
+                readiness.set_away("the worker is shutting down");
+                tokio::join!(withdraw, incarnation.end(grace.get()));
                 return Ok(());
             }
             reason = incarnation.failed() => reason,
@@ -100,14 +128,32 @@ async fn serve(settings: WorkerSettings, is_child: bool) -> anyhow::Result<()> {
         if !is_next_door {
             bail!("the engine failed: {reason}");
         }
+        readiness.set_away(&format!("the engine is gone: {reason}"));
         report_away(&settings, reason, is_child);
         // Answers that still arrive may end; those of an engine that sends nothing fail by themselves.
-        incarnation.end(settings.grace).await;
+        incarnation.end(grace.get()).await;
     }
     if let Some(etcd) = etcd {
         etcd.withdraw().await;
     }
     Ok(())
+}
+
+/// Serves `/metrics`, `/live` and `/ready` from the start of the process on, so that a model that takes minutes to load is
+/// seen to be loading.
+fn start_status(
+    settings: &WorkerSettings,
+    address: SocketAddr,
+    readiness: WorkerReadiness,
+) -> anyhow::Result<WorkerStatusServer> {
+    let metrics = telemetry::start_metrics()?;
+    let server = WorkerStatusServer::start(address, metrics, readiness)?;
+    console::line(format_args!(
+        "worker {} metrics http://{}/metrics",
+        settings.name,
+        server.address()
+    ));
+    Ok(server)
 }
 
 fn report_ready(settings: &WorkerSettings, incarnation: &Incarnation, is_child: bool) {

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::{
+    listen_address,
     planes::{PlaneOptions, namespace},
     worker::EngineOptions,
 };
@@ -64,7 +65,8 @@ pub(crate) struct FrontendOptions {
         long,
         env = "SIGNALBOX_HTTP",
         default_value = "127.0.0.1:8000",
-        value_name = "ADDR"
+        value_name = "ADDR",
+        value_parser = listen_address
     )]
     pub(crate) http: SocketAddr,
     /// Address of the admin API and /metrics.
@@ -72,7 +74,8 @@ pub(crate) struct FrontendOptions {
         long,
         env = "SIGNALBOX_ADMIN",
         default_value = "127.0.0.1:9090",
-        value_name = "ADDR"
+        value_name = "ADDR",
+        value_parser = listen_address
     )]
     pub(crate) admin: SocketAddr,
     /// Bearer token of the admin API; required off loopback.

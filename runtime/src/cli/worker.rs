@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use signalbox_protocol::{WorkerId, WorkerRole};
 use signalbox_worker::openai::UpstreamUrl;
 
-use super::planes::PlaneOptions;
+use super::{listen_address, planes::PlaneOptions};
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkerOptions {
@@ -26,9 +26,13 @@ pub(crate) struct WorkerOptions {
         long,
         env = "SIGNALBOX_LISTEN",
         default_value = "127.0.0.1:7000",
-        value_name = "ADDR"
+        value_name = "ADDR",
+        value_parser = listen_address
     )]
     pub(crate) listen: SocketAddr,
+    /// Address to serve /metrics, /live and /ready at. Without it they are not served.
+    #[arg(long, env = "SIGNALBOX_METRICS", value_name = "ADDR", value_parser = listen_address)]
+    pub(crate) metrics: Option<SocketAddr>,
     /// The host that routers dial; needed if the worker listens on every address of the machine.
     #[arg(long, env = "SIGNALBOX_ADVERTISE_HOST", value_name = "HOST")]
     pub(crate) advertise_host: Option<String>,
@@ -89,7 +93,8 @@ pub(crate) struct EngineOptions {
     /// Sequences decoded at once.
     #[arg(long, env = "SIGNALBOX_MAX_SEQUENCES", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_096))]
     pub(crate) max_sequences: Option<u32>,
-    /// llama: threads that compute.
+    /// llama: threads that compute. The default leaves one core in eight, and at least one, to the rest of the machine; of
+    /// `runtime up`, all workers together. Threads wait for each other at every step, so they need cores that are free.
     #[arg(long, env = "SIGNALBOX_ENGINE_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
     /// sim and openai: a folder with the model's Hugging Face tokenizer. The default is the model's own tokenizer if it

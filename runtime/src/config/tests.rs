@@ -113,3 +113,34 @@ fn flags_win_over_the_file() {
     let address = |id: &str| serve.get_one::<std::net::SocketAddr>(id).unwrap().port();
     assert_eq!((address("http"), address("admin")), (3, 2));
 }
+
+#[test]
+fn options_that_are_read_again_are_those_of_the_changed_file() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("settings.toml");
+    let write = |text: &str| std::fs::write(&path, text).unwrap();
+    write("log = 'warn'\n[serve]\ndiscovery = 'static://a:1'\ngrace_s = 3\n");
+    let arguments = ["runtime", "serve", "--http=127.0.0.1:1", "--config"].map(OsString::from);
+    let arguments = arguments.into_iter().chain([path.clone().into_os_string()]);
+    let mut running = RunningOptions::of(arguments.collect()).unwrap();
+    assert_eq!(running.changes(&running.read_again().unwrap()), [""; 0]);
+
+    write(
+        "log = 'debug'\n[serve]\ndiscovery = ['static://a:1', 'static://b:1']\nhttp = '127.0.0.1:2'\nlog_json = true\n",
+    );
+    let read = running.read_again().unwrap();
+    // The address is given on the command line, so the file changes nothing.
+    assert_eq!(
+        running.changes(&read),
+        ["discovery", "grace_s", "log", "log_json"]
+    );
+    assert_eq!(read.cli().unwrap().log, "debug");
+    running.take_over("log", &read);
+    assert_eq!(running.changes(&read), ["discovery", "grace_s", "log_json"]);
+
+    write("[serve]\ngrace_s = 'soon'\n");
+    let refusal = format!("{:#}", running.read_again().unwrap_err());
+    assert!(refusal.contains("grace_s"), "{refusal}");
+    std::fs::remove_file(&path).unwrap();
+    assert!(running.read_again().is_err());
+}

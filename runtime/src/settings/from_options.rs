@@ -96,10 +96,12 @@ fn next_door(
     upstreams.into_iter().map(worker).collect()
 }
 
-/// Workers on one machine share its cores. Workers that each took all of them would wait for each other at every step.
+/// Workers on one machine share its cores, and leave room for the router. Workers that each took all of them would wait for
+/// each other at every step.
 fn threads_of_each(workers: u16) -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    u32::try_from(cores / usize::from(workers)).map_or(1, |threads| threads.max(1))
+    let for_engines = signalbox_worker::engine::default_threads(cores);
+    u32::try_from(for_engines / usize::from(workers)).map_or(1, |threads| threads.max(1))
 }
 
 impl TryFrom<ServeOptions> for RouterSettings {
@@ -187,6 +189,7 @@ impl TryFrom<WorkerOptions> for WorkerSettings {
             name,
             workers,
             advertise_host: options.advertise_host,
+            metrics: options.metrics,
             role: options.role,
             labels: options.labels.into_iter().collect(),
             engine,
