@@ -186,13 +186,17 @@ async fn a_stream_goes_on_beside_the_worst_bodies() -> anyhow::Result<()> {
         assert!(names.contains(&format!("prepare-{lane}")), "{lane}: {names:?}");
     }
     let metrics = cluster.metrics().await?;
-    let prepared = metrics.sum("signalbox_http_prepare_seconds_count", &[]);
+    let prepared: f64 = ["large", "huge"]
+        .iter()
+        .map(|lane| metrics.sum("signalbox_http_prepare_seconds_count", &[("lane", lane)]))
+        .sum();
     assert_eq!(
         prepared, large as f64,
         "each large body was read beside the HTTP thread"
     );
     let steps = |name: &str, labels: &[(&str, &str)]| {
-        metrics.sum(&format!("signalbox_http_step_seconds_{name}"), labels)
+        let labels = [&[("listener", "public")], labels].concat();
+        metrics.sum(&format!("signalbox_http_step_seconds_{name}"), &labels)
     };
     println!(
         "steps of 1 ms and more: {}, of them {} of at most 50 ms",

@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use actix_web::{HttpResponse, web::Data};
+use actix_web::{HttpRequest, HttpResponse, web::Data};
 use serde_json::{Value, json};
 use signalbox_protocol::{ParityState, PlaneStatus, WorkerRole};
 use signalbox_router::{IdConflict, InstanceView, WorkerPhase};
 
 use crate::{
     admin::fleet::{kv_json, phase_name},
+    error,
     frontend::Frontend,
 };
 
@@ -54,20 +55,25 @@ fn planes(frontend: &Frontend) -> BTreeMap<&'static str, PlaneStatus> {
 }
 
 /// The workers, in the shape of Dynamo's `/health`. 200 while at least one is ready and the process does not drain.
-pub(crate) async fn health(frontend: Data<Frontend>) -> HttpResponse {
-    let instances = frontend.router.instances();
-    let (healthy, mut report) = report(
-        &frontend.namespace,
-        &instances,
-        frontend.shared.traffic.is_draining(),
-    );
-    report["planes"] = json!(planes(&frontend));
-    report["id_conflicts"] = conflicts_json(&frontend.router.id_conflicts());
-    if healthy {
-        HttpResponse::Ok().json(report)
+pub(crate) async fn health(request: HttpRequest, frontend: Data<Frontend>) -> HttpResponse {
+    let (router, namespace) = (frontend.router.clone(), frontend.namespace.clone());
+    let (planes, draining) = (planes(&frontend), frontend.shared.traffic.is_draining());
+    let write = move || {
+        let (healthy, mut report) = report(&namespace, &router.instances(), draining);
+        report["planes"] = json!(planes);
+        report["id_conflicts"] = conflicts_json(&router.id_conflicts());
+        (healthy, report.to_string())
+    };
+    let (healthy, report) = match frontend.shared.prepare_pool.report(write).await {
+        Ok(written) => written,
+        Err(error) => return error::response(error, &error::request_id(&request)),
+    };
+    let mut response = if healthy {
+        HttpResponse::Ok()
     } else {
-        HttpResponse::ServiceUnavailable().json(report)
-    }
+        HttpResponse::ServiceUnavailable()
+    };
+    response.content_type("application/json").body(report)
 }
 
 /// The ids that two workers have. The one at the address gets no requests.

@@ -51,12 +51,14 @@ const REFUSAL: Duration = Duration::from_secs(1);
 pub(crate) fn describe() {
     describe_histogram!(
         STEP_SECONDS,
-        "Seconds that one step of a connection held its HTTP thread, of steps of 1 ms and more; none should take 50 ms"
+        "Seconds that one step of a connection held its HTTP thread, of steps of 1 ms and more, by listener; none of the public one should take 50 ms"
     );
 }
 
 /// A bound socket, and what is served there.
 pub(crate) struct Listener {
+    /// The label `listener` of the steps.
+    pub(crate) name: &'static str,
     pub(crate) socket: TcpListener,
     pub(crate) threads: usize,
     /// Most connections, divided among the threads. Further ones wait to be accepted.
@@ -73,6 +75,7 @@ pub(crate) fn serve(
     routes: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
 ) -> io::Result<Server> {
     let Listener {
+        name,
         socket,
         threads,
         max_connections,
@@ -106,12 +109,12 @@ pub(crate) fn serve(
                 data.insert(connection.handle());
             })
             .finish(apply_fn_factory(app, exchange));
-        let http = apply_fn_factory(http, |connection, http: &_| {
-            Timed::new(Service::call(http, connection))
+        let http = apply_fn_factory(http, move |connection, http: &_| {
+            Timed::new(Service::call(http, connection), name)
         });
         fn_service(move |socket: TcpStream| admit(socket, Arc::clone(&per_address))).and_then(http)
     };
-    Ok(builder.listen("http", socket, connections)?.run())
+    Ok(builder.listen(name, socket, connections)?.run())
 }
 
 /// Takes in a connection, or refuses it because its address has too many.
@@ -186,10 +189,10 @@ struct Timed<F> {
 }
 
 impl<F> Timed<F> {
-    fn new(serving: F) -> Self {
+    fn new(serving: F, listener: &'static str) -> Self {
         Self {
             serving: Box::pin(serving),
-            seconds: histogram!(STEP_SECONDS),
+            seconds: histogram!(STEP_SECONDS, "listener" => listener),
         }
     }
 }

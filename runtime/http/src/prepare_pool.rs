@@ -7,6 +7,8 @@
 //!
 //! The pool has two lanes, so that a few huge bodies, which take seconds each, do not delay all long prompts. Each lane
 //! has a bounded number of threads and a bounded queue. A request that finds its lane's queue full is refused.
+//!
+//! A third lane writes the reports that grow with the number of workers: thousands of them take tens of milliseconds.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -41,6 +43,12 @@ const HUGE_THREADS: usize = 1;
 /// Huge bodies that may wait.
 const HUGE_QUEUE: usize = 16;
 
+/// Reports are written one at a time.
+const REPORT_THREADS: usize = 1;
+
+/// Reports that may wait. Load balancers ask once a second or less often.
+const REPORT_QUEUE: usize = 64;
+
 /// Time to wait for a turn and to be prepared, of the requests that the pool prepared. By lane.
 pub(crate) const PREPARE_SECONDS: &str = "signalbox_http_prepare_seconds";
 const REFUSED: &str = "signalbox_http_prepare_refused_total";
@@ -49,11 +57,11 @@ const REFUSED: &str = "signalbox_http_prepare_refused_total";
 pub(crate) fn describe() {
     describe_histogram!(
         PREPARE_SECONDS,
-        "Seconds that requests with a large or huge body waited to be read and encoded beside the HTTP threads, and were, by lane"
+        "Seconds that requests with a large or huge body, and reports, waited for their turn beside the HTTP threads and took, by lane"
     );
     describe_counter!(
         REFUSED,
-        "Requests with a large or huge body that were refused because too many waited to be encoded, by lane"
+        "Requests with a large or huge body, and reports, that were refused because too many waited, by lane"
     );
 }
 
@@ -62,6 +70,7 @@ pub(crate) fn describe() {
 pub(crate) struct PreparePool {
     large: Lane,
     huge: Lane,
+    reports: Lane,
 }
 
 impl PreparePool {
@@ -71,6 +80,7 @@ impl PreparePool {
         Ok(Self {
             large: Lane::new("large", threads, threads * LARGE_QUEUE)?,
             huge: Lane::new("huge", HUGE_THREADS, HUGE_QUEUE)?,
+            reports: Lane::new("report", REPORT_THREADS, REPORT_QUEUE)?,
         })
     }
 
@@ -92,6 +102,17 @@ impl PreparePool {
             &self.huge
         };
         lane.run(prepare).await
+    }
+
+    /// Writes a report about all workers on the pool.
+    ///
+    /// # Errors
+    /// Too many reports wait, or `write` panicked.
+    pub(crate) async fn report<T: Send + 'static>(
+        &self,
+        write: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, WireError> {
+        self.reports.run(write).await
     }
 }
 
@@ -124,7 +145,7 @@ impl Lane {
         let refused = || {
             counter!(REFUSED, "lane" => self.name).increment(1);
             let message = format!(
-                "too many requests with a {} body wait to be read; try again shortly",
+                "too many requests of this kind ({}) wait; try again shortly",
                 self.name
             );
             WireError::new(ErrorKind::Overloaded, message)
@@ -185,6 +206,8 @@ mod tests {
             let there = pool.run(bytes, thread_name).await.unwrap();
             assert_eq!(there.as_deref(), Some(name), "{bytes}");
         }
+        let there = pool.report(thread_name).await.unwrap();
+        assert_eq!(there.as_deref(), Some("prepare-report"));
     }
 
     #[actix_rt::test]

@@ -141,6 +141,7 @@ impl HttpServer {
         let public = {
             let (config, router) = (config.clone(), router.clone());
             let listener = Listener {
+                name: "public",
                 socket: public,
                 threads: config.threads.max(1),
                 max_connections: config.max_connections,
@@ -152,6 +153,7 @@ impl HttpServer {
         };
         let admin = {
             let listener = Listener {
+                name: "admin",
                 socket: admin,
                 threads: 1,
                 max_connections: MAX_ADMIN_CONNECTIONS,
