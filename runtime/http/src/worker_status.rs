@@ -79,6 +79,7 @@ impl WorkerStatusServer {
         let address = socket.local_addr().map_err(HttpError::Serve)?;
         let upkeep = upkeep(metrics.clone());
         let listener = Listener {
+            name: "worker",
             socket,
             threads: 1,
             max_connections: MAX_ADMIN_CONNECTIONS,

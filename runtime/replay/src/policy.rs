@@ -129,7 +129,8 @@ impl PolicyChoice {
         // The model's name serves as the policy's: two files are two policies.
         let record = registry
             .upload(model, &component, &self.settings)
-            .map_err(refused)?;
+            .map_err(refused)?
+            .record;
         let version = format!("{}@{}", record.name, record.version);
         registry
             .activate(model, &version, Some(&self.settings))

@@ -112,7 +112,7 @@ impl OfflineRouter {
             text: Some(self.text.clone()),
         };
         self.model.workers = workers.into_iter().map(entry).collect();
-        self.model.versions = versions_of(self.model.workers.iter());
+        self.model.versions = versions_of(self.model.workers.served());
         for worker in self.model.workers.iter() {
             self.load.set_event_state(worker.slot, EventState::Following);
         }
