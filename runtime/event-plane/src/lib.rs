@@ -32,7 +32,7 @@ mod subject;
 pub use broadcast::{Broadcast, Listener, MemoryBroadcast, NatsBroadcast};
 pub use codec::{CodecError, decode_batch, decode_batches, decode_snapshot, encode_batch, encode_snapshot};
 pub use cursor::{BatchCheck, StreamCursor};
-pub use log::{EventLog, LogReader, NotRetained};
+pub use log::{EventLog, LogPosition, LogReader, NotRetained};
 pub use memory::MemoryPlane;
 pub use nats::{NatsPlane, NatsPlaneConfig};
 pub use plane::{Delivery, DeliverySource, EventPlane, Subscription};

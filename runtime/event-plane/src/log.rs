@@ -7,8 +7,8 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use signalbox_protocol::{KvEvent, KvEventBatch, KvSnapshot, WorkerEpoch};
+use parking_lot::{Mutex, MutexGuard};
+use signalbox_protocol::{KvDigest, KvEvent, KvEventBatch, KvSnapshot, WorkerEpoch};
 use tokio::sync::watch;
 
 use crate::{
@@ -21,7 +21,7 @@ mod mirror;
 #[cfg(test)]
 mod tests;
 
-use mirror::Mirror;
+use mirror::{Mirror, SHARDS};
 
 /// The log of one incarnation of a worker: numbered batches, the newest retained for replay, and a mirror of the cache
 /// for snapshots. Clone = handle.
@@ -36,6 +36,8 @@ pub struct EventLog {
 struct LogCell {
     epoch: WorkerEpoch,
     contents: Mutex<Contents>,
+    /// Held while a snapshot copies the mirror: one at a time, because they share the journal.
+    copying: Mutex<()>,
     /// The next sequence; wakes the readers.
     published: watch::Sender<u64>,
     /// Whether the warning about too many blocks was logged.
@@ -47,6 +49,18 @@ struct Contents {
     /// The position of a batch is its sequence.
     batches: RetainedLog<Bytes>,
     mirror: Mirror,
+    /// The events since a copy of the mirror began; `None` while none is made. A copy takes some ten milliseconds for a
+    /// million blocks, in which an engine has some steps.
+    journal: Option<Vec<KvEvent>>,
+}
+
+/// Where a log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogPosition {
+    /// The sequence of the next batch.
+    pub next_sequence: u64,
+    /// What the cache holds by the batches before it.
+    pub held: KvDigest,
 }
 
 /// The log does not have the batch that a reader needs.
@@ -80,6 +94,7 @@ impl EventLog {
         let contents = Contents {
             batches: RetainedLog::new(retention),
             mirror: Mirror::default(),
+            journal: None,
         };
         let published = watch::Sender::new(0);
         let warned_full = AtomicBool::new(false);
@@ -87,6 +102,7 @@ impl EventLog {
             cell: Arc::new(LogCell {
                 epoch,
                 contents: Mutex::new(contents),
+                copying: Mutex::default(),
                 published,
                 warned_full,
             }),
@@ -104,9 +120,13 @@ impl EventLog {
             contents,
             published,
             warned_full,
+            copying: _,
         } = &*self.cell;
         let mut contents = contents.lock();
         let (events, refused) = contents.mirror.apply_all(events);
+        if let Some(journal) = &mut contents.journal {
+            journal.extend_from_slice(&events);
+        }
         for events in batch::split(batch::merge(events)) {
             let sequence = contents.batches.next();
             let bytes = encode_batch(&KvEventBatch {
@@ -129,12 +149,27 @@ impl EventLog {
     }
 
     /// Everything that the cache holds now, parents before children.
+    ///
+    /// Takes some time for a large cache, during which [`publish`](Self::publish) waits for small parts of it only.
     pub fn snapshot(&self) -> KvSnapshot {
-        let (next_sequence, mirror) = {
-            let contents = self.cell.contents.lock();
-            (contents.batches.next(), contents.mirror.clone())
+        let LogCell {
+            contents, copying, ..
+        } = &*self.cell;
+        let one_at_a_time = copying.lock();
+        contents.lock().journal = Some(Vec::new());
+        let mut mirror = Mirror::with_max_blocks(usize::MAX);
+        for shard in 0..SHARDS {
+            let contents = contents.lock();
+            mirror.copy_shard(&contents.mirror, shard);
+            // The engine's thread takes its turn, if it waits.
+            MutexGuard::unlock_fair(contents);
+        }
+        let (next_sequence, journal) = {
+            let mut contents = contents.lock();
+            (contents.batches.next(), contents.journal.take())
         };
-        // The chains are built outside the lock, because that takes longer than the copy.
+        drop(one_at_a_time);
+        mirror.apply_all(journal.unwrap_or_default());
         KvSnapshot {
             epoch: self.cell.epoch,
             next_sequence,
@@ -142,9 +177,18 @@ impl EventLog {
         }
     }
 
-    /// The sequence of the next batch.
-    pub fn next_sequence(&self) -> u64 {
-        self.cell.contents.lock().batches.next()
+    /// The next batch, and what the cache holds by the batches before it.
+    pub fn position(&self) -> LogPosition {
+        let contents = self.cell.contents.lock();
+        LogPosition {
+            next_sequence: contents.batches.next(),
+            held: contents.mirror.digest(),
+        }
+    }
+
+    /// The sequence of the next batch, and every change of it.
+    pub fn published(&self) -> watch::Receiver<u64> {
+        self.cell.published.subscribe()
     }
 
     /// The epoch of the worker's incarnation.

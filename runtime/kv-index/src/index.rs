@@ -1,7 +1,7 @@
 //! The index itself, and its public interface but for lookups.
 
 use hashbrown::HashSet;
-use signalbox_protocol::{CacheTier, KvEvent, SequenceHash};
+use signalbox_protocol::{KvDigest, KvEvent, SequenceHash};
 
 use crate::{
     WorkerSlot,
@@ -12,6 +12,7 @@ use crate::{
 
 mod accounting;
 mod changes;
+mod eviction;
 #[cfg(test)]
 mod tests;
 
@@ -35,7 +36,15 @@ pub struct KvIndex {
     blocks: usize,
     /// By [`CacheTier::index`].
     memberships: [usize; 3],
+    /// Workers that hold a block.
+    holding: usize,
     refused_stores: u64,
+    evicted: u64,
+    /// Number of stores so far, the time of the strands' last uses. After four billion stores it begins again, and old
+    /// strands then seem new once.
+    clock: u32,
+    /// State of the generator that chooses which strands are compared for eviction.
+    random: u64,
 }
 
 /// What the index keeps for one worker.
@@ -46,7 +55,16 @@ struct Holdings {
     /// The place of the block that the worker stored last, often the parent of its next event. The block may have moved
     /// since.
     last_stored: Place,
-    memberships: usize,
+    /// The worker's memberships.
+    held: KvDigest,
+    /// Whether the index lacks blocks that events stored for the worker, because they were refused or evicted.
+    is_partial: bool,
+}
+
+impl Holdings {
+    fn memberships(&self) -> usize {
+        self.held.blocks as usize
+    }
 }
 
 /// The size of an index.
@@ -63,10 +81,13 @@ pub struct IndexStats {
     /// Number of blocks, over all time, that a worker stored and the index did not credit, because of the memory bound or
     /// of a slot at or past [`MAX_WORKER_SLOTS`](crate::MAX_WORKER_SLOTS).
     pub refused_stores: u64,
+    /// Number of memberships, over all time, that were evicted to make room for newer ones.
+    pub evicted: u64,
 }
 
 impl KvIndex {
-    /// An empty index that takes at most about `max_bytes`. Stores past the bound are refused and counted.
+    /// An empty index that takes at most about `max_bytes`. Near the bound it evicts and counts the blocks that were not
+    /// used for longest.
     pub fn new(max_bytes: usize) -> Self {
         Self {
             max_bytes,
@@ -77,14 +98,18 @@ impl KvIndex {
             worker_bytes: 0,
             blocks: 0,
             memberships: [0; 3],
+            holding: 0,
             refused_stores: 0,
+            evicted: 0,
+            clock: 0,
+            random: 0x9e37_79b9_7f4a_7c15,
         }
     }
 
     /// Applies one event of a worker.
     ///
-    /// When a `Stored` chain reaches the memory bound, the rest of the chain is refused. The index then credits the
-    /// worker with less than it holds, never with more.
+    /// Near the memory bound, blocks of a `Stored` chain displace others, or are refused if there are none to displace.
+    /// The index then credits the workers with less than they hold, never with more.
     pub fn apply(&mut self, worker: WorkerSlot, event: &KvEvent) {
         match event {
             KvEvent::Stored { tier, parent, blocks } => self.store(worker, *tier, *parent, blocks),
@@ -93,10 +118,7 @@ impl KvIndex {
         }
         self.sweep_all();
         debug_assert_eq!(
-            self.workers
-                .iter()
-                .map(|holdings| holdings.memberships)
-                .sum::<usize>(),
+            self.workers.iter().map(Holdings::memberships).sum::<usize>(),
             self.memberships.iter().sum::<usize>(),
             "the memberships of the workers add up"
         );
@@ -125,7 +147,14 @@ impl KvIndex {
             self.blocks_of(worker) == 0,
             "K-1: the index holds no block of a removed worker"
         );
-        while self.workers.last().is_some_and(|last| last.memberships == 0) {
+        if let Some(holdings) = self.workers.get_mut(worker.0 as usize) {
+            holdings.is_partial = false;
+        }
+        while self
+            .workers
+            .last()
+            .is_some_and(|last| last.memberships() == 0 && !last.is_partial)
+        {
             self.workers.pop();
         }
     }
@@ -136,38 +165,43 @@ impl KvIndex {
             workers: self
                 .workers
                 .iter()
-                .filter(|holdings| holdings.memberships > 0)
+                .filter(|holdings| holdings.memberships() > 0)
                 .count(),
             memberships: self.memberships.iter().sum(),
             blocks: self.blocks,
             bytes: self.bytes(),
             refused_stores: self.refused_stores,
+            evicted: self.evicted,
         }
     }
 
-    /// A digest of the blocks a worker holds, to compare two indexes; 0 if the worker holds nothing.
-    ///
-    /// The digest depends on the (tier, hash) pairs alone, not on their order. Takes time in proportion to the blocks
-    /// that the worker holds.
-    pub fn digest(&self, worker: WorkerSlot) -> u64 {
-        let Some(holdings) = self.workers.get(worker.0 as usize) else {
-            return 0;
-        };
-        let strands = holdings
-            .strands
-            .iter()
-            .map(|&strand| &self.strands[strand as usize]);
-        strands
-            .flat_map(|strand| CacheTier::ALL.map(|tier| (tier, strand.blocks_of(worker, tier))))
-            .flat_map(|(tier, blocks)| blocks.map(move |block| digest_of(tier, block)))
-            .fold(0, u64::wrapping_add)
+    /// The digest of the (tier, hash) pairs that a worker holds, to compare with another index or with the worker. It is
+    /// kept up to date by each change, and so costs nothing here.
+    pub fn digest(&self, worker: WorkerSlot) -> KvDigest {
+        self.workers
+            .get(worker.0 as usize)
+            .map_or_else(KvDigest::default, |holdings| holdings.held)
     }
 
     /// Number of blocks a worker holds. A block on two tiers counts twice.
     pub fn blocks_of(&self, worker: WorkerSlot) -> usize {
         self.workers
             .get(worker.0 as usize)
-            .map_or(0, |holdings| holdings.memberships)
+            .map_or(0, Holdings::memberships)
+    }
+
+    /// Whether the index lacks blocks that events stored for the worker since it was last removed or cleared: they were
+    /// refused, or evicted.
+    pub fn is_partial(&self, worker: WorkerSlot) -> bool {
+        self.workers
+            .get(worker.0 as usize)
+            // Without room for its holdings, the index holds nothing of the worker.
+            .map_or(self.refused_stores > 0, |holdings| holdings.is_partial)
+    }
+
+    /// The time of the strands' last uses.
+    pub(crate) fn clock(&self) -> u32 {
+        self.clock
     }
 
     /// A number greater than the slot of every worker that holds a block.
@@ -192,15 +226,4 @@ impl KvIndex {
     pub(crate) fn strand(&self, place: Place) -> &Strand {
         &self.strands[place.strand()]
     }
-}
-
-/// Spreads a membership over 64 bits, so that different sets have different sums. The finalizer of SplitMix64 (Steele,
-/// Lea and Flood 2014).
-fn digest_of(tier: CacheTier, block: SequenceHash) -> u64 {
-    let mut mixed = block
-        .0
-        .wrapping_add((tier.index() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ mixed >> 31
 }

@@ -9,8 +9,8 @@
 //!   prompt on, without a hole. Events may store and remove blocks in any order.
 //! - Repeated stores, and removals of unknown blocks, change nothing.
 //! - After [`KvIndex::remove_worker`] the index holds no block of that worker.
-//! - Memory stays under the bound given to [`KvIndex::new`]. Stores past the bound are refused, counted and not
-//!   credited.
+//! - Memory stays under the bound given to [`KvIndex::new`]. Near the bound, new blocks displace those that no lookup and no
+//!   store has used for longest, which are counted and no longer credited. `index/eviction.rs` says which.
 //!
 //! The index has no clock and does no I/O. The caller applies the events of each worker in order.
 //!

@@ -64,6 +64,7 @@ impl KvIndex {
         let mut depth = 0;
         while let Some(place) = blocks.get(depth).and_then(|&block| self.find(block)) {
             let strand = self.strand(place);
+            strand.touch_in_lookup(self.clock());
             let run = strand.run_after(place.offset(), &blocks[depth..]);
             for (held, holders) in strand.holders(place.offset()..place.offset() + run) {
                 let mut any_left = false;

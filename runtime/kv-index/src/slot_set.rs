@@ -34,6 +34,28 @@ impl SlotSet {
         matches!(self, Self::Word { index, bits } if *index as usize == place && *bits == bit)
     }
 
+    /// The slot of a set that has exactly one.
+    pub(crate) fn single(&self) -> Option<WorkerSlot> {
+        match self {
+            Self::Word { index, bits } if bits.is_power_of_two() => {
+                Some(WorkerSlot(index * 64 + bits.trailing_zeros()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The slots in ascending order.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = WorkerSlot> {
+        (0..self.words()).flat_map(|index| {
+            let mut bits = self.word(index);
+            std::iter::from_fn(move || {
+                let bit = (bits != 0).then(|| bits.trailing_zeros())?;
+                bits &= bits - 1;
+                Some(WorkerSlot(index as u32 * 64 + bit))
+            })
+        })
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::Word { bits: 0, .. })
     }
@@ -189,6 +211,9 @@ mod tests {
             }
             prop_assert_eq!(&set, &fresh);
             prop_assert_eq!(set.is_empty(), model.is_empty());
+            let slots: Vec<u32> = set.slots().map(|slot| slot.0).collect();
+            prop_assert_eq!(&slots, &model.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(set.single(), if let [slot] = slots[..] { Some(WorkerSlot(slot)) } else { None });
             let listed: Vec<u32> = (0..4300).filter(|&slot| set.contains(WorkerSlot(slot))).collect();
             prop_assert_eq!(listed, model.into_iter().collect::<Vec<_>>());
         }

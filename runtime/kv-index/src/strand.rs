@@ -4,7 +4,11 @@
 //! visits to the map. So a strand may lose blocks from its middle, and it may contain unheld blocks, which no worker
 //! holds, until it is compacted.
 
-use std::ops::Range;
+use std::{
+    collections::BTreeSet,
+    ops::Range,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
 
 use signalbox_protocol::{CacheTier, SequenceHash};
 
@@ -21,12 +25,18 @@ pub(crate) const MAX_STRAND_BLOCKS: usize = 256;
 /// Hashes compared without a branch: two cache lines.
 const COMPARED_AT_ONCE: usize = 16;
 
+/// How much too old a strand may seem that a lookup has used, in ticks of the index's clock. An index that is full has
+/// far more events than this.
+const LOOKUP_PRECISION: u32 = 64;
+
 /// Up to [`MAX_STRAND_BLOCKS`] blocks and their holders.
 #[derive(Debug, Default)]
 pub(crate) struct Strand {
     hashes: Vec<SequenceHash>,
     /// In order of their starts, the first at 0. Neighbours have different holders.
     segments: Vec<Segment>,
+    /// The index's clock when a store or a lookup last used the strand. Lookups, which run side by side, change it too.
+    last_use: AtomicU32,
 }
 
 /// Blocks from `start` to the next segment, all with the same holders.
@@ -41,6 +51,8 @@ struct Segment {
 pub(crate) struct Change {
     /// Memberships added or removed, by [`CacheTier::index`].
     pub(crate) memberships: [usize; 3],
+    /// Sums of the hashes of those, modulo 2^64.
+    pub(crate) sums: [u64; 3],
     /// Blocks that got their first holder or lost their last one.
     pub(crate) blocks: usize,
 }
@@ -105,6 +117,7 @@ impl Strand {
     }
 
     /// The blocks that `worker` holds on `tier`.
+    #[cfg(test)]
     pub(crate) fn blocks_of(
         &self,
         worker: WorkerSlot,
@@ -118,6 +131,37 @@ impl Strand {
                     .is_some_and(|set| set.contains(worker))
             })
             .flat_map(|index| self.hashes[self.span(index)].iter().copied())
+    }
+
+    /// A store uses the strand at this time of the index's clock.
+    pub(crate) fn touch(&self, now: u32) {
+        self.last_use.store(now, Relaxed);
+    }
+
+    /// A lookup uses the strand. Writes only if the last use is some time ago, because each write takes the cache line
+    /// from the lookups of other threads.
+    pub(crate) fn touch_in_lookup(&self, now: u32) {
+        if self.age(now) >= LOOKUP_PRECISION {
+            self.touch(now);
+        }
+    }
+
+    /// The time since the last use. A lookup's use may count as earlier, by less than [`LOOKUP_PRECISION`].
+    pub(crate) fn age(&self, now: u32) -> u32 {
+        now.wrapping_sub(self.last_use.load(Relaxed))
+    }
+
+    /// The worker that alone holds the first blocks of the strand on the device tier.
+    pub(crate) fn single_holder(&self) -> Option<WorkerSlot> {
+        self.segments.first()?.holders.single_on_device()
+    }
+
+    /// All workers that hold a block of the strand.
+    pub(crate) fn workers(&self) -> BTreeSet<WorkerSlot> {
+        self.segments
+            .iter()
+            .flat_map(|segment| segment.holders.workers())
+            .collect()
     }
 
     pub(crate) fn hashes(&self) -> &[SequenceHash] {
@@ -233,6 +277,7 @@ impl Strand {
         }
         let mut change = Change::default();
         change.memberships[tier.index()] = range.len();
+        change.sums[tier.index()] = sum_of(&self.hashes[range.clone()]);
         if before.is_empty() != here.is_empty() {
             change.blocks = range.len();
         }
@@ -355,11 +400,15 @@ impl Strand {
     ) -> Change {
         let mut total = Change::default();
         for index in segments {
-            let blocks = self.span(index).len();
+            let span = self.span(index);
+            let blocks = span.len();
             let holders = &mut self.segments[index].holders;
             let was_unheld = holders.is_empty();
-            for (sum, flipped) in total.memberships.iter_mut().zip(change(holders)) {
-                *sum += if flipped { blocks } else { 0 };
+            for (tier, flipped) in change(holders).into_iter().enumerate() {
+                if flipped {
+                    total.memberships[tier] += blocks;
+                    total.sums[tier] = total.sums[tier].wrapping_add(sum_of(&self.hashes[span.clone()]));
+                }
             }
             total.blocks += if was_unheld != holders.is_empty() {
                 blocks
@@ -379,4 +428,9 @@ impl Strand {
             }
         }
     }
+}
+
+/// The sum of hashes, modulo 2^64. One pass that the compiler turns into vector instructions.
+pub(crate) fn sum_of(blocks: &[SequenceHash]) -> u64 {
+    blocks.iter().fold(0, |sum, block| sum.wrapping_add(block.0))
 }

@@ -22,8 +22,8 @@ pub(crate) struct Strands {
 
 impl Strands {
     /// Allocates an empty strand and returns its number. A caller that adds no block must
-    /// [give it back](Self::give_back).
-    pub(crate) fn allocate(&mut self) -> usize {
+    /// [give it back](Self::give_back). `room` is the memory that may be taken.
+    pub(crate) fn allocate(&mut self, room: usize) -> usize {
         if self.reusable > 0
             && let Some(id) = self.retired.pop_front()
         {
@@ -32,7 +32,7 @@ impl Strands {
             return id as usize;
         }
         if self.all.len() == self.all.capacity() {
-            self.all.reserve_exact(self.growth());
+            self.all.reserve_exact(self.growth(room));
             // Reserved here, because a removal that retires strands must not take memory.
             let capacity = self.all.capacity();
             self.retired.reserve_exact(capacity - self.retired.len());
@@ -92,18 +92,25 @@ impl Strands {
     }
 
     /// The most memory that [`allocate`](Self::allocate) can take.
-    pub(crate) fn allocation_bytes(&self) -> usize {
+    pub(crate) fn allocation_bytes(&self, room: usize) -> usize {
         if self.reusable > 0 || self.all.len() < self.all.capacity() {
             return 0;
         }
-        let grown = self.growth();
+        let grown = self.growth(room);
         grown * (size_of::<Strand>() + size_of::<u32>()) + grown.div_ceil(64) * size_of::<u64>()
     }
 
     /// The number of strands to reserve: an eighth of those present. Allocators mostly extend large allocations in place,
-    /// so small steps are cheap and waste less memory.
-    fn growth(&self) -> usize {
-        (self.all.len() / 8).max(64)
+    /// so small steps are cheap and waste less memory. In an index that is nearly full, as many as an eighth of the room
+    /// holds: blocks need room too.
+    fn growth(&self, room: usize) -> usize {
+        (self.all.len() / 8).min(room / 8 / size_of::<Strand>()).max(64)
+    }
+
+    /// A strand of an arbitrary number, for each `number` another one; `None` if it is retired.
+    pub(crate) fn sample(&self, number: u64) -> Option<usize> {
+        let id = ((u128::from(number) * self.all.len() as u128) >> 64) as usize;
+        (id < self.all.len() && !self.is_retired()(id)).then_some(id)
     }
 
     /// The numbers that the next strands may get.
@@ -140,10 +147,11 @@ mod tests {
 
     #[test]
     fn allocating_takes_no_more_memory_than_announced() {
+        const ROOM: usize = 100_000;
         let (mut strands, mut in_use) = (Strands::default(), Vec::new());
         for number in 0..5_000 {
-            let (before, announced) = (strands.bytes(), strands.allocation_bytes());
-            let id = strands.allocate();
+            let (before, announced) = (strands.bytes(), strands.allocation_bytes(ROOM));
+            let id = strands.allocate(ROOM);
             let grown = strands.bytes() - before;
             assert!(
                 grown <= announced,

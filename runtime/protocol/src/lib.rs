@@ -23,6 +23,7 @@ mod endpoint;
 mod error;
 mod generate;
 mod ids;
+mod kv_digest;
 mod kv_event;
 mod load;
 mod lora_adapter;
@@ -40,6 +41,7 @@ pub use generate::{
     AnswerFormat, Continuation, FinishReason, GenerateRequest, SamplingParams, StreamSummary,
 };
 pub use ids::{InvalidWorkerId, MAX_NAME_LEN, RequestId, WorkerEpoch, WorkerId, is_name, name_hash};
+pub use kv_digest::KvDigest;
 pub use kv_event::{CacheTier, KvEvent, KvEventBatch, KvSnapshot};
 pub use load::{LoadReport, ReplicaLoad, WorkerReport};
 pub use lora_adapter::LoraAdapter;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{LoraAdapter, Parity};
+use crate::{KvDigest, LoraAdapter, Parity};
 
 /// The load of a worker, by its own count. A router counts its own requests separately.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,10 @@ pub struct WorkerReport {
     /// events, whichever transport carries them.
     #[serde(default)]
     pub next_kv_batch: u64,
+    /// What the worker holds by the batches before `next_kv_batch`, so that a router finds blocks that it credits the worker
+    /// with and the worker does not hold. `None`: the worker does not state it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_digest: Option<KvDigest>,
     /// How exact the routers' knowledge of the worker's KV cache is.
     #[serde(default)]
     pub parity: Parity,

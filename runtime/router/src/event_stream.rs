@@ -4,7 +4,8 @@
 //! fetches from the worker over the request plane, and applies every later batch in order (K-2). When a batch is
 //! missing, it drops all credit of the worker and fetches a new snapshot: a credit is exact or absent, never stale.
 //! It works with any event plane, and does not depend on the plane to report a loss: the worker reports its own position
-//! over the request plane, and a stream that stands still short of that position is rebuilt too.
+//! over the request plane, and a stream that stands still short of that position is rebuilt too. So is one that is ahead
+//! of it, and one whose credit is not what the worker reports to hold. A resync that follows another one closely waits.
 //!
 //! Batches arrive on the plane by `Reader::receive` of the event plane (over NATS) or by `feed_events` in
 //! `worker_session.rs` (over the request plane). The subscription that `EventStream::follow` opens brings them here.
@@ -17,15 +18,17 @@ use actix::prelude::*;
 use futures_util::stream;
 use signalbox_event_plane::{Delivery, EventPlane, decode_snapshot};
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
-use signalbox_protocol::{Call, KvEvent, KvSnapshot, PlaneState, WorkerCard, WorkerEpoch};
+use signalbox_protocol::{
+    Call, KvDigest, KvEvent, KvSnapshot, PlaneState, WorkerCard, WorkerEpoch, WorkerId,
+};
 use signalbox_request_plane::LinkHandle;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::{
     fetch::fetch,
     load::{EventState, LoadTable},
 };
-use state::{Action, Resync, StreamState};
+use state::{Action, Credit, Resync, ResyncReason, StreamState};
 
 mod state;
 
@@ -70,6 +73,14 @@ struct StreamDelivery {
 #[rtype(result = "()")]
 pub(crate) struct StopFollowing;
 
+/// The worker reports what it holds by the batches before `next_batch`. One that is lost is followed by another.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct KvReport {
+    pub(crate) next_batch: u64,
+    pub(crate) digest: KvDigest,
+}
+
 impl EventStream {
     pub(crate) fn new(config: EventStreamConfig) -> Self {
         Self {
@@ -96,9 +107,13 @@ impl EventStream {
     fn perform(&mut self, ctx: &mut Context<Self>, action: Action<'_>) {
         let worker = &self.config.card.id;
         match action {
-            Action::Resync { resync, reason } => {
-                debug!(worker.id = %worker, %reason, "the worker's KV index is rebuilt from a snapshot");
-                metrics::counter!("signalbox_kv_resyncs_total").increment(1);
+            Action::Resync {
+                resync,
+                reason,
+                delay,
+            } => {
+                log_resync(worker, reason, delay);
+                metrics::counter!("signalbox_kv_resyncs_total", "reason" => reason.label()).increment(1);
                 if let Some(subscription) = self.subscription.take() {
                     ctx.cancel_future(subscription);
                 }
@@ -106,7 +121,12 @@ impl EventStream {
                     .load
                     .set_event_state(self.config.slot, EventState::Resyncing);
                 self.change_index(SharedKvIndex::remove_worker);
-                self.fetch_snapshot(ctx, resync);
+                if delay.is_zero() {
+                    return self.fetch_snapshot(ctx, resync);
+                }
+                ctx.run_later(delay, move |actor, ctx| {
+                    actor.handle_fact(ctx, |state| state.on_retry(resync));
+                });
             }
             Action::FetchSnapshot { resync } => self.fetch_snapshot(ctx, resync),
             Action::RetryAfter {
@@ -120,7 +140,10 @@ impl EventStream {
                 });
             }
             Action::Follow { resync, stored, next } => self.follow(ctx, resync, stored, next),
-            Action::Apply(events) => self.change_index(|index, slot| index.apply_all(slot, events)),
+            Action::Apply(events) => {
+                self.change_index(|index, slot| index.apply_all(slot, events));
+                self.report_credit(ctx);
+            }
             // The roster starts a stream for the later incarnation as soon as discovery reports it.
             Action::LogLaterEpoch(epoch) => {
                 info!(worker.id = %worker, %epoch, "the KV events of a later incarnation are ignored until discovery lists it");
@@ -164,6 +187,17 @@ impl EventStream {
             }
         });
         self.subscription = Some(ctx.add_stream(deliveries));
+        self.report_credit(ctx);
+    }
+
+    /// Gives the state what the index holds now.
+    fn report_credit(&mut self, ctx: &mut Context<Self>) {
+        let slot = self.config.slot;
+        let credit = self.config.index.read(|index| Credit {
+            digest: index.digest(slot),
+            is_partial: index.is_partial(slot),
+        });
+        self.handle_fact(ctx, |state| state.on_applied(credit));
     }
 
     /// Changes the index for the worker, and updates the block count that decisions read.
@@ -173,6 +207,20 @@ impl EventStream {
         } = &self.config;
         change(index, *slot);
         load.refresh_indexed_blocks(*slot, index);
+    }
+}
+
+/// One line for each resync but the first. They are bounded by their back-off.
+fn log_resync(worker: &WorkerId, reason: ResyncReason, delay: Duration) {
+    if reason == ResyncReason::Start {
+        debug!(worker.id = %worker, "the worker's KV index is built from a snapshot");
+    } else if delay.is_zero() {
+        info!(worker.id = %worker, %reason, "the worker's KV index is rebuilt from a snapshot");
+    } else {
+        warn!(
+            worker.id = %worker, %reason, snapshot_in = ?delay,
+            "the worker's KV index is rebuilt again; it is credited with nothing until then"
+        );
     }
 }
 
@@ -207,6 +255,14 @@ impl StreamHandler<StreamDelivery> for EventStream {
 
     /// The subscription ended; the actor runs until the roster stops it.
     fn finished(&mut self, _: &mut Self::Context) {}
+}
+
+impl Handler<KvReport> for EventStream {
+    type Result = ();
+
+    fn handle(&mut self, KvReport { next_batch, digest }: KvReport, ctx: &mut Self::Context) {
+        self.handle_fact(ctx, |state| state.on_report(next_batch, digest));
+    }
 }
 
 impl Handler<StopFollowing> for EventStream {

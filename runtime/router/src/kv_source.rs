@@ -7,11 +7,11 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use signalbox_protocol::{Parity, ParityState};
+use signalbox_protocol::{KvDigest, Parity, ParityState};
 use tracing::{debug, info, info_span, warn};
 
 use crate::{
-    event_stream::{EventStream, EventStreamConfig, StopFollowing},
+    event_stream::{EventStream, EventStreamConfig, KvReport, StopFollowing},
     load::EventState,
     parity::{ParityMetrics, ParityTable, Verdict},
     supervisor::ActorHandle,
@@ -69,6 +69,14 @@ impl KvSource {
         self.log(change.from);
         if self.verdict.is_learned() != was_learned {
             self.follow_verdict();
+        }
+    }
+
+    /// The worker reports what its KV cache holds.
+    pub(crate) fn report_held(&self, next_batch: u64, digest: KvDigest) {
+        if let Some(stream) = &self.stream {
+            // A full mailbox has an earlier report, and another one follows.
+            let _ = stream.actor.address().try_send(KvReport { next_batch, digest });
         }
     }
 

@@ -37,6 +37,7 @@ mod continuation;
 mod decide;
 mod event_stream;
 mod fetch;
+mod index_figures;
 mod kv_source;
 mod latency;
 mod links;

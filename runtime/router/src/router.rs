@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::{
     block_learner::{self, BlockLearnerHandle},
     continuation::KeptBytes,
+    index_figures,
     latency::{self, LatencyTable, MeasuredLatency},
     load::{EventState, LoadTable},
     parity::{self, ParityTable},
@@ -161,6 +162,8 @@ pub struct IndexView {
     pub bytes: usize,
     /// Blocks that the index refused because of its bounds, since the start.
     pub refused_stores: u64,
+    /// Memberships that were evicted to make room for newer ones, since the start.
+    pub evicted: u64,
     /// Every present worker, by name.
     pub workers: Vec<IndexedWorkerView>,
 }
@@ -176,6 +179,8 @@ pub struct IndexedWorkerView {
     pub blocks: usize,
     /// Digest of those blocks and their tiers. Routers with the same digest credit the worker with the same blocks.
     pub digest: u64,
+    /// Whether the index lacks blocks of the worker, because it was full.
+    pub is_partial: bool,
     /// The state of the worker's KV event stream.
     pub events: EventState,
 }
@@ -326,14 +331,15 @@ impl Router {
     pub fn index_view(&self) -> IndexView {
         let view = self.view.load();
         let worker = |worker: &WorkerEntry| {
-            let (blocks, digest) = self
+            let (held, is_partial) = self
                 .index
-                .read(|index| (index.blocks_of(worker.slot), index.digest(worker.slot)));
+                .read(|index| (index.digest(worker.slot), index.is_partial(worker.slot)));
             IndexedWorkerView {
                 id: worker.card.id.clone(),
                 epoch: worker.card.epoch,
-                blocks,
-                digest,
+                blocks: held.blocks as usize,
+                digest: held.sum,
+                is_partial,
                 events: self.load.event_state(worker.slot),
             }
         };
@@ -344,6 +350,7 @@ impl Router {
             blocks: stats.blocks,
             bytes: stats.bytes,
             refused_stores: stats.refused_stores,
+            evicted: stats.evicted,
             workers,
         }
     }
@@ -370,6 +377,7 @@ fn describe_metrics() {
     parity::describe_metrics();
     latency::describe_metrics();
     block_learner::describe_metrics();
+    index_figures::describe_metrics();
     describe_gauge!("signalbox_workers", "Workers that are present");
     describe_gauge!(
         "signalbox_workers_refused",
@@ -381,7 +389,7 @@ fn describe_metrics() {
     );
     describe_counter!(
         "signalbox_kv_resyncs_total",
-        "Times a worker's KV index was rebuilt from a snapshot, its first one included"
+        "Times a worker's KV index was built from a snapshot, by reason: start is its first one"
     );
     describe_gauge!(
         "signalbox_replicas",

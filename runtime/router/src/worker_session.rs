@@ -151,6 +151,9 @@ impl Reports {
     fn receive(&self, mut report: WorkerReport, shared: &SessionContext) {
         shared.load.report(self.slot, &report);
         self.source.borrow_mut().report(&report.parity);
+        if let Some(digest) = report.kv_digest {
+            self.source.borrow().report_held(report.next_kv_batch, digest);
+        }
         // The figures are this router's own. A report is only the moment to export them.
         self.latency_gauges.set(shared.latency.get(self.slot));
         let is_first = !self.reported.replace(true);

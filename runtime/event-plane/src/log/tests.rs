@@ -213,3 +213,92 @@ fn blocks_beyond_the_bound_are_not_published() {
     let (accepted, refused) = mirror.apply_all(vec![KvEvent::Cleared, stored(DEVICE, None, [9])]);
     assert_eq!((accepted.len(), refused), (2, 0));
 }
+
+/// The (tier, block) pairs that events leave.
+fn held<'a>(events: impl IntoIterator<Item = &'a KvEvent>) -> HashSet<(CacheTier, SequenceHash)> {
+    let mut held = HashSet::new();
+    for event in events {
+        match event {
+            KvEvent::Stored { tier, blocks, .. } => held.extend(blocks.iter().map(|block| (*tier, *block))),
+            KvEvent::Removed { tier, blocks } => {
+                blocks.iter().for_each(|block| _ = held.remove(&(*tier, *block)))
+            }
+            KvEvent::Cleared => held.clear(),
+        }
+    }
+    held
+}
+
+fn digest_of(held: &HashSet<(CacheTier, SequenceHash)>) -> KvDigest {
+    let mut digest = KvDigest::default();
+    held.iter().for_each(|&(tier, block)| digest.add(tier, block));
+    digest
+}
+
+#[test]
+fn the_position_has_the_digest_of_what_is_held() {
+    let log = EventLog::new(EPOCH);
+    let steps = [
+        vec![stored(DEVICE, None, 1..=9), stored(HOST, None, 3..=5)],
+        // Again, and removals of what is not held.
+        vec![
+            stored(DEVICE, None, 4..=12),
+            removed(HOST, 1..=4),
+            removed(DEVICE, [77]),
+        ],
+        vec![KvEvent::Cleared, stored(HOST, None, [5])],
+    ];
+    let mut events = Vec::new();
+    for step in steps {
+        events.extend(step.clone());
+        log.publish(step);
+        assert_eq!(log.position().held, digest_of(&held(&events)));
+    }
+}
+
+/// Snapshots that are taken beside an engine hold exactly the batches before their next one.
+#[test]
+fn a_snapshot_beside_an_engine_is_of_one_moment() {
+    const STEPS: u64 = 3_000;
+    let log = EventLog::new(EPOCH);
+    let spread = |block: u64| block.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    log.publish(vec![stored(DEVICE, None, (0..20_000).map(spread))]);
+    let mut reader = log.read(Some((EPOCH, 0))).unwrap();
+    let snapshots: Vec<_> = std::thread::scope(|scope| {
+        let taking = [0, 1].map(|_| {
+            scope.spawn(|| {
+                let mut taken = Vec::new();
+                while log.position().next_sequence < STEPS {
+                    taken.push(log.snapshot());
+                }
+                taken
+            })
+        });
+        for step in 0..STEPS {
+            let place = step * 37 % 20_000;
+            let mut events = vec![
+                removed(DEVICE, (place..place + 5).map(spread)),
+                stored(HOST, None, (step..step + 3).map(spread)),
+            ];
+            if step % 3 == 0 {
+                events.push(stored(DEVICE, None, (place..place + 2).map(spread)));
+            }
+            log.publish(events);
+        }
+        taking
+            .into_iter()
+            .flat_map(|taking| taking.join().unwrap())
+            .collect()
+    });
+    let mut batches = Vec::new();
+    while let Some(Ok(bytes)) = futures_util::FutureExt::now_or_never(reader.next()) {
+        batches.push(decode_batch(&bytes).unwrap().events);
+    }
+    let mut beside = 0;
+    for snapshot in snapshots.iter().step_by((snapshots.len() / 50).max(1)) {
+        let before = &batches[..snapshot.next_sequence as usize];
+        assert_eq!(held(&snapshot.stored), held(before.iter().flatten()));
+        beside += usize::from((2..STEPS).contains(&snapshot.next_sequence));
+    }
+    assert!(beside > 0, "some snapshots were taken between two steps");
+}

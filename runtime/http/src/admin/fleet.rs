@@ -63,6 +63,7 @@ fn index_json(index: &IndexView) -> Value {
         "blocks": index.blocks,
         "bytes": index.bytes,
         "refused_stores": index.refused_stores,
+        "evicted": index.evicted,
         "workers": workers,
     })
 }
@@ -72,6 +73,7 @@ fn indexed_worker_json(worker: &IndexedWorkerView) -> (String, Value) {
         "epoch": worker.epoch,
         "blocks": worker.blocks,
         "digest": format!("{:016x}", worker.digest),
+        "partial": worker.is_partial,
         "events": event_state_name(worker.events),
     });
     (worker.id.to_string(), figures)
@@ -124,6 +126,7 @@ mod tests {
             epoch: WorkerEpoch(7),
             blocks: 3,
             digest: 0xab,
+            is_partial: true,
             events: EventState::Following,
         };
         let index = IndexView {
@@ -131,12 +134,13 @@ mod tests {
             blocks: 4,
             bytes: 1_024,
             refused_stores: 2,
+            evicted: 6,
             workers: vec![worker],
         };
         let expected = json!({
-            "memberships": 5, "blocks": 4, "bytes": 1024, "refused_stores": 2,
+            "memberships": 5, "blocks": 4, "bytes": 1024, "refused_stores": 2, "evicted": 6,
             "workers": {
-                "worker-0": {"epoch": 7, "blocks": 3, "digest": "00000000000000ab", "events": "following"},
+                "worker-0": {"epoch": 7, "blocks": 3, "digest": "00000000000000ab", "partial": true, "events": "following"},
             },
         });
         assert_eq!(index_json(&index), expected);

@@ -1,12 +1,12 @@
 //! Accounting: memberships, the strands of each worker, and memory against its bound.
 
 use hashbrown::HashSet;
-use signalbox_protocol::CacheTier;
+use signalbox_protocol::{CacheTier, SequenceHash};
 
 use super::{Holdings, KvIndex};
 use crate::{
     ALLOCATION_OVERHEAD, WorkerSlot,
-    strand::{Change, Strand},
+    strand::{Change, Strand, sum_of},
 };
 
 /// A worker's set of strands shrinks if less than one part in this many is used.
@@ -26,31 +26,37 @@ impl KvIndex {
 
     pub(super) fn count_added(&mut self, worker: WorkerSlot, change: Change) {
         self.blocks += change.blocks;
-        for (total, added) in self.memberships.iter_mut().zip(change.memberships) {
-            *total += added;
+        let held = &mut self.workers[worker.0 as usize].held;
+        for tier in CacheTier::ALL {
+            let (added, sum) = (change.memberships[tier.index()], change.sums[tier.index()]);
+            self.memberships[tier.index()] += added;
+            held.add_sum(tier, added as u64, sum);
         }
-        self.workers[worker.0 as usize].memberships += change.memberships.iter().sum::<usize>();
     }
 
-    /// Counts `blocks` new blocks, of which `worker` is the first holder.
-    pub(super) fn count_appended(&mut self, worker: WorkerSlot, tier: CacheTier, blocks: usize) {
-        self.blocks += blocks;
-        self.memberships[tier.index()] += blocks;
-        self.workers[worker.0 as usize].memberships += blocks;
+    /// Counts new blocks, of which `worker` is the first holder.
+    pub(super) fn count_appended(&mut self, worker: WorkerSlot, tier: CacheTier, blocks: &[SequenceHash]) {
+        self.blocks += blocks.len();
+        self.memberships[tier.index()] += blocks.len();
+        let held = &mut self.workers[worker.0 as usize].held;
+        held.add_sum(tier, blocks.len() as u64, sum_of(blocks));
     }
 
     pub(super) fn count_removed(&mut self, worker: WorkerSlot, change: Change) {
         self.blocks -= change.blocks;
-        for (total, removed) in self.memberships.iter_mut().zip(change.memberships) {
-            *total -= removed;
+        let held = &mut self.workers[worker.0 as usize].held;
+        for tier in CacheTier::ALL {
+            let (removed, sum) = (change.memberships[tier.index()], change.sums[tier.index()]);
+            self.memberships[tier.index()] -= removed;
+            held.subtract_sum(tier, removed as u64, sum);
         }
-        self.workers[worker.0 as usize].memberships -= change.memberships.iter().sum::<usize>();
     }
 
     /// Adds the strand to the strands of `worker`, which holds a block of it.
     pub(super) fn list_strand(&mut self, worker: WorkerSlot, id: usize) {
         let listed = &mut self.workers[worker.0 as usize].strands;
         let before = set_bytes(listed);
+        self.holding += usize::from(listed.is_empty());
         listed.insert(id as u32);
         self.worker_bytes = self.worker_bytes + set_bytes(listed) - before;
     }
@@ -58,7 +64,8 @@ impl KvIndex {
     pub(super) fn unlist_strand(&mut self, worker: WorkerSlot, id: usize) {
         let listed = &mut self.workers[worker.0 as usize].strands;
         let before = set_bytes(listed);
-        listed.remove(&(id as u32));
+        let was_listed = listed.remove(&(id as u32));
+        self.holding -= usize::from(was_listed && listed.is_empty());
         if listed.len() * SPARSE < listed.capacity() {
             listed.shrink_to(listed.len() * 2);
         }
@@ -67,6 +74,11 @@ impl KvIndex {
 
     pub(super) fn has_room(&self, growth: usize) -> bool {
         self.bytes() + growth <= self.max_bytes
+    }
+
+    /// The memory that is left below the bound.
+    pub(super) fn room(&self) -> usize {
+        self.max_bytes.saturating_sub(self.bytes())
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -16,6 +16,10 @@ use crate::{
 /// few enough to stay in its nearest cache.
 const APPENDED_AT_ONCE: usize = 32;
 
+/// How often a store evicts once more after a step that found no room. The room that is kept free mostly suffices; a shard
+/// of the place map that doubles takes a hundredth of the index.
+const MAX_RETRIES: usize = 16;
+
 impl KvIndex {
     pub(super) fn store(
         &mut self,
@@ -24,9 +28,15 @@ impl KvIndex {
         parent: Option<SequenceHash>,
         blocks: &[SequenceHash],
     ) {
+        self.clock = self.clock.wrapping_add(1);
         let mut previous = parent.and_then(|parent| self.find_parent(worker, parent));
+        if let Some(parent) = previous {
+            self.strand(parent).touch(self.clock);
+        }
         let mut rest = blocks;
+        let mut retries = 0;
         while !rest.is_empty() {
+            self.evict_if_nearly_full();
             let stored = if !self.admits(worker) {
                 None
             } else if let Some(place) = self.find_after(previous, rest) {
@@ -35,7 +45,11 @@ impl KvIndex {
                 self.append(worker, tier, previous, rest)
             };
             let Some((last, stored)) = stored else {
-                self.refused_stores += rest.len() as u64;
+                if retries < MAX_RETRIES && self.evict() {
+                    retries += 1;
+                    continue;
+                }
+                self.refuse(worker, rest.len());
                 break;
             };
             previous = Some(last);
@@ -100,6 +114,7 @@ impl KvIndex {
         }
         let range = place.offset()..place.offset() + run;
         let listed = strand.holds(worker);
+        strand.touch(self.clock);
         let change = self.change_strand(id, |strand| strand.set(range, worker, tier, true));
         self.count_added(worker, change);
         if !listed {
@@ -120,14 +135,16 @@ impl KvIndex {
         blocks: &[SequenceHash],
     ) -> Option<(Place, usize)> {
         let listing = self.listing_bytes(worker);
-        if !self.has_room(self.strands.allocation_bytes() + listing) {
+        let room = self.room();
+        if self.strands.allocation_bytes(room) + listing > room {
             return None;
         }
         let continued = previous.filter(|previous| {
             let strand = self.strand(*previous);
             previous.offset() + 1 == strand.len() && !strand.is_full()
         });
-        let id = continued.map_or_else(|| self.strands.allocate(), Place::strand);
+        let id = continued.map_or_else(|| self.strands.allocate(room), Place::strand);
+        self.strands[id].touch(self.clock);
         let mut continues = self.strands[id].ends_with_only(worker, tier);
         let listed = continues || self.strands[id].holds(worker);
         let start = self.strands[id].len();
@@ -159,7 +176,7 @@ impl KvIndex {
             }
             return known.and_then(|place| self.join_holders(worker, tier, place, blocks));
         }
-        self.count_appended(worker, tier, pushed);
+        self.count_appended(worker, tier, &blocks[..pushed]);
         if !listed {
             self.list_strand(worker, id);
         }
@@ -232,8 +249,10 @@ impl KvIndex {
         if change == Change::default() {
             return;
         }
-        self.refused_stores += dropped as u64;
         self.count_removed(worker, change);
+        if dropped > 0 {
+            self.refuse(worker, dropped);
+        }
         if !self.strands[id].holds(worker) {
             self.unlist_strand(worker, id);
         }

@@ -1,8 +1,11 @@
 use std::collections::BTreeSet;
 
+use signalbox_protocol::CacheTier;
+
 use super::{accounting::set_bytes, *};
 use crate::{OverlapScores, strand::MAX_STRAND_BLOCKS};
 
+mod full;
 mod model;
 
 const ROOMY: usize = 64 << 20;
@@ -95,7 +98,7 @@ fn a_removed_or_cleared_worker_holds_no_block() {
             index.blocks_of(WorkerSlot(0)),
             index.digest(WorkerSlot(0))
         ),
-        ([0; 3], 0, 0)
+        ([0; 3], 0, KvDigest::default())
     );
     assert_eq!((overlap(&index, 1), index.stats().blocks), ([5, 0, 0], 5));
     index.apply(WorkerSlot(1), &KvEvent::Cleared);
@@ -260,6 +263,21 @@ fn check_state(index: &KvIndex) {
         }
     }
     assert_eq!(blocks, index.stats().blocks);
+    for (slot, holdings) in index.workers.iter().enumerate() {
+        let mut held = KvDigest::default();
+        for &id in &holdings.strands {
+            for tier in CacheTier::ALL {
+                let blocks = index.strands[id as usize].blocks_of(WorkerSlot(slot as u32), tier);
+                blocks.for_each(|block| held.add(tier, block));
+            }
+        }
+        assert_eq!(held, holdings.held, "worker {slot}");
+    }
+    let holding = index
+        .workers
+        .iter()
+        .filter(|holdings| !holdings.strands.is_empty());
+    assert_eq!(index.holding, holding.count());
     index.strands.check();
     let places: BTreeSet<_> = index.places.places().map(Place::strand).collect();
     assert!(places.iter().all(|&id| id < index.strands.len()));

@@ -28,6 +28,19 @@ impl Holders {
         }
     }
 
+    /// The workers that hold the block on any tier. A worker that holds it on two tiers comes twice.
+    pub(super) fn workers(&self) -> impl Iterator<Item = WorkerSlot> {
+        CacheTier::ALL
+            .into_iter()
+            .filter_map(|tier| self.on(tier))
+            .flat_map(SlotSet::slots)
+    }
+
+    /// The worker that alone holds the block on the device tier.
+    pub(super) fn single_on_device(&self) -> Option<WorkerSlot> {
+        self.device.single()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.device.is_empty() && self.lower.is_none()
     }

@@ -198,3 +198,26 @@ async fn a_worker_without_events_is_learned_from_the_start_and_asked_for_nothing
     rig.source.end();
     assert_eq!(rig.blocks(), 0);
 }
+
+/// Batches that the worker never published are credited until it reports what it holds.
+#[actix_rt::test]
+async fn phantom_blocks_are_gone_after_the_next_report() {
+    let mut rig = Rig::start(true).await;
+    rig.send_snapshot(2, 1).await;
+    rig.publish(1, 50);
+    rig.publish(2, 51);
+    until(|| rig.blocks() == 4).await;
+    let mut held = KvDigest::default();
+    (101..=103).for_each(|block| held.add(CacheTier::Device, SequenceHash(block)));
+    rig.source.report_held(3, held);
+    let responder = rig.snapshot_call().await;
+    assert_eq!(
+        (rig.blocks(), rig.load.event_state(WORKER)),
+        (0, EventState::Resyncing)
+    );
+    answer_snapshot(responder, 3, 3).await;
+    until(|| rig.blocks() == 3).await;
+    rig.source.report_held(3, held);
+    rig.publish(3, 4);
+    until(|| rig.blocks() == 4).await;
+}

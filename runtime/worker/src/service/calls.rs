@@ -99,13 +99,17 @@ impl WorkerService {
         let mut adapters = self.backend.adapters();
         let mut reported_adapters: Option<Arc<[LoraAdapter]>> = None;
         let log = self.log.clone();
+        let mut published = log.published();
         self.tasks.spawn(async move {
             loop {
+                published.borrow_and_update();
+                let position = log.position();
                 let adapters_now = adapters.borrow_and_update().clone();
                 let are_new = reported_adapters.as_ref() != Some(&adapters_now);
                 let report = WorkerReport {
                     load: *load.borrow_and_update(),
-                    next_kv_batch: log.next_sequence(),
+                    next_kv_batch: position.next_sequence,
+                    kv_digest: Some(position.held),
                     parity: parity.borrow_and_update().clone(),
                     adapters: are_new.then(|| adapters_now.to_vec()),
                 };
@@ -123,6 +127,8 @@ impl WorkerService {
                         // A backend whose verdict is final drops the sender, and the load goes on.
                         Ok(()) = parity.changed() => Ok(()),
                         Ok(()) = adapters.changed() => Ok(()),
+                        // The last batch of a step may come after its load.
+                        Ok(()) = published.changed() => Ok(()),
                     }
                 };
                 let changed = tokio::select! {

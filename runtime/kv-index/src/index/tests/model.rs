@@ -44,10 +44,12 @@ impl Model {
         })
     }
 
-    fn digest(&self, worker: u32) -> u64 {
-        let held = self.workers.get(&worker).into_iter().flatten();
-        held.map(|&(tier, block)| digest_of(tier, block))
-            .fold(0, u64::wrapping_add)
+    fn digest(&self, worker: u32) -> KvDigest {
+        let mut digest = KvDigest::default();
+        for &(tier, block) in self.workers.get(&worker).into_iter().flatten() {
+            digest.add(tier, block);
+        }
+        digest
     }
 }
 
@@ -178,6 +180,11 @@ proptest! {
                 }
             }
         }
-        prop_assert!(!missing || index.stats().refused_stores > 0, "what is missing was counted");
+        let stats = index.stats();
+        prop_assert!(!missing || stats.refused_stores + stats.evicted > 0, "what is missing was counted");
+        for (&worker, held) in &model.workers {
+            let (credited, is_partial) = (index.blocks_of(WorkerSlot(worker)), index.is_partial(WorkerSlot(worker)));
+            prop_assert!(credited == held.len() || is_partial, "worker {} lacks blocks and is marked so", worker);
+        }
     }
 }

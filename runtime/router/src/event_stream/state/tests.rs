@@ -35,6 +35,7 @@ fn resyncing() -> (StreamState, Resync) {
         Some(Action::Resync {
             resync,
             reason: ResyncReason::Start,
+            delay: Duration::ZERO,
         }) => (state, resync),
         other => panic!("{other:?}"),
     }
@@ -58,7 +59,7 @@ fn following(next: u64) -> (StreamState, Resync) {
 /// Checks that `action` begins a resync, and returns that resync and its reason.
 fn resync_of(action: Option<Action<'_>>) -> (Resync, ResyncReason) {
     match action {
-        Some(Action::Resync { resync, reason }) => (resync, reason),
+        Some(Action::Resync { resync, reason, .. }) => (resync, reason),
         other => panic!("no resync but {other:?}"),
     }
 }
@@ -257,5 +258,192 @@ fn a_stopped_stream_does_nothing() {
         assert_eq!(state.on_batch(resync, &batch(EPOCH, 9)), None);
         assert_eq!(state.on_skipped(resync), None);
         assert_eq!(state.on_tick(true, 9), None);
+    }
+}
+
+fn delay_of(action: Option<Action<'_>>) -> (Resync, Duration) {
+    match action {
+        Some(Action::Resync { resync, delay, .. }) => (resync, delay),
+        other => panic!("no resync but {other:?}"),
+    }
+}
+
+/// The index after the batches before some position: this many blocks.
+fn credit(blocks: u64) -> Credit {
+    Credit {
+        digest: digest(blocks),
+        is_partial: false,
+    }
+}
+
+fn digest(blocks: u64) -> KvDigest {
+    let mut digest = KvDigest::default();
+    (0..blocks).for_each(|block| digest.add(CacheTier::Device, SequenceHash(block)));
+    digest
+}
+
+#[test]
+fn resyncs_that_follow_each_other_closely_wait_longer_and_longer() {
+    let (mut state, mut resync) = following(3);
+    let mut delays = Vec::new();
+    for _ in 0..12 {
+        let delay;
+        (resync, delay) = delay_of(state.on_batch(resync, &batch(EPOCH, 9)));
+        assert_eq!(state.on_batch(resync, &batch(EPOCH, 12)), None, "it waits");
+        delays.push(delay.as_millis());
+        assert_eq!(state.on_retry(resync), Some(Action::FetchSnapshot { resync }));
+        state.on_snapshot(resync, Ok(&snapshot(EPOCH, 3)));
+    }
+    assert_eq!(
+        delays,
+        [
+            0, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_800, 25_600, 30_000, 30_000
+        ]
+    );
+    for _ in 1..CALM_TICKS {
+        assert_eq!(state.on_tick(true, 3), None);
+    }
+    let (resync, delay) = delay_of(state.on_batch(resync, &batch(EPOCH, 9)));
+    assert_eq!(delay, RESYNC_DELAY_MAX, "not calm for long enough");
+    state.on_snapshot(resync, Ok(&snapshot(EPOCH, 3)));
+    for _ in 0..CALM_TICKS {
+        assert_eq!(state.on_tick(true, 3), None);
+    }
+    assert_eq!(
+        delay_of(state.on_batch(resync, &batch(EPOCH, 9))).1,
+        Duration::ZERO
+    );
+}
+
+#[test]
+fn a_credit_that_differs_from_what_the_worker_holds_is_rebuilt() {
+    let agreeing = (credit(5), digest(5));
+    let missing = Credit {
+        is_partial: true,
+        ..credit(4)
+    };
+    let phantoms = Credit {
+        is_partial: true,
+        ..credit(6)
+    };
+    let other = {
+        let mut other = digest(5);
+        other.sum += 1;
+        other
+    };
+    let cases = [
+        ("they agree", agreeing, false),
+        ("a block too many", (credit(6), digest(5)), true),
+        ("a block too few", (credit(4), digest(5)), true),
+        ("another block", (credit(5), other), true),
+        ("a full index lacks one", (missing, digest(5)), false),
+        ("a full index has one too many", (phantoms, digest(5)), true),
+    ];
+    for (case, (held, reported), differs) in cases {
+        for report_comes_first in [true, false] {
+            let (mut state, resync) = following(3);
+            state.on_batch(resync, &batch(EPOCH, 3));
+            let found = if report_comes_first {
+                assert_eq!(state.on_report(4, reported), None, "{case}");
+                state.on_applied(held)
+            } else {
+                assert_eq!(state.on_applied(held), None, "{case}");
+                state.on_report(4, reported)
+            };
+            assert_eq!(found.is_some(), differs, "{case}");
+            if let Some(action) = found {
+                let (resync, reason) = resync_of(Some(action));
+                assert_eq!(reason.label(), "mismatch");
+                state.on_snapshot(resync, Ok(&snapshot(EPOCH, 4)));
+                assert_eq!(state.on_applied(credit(5)).is_some(), reported == other);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_report_is_compared_at_its_own_position() {
+    let (mut state, resync) = following(0);
+    for sequence in 0..300 {
+        state.on_batch(resync, &batch(EPOCH, sequence));
+        assert_eq!(state.on_applied(credit(sequence + 1)), None);
+    }
+    assert_eq!(state.on_report(250, digest(250)), None, "an earlier position");
+    assert_eq!(state.on_report(400, digest(7)), None, "a later one");
+    assert_eq!(
+        state.on_report(100, digest(7)),
+        None,
+        "one that is not kept any more"
+    );
+    resync_of(state.on_report(251, digest(7)));
+}
+
+/// Another process publishes three batches under the worker's name, behind its last one.
+#[test]
+fn batches_that_the_worker_never_published_are_found_and_ignored_from_then_on() {
+    let (mut state, resync) = following(3);
+    assert_eq!(state.on_report(3, digest(1)), None);
+    for sequence in 3..6 {
+        assert!(matches!(
+            state.on_batch(resync, &batch(EPOCH, sequence)),
+            Some(Action::Apply(_))
+        ));
+        assert_eq!(state.on_applied(credit(9)), None);
+    }
+    for _ in 0..AHEAD_TICKS {
+        assert_eq!(state.on_tick(true, 3), None, "the report may be on its way");
+    }
+    let (resync, reason) = resync_of(state.on_tick(true, 3));
+    assert_eq!(
+        reason,
+        ResyncReason::Ahead {
+            expected: 6,
+            reported: 3
+        }
+    );
+    state.on_snapshot(resync, Ok(&snapshot(EPOCH, 3)));
+    assert_eq!(state.on_applied(credit(1)), None);
+    for sequence in 3..6 {
+        assert_eq!(
+            state.on_batch(resync, &batch(EPOCH, sequence)),
+            None,
+            "the plane still has them"
+        );
+    }
+    for _ in 0..3 * AHEAD_TICKS {
+        assert_eq!(state.on_tick(true, 3), None);
+    }
+    // The worker publishes two batches of its own under numbers that are taken.
+    assert_eq!(state.on_report(5, digest(4)), None);
+    assert_eq!(state.on_tick(true, 5), None);
+    let (resync, reason) = resync_of(state.on_tick(true, 5));
+    assert_eq!(reason.label(), "lag");
+    state.on_snapshot(resync, Ok(&snapshot(EPOCH, 6)));
+    assert!(matches!(
+        state.on_batch(resync, &batch(EPOCH, 6)),
+        Some(Action::Apply(_))
+    ));
+}
+
+#[test]
+fn a_stream_whose_worker_keeps_reporting_is_never_ahead() {
+    let (mut state, resync) = following(0);
+    for step in 0..50 {
+        state.on_report(step * 2, digest(1));
+        for sequence in step * 2..step * 2 + 2 {
+            state.on_batch(resync, &batch(EPOCH, sequence));
+        }
+        assert_eq!(
+            state.on_tick(true, step * 2),
+            None,
+            "two batches ahead of the report"
+        );
+    }
+    let (mut state, resync) = following(0);
+    for sequence in 0..5 {
+        state.on_batch(resync, &batch(EPOCH, sequence));
+    }
+    for _ in 0..50 {
+        assert_eq!(state.on_tick(true, 3), None, "it does not report what it holds");
     }
 }
