@@ -9,6 +9,9 @@
 //! hash_i = XXH3-64(seed = hash_(i-1), tokens of block i as little-endian u32)
 //! ```
 //!
+//! If one of the three has a 0 byte itself, `model 0 lora 0 cache_salt` would not be unique. Then the seed is that of
+//! `"signalbox.block.v1.lengths"`, the three lengths in bytes as decimal numbers, and the three, joined by 0 bytes.
+//!
 //! Routers and workers compute the same hashes from the same tokens, so KV events carry hashes and never tokens.
 
 use std::fmt;
@@ -38,7 +41,22 @@ impl BlockHasher {
     /// `block_size` is in tokens and at least 1. `lora` and `cache_salt` are empty for requests without them.
     pub fn new(model: &str, lora: &str, cache_salt: &str, block_size: usize) -> Self {
         debug_assert!(block_size > 0, "a KV block holds at least one token");
-        let salt = ["signalbox.block.v1", model, lora, cache_salt].join("\0");
+        let salt = match [model, lora, cache_salt] {
+            parts if parts.iter().any(|part| part.contains('\0')) => {
+                let [model_len, lora_len, salt_len] = parts.map(|part| part.len().to_string());
+                [
+                    "signalbox.block.v1.lengths",
+                    &model_len,
+                    &lora_len,
+                    &salt_len,
+                    model,
+                    lora,
+                    cache_salt,
+                ]
+                .join("\0")
+            }
+            _ => ["signalbox.block.v1", model, lora, cache_salt].join("\0"),
+        };
         Self {
             seed: xxh3_64(salt.as_bytes()),
             block_size: block_size.max(1),
@@ -124,6 +142,12 @@ mod tests {
             hash("n", "", ""),
             hash("m", "l", ""),
             hash("m", "", "l"),
+            // A 0 byte within one of them is not the one between two of them.
+            hash("m\0l", "", ""),
+            hash("m", "l\0", ""),
+            hash("m", "\0l", ""),
+            hash("m", "", "\0l"),
+            hash("m", "l", "\0"),
         ];
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b));
