@@ -67,6 +67,7 @@ async fn full_worker(number: u64, blocks: u64) -> RunningWorker {
         nats: None,
         advertise_host: None,
         model: "m".into(),
+        last_epoch: None,
         role: WorkerRole::Aggregated,
         labels: BTreeMap::new(),
         server: ServerConfig::default(),

@@ -85,7 +85,7 @@ async fn serve(settings: WorkerSettings, grace: Rc<Cell<Duration>>, is_child: bo
     // A signal while a model is loaded into this process ends the process at once.
     let mut own_workers = match is_next_door {
         true => None,
-        false => Some(own_engine::start_workers(&settings, nats.clone(), is_child).await?),
+        false => Some(own_engine::start_workers(&settings, nats.clone(), etcd.as_deref(), is_child).await?),
     };
     let stop_requested = shutdown::requested()?;
     if events.nats.is_some() {
@@ -105,7 +105,7 @@ async fn serve(settings: WorkerSettings, grace: Rc<Cell<Duration>>, is_child: bo
         let workers = match own_workers.take() {
             Some(workers) => workers,
             None => tokio::select! {
-                workers = next_door::start_workers(&settings, nats.clone(), is_child) => workers?,
+                workers = next_door::start_workers(&settings, nats.clone(), etcd.as_deref(), is_child) => workers?,
                 () = &mut stop => break,
             },
         };

@@ -16,12 +16,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use signalbox_protocol::{PlaneStatus, RouterCard, RouterId, WorkerCard};
+use signalbox_protocol::{PlaneStatus, RouterCard, RouterId, WorkerCard, WorkerEpoch, WorkerId};
 use tokio::{sync::watch, task::AbortHandle};
 
 use self::{
-    config::Settings,
+    config::{Endpoint, Settings},
     keyspace::Keyspace,
+    outage::{Outage, bounded},
     registrar::Registrar,
     registrations::{Registrations, Wanted},
     session::StatusSender,
@@ -50,6 +51,9 @@ mod watcher;
 pub use config::{EtcdConfig, EtcdTls};
 pub use keyspace::MAX_CARD_BYTES;
 
+/// Longest wait for the last epochs of the workers of a process that starts. They also start without etcd.
+const KNOWN_EPOCHS_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Longest wait for etcd to confirm a withdrawal, when a process exits.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -60,6 +64,7 @@ const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct EtcdDiscovery {
     keys: Keyspace,
+    endpoints: Vec<Endpoint>,
     registrations: Arc<Registrations>,
     membership: Arc<Membership>,
     routers: Arc<Routers>,
@@ -88,9 +93,10 @@ impl EtcdDiscovery {
         let (status_sender, status) = StatusSender::new();
         let registrar = Registrar::new(keys.clone(), registrations.clone(), lease_ttl);
         let watcher = Watcher::new(keys.clone(), membership.clone(), routers.clone(), needed);
-        let sessions = session::keep_up(keys.clone(), endpoints, registrar, watcher, status_sender);
+        let sessions = session::keep_up(keys.clone(), endpoints.clone(), registrar, watcher, status_sender);
         Ok(Arc::new(Self {
             keys,
+            endpoints,
             registrations,
             membership,
             routers,
@@ -110,6 +116,52 @@ impl EtcdDiscovery {
             );
         }
         withdrawn.is_ok()
+    }
+
+    /// The epochs of the incarnations of these workers that etcd still lists. Empty if it does not answer within some
+    /// seconds.
+    ///
+    /// A worker whose clock went backwards over a restart starts with a greater epoch by it. With a smaller one it would be
+    /// refused, and its KV events ignored, until the lease of the earlier incarnation ends.
+    pub async fn known_epochs(&self, model: &str, workers: &[WorkerId]) -> BTreeMap<WorkerId, WorkerEpoch> {
+        let read = async {
+            for endpoint in &self.endpoints {
+                match self.epochs_at(endpoint, model, workers).await {
+                    Ok(epochs) => return epochs,
+                    Err(outage) => {
+                        tracing::debug!(%endpoint, reason = %outage, "the workers' epochs cannot be read");
+                    }
+                }
+            }
+            BTreeMap::new()
+        };
+        let known = tokio::time::timeout(KNOWN_EPOCHS_TIMEOUT, read).await;
+        known.unwrap_or_else(|_| {
+            tracing::info!(
+                "etcd did not answer with the last epochs of the workers; the clock gives the next ones"
+            );
+            BTreeMap::new()
+        })
+    }
+
+    /// Asks one server, by a client of its own: a worker asks before it registers.
+    async fn epochs_at(
+        &self,
+        endpoint: &Endpoint,
+        model: &str,
+        workers: &[WorkerId],
+    ) -> Result<BTreeMap<WorkerId, WorkerEpoch>, Outage> {
+        let mut client = bounded("connecting", endpoint.connect()).await?;
+        let mut epochs = BTreeMap::new();
+        for worker in workers {
+            let found = bounded("reading", client.get(self.keys.worker_key(model, worker), None)).await?;
+            let card = found
+                .kvs()
+                .first()
+                .and_then(|found| serde_json::from_slice::<WorkerCard>(found.value()).ok());
+            epochs.extend(card.map(|card| (worker.clone(), card.epoch)));
+        }
+        Ok(epochs)
     }
 
     fn register_key(&self, key: String, wanted: Wanted) -> Registration {

@@ -1,15 +1,15 @@
 //! The workers of a process, from the moment when routers can find them to their end.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::ensure;
 use futures_util::future::{join_all, select_all};
 use signalbox_discovery::{Discovery, EtcdDiscovery, MAX_CARD_BYTES, Registration};
-use signalbox_protocol::WorkerCard;
+use signalbox_protocol::{WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_worker::service::{self, RunningWorker};
 use tokio::task::JoinHandle;
 
-use crate::planes::Events;
+use crate::{planes::Events, settings::WorkerPlace};
 
 /// One run of an engine, as routers see it: a worker, or one for each simulated engine or data-parallel rank.
 pub(super) struct Incarnation {
@@ -18,6 +18,19 @@ pub(super) struct Incarnation {
     registrations: Vec<Registration>,
     /// The tasks that publish KV events over NATS.
     publishing: Vec<JoinHandle<()>>,
+}
+
+/// The epochs of the workers' last incarnations, as far as etcd knows.
+pub(super) async fn last_epochs(
+    etcd: Option<&EtcdDiscovery>,
+    model: &str,
+    workers: &[WorkerPlace],
+) -> BTreeMap<WorkerId, WorkerEpoch> {
+    let ids: Vec<_> = workers.iter().map(|place| place.id.clone()).collect();
+    match etcd {
+        Some(etcd) => etcd.known_epochs(model, &ids).await,
+        None => BTreeMap::new(),
+    }
 }
 
 impl Incarnation {

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
+use signalbox_discovery::EtcdDiscovery;
 use signalbox_protocol::WorkerId;
 use signalbox_request_plane::{NatsTransport, ServerConfig};
 use signalbox_tokenize::ModelText;
@@ -19,12 +20,14 @@ use crate::{
     console,
     settings::{EngineSettings, UpstreamSettings, WorkerPlace, WorkerSettings},
     tokenizer_files::{FoundTokenizer, TokenizerPlaces},
+    worker_process::incarnation::last_epochs,
 };
 
 /// Waits for the engine, finds out what it is, and starts its workers.
 pub(super) async fn start_workers(
     settings: &WorkerSettings,
     nats: Option<NatsTransport>,
+    etcd: Option<&EtcdDiscovery>,
     is_child: bool,
 ) -> anyhow::Result<Vec<RunningWorker>> {
     let own = settings
@@ -42,8 +45,11 @@ pub(super) async fn start_workers(
     let model = found.facts.model.clone();
     let engine = Engine::watch(upstream, found);
     let mut workers = Vec::new();
-    for (rank, place) in (0_u32..).zip(places(settings, engine.facts().ranks)?) {
+    let places = places(settings, engine.facts().ranks)?;
+    let last_epochs = last_epochs(etcd, &model, &places).await;
+    for (rank, place) in (0_u32..).zip(places) {
         let config = WorkerConfig {
+            last_epoch: last_epochs.get(&place.id).copied(),
             id: place.id,
             listen: place.listen,
             nats: nats.clone(),

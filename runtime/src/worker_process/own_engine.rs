@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
+use signalbox_discovery::EtcdDiscovery;
 use signalbox_protocol::WorkerId;
 use signalbox_request_plane::{NatsTransport, ServerConfig};
 use signalbox_tokenize::ModelText;
@@ -16,23 +17,27 @@ use signalbox_worker::{
 use crate::{
     model::ServedModel,
     settings::{DEFAULT_BLOCK_SIZE, EngineKind, EngineSettings, WorkerSettings},
+    worker_process::incarnation::last_epochs,
 };
 
 /// Starts the one worker, or all simulated ones.
 pub(super) async fn start_workers(
     settings: &WorkerSettings,
     nats: Option<NatsTransport>,
+    etcd: Option<&EtcdDiscovery>,
     is_child: bool,
 ) -> anyhow::Result<Vec<RunningWorker>> {
     let model = ServedModel::resolve(&settings.engine)?;
     let text = Arc::new(ModelText::load(&model.artifacts)?);
     let files = ModelFiles::new(&model.artifacts, text.clone());
+    let last_epochs = last_epochs(etcd, &model.name, &settings.workers).await;
     let config = |id: &WorkerId, listen: SocketAddr| WorkerConfig {
         id: id.clone(),
         listen,
         nats: nats.clone(),
         advertise_host: settings.advertise_host.clone(),
         model: model.name.clone(),
+        last_epoch: last_epochs.get(id).copied(),
         role: settings.role,
         labels: settings.labels.clone(),
         server: ServerConfig::default(),

@@ -8,7 +8,10 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -47,6 +50,8 @@ pub struct WorkerConfig {
     pub nats: Option<NatsTransport>,
     /// The model's name in clients' requests.
     pub model: String,
+    /// The epoch of the worker's last incarnation, if it is known: this one's is greater, whatever the clock shows.
+    pub last_epoch: Option<WorkerEpoch>,
     /// The worker's role in a disaggregated deployment.
     pub role: WorkerRole,
     /// The operator's labels, at most 32.
@@ -158,7 +163,7 @@ pub async fn run_backend(
     };
     let card = Arc::new(WorkerCard {
         id: config.id,
-        epoch: epoch_now(),
+        epoch: next_epoch(config.last_epoch),
         model: config.model,
         address,
         engine: info.engine,
@@ -219,9 +224,31 @@ impl RunningWorker {
     }
 }
 
-/// The epoch of this incarnation: the milliseconds since 1970. With a clock before 1970 it is 0, so that every later
-/// incarnation has a larger epoch.
-fn epoch_now() -> WorkerEpoch {
+/// The epoch of this incarnation: the milliseconds since 1970, or more where an incarnation before it, in this process or
+/// by the caller's knowledge, has a greater one. A clock may go backwards.
+fn next_epoch(last: Option<WorkerEpoch>) -> WorkerEpoch {
+    /// The greatest epoch of this process.
+    static GREATEST: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    WorkerEpoch(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+    let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    let least = last.map_or(0, |last| last.0.saturating_add(1)).max(now);
+    let before = GREATEST.fetch_update(Relaxed, Relaxed, |before| {
+        Some(least.max(before.saturating_add(1)))
+    });
+    WorkerEpoch(least.max(before.unwrap_or_default().saturating_add(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_epoch_is_greater_than_those_before_it() {
+        let first = next_epoch(None);
+        assert!(next_epoch(None) > first, "in one process");
+        let ahead = WorkerEpoch(first.0 + 3_600_000);
+        let after = next_epoch(Some(ahead));
+        assert!(after > ahead, "by the caller's knowledge");
+        assert!(next_epoch(None) > after);
+    }
 }

@@ -28,6 +28,7 @@ fn config() -> WorkerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         advertise_host: None,
         model: "tiny".into(),
+        last_epoch: None,
         role: WorkerRole::Aggregated,
         labels: BTreeMap::new(),
         server: ServerConfig::default(),

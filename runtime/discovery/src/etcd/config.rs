@@ -53,6 +53,7 @@ pub(crate) struct Settings {
 }
 
 /// One server, with everything needed to connect to it.
+#[derive(Clone)]
 pub(crate) struct Endpoint {
     url: String,
     options: ConnectOptions,

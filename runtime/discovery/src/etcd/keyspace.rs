@@ -1,7 +1,7 @@
 //! The keys of cards in etcd. `README.md` beside this crate's manifest documents them.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use signalbox_protocol::{RouterCard, RouterId, WorkerCard, is_name};
+use signalbox_protocol::{RouterCard, RouterId, WorkerCard, WorkerId, is_name};
 
 /// Most bytes of a card. A real one has about 400 bytes, and with 32 long labels a few thousand.
 pub const MAX_CARD_BYTES: usize = 64 * 1024;
@@ -37,8 +37,12 @@ impl Keyspace {
     }
 
     pub(crate) fn worker(&self, card: &WorkerCard) -> String {
-        let model = utf8_percent_encode(&card.model, ENCODED);
-        format!("{}workers/{model}/{}", self.prefix, card.id)
+        self.worker_key(&card.model, &card.id)
+    }
+
+    pub(crate) fn worker_key(&self, model: &str, id: &WorkerId) -> String {
+        let model = utf8_percent_encode(model, ENCODED);
+        format!("{}workers/{model}/{id}", self.prefix)
     }
 
     pub(crate) fn router(&self, id: &RouterId) -> String {

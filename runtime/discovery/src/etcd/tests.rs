@@ -77,6 +77,26 @@ async fn a_lost_lease_is_replaced_and_everything_registered_again() {
     assert_ne!(lease_of(&mut raw, &key).await, Some(lease));
 }
 
+/// A process that starts asks before it has registered or watched anything.
+#[tokio::test]
+async fn the_epochs_of_earlier_incarnations_are_known() {
+    let server = shared_etcd();
+    let mut config = etcd_config(&server);
+    let earlier = start(&config).await;
+    let mut watch = earlier.watch();
+    let _a = earlier.register(card("a", 7)).unwrap();
+    let _b = earlier.register(card("b", 9)).unwrap();
+    expect(&mut watch, [joined("a", 7), joined("b", 9)]).await;
+    // The first server does not answer.
+    config.endpoints.insert(0, "127.0.0.1:1".into());
+    let starting = start(&config).await;
+    let ids = ["a", "b", "c"].map(id);
+    let known = starting.known_epochs("m", &ids).await;
+    let expected = [(id("a"), WorkerEpoch(7)), (id("b"), WorkerEpoch(9))];
+    assert_eq!(known, expected.into());
+    assert!(starting.known_epochs("another-model", &ids).await.is_empty());
+}
+
 #[tokio::test]
 async fn an_earlier_incarnation_elsewhere_is_refused_until_the_later_one_leaves() {
     let server = shared_etcd();

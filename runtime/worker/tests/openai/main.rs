@@ -51,6 +51,7 @@ impl Fixture {
             nats: None,
             advertise_host: None,
             model: "tiny".into(),
+            last_epoch: None,
             role: WorkerRole::Aggregated,
             labels: BTreeMap::new(),
             server: ServerConfig::default(),

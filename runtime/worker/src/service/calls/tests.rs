@@ -58,6 +58,7 @@ async fn serve(backend: Arc<TestBackend>) -> (RunningWorker, LinkHandle) {
         advertise_host: None,
         nats: None,
         model: "m".into(),
+        last_epoch: None,
         role: WorkerRole::Aggregated,
         labels: BTreeMap::new(),
         server: ServerConfig::default(),
