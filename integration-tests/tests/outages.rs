@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, ensure};
 use serde_json::json;
 use signalbox_integration_tests::{
-    Api, Cluster, Fleet, eventually,
+    Api, Cluster, Fleet, Worker, eventually,
     fleet::{follows, same_index},
     workload::Workload,
 };
@@ -350,4 +350,73 @@ async fn a_router_starts_without_nats_and_etcd_and_serves_static_workers() -> an
     plane_is(&router, "discovery", "up").await?;
     let _late = fleet.worker("late", &["--speedup=0"]).await?;
     follows(&router, 2).await
+}
+
+/// A worker restarts at its address while etcd is away: its old blocks are gone at once, and it serves (K-1, S-1).
+#[tokio::test]
+async fn a_worker_that_restarts_while_etcd_is_away_starts_with_an_empty_cache() -> anyhow::Result<()> {
+    let mut fleet = Fleet::start();
+    let mut worker = fleet.worker("w0", &["--speedup=20"]).await?;
+    let router = fleet.router_of(1, &[]).await?;
+    let mut workload = Workload::new(9);
+    let body = json!({"model": router.model, "messages": workload.chat(1_000), "max_tokens": 8});
+    let ask = || async {
+        let reply = router.api.post(CHAT, &body).await?;
+        anyhow::Ok((
+            reply.status,
+            reply.header("x-signalbox-overlap-blocks").to_owned(),
+        ))
+    };
+    eventually("the prompt is credited", || async {
+        let (status, overlap) = ask().await?;
+        ensure!(status == 200);
+        Ok((overlap != "0").then_some(()))
+    })
+    .await?;
+    let epoch = router.workers().await?[0]["card"]["epoch"].clone();
+    fleet.etcd.kill();
+    plane_is(&router, "discovery", "down").await?;
+    worker.process.kill()?;
+    worker.process.ended().await?;
+    let options = fleet.options();
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let _restarted = Worker::sim_at(
+        &worker.address,
+        "w0",
+        &[options.as_slice(), &["--speedup=20"]].concat(),
+    )
+    .await?;
+    eventually("the new incarnation is followed", || async {
+        let workers = router.workers().await?;
+        let followed = workers.len() == 1
+            && workers[0]["card"]["epoch"] != epoch
+            && workers[0]["state"] == "ready"
+            && workers[0]["kv_events"] == "following";
+        Ok(followed.then_some(()))
+    })
+    .await
+    .with_context(|| router.process.output())?;
+    assert_eq!(router.workers().await?[0]["index_blocks"], 0, "K-1");
+    assert_eq!(ask().await?, (200, "0".to_owned()));
+    eventually("the prompt is credited again", || async {
+        let (status, overlap) = ask().await?;
+        ensure!(status == 200);
+        Ok((overlap != "0").then_some(()))
+    })
+    .await?;
+    fleet.etcd.start();
+    plane_is(&router, "discovery", "up").await?;
+    eventually("discovery lists the new incarnation", || async {
+        let workers = router.workers().await?;
+        ensure!(workers.len() == 1, "it never leaves: {workers:?}");
+        let key_is_new = workers[0]["listed"] == true && workers[0]["card"]["epoch"] != epoch;
+        Ok(key_is_new.then_some(()))
+    })
+    .await?;
+    let (status, overlap) = ask().await?;
+    assert!(
+        status == 200 && overlap != "0",
+        "nothing was dropped: {status} {overlap}"
+    );
+    Ok(())
 }

@@ -96,6 +96,8 @@ pub(crate) struct Roster {
     workers: BTreeMap<WorkerId, WorkerEntry>,
     models: HashMap<String, KnownModel>,
     adapters: Adapters,
+    /// Of workers that answer in another epoch than the one that discovery lists, the latter. Discovery may be away.
+    superseded: BTreeMap<WorkerId, WorkerEpoch>,
     /// How many slots have been given out. The slots of workers that left are in `vacant`.
     slots: u32,
     vacant: Vec<WorkerSlot>,
@@ -120,6 +122,7 @@ impl Roster {
             workers: view.workers.iter().map(unlisted).collect(),
             models: view.models.iter().map(KnownModel::of).collect(),
             adapters: Adapters::restore(&view.adapters),
+            superseded: BTreeMap::new(),
             slots: view.slots,
             vacant: slots.filter(|slot| !taken.contains(slot)).collect(),
         }
@@ -150,6 +153,9 @@ impl Roster {
         is_unused: impl Fn(WorkerSlot) -> bool,
     ) -> Result<Joined, RosterError> {
         if let Some(known) = self.workers.get_mut(&card.id) {
+            if known.card == card && self.superseded.remove(&card.id).is_some() {
+                return Ok(Joined::Relisted);
+            }
             if !known.listed && known.card == card {
                 known.listed = true;
                 return Ok(Joined::Relisted);
@@ -158,6 +164,17 @@ impl Roster {
                 return Err(RosterError::Known(card.id.clone()));
             }
         }
+        self.superseded.remove(&card.id);
+        self.admit(card, true, is_unused).map(Joined::New)
+    }
+
+    /// Makes a worker present. One with the same id leaves.
+    fn admit(
+        &mut self,
+        card: Arc<WorkerCard>,
+        listed: bool,
+        is_unused: impl Fn(WorkerSlot) -> bool,
+    ) -> Result<WorkerSlot, RosterError> {
         let earlier_slot = self.workers.get(&card.id).map(|earlier| earlier.slot);
         let slot = match self.vacant.iter().position(|slot| is_unused(*slot)) {
             Some(place) => self.vacant.swap_remove(place),
@@ -175,13 +192,13 @@ impl Roster {
             slot,
             card: card.clone(),
             phase: WorkerPhase::Preparing,
-            listed: true,
+            listed,
             adapters: None,
             version: VersionId::of(&card),
             text: None,
         };
         self.workers.insert(card.id.clone(), entry);
-        Ok(Joined::New(slot))
+        Ok(slot)
     }
 
     /// The tokenizer and chat template that this card names, if a worker with the same ones has joined before.
@@ -317,7 +334,7 @@ impl Roster {
         self.adapters.settle(&self.workers, &self.models)
     }
 
-    /// Discovery no longer lists a worker. `answers`: whether the control link to this incarnation is up.
+    /// Discovery no longer lists a worker. `answers`: whether the control link to the present incarnation is up.
     pub(crate) fn depart(
         &mut self,
         id: &WorkerId,
@@ -325,6 +342,19 @@ impl Roster {
         departure: Departure,
         answers: bool,
     ) -> Departed {
+        if self.superseded.get(id) == Some(&epoch) {
+            self.superseded.remove(id);
+            let Some(entry) = self.workers.get_mut(id) else {
+                return Departed::Unknown;
+            };
+            if answers {
+                entry.listed = false;
+                return Departed::Kept;
+            }
+            let present = entry.card.epoch;
+            self.leave(id, present);
+            return Departed::Left;
+        }
         if departure == Departure::LeaseEnded
             && answers
             && let Some(entry) = self.workers.get_mut(id)
@@ -351,27 +381,46 @@ impl Roster {
 
     /// The control link to this address is down: the worker there leaves if it is unlisted. Returns its card.
     pub(crate) fn lose(&mut self, address: &str) -> Option<Arc<WorkerCard>> {
-        self.leave_unlisted(address, |_| true)
-    }
-
-    /// The control link to this address is up, and the worker there has this epoch. If the roster has it unlisted in
-    /// another epoch, that incarnation leaves. Returns its card.
-    pub(crate) fn reach(&mut self, address: &str, epoch: WorkerEpoch) -> Option<Arc<WorkerCard>> {
-        self.leave_unlisted(address, |card| card.epoch != epoch)
-    }
-
-    fn leave_unlisted(
-        &mut self,
-        address: &str,
-        may_leave: impl Fn(&WorkerCard) -> bool,
-    ) -> Option<Arc<WorkerCard>> {
         let card = self
             .workers
             .values()
-            .find(|entry| entry.card.address == address && !entry.listed && may_leave(&entry.card))
+            .find(|entry| entry.card.address == address && !entry.listed)
             .map(|entry| entry.card.clone())?;
         self.leave(&card.id, card.epoch);
         Some(card)
+    }
+
+    /// The control link to this address is up, and this worker has answered. If the roster has another incarnation there,
+    /// or another worker, that one leaves, whatever discovery lists: it cannot be there any more (K-1). Returns its card.
+    ///
+    /// The worker that answered is to be [adopted](Self::adopt) then.
+    pub(crate) fn reach(&mut self, address: &str, found: &WorkerCard) -> Option<Arc<WorkerCard>> {
+        let is_another = |card: &WorkerCard| card.id != found.id || card.epoch != found.epoch;
+        let entry = self
+            .workers
+            .values()
+            .find(|entry| entry.card.address == address && is_another(&entry.card))?;
+        let (earlier, listed) = (entry.card.clone(), entry.listed);
+        let listed_epoch = *self.superseded.get(&earlier.id).unwrap_or(&earlier.epoch);
+        self.leave(&earlier.id, earlier.epoch);
+        if listed && earlier.id == found.id {
+            self.superseded.insert(earlier.id.clone(), listed_epoch);
+        }
+        Some(earlier)
+    }
+
+    /// Makes a worker present that was found at an address, before discovery lists it. It stays while its connection
+    /// answers, or while discovery lists the incarnation that it replaced: discovery may be away for longer than it runs.
+    pub(crate) fn adopt(
+        &mut self,
+        card: Arc<WorkerCard>,
+        is_unused: impl Fn(WorkerSlot) -> bool,
+    ) -> Result<WorkerSlot, RosterError> {
+        if self.workers.contains_key(&card.id) {
+            return Err(RosterError::Known(card.id.clone()));
+        }
+        let listed = self.superseded.contains_key(&card.id);
+        self.admit(card, listed, is_unused)
     }
 
     /// Removes an incarnation of a worker. Returns the slot that is vacant now.
@@ -382,6 +431,7 @@ impl Roster {
             .filter(|entry| entry.card.epoch == epoch)?
             .slot;
         self.workers.remove(id);
+        self.superseded.remove(id);
         self.vacant.push(slot);
         Some(slot)
     }

@@ -31,6 +31,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     fetch::fetch,
+    index_figures::{EXPORT_INTERVAL, IndexFigures},
     load::MAX_WORKERS,
     publish_pace::PublishPace,
     rivals::{Answered, Rivals, Silenced},
@@ -64,6 +65,7 @@ pub(crate) struct WorkerRoster {
     /// The slots of the workers in the published view.
     published_slots: HashSet<WorkerSlot>,
     pace: PublishPace,
+    index_figures: IndexFigures,
     discovery: Vec<Arc<dyn Discovery>>,
     view: Arc<ArcSwap<RosterView>>,
     listeners: RosterListeners,
@@ -116,6 +118,7 @@ impl WorkerRoster {
             withdrawn: HashMap::new(),
             published_slots: slots_of(&view.load()),
             pace: PublishPace::default(),
+            index_figures: IndexFigures::default(),
             discovery,
             view,
             listeners,
@@ -193,6 +196,33 @@ impl WorkerRoster {
         if let Some(card) = self.rivals.settle(id) {
             self.admit(ctx, &card);
         }
+    }
+
+    /// This worker answers at the address of a session. If it is not the one that the session was started for, that one is
+    /// gone, and the session of the worker that answers begins.
+    fn reached(&mut self, ctx: &mut Context<Self>, address: String, card: &WorkerCard) {
+        let Some(earlier) = self.roster.reach(&address, card) else {
+            return;
+        };
+        self.end_session(ctx, &earlier.id, "another incarnation answers at its address");
+        // Routers dial the address that reached the worker; its own may be that of every interface.
+        let card = Arc::new(WorkerCard {
+            address,
+            ..card.clone()
+        });
+        let load = &self.context.load;
+        match self
+            .roster
+            .adopt(card.clone(), |slot| load.get(slot).requests == 0)
+        {
+            Ok(slot) => {
+                info!(worker.id = %card.id, model = %card.model, address = %card.address, engine = %card.engine, "worker joined by its connection");
+                self.start_session(ctx, &card, slot);
+                self.prepare(ctx, &card);
+            }
+            Err(error) => warn!(%error, "worker not accepted"),
+        }
+        self.changed(ctx);
     }
 
     fn start_session(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>, slot: WorkerSlot) {
@@ -389,6 +419,9 @@ impl Actor for WorkerRoster {
                 self.prepare(ctx, &worker.card);
             }
         }
+        ctx.run_interval(EXPORT_INTERVAL, |actor, _| {
+            actor.index_figures.export(&actor.context.index);
+        });
         for discovery in &self.discovery {
             ctx.add_stream(stream::unfold(discovery.watch(), async |mut watch| {
                 let change = watch.next().await;
@@ -450,10 +483,8 @@ impl Handler<LinkEvent> for WorkerRoster {
                     }
                     None => {}
                 }
-                // Another incarnation may listen at the address before discovery reports it.
-                if let Some(earlier) = self.roster.reach(&address, card.epoch) {
-                    self.end_session(ctx, &earlier.id, "another incarnation answers at its address");
-                }
+                // Another incarnation may listen at the address before discovery reports it, or while discovery is away.
+                self.reached(ctx, address, &card);
             }
         }
     }

@@ -373,7 +373,7 @@ fn an_unlisted_worker_leaves_when_its_connection_ends_and_a_listed_one_stays() {
 fn an_unlisted_worker_leaves_although_a_listed_one_has_its_address() {
     let mut roster = with_unlisted();
     join(&mut roster, &card_at("0", 1, "here"));
-    assert_eq!(roster.reach("here", WorkerEpoch(1)), None);
+    assert_eq!(roster.lose("elsewhere"), None);
     assert_eq!(roster.lose("here").map(|card| card.id.clone()), Some(id("a")));
     assert_eq!(
         roster
@@ -384,22 +384,104 @@ fn an_unlisted_worker_leaves_although_a_listed_one_has_its_address() {
     );
 }
 
-#[test]
-fn an_unlisted_worker_leaves_when_another_incarnation_answers_at_its_address() {
-    let mut roster = with_unlisted();
-    assert_eq!(roster.reach("here", WorkerEpoch(1)), None, "it answers itself");
-    assert_eq!(
-        roster.reach("here", WorkerEpoch(2)).map(|card| card.epoch),
-        Some(WorkerEpoch(1))
-    );
-    assert_eq!(present(&roster), []);
+/// A worker answers at the address of another one: what leaves, and what is present then.
+fn reached(
+    roster: &mut Roster,
+    found: &Arc<WorkerCard>,
+) -> (Option<u64>, Vec<(String, u64, WorkerPhase, bool)>) {
+    let earlier = roster.reach("here", found).map(|card| card.epoch.0);
+    if earlier.is_some() {
+        roster.adopt(found.clone(), |_| true).unwrap();
+    }
+    (earlier, present(roster))
+}
 
+#[test]
+fn an_incarnation_that_answers_replaces_the_one_at_its_address_whether_listed_or_not() {
+    for listed in [false, true] {
+        let mut roster = with_unlisted();
+        if listed {
+            roster.join(card_at("a", 1, "here"), |_| true).unwrap();
+        }
+        let unchanged = vec![("a".into(), 1, WorkerPhase::Ready, listed)];
+        assert_eq!(reached(&mut roster, &card_at("a", 1, "here")), (None, unchanged));
+        let replaced = vec![("a".into(), 2, WorkerPhase::Preparing, listed)];
+        assert_eq!(
+            reached(&mut roster, &card_at("a", 2, "here")),
+            (Some(1), replaced.clone())
+        );
+        let departed = roster.depart(&id("a"), WorkerEpoch(7), Departure::LeaseEnded, true);
+        assert_eq!((departed, present(&roster)), (Departed::Unknown, replaced));
+    }
+}
+
+/// Also one whose epoch is smaller, because its clock went backwards: what answers is what is there.
+#[test]
+fn a_restart_while_discovery_is_away_is_settled_when_discovery_is_back() {
+    for epoch in [2, 1] {
+        let first = 3 - epoch;
+        let restarted = || {
+            let mut roster = Roster::default();
+            join(&mut roster, &card_at("a", first, "here"));
+            reached(&mut roster, &card_at("a", epoch, "here"));
+            assert_eq!(
+                roster.lose("here"),
+                None,
+                "discovery lists its id: it may come back"
+            );
+            roster
+        };
+        let mut roster = restarted();
+        let joined = roster.join(card_at("a", epoch, "here"), |_| true);
+        assert_eq!(joined, Ok(Joined::Relisted));
+        let old = roster.depart(&id("a"), WorkerEpoch(first), Departure::LeaseEnded, true);
+        assert_eq!(old, Departed::Unknown);
+        assert_eq!(
+            present(&roster),
+            [("a".into(), epoch, WorkerPhase::Preparing, true)]
+        );
+
+        for (answers, expected) in [(true, Departed::Kept), (false, Departed::Left)] {
+            for departure in [Departure::LeaseEnded, Departure::Withdrawn] {
+                let mut roster = restarted();
+                let old = roster.depart(&id("a"), WorkerEpoch(first), departure, answers);
+                assert_eq!(old, expected, "only the earlier incarnation was listed");
+                let kept = roster.workers().map(|entry| entry.listed).collect::<Vec<_>>();
+                assert_eq!(kept, if answers { vec![false] } else { vec![] });
+            }
+        }
+
+        let mut roster = restarted();
+        reached(&mut roster, &card_at("a", 5, "here"));
+        let old = roster.depart(&id("a"), WorkerEpoch(first), Departure::LeaseEnded, true);
+        assert_eq!(old, Departed::Kept, "also after a second restart");
+    }
+}
+
+#[test]
+fn another_worker_that_answers_at_an_address_replaces_the_one_there() {
     let mut roster = Roster::default();
     join(&mut roster, &card_at("a", 1, "here"));
+    let found = card_at("b", 4, "here");
     assert_eq!(
-        roster.reach("here", WorkerEpoch(2)),
-        None,
-        "discovery will report the other incarnation of a listed worker"
+        reached(&mut roster, &found),
+        (Some(1), vec![("b".into(), 4, WorkerPhase::Preparing, false)])
+    );
+    assert_eq!(roster.join(found, |_| true), Ok(Joined::Relisted));
+    assert_eq!(
+        roster.depart(&id("a"), WorkerEpoch(1), Departure::LeaseEnded, true),
+        Departed::Unknown
+    );
+    join(&mut roster, &card_at("c", 1, "there"));
+    let elsewhere = card_at("b", 4, "there");
+    assert_eq!(
+        roster.reach("there", &elsewhere).map(|card| card.id.clone()),
+        Some(id("c"))
+    );
+    assert_eq!(
+        roster.adopt(elsewhere, |_| true),
+        Err(RosterError::Known(id("b"))),
+        "a worker that is present elsewhere stays there"
     );
 }
 
