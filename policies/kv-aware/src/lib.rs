@@ -1,19 +1,37 @@
 //! `kv-aware` chooses the worker with the least work before it can answer. It is the default policy.
 //!
 //! The cost is that of [`KvCost`], in KV blocks: blocks to prefill that the worker's KV cache does not hold, plus
-//! blocks of the requests that it decodes.
+//! blocks of the requests that it decodes, those of all routers. Where there are other routers, candidates that are nearly
+//! as good as the best share the requests, by a random draw for each decision.
 
 use signalbox_policy_sdk::{
-    Candidates, Decision, Info, KvCost, Load, Policy, Request, Settings, export_policy,
+    Candidates, DEFAULT_SPREAD, Decision, Info, KvCost, Load, Policy, Request, Settings,
+    draw_among_near_ties, export_policy,
 };
 
-/// The cost formula on one set of load columns. Settings: those of [`KvCost`], and `replicas`.
-#[derive(Debug, Default)]
+/// The only signal that this policy asks for: the number of other routers.
+const OTHER_ROUTERS: &str = "other-routers";
+
+/// The cost formula on one set of load columns. Settings: those of [`KvCost`], `replicas` and `spread`.
+#[derive(Debug)]
 pub struct KvAware {
     cost: KvCost,
-    /// `replicas`: count the requests of all routers, not only of this one. Off by default: with one router the two
-    /// are the same, and with several `replica-synced` spreads requests better.
+    /// `replicas`: count the requests of all routers, not only of this one, and draw among near ties where there are other
+    /// routers.
     replicas: bool,
+    /// `spread`: the largest difference in cost that the draw can bridge, as a share of the prompt's blocks; 0 for no
+    /// draw.
+    spread: f32,
+}
+
+impl Default for KvAware {
+    fn default() -> Self {
+        Self {
+            cost: KvCost::default(),
+            replicas: true,
+            spread: DEFAULT_SPREAD,
+        }
+    }
 }
 
 impl KvAware {
@@ -26,23 +44,33 @@ impl KvAware {
     }
 
     fn costs(&self, request: &Request, candidates: &Candidates) -> Vec<f32> {
-        self.cost.costs(request, candidates, self.load(candidates))
+        let mut costs = self.cost.costs(request, candidates, self.load(candidates));
+        // The same for each candidate; no column if this router's load alone counts.
+        if candidates.signal(0).first().is_some_and(|&routers| routers > 0.0) {
+            draw_among_near_ties(&mut costs, self.spread, request, candidates);
+        }
+        costs
     }
 }
 
 impl Policy for KvAware {
     fn configure(&mut self, settings: &mut Settings) -> Result<(), String> {
         self.cost = KvCost::from_settings(settings)?;
-        self.replicas = settings.switch("replicas", false)?;
+        self.replicas = settings.switch("replicas", true)?;
+        self.spread = settings.number("spread", DEFAULT_SPREAD, 0.0..=10.0)?;
         Ok(())
     }
 
     fn describe(&self) -> Info {
-        Info::new(
+        let info = Info::new(
             env!("CARGO_PKG_NAME"),
             env!("CARGO_PKG_VERSION"),
             self.cost.columns(self.replicas),
-        )
+        );
+        match self.replicas {
+            true => info.with_signals(&[OTHER_ROUTERS]),
+            false => info,
+        }
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {
@@ -126,18 +154,47 @@ mod tests {
     #[test]
     fn prefers_the_cache_until_its_holder_is_busier_than_the_cache_saves() {
         let policy = configured("");
-        assert_eq!(best(&policy, &candidates(29, 0)), 20);
-        assert_eq!(best(&policy, &candidates(31, 0)), 10);
+        assert_eq!(best(&policy, &candidates(29, 29)), 20);
+        assert_eq!(best(&policy, &candidates(31, 31)), 10);
     }
 
     #[test]
-    fn counts_other_routers_only_when_told() {
+    fn counts_the_requests_of_all_routers_unless_told_not_to() {
         let seen_by_others = candidates(0, 100);
-        assert_eq!(best(&configured(""), &seen_by_others), 20);
-        let policy = configured(r#"{"replicas": true}"#);
+        let policy = configured("");
         assert_eq!(best(&policy, &seen_by_others), 10);
         assert!(policy.describe().columns.contains(Columns::DECODE_BLOCKS_ALL));
         assert!(!policy.describe().columns.contains(Columns::DECODE_BLOCKS));
+        assert_eq!(policy.describe().extra, [OTHER_ROUTERS]);
+        let alone = configured(r#"{"replicas": false}"#);
+        assert_eq!(best(&alone, &seen_by_others), 20);
+        assert_eq!(alone.describe().extra, [""; 0]);
+    }
+
+    /// The workers that get 200 requests, of two that hold 30 and `other` blocks of the prompt.
+    fn chosen(other_routers: f32, other: u32) -> [usize; 2] {
+        let policy = configured("");
+        let mut candidates = candidates(0, 0);
+        candidates.overlap_device = vec![other, 30];
+        candidates.extra = vec![other_routers; 2];
+        let mut counts = [0; 2];
+        for seed in 0..200 {
+            let costs = policy.costs(&Request { seed, ..REQUEST }, &candidates);
+            counts[usize::from(costs[1] < costs[0])] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn near_ties_share_the_requests_only_where_there_are_other_routers() {
+        assert_eq!(chosen(0.0, 29), [0, 200]);
+        let shared = chosen(7.0, 29);
+        assert!(shared[0] > 40 && shared[1] > shared[0], "{shared:?}");
+        assert_eq!(
+            chosen(7.0, 25),
+            [0, 200],
+            "more than a tenth of the prompt is no near tie"
+        );
     }
 
     #[test]
@@ -149,7 +206,7 @@ mod tests {
 
     #[test]
     fn says_why() {
-        let reason = configured("").explain(&REQUEST, &candidates(5, 0), 1);
+        let reason = configured("").explain(&REQUEST, &candidates(5, 5), 1);
         assert_eq!(
             reason,
             "worker 20 holds 30 of 40 blocks and costs 55.0; the next best, worker 10, 80.0"

@@ -1,17 +1,10 @@
-//! `replica-synced` is `kv-aware` for several routers in front of the same workers.
-//!
-//! It differs in two ways. It counts the load of all routers. And it lets candidates that are nearly as good as the
-//! best share the requests, by a random draw for each decision. Without the draw, routers herd: the load that a router
-//! knows of the others is a moment old, so all routers send their next request to the same best worker.
+//! `replica-synced` decides as `kv-aware` does where there are other routers, also where there are none: it counts the
+//! load of all routers, and lets candidates that are nearly as good as the best share the requests.
 
 use signalbox_policy_sdk::{
-    Candidates, Decision, Info, KvCost, Load, Policy, Request, Settings, export_policy,
+    Candidates, DEFAULT_SPREAD, Decision, Info, KvCost, Load, Policy, Request, Settings,
+    draw_among_near_ties, export_policy,
 };
-
-/// Candidates whose cost differs by less than this share of the prompt's own blocks count as nearly equal. A request
-/// of another router that this one does not see yet changes a worker's cost by about a whole prompt, so a difference
-/// of a tenth is below what a router can know.
-const DEFAULT_SPREAD: f32 = 0.1;
 
 /// The cost formula on the load of all routers, with a draw among near ties. Settings: those of [`KvCost`], and
 /// `spread`.
@@ -48,23 +41,9 @@ impl Policy for ReplicaSynced {
         let mut costs = self
             .cost
             .costs(request, candidates, Load::of_all_routers(candidates));
-        // Each candidate draws a surcharge below the spread: near ties change places, larger differences stay.
-        let spread = self.spread * request.prompt_blocks.max(1) as f32;
-        for (cost, &worker) in costs.iter_mut().zip(&candidates.worker) {
-            *cost += spread * draw(request.seed, worker);
-        }
+        draw_among_near_ties(&mut costs, self.spread, request, candidates);
         Decision::Costs(costs)
     }
-}
-
-/// A pseudo-random number from 0 to below 1: the seed and the worker through MurmurHash3's 64-bit finaliser.
-fn draw(seed: u64, worker: u32) -> f32 {
-    let mut bits = seed ^ u64::from(worker).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    bits ^= bits >> 33;
-    // An f32 holds 24 bits exactly.
-    (bits >> 40) as f32 / (1 << 24) as f32
 }
 
 export_policy!(ReplicaSynced);

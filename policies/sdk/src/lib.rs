@@ -28,12 +28,14 @@ use std::fmt::Debug;
 
 pub use bindings::policy::signalbox::policy::types::{Columns, Decision, Outcome, Request};
 pub use candidates::{Candidates, traits};
+pub use draw::{DEFAULT_SPREAD, draw_among_near_ties};
 pub use kv_cost::{KvCost, Load};
 pub use settings::Settings;
 
 #[doc(hidden)]
 pub mod bindings;
 mod candidates;
+mod draw;
 #[doc(hidden)]
 pub mod guest;
 mod kv_cost;
@@ -111,6 +113,13 @@ impl Info {
             columns,
             extra: Vec::new(),
         }
+    }
+
+    /// The same, with these signals.
+    #[must_use]
+    pub fn with_signals(mut self, names: &[&str]) -> Self {
+        self.extra = names.iter().map(|&name| name.into()).collect();
+        self
     }
 }
 

@@ -19,6 +19,7 @@ impl From<&RequestFeatures> for types::Request {
             lora,
             seed,
             decision_number,
+            other_routers: _,
         } = request;
         Self {
             prompt_tokens,

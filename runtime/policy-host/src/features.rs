@@ -24,6 +24,9 @@ pub struct RequestFeatures {
     pub seed: u64,
     /// Decisions that this router made for this model before this one.
     pub decision_number: u64,
+    /// Other routers whose load counts in the columns of all routers. A policy receives it as a signal.
+    #[serde(default)]
+    pub other_routers: u32,
 }
 
 /// A policy's decision: a cost for each candidate (the lowest wins, `+inf` rules a candidate out), or a pick.

@@ -18,13 +18,16 @@ pub(crate) enum Signal {
     OverlapShare,
     /// Whether the overlap is approximate.
     Approximate,
+    /// The number of other routers.
+    OtherRouters,
 }
 
 impl Signal {
-    const ALL: [(&'static str, Self); 3] = [
+    const ALL: [(&'static str, Self); 4] = [
         ("kv-use", Self::KvUse),
         ("overlap-share", Self::OverlapShare),
         ("approximate", Self::Approximate),
+        ("other-routers", Self::OtherRouters),
     ];
 
     /// Whether the signal is computed from an optional column.
@@ -56,6 +59,10 @@ impl Signal {
     /// Appends the column of the signal to `out`: a row for each candidate.
     pub(crate) fn append(self, request: &RequestFeatures, candidates: &Candidates, out: &mut Vec<f32>) {
         match self {
+            Self::OtherRouters => {
+                let routers = request.other_routers as f32;
+                out.extend(std::iter::repeat_n(routers, candidates.len()));
+            }
             Self::KvUse => {
                 let rows = candidates.kv_blocks_used.iter().zip(&candidates.kv_blocks_total);
                 out.extend(rows.map(|(&used, &total)| share(used, total)));
@@ -106,6 +113,21 @@ mod tests {
         let mut out = Vec::new();
         Signal::Approximate.append(&RequestFeatures::default(), &candidates, &mut out);
         assert_eq!(out, [0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn the_number_of_other_routers_is_the_same_for_each_candidate() {
+        let candidates = Candidates {
+            worker: vec![0, 1, 2],
+            ..Candidates::default()
+        };
+        let request = RequestFeatures {
+            other_routers: 7,
+            ..RequestFeatures::default()
+        };
+        let mut out = Vec::new();
+        Signal::OtherRouters.append(&request, &candidates, &mut out);
+        assert_eq!(out, [7.0; 3]);
     }
 
     #[test]

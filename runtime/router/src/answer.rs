@@ -75,7 +75,7 @@ pub(crate) type Resumed = LocalBoxFuture<'static, Result<RoutedAnswer, WireError
 #[derive(Debug)]
 struct OpenAnswer {
     response: ResponseStream,
-    _reservation: Reservation,
+    reservation: Reservation,
     observers: AnswerObservers,
     deadline: Pin<Box<Sleep>>,
 }
@@ -114,7 +114,7 @@ impl AnswerStream {
             first: Some(first),
             state: AnswerState::Open(OpenAnswer {
                 response,
-                _reservation: reservation,
+                reservation,
                 observers,
                 deadline,
             }),
@@ -174,6 +174,10 @@ impl Stream for AnswerStream {
                         {
                             self.continuation = None;
                         }
+                        // A report of generated tokens is nothing for the client.
+                        if bytes.is_empty() {
+                            continue;
+                        }
                         return Poll::Ready(Some(Ok(bytes)));
                     }
                     Event::End(summary) => Ok(summary),
@@ -229,6 +233,7 @@ impl OpenAnswer {
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         Poll::Ready(match Pin::new(&mut self.response).poll_next(cx) {
             Poll::Ready(Some(Ok(ResponseEvent::Data { tokens, ids, bytes }))) => {
+                self.reservation.generated(tokens);
                 Event::Piece { tokens, ids, bytes }
             }
             Poll::Ready(Some(Ok(ResponseEvent::End(summary)))) => {

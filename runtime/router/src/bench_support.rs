@@ -148,6 +148,7 @@ impl BenchRouter {
         let demand = Demand {
             prompts: &[prompt],
             expected_output_tokens: 64,
+            choices: 1,
             priority: 0,
             session: 0,
             lora: 0,

@@ -33,6 +33,8 @@ pub(crate) struct Demand<'a> {
     /// The prompt for the workers of each version of the model: usually there is one.
     pub(crate) prompts: &'a [VersionedPrompt<'a>],
     pub(crate) expected_output_tokens: u32,
+    /// The choices wanted, each a sequence of the engine.
+    pub(crate) choices: u32,
     pub(crate) priority: i32,
     /// Hash of the client's session or user; 0 for none.
     pub(crate) session: u64,
@@ -132,6 +134,7 @@ impl Decider {
             lora: demand.lora,
             seed: self.seeds.random(),
             decision_number: model.decisions.fetch_add(1, Relaxed),
+            other_routers: self.load.other_routers(),
         };
         let runner = self.runners.of(&model.name, started);
         let columns = &mut self.columns;
@@ -166,7 +169,10 @@ impl Decider {
         let cached = overlap_blocks.saturating_mul(block_size);
         let uncached_tokens = prompt.tokens.saturating_sub(cached);
         let decode_blocks = prompt.tokens.div_ceil(block_size.max(1));
-        let reservation = self.load.reserve(worker.slot, uncached_tokens, decode_blocks);
+        let reservation = self
+            .load
+            .reserve(worker.slot, uncached_tokens, decode_blocks)
+            .of_sequences(demand.choices, block_size);
         self.count(&decided.by);
         self.seconds.record(started.elapsed());
         Ok(Placement {

@@ -17,9 +17,9 @@ pub(crate) struct Links {
     by_slot: Vec<Option<(WorkerEpoch, LinkHandle)>>,
     /// Counts the changes of state of all these links.
     changes: StateChanges,
-    /// The last answer of [`Links::are_all_usable`], and the count of changes it was computed at; `None` after a link
-    /// was opened or closed.
-    all_usable: Cell<Option<(u64, bool)>>,
+    /// The last answer of [`Links::are_all_up`], and the count of changes it was computed at; `None` after a link was
+    /// opened or closed.
+    all_up: Cell<Option<(u64, bool)>>,
 }
 
 impl Links {
@@ -28,7 +28,7 @@ impl Links {
             config,
             by_slot: Vec::new(),
             changes: StateChanges::default(),
-            all_usable: Cell::new(None),
+            all_up: Cell::new(None),
         }
     }
 
@@ -44,7 +44,7 @@ impl Links {
                 .is_some_and(|(epoch, _)| !present.contains(&(slot, *epoch)));
             if has_left && let Some((_, link)) = entry.take() {
                 link.close();
-                self.all_usable.set(None);
+                self.all_up.set(None);
             }
         }
         for worker in workers {
@@ -67,33 +67,44 @@ impl Links {
                 let link = LinkHandle::start(worker.card.address.clone(), self.config.clone(), None);
                 link.count_changes(self.changes.clone());
                 self.by_slot[slot] = Some((worker.card.epoch, link.clone()));
-                self.all_usable.set(None);
+                self.all_up.set(None);
                 link
             }
         }
     }
 
-    /// Whether the worker may be a candidate: its link is up or is being dialled, or no link to it was opened yet.
+    /// Whether the worker's link is up.
+    pub(crate) fn is_up(&self, worker: &WorkerEntry) -> bool {
+        self.state(worker) == Some(LinkState::Up)
+    }
+
+    /// Whether the worker may be a candidate where no worker's link is up: its link is being dialled, or no link to it was
+    /// opened yet. A dial may last as long as it is allowed to, and a request would wait for it.
     pub(crate) fn is_usable(&self, worker: &WorkerEntry) -> bool {
+        matches!(
+            self.state(worker),
+            None | Some(LinkState::Up | LinkState::Connecting)
+        )
+    }
+
+    /// The state of the worker's link, if one was opened.
+    fn state(&self, worker: &WorkerEntry) -> Option<LinkState> {
         match self.by_slot.get(worker.slot.0 as usize) {
-            Some(Some((epoch, link))) if *epoch == worker.card.epoch => is_usable(link),
-            _ => true,
+            Some(Some((epoch, link))) if *epoch == worker.card.epoch => Some(link.state()),
+            _ => None,
         }
     }
 
-    /// Whether every link is usable. That is the usual case, and a decision then skips [`Links::is_usable`] for each
-    /// worker.
-    pub(crate) fn are_all_usable(&self) -> bool {
+    /// Whether every link is up. That is the usual case, and a decision then skips [`Links::is_up`] for each worker. A
+    /// worker to which no link was opened yet counts as one whose link is up: its link is opened with the first request.
+    pub(crate) fn are_all_up(&self) -> bool {
         let changes = self.changes.count();
-        if let Some((_, all)) = self.all_usable.get().filter(|(count, _)| *count == changes) {
+        if let Some((_, all)) = self.all_up.get().filter(|(count, _)| *count == changes) {
             return all;
         }
-        let all = self.by_slot.iter().flatten().all(|(_, link)| is_usable(link));
-        self.all_usable.set(Some((changes, all)));
+        let mut links = self.by_slot.iter().flatten();
+        let all = links.all(|(_, link)| link.state() == LinkState::Up);
+        self.all_up.set(Some((changes, all)));
         all
     }
-}
-
-fn is_usable(link: &LinkHandle) -> bool {
-    matches!(link.state(), LinkState::Up | LinkState::Connecting)
 }

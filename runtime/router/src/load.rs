@@ -1,8 +1,8 @@
 //! How busy each worker is: the requests that this router has in flight on it, and what the worker reports.
 //!
 //! The process has one table, indexed by [`WorkerSlot`]. Decisions on every HTTP thread read it without a lock. A
-//! [`Reservation`] changes it when it is made, at the first token, and at its end. The end is its `Drop`: a
-//! request that fails, is cancelled or panics is released like one that finished.
+//! [`Reservation`] changes it when it is made, at the first token, with each KV block that the answer grows by, and at
+//! its end. The end is its `Drop`: a request that fails, is cancelled or panics is released like one that finished.
 //!
 //! The table also holds what other routers have in flight; replica sync keeps that part. Each change of this router's
 //! own part raises a signal for replica sync. Raising it never waits, and costs one read while it is raised already.
@@ -11,13 +11,18 @@ use std::sync::{
     Arc,
     atomic::{
         AtomicBool, AtomicU8, AtomicU32, AtomicU64,
-        Ordering::{AcqRel, Relaxed, Release},
+        Ordering::{Relaxed, SeqCst},
+        fence,
     },
 };
 
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{ReplicaLoad, WorkerReport};
 use tokio::sync::Notify;
+
+pub(crate) use self::reservation::Reservation;
+
+mod reservation;
 
 /// Most workers of one router. The table is allocated whole, 64 bytes for each.
 pub(crate) const MAX_WORKERS: u32 = 4_096;
@@ -28,6 +33,8 @@ pub(crate) struct LoadTable {
     own: Arc<[OwnLoad]>,
     reported: Arc<[ReportedLoad]>,
     changes: Arc<ChangeSignal>,
+    /// Other routers whose load counts here, or that discovery lists.
+    other_routers: Arc<AtomicU32>,
 }
 
 /// Wakes one listener when this router's load has changed since the listener last returned.
@@ -114,6 +121,7 @@ impl Default for LoadTable {
             own: (0..MAX_WORKERS).map(|_| OwnLoad::default()).collect(),
             reported: (0..MAX_WORKERS).map(|_| ReportedLoad::default()).collect(),
             changes: Arc::default(),
+            other_routers: Arc::default(),
         }
     }
 }
@@ -163,17 +171,12 @@ impl LoadTable {
     /// Counts a request on `worker` until the reservation is dropped.
     pub(crate) fn reserve(&self, worker: WorkerSlot, prefill_tokens: u32, decode_blocks: u32) -> Reservation {
         if let Some(own) = self.own.get(worker.0 as usize) {
-            own.prefill_tokens.fetch_add(prefill_tokens, Relaxed);
-            own.decode_blocks.fetch_add(decode_blocks, Relaxed);
-            own.requests.fetch_add(1, Relaxed);
+            own.prefill_tokens.fetch_add(prefill_tokens, SeqCst);
+            own.decode_blocks.fetch_add(decode_blocks, SeqCst);
+            own.requests.fetch_add(1, SeqCst);
             self.changes.raise();
         }
-        Reservation {
-            table: self.clone(),
-            worker,
-            prefill_tokens,
-            decode_blocks,
-        }
+        Reservation::new(self.clone(), worker, prefill_tokens, decode_blocks)
     }
 
     /// Stores what a worker reports about itself.
@@ -229,10 +232,20 @@ impl LoadTable {
         }
     }
 
+    /// How many other routers send requests to the same workers, as far as replica sync knows.
+    pub(crate) fn other_routers(&self) -> u32 {
+        self.other_routers.load(Relaxed)
+    }
+
+    pub(crate) fn set_other_routers(&self, routers: usize) {
+        let routers = u32::try_from(routers).unwrap_or(u32::MAX);
+        self.other_routers.store(routers, Relaxed);
+    }
+
     /// Waits until this router's load has changed since the last return of this method. For one listener.
     pub(crate) async fn changed(&self) {
         self.changes.listener.notified().await;
-        self.changes.raised.store(false, Release);
+        self.changes.lower();
     }
 
     pub(crate) fn event_state(&self, worker: WorkerSlot) -> EventState {
@@ -293,46 +306,21 @@ impl ReportedLoad {
 }
 
 impl ChangeSignal {
+    /// Called after a change, each of which is a `SeqCst` operation. Either the listener reads the change after it has
+    /// lowered the signal, or this reads the lowered signal: no change is lost. With weaker orders, both sides could read
+    /// what was there before the other side's write.
     fn raise(&self) {
         // Read first: while the signal is raised, all threads share the flag's cache line instead of taking it in turns.
-        if !self.raised.load(Relaxed) && !self.raised.swap(true, AcqRel) {
+        if !self.raised.load(SeqCst) && !self.raised.swap(true, SeqCst) {
             self.listener.notify_one();
         }
     }
-}
 
-/// One request's share of a worker's load, from the decision until the request's end.
-#[derive(Debug)]
-pub(crate) struct Reservation {
-    table: LoadTable,
-    worker: WorkerSlot,
-    prefill_tokens: u32,
-    decode_blocks: u32,
-}
-
-impl Reservation {
-    /// The prompt is computed: its prefill tokens no longer count. Later calls change nothing.
-    pub(crate) fn first_token(&mut self) {
-        let tokens = std::mem::take(&mut self.prefill_tokens);
-        if let Some(own) = self.table.own.get(self.worker.0 as usize)
-            && tokens > 0
-        {
-            let before = own.prefill_tokens.fetch_sub(tokens, Relaxed);
-            debug_assert!(before >= tokens, "R-1: prefill tokens released twice");
-            self.table.changes.raise();
-        }
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.first_token();
-        if let Some(own) = self.table.own.get(self.worker.0 as usize) {
-            own.decode_blocks.fetch_sub(self.decode_blocks, Relaxed);
-            let before = own.requests.fetch_sub(1, Relaxed);
-            debug_assert!(before > 0, "R-1: a request released twice");
-            self.table.changes.raise();
-        }
+    /// Called before the listener reads the load.
+    fn lower(&self) {
+        self.raised.store(false, SeqCst);
+        // Orders the listener's reads, which are `Relaxed`, after the store.
+        fence(SeqCst);
     }
 }
 

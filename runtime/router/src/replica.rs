@@ -278,19 +278,27 @@ impl ReplicaState {
         let demand = Demand {
             prompts,
             expected_output_tokens: sampling.max_tokens.saturating_mul(sampling.n),
+            choices: sampling.n,
             priority: request.generate.priority,
             session: request.session,
             lora: name_hash(&request.generate.lora),
         };
         let (links, failed) = (self.links.borrow(), attempts.failed());
         let continues = request.generate.continuation.is_some();
-        let may_use = |worker: &WorkerEntry| {
-            !failed.contains(&worker.slot)
-                && links.is_usable(worker)
-                && (!continues || worker.card.continues_answers)
+        let may_take = |worker: &WorkerEntry| {
+            !failed.contains(&worker.slot) && (!continues || worker.card.continues_answers)
         };
-        let may_use = (!failed.is_empty() || !links.are_all_usable()).then_some(may_use);
-        self.decider.borrow_mut().decide(model, demand, may_use)
+        let mut decider = self.decider.borrow_mut();
+        if links.are_all_up() {
+            let may_use = (!failed.is_empty() || continues).then_some(may_take);
+            return decider.decide(model, demand, may_use);
+        }
+        let is_up = |worker: &WorkerEntry| may_take(worker) && links.is_up(worker);
+        decider.decide(model, demand, Some(is_up)).or_else(|_| {
+            // The dial of a worker that just started takes a millisecond; that of one that is gone, as long as it may.
+            let is_usable = |worker: &WorkerEntry| may_take(worker) && links.is_usable(worker);
+            decider.decide(model, demand, Some(is_usable))
+        })
     }
 
     /// Sends the request to the chosen worker and waits for its first bytes.
@@ -371,17 +379,34 @@ impl Reroute for ReplicaState {
     }
 }
 
-/// The first piece of an answer. When it arrives, or an error does, the reserved prefill load is released. An answer that
-/// ends without a piece is an error: to the client it would look like a success.
+/// The first bytes of an answer, and the tokens up to them. Pieces without bytes come before those of a whole answer, and
+/// report how many tokens were generated. With the first of all, or an error, the reserved prefill load is released. An
+/// answer that ends without bytes is an error: to the client it would look like a success.
 async fn first_bytes(
     response: &mut ResponseStream,
     reservation: &mut Reservation,
 ) -> Result<FirstPiece, LinkError> {
-    let event = response.next().await;
-    reservation.first_token();
-    match event.transpose()? {
-        Some(ResponseEvent::Data { tokens, ids, bytes }) => Ok(FirstPiece { tokens, ids, bytes }),
-        Some(ResponseEvent::End(_)) => Err(client_errors::no_data().into()),
-        None => Err(client_errors::no_end().into()),
+    let mut generated = 0_u32;
+    loop {
+        match response.next().await.transpose() {
+            Ok(Some(ResponseEvent::Data { tokens, ids, bytes })) => {
+                reservation.generated(tokens);
+                generated = generated.saturating_add(tokens);
+                if !bytes.is_empty() {
+                    return Ok(FirstPiece {
+                        tokens: generated,
+                        ids,
+                        bytes,
+                    });
+                }
+            }
+            ended => {
+                reservation.first_token();
+                return Err(match ended? {
+                    None => client_errors::no_end().into(),
+                    Some(_) => client_errors::no_data().into(),
+                });
+            }
+        }
     }
 }

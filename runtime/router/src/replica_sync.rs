@@ -229,6 +229,18 @@ impl ReplicaSync {
             self.send_published(&model, PublishedLoad::digest);
         }
         metrics::gauge!("signalbox_replicas").set(counted.len() as f64);
+        self.load
+            .set_other_routers(counted.len().max(self.registered_others()));
+    }
+
+    /// The other routers that discovery lists. They count before they first report a load.
+    fn registered_others(&self) -> usize {
+        let registered = self.discovery.iter().map(|discovery| discovery.routers());
+        let others = registered.map(|routers| {
+            let routers = routers.borrow();
+            routers.len() - usize::from(routers.contains_key(&self.config.id))
+        });
+        others.max().unwrap_or(0)
     }
 
     fn forget(&mut self, origin: &RouterId) {
@@ -249,6 +261,7 @@ impl Actor for ReplicaSync {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.listeners.register(ctx.address().recipient());
         self.follow_models(ctx);
+        self.load.set_other_routers(self.registered_others());
         // After a failure: the counts are those of the failed actor, and it may have missed a change of this router's load.
         self.recount_all();
         self.publish_changes();
@@ -286,6 +299,7 @@ impl StreamHandler<RoutersChange> for ReplicaSync {
             info!(router.id = %id, "router left; its load no longer counts");
             self.forget(id);
         }
+        self.exchange_digests();
     }
 
     fn finished(&mut self, _: &mut Self::Context) {}

@@ -52,6 +52,7 @@ fn decision(
         lora: if kind == 3 { numbers.next() } else { 0 },
         seed: numbers.next(),
         decision_number,
+        other_routers: (round % 3) as u32,
     };
     let mut candidates = Candidates::default();
     for worker in 0..size as u32 {

@@ -52,6 +52,7 @@ impl Rig {
         let demand = Demand {
             prompts: &[prompt(version(), PROMPT.len() as u32, &blocks)],
             expected_output_tokens: 16,
+            choices: 1,
             priority: 0,
             session: 0,
             lora: 0,

@@ -30,17 +30,20 @@ fn later_incarnation(worker: &WorkerEntry) -> WorkerEntry {
 }
 
 #[actix_rt::test]
-async fn a_link_is_usable_while_it_is_dialled_and_when_it_is_up() {
+async fn a_link_is_usable_while_it_is_dialled_and_up_after_that() {
     let server = TestWorker::start().await;
     let worker = entry(0, &server.address);
     let mut links = Links::new(LinkConfig::default());
-    assert!(links.is_usable(&worker), "no link was opened yet");
+    assert!(
+        links.is_usable(&worker) && !links.is_up(&worker),
+        "no link was opened yet"
+    );
     links.follow(std::slice::from_ref(&worker));
     let link = links.get(&worker);
     assert_eq!(link.state(), LinkState::Connecting);
-    assert!(links.is_usable(&worker) && links.are_all_usable());
+    assert!(links.is_usable(&worker) && !links.is_up(&worker) && !links.are_all_up());
     until(|| link.state() == LinkState::Up).await;
-    assert!(links.is_usable(&worker) && links.are_all_usable());
+    assert!(links.is_usable(&worker) && links.is_up(&worker) && links.are_all_up());
 }
 
 #[actix_rt::test]
@@ -50,11 +53,10 @@ async fn a_link_that_waits_to_dial_again_is_not_usable_until_it_dials() {
     tokio::time::pause();
     let mut links = Links::new(slow_to_dial_again());
     links.follow(std::slice::from_ref(&worker));
-    assert!(links.are_all_usable());
 
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(links.get(&worker).state(), LinkState::Backoff);
-    assert!(!links.is_usable(&worker) && !links.are_all_usable());
+    assert!(!links.is_usable(&worker) && !links.are_all_up());
     assert!(
         links.is_usable(&other),
         "a worker without a link is not held back by another one's link"
@@ -62,7 +64,7 @@ async fn a_link_that_waits_to_dial_again_is_not_usable_until_it_dials() {
 
     let link = links.get(&worker);
     until(|| link.state() == LinkState::Connecting).await;
-    assert!(links.is_usable(&worker) && links.are_all_usable());
+    assert!(links.is_usable(&worker) && !links.is_up(&worker));
 }
 
 #[actix_rt::test]
@@ -75,7 +77,6 @@ async fn a_link_is_closed_when_its_worker_leaves_and_others_stay_open() {
     links.follow(&workers[1..]);
     assert_eq!(leaving.state(), LinkState::Closed);
     assert_eq!(staying.state(), LinkState::Connecting);
-    assert!(links.are_all_usable(), "the closed link counts no more");
     assert!(matches!(
         leaving.open(call_parts()),
         Err(LinkError::Unreachable { .. })

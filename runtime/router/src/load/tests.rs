@@ -97,3 +97,59 @@ fn each_start_of_learning_is_another_period_and_anything_else_ends_it() {
     assert_eq!(table.learning_period(WORKER), None);
     assert_eq!(table.learned_workers().count(), 0);
 }
+
+#[test]
+fn the_load_grows_with_the_answer_and_counts_each_choice() {
+    let table = LoadTable::default();
+    let mut held = table.reserve(WORKER, 100, 7).of_sequences(3, 16);
+    let load = |prefill_tokens, decode_blocks, requests| WorkerLoad {
+        prefill_tokens,
+        decode_blocks,
+        requests,
+        ..WorkerLoad::default()
+    };
+    assert_eq!(table.get(WORKER), load(100, 21, 3));
+    held.generated(15);
+    assert_eq!(table.get(WORKER), load(0, 21, 3), "the prompt is computed");
+    held.generated(1);
+    assert_eq!(table.get(WORKER), load(0, 22, 3));
+    held.generated(40);
+    assert_eq!(table.get(WORKER), load(0, 24, 3));
+    drop(held);
+    assert_eq!(table.get(WORKER), WorkerLoad::default());
+}
+
+/// A change that meets the listener while it lowers the signal is read by the listener, or raises the signal again.
+#[test]
+fn no_change_is_lost_while_the_signal_is_lowered() {
+    const ROUNDS: u32 = 200_000;
+    let (signal, load) = (ChangeSignal::default(), AtomicU32::new(0));
+    let (ready, done) = (AtomicU32::new(0), AtomicU32::new(0));
+    let wait_for = |counter: &AtomicU32, value| {
+        while counter.load(SeqCst) < value {
+            std::hint::spin_loop();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                wait_for(&ready, round);
+                load.fetch_add(1, SeqCst);
+                signal.raise();
+                done.store(round, SeqCst);
+            }
+        });
+        for round in 1..=ROUNDS {
+            signal.raised.store(true, SeqCst);
+            ready.store(round, SeqCst);
+            signal.lower();
+            let read = load.load(Relaxed);
+            wait_for(&done, round);
+            let is_raised = signal.raised.load(SeqCst);
+            assert!(
+                read == round || is_raised,
+                "round {round}: neither read nor raised"
+            );
+        }
+    });
+}

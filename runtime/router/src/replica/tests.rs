@@ -12,6 +12,7 @@ use crate::{
     load::LoadTable,
     test_support::{
         PATIENCE, TestRecorder, TestWorker, entry, model, policies, request, silent_address, soon, summary,
+        until,
     },
 };
 
@@ -162,6 +163,48 @@ async fn the_first_bytes_release_the_prefill_load_and_the_end_releases_the_rest(
     assert_eq!(soon(answer.stream.next()).await, Some(Ok(Bytes::from("first"))));
     assert_eq!(soon(answer.stream.next()).await, None);
     assert_eq!(rig.requests(0), 0);
+}
+
+/// Pieces without bytes, which come before those of a whole answer, are not the beginning of the answer.
+#[actix_rt::test]
+async fn reported_tokens_change_the_load_and_the_request_may_still_move() {
+    let (mut first, mut second) = (TestWorker::start().await, TestWorker::start().await);
+    let rig = Rig::with(&[&first, &second]);
+    let decode_blocks = |slot| rig.load.get(WorkerSlot(slot)).decode_blocks;
+    let before = [0, 1].map(decode_blocks);
+    let engines = async {
+        let (_, responder) = first.call().await;
+        assert_eq!((rig.prefill_tokens(0), decode_blocks(0) - before[0]), (40, 3));
+        responder.queue(1, b"").unwrap();
+        responder.flush();
+        until(|| rig.prefill_tokens(0) == 0).await;
+        responder.queue(31, b"").unwrap();
+        responder.flush();
+        until(|| decode_blocks(0) - before[0] == 5).await;
+        responder.fail(no_room());
+        let (_, responder) = second.call().await;
+        assert_eq!((rig.requests(0), decode_blocks(0)), (0, before[0]));
+        responder.queue(16, b"").unwrap();
+        responder.queue(1, b"whole").unwrap();
+        responder.end(summary());
+    };
+    let (routed, ()) = tokio::join!(rig.route(), engines);
+    assert_eq!(decode_blocks(1) - before[1], 4, "a block more than the prompt's");
+    assert_eq!(bytes_of(routed.unwrap()).await, [Ok(Bytes::from("whole"))]);
+    assert_eq!([0, 1].map(decode_blocks), before);
+}
+
+#[actix_rt::test]
+async fn a_worker_whose_link_is_up_is_preferred_to_one_that_is_dialled() {
+    let (_silent, address) = silent_address();
+    let mut worker = TestWorker::start().await;
+    let rig = Rig::new(&[&address, &worker.address], LinkConfig::default());
+    rig.replica.update_links();
+    let view = rig.replica.view.load_full();
+    until(|| rig.replica.links.borrow().is_up(&view.workers[1])).await;
+    let engine = async { answer(worker.call().await.1) };
+    let (routed, ()) = tokio::join!(rig.route(), engine);
+    assert_eq!(routed.unwrap().worker.as_str(), "worker-1");
 }
 
 #[actix_rt::test]

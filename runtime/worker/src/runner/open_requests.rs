@@ -13,6 +13,9 @@ use crate::{
     engine::{SampledToken, SequenceId, StepOutput},
 };
 
+/// Tokens of a whole answer, after its first one, that are reported together. Routers count them as load.
+const REPORTED_TOKENS: u32 = 64;
+
 /// One open request. It has `n` choices, each a sequence of the engine.
 pub(super) struct OpenRequest {
     pub(super) sink: Box<dyn AnswerSink>,
@@ -78,6 +81,17 @@ impl OpenRequest {
             ids.clear();
         }
         self.piece.clear();
+    }
+
+    /// Reports the tokens of a whole answer, which has no bytes before its end, by a piece without bytes: at the first token
+    /// the router releases the prompt's load, and with each further one it counts more of the answer.
+    fn report_tokens(&mut self) {
+        let is_first = self.completion_tokens == self.uncounted_tokens;
+        if self.uncounted_tokens > 0 && (is_first || self.uncounted_tokens >= REPORTED_TOKENS) {
+            let tokens = PieceTokens::Count(self.uncounted_tokens);
+            self.caller_gone |= self.sink.queue(tokens, &[]).is_err();
+            self.uncounted_tokens = 0;
+        }
     }
 
     pub(super) fn usage(&self) -> StreamSummary {
@@ -217,7 +231,11 @@ impl OpenRequests {
             };
             if !request.choices.iter().all(Choice::is_finished) {
                 request.needs_flush = false;
-                request.queue();
+                if request.answer.is_stream() {
+                    request.queue();
+                } else {
+                    request.report_tokens();
+                }
                 request.sink.flush();
                 continue;
             }

@@ -294,8 +294,8 @@ fn a_streamed_answer_and_a_whole_one_have_the_same_text() {
     let pieces = whole.pieces.lock().unwrap();
     assert_eq!(
         (pieces.queues, pieces.tokens),
-        (1, 120),
-        "the answer is one document at the end"
+        (3, 120),
+        "reports of 3 and 66 tokens without bytes, and one document at the end"
     );
     let document: Value = serde_json::from_slice(&pieces.queued).unwrap();
     assert_eq!(document["usage"]["prompt_tokens_details"]["cached_tokens"], 48);
