@@ -160,6 +160,7 @@ impl OfflineRouter {
         let demand = Demand {
             prompts: &[prompt],
             expected_output_tokens: request.expected_output_tokens,
+            choices: 1,
             priority: 0,
             session: request.session,
             lora: 0,

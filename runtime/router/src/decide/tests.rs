@@ -205,6 +205,7 @@ fn a_decision_among_two_versions_credits_each_with_its_own_blocks() {
         let demand = Demand {
             prompts,
             expected_output_tokens: 16,
+            choices: 1,
             priority: 0,
             session: 0,
             lora: 0,
