@@ -104,9 +104,11 @@ impl Chain {
     }
 
     fn push(&mut self, block: &[u32]) -> SequenceHash {
-        self.bytes.clear();
-        self.bytes
-            .extend(block.iter().flat_map(|token| token.to_le_bytes()));
+        self.bytes.resize(4 * block.len(), 0);
+        let (places, _) = self.bytes.as_chunks_mut::<4>();
+        for (place, token) in places.iter_mut().zip(block) {
+            *place = token.to_le_bytes();
+        }
         self.hash = xxh3_64_with_seed(&self.bytes, self.hash);
         SequenceHash(self.hash)
     }
