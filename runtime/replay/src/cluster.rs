@@ -442,6 +442,9 @@ impl<'a> Simulation<'a> {
 
     /// Each router sends what it has in flight on the workers where that changed.
     fn synchronise(&mut self) {
+        if self.changed.is_empty() {
+            return;
+        }
         for (from, router) in self.routers.iter().enumerate() {
             let own = self
                 .changed
