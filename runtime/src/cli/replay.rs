@@ -185,7 +185,7 @@ mod tests {
             "1:fail:2:3",
         ] {
             assert!(
-                parse(&["t", "--at", wrong])
+                parse(&["t", &format!("--at={wrong}")])
                     .unwrap_err()
                     .contains("SECONDS:fail:N"),
                 "{wrong}"

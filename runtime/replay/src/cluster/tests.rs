@@ -337,7 +337,8 @@ fn any_cluster() -> impl Strategy<Value = ClusterConfig> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    // A case runs two clusters, which takes a second where nothing is optimised.
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     /// Whatever happens: every request ends, a completed one has each of its tokens once and in time, and the same
     /// replay gives the same record.
