@@ -5,7 +5,7 @@ use std::{cell::Cell, collections::HashSet};
 use signalbox_protocol::WorkerEpoch;
 use signalbox_request_plane::{LinkConfig, LinkHandle, LinkState, StateChanges};
 
-use crate::roster::WorkerEntry;
+use crate::roster::{WorkerEntry, WorkerPhase};
 
 #[cfg(test)]
 mod tests;
@@ -32,7 +32,8 @@ impl Links {
         }
     }
 
-    /// Opens links to the workers that are new, and closes links to workers that are not among `workers`.
+    /// Opens links to the workers that are ready and have none, and closes links to workers that are not among `workers`. One
+    /// that is not ready has perhaps never answered: each thread would dial it for nothing.
     pub(crate) fn follow(&mut self, workers: &[WorkerEntry]) {
         let present: HashSet<_> = workers
             .iter()
@@ -47,7 +48,7 @@ impl Links {
                 self.all_up.set(None);
             }
         }
-        for worker in workers {
+        for worker in workers.iter().filter(|worker| worker.phase == WorkerPhase::Ready) {
             let _ = self.get(worker);
         }
     }

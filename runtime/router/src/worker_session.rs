@@ -17,7 +17,7 @@ use actix::prelude::*;
 use signalbox_event_plane::{EventPlane, decode_batch};
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_protocol::{Call, LoraAdapter, WorkerCard, WorkerEpoch, WorkerId, WorkerReport};
-use signalbox_request_plane::{LinkConfig, LinkError, LinkEvent, LinkHandle};
+use signalbox_request_plane::{LinkConfig, LinkError, LinkEvent, LinkHandle, LinkState};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
@@ -30,8 +30,10 @@ use crate::{
     parity::ParityTable,
 };
 
-/// Wait before a watch that ended is opened again. The link itself backs off longer while the worker is unreachable.
+/// Wait before a watch that ended is opened again. While the worker cannot be reached the wait doubles, up to the longest:
+/// with thousands of workers that do not answer, short waits would take a core.
 const WATCH_RETRY: Duration = Duration::from_millis(100);
+const WATCH_RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// Shortest time between two load reports of a worker. A router counts its own requests at once. The reports add the
 /// engine's waiting requests and its use of the KV cache, which change slowly.
@@ -174,6 +176,7 @@ fn spawn(task: impl Future<Output = ()> + 'static) -> AbortOnDropHandle<()> {
 
 async fn watch_load(link: LinkHandle, reports: Rc<Reports>, shared: SessionContext) {
     let ideal_interval = || report_interval_ms(shared.present.load(Relaxed));
+    let mut wait = WATCH_RETRY;
     loop {
         let interval_ms = ideal_interval();
         let receive = |bytes: bytes::Bytes| {
@@ -193,7 +196,8 @@ async fn watch_load(link: LinkHandle, reports: Rc<Reports>, shared: SessionConte
             Ok(ControlFlow::Continue(())) => {}
             Err(error) => debug!(%error, "load reports interrupted"),
         }
-        tokio::time::sleep(WATCH_RETRY).await;
+        wait = next_wait(wait, link.state());
+        tokio::time::sleep(wait).await;
     }
 }
 
@@ -211,6 +215,7 @@ fn is_about(requested_ms: u64, ideal_ms: u64) -> bool {
 /// next batch, copying continues with the next one published: the event stream finds the gap and fetches a snapshot.
 async fn feed_events(link: LinkHandle, card: Arc<WorkerCard>, plane: Arc<dyn EventPlane>) {
     let next: Rc<Cell<Option<(WorkerEpoch, u64)>>> = Rc::default();
+    let mut wait = WATCH_RETRY;
     loop {
         let receive = |bytes: bytes::Bytes| {
             match decode_batch(&bytes) {
@@ -234,13 +239,32 @@ async fn feed_events(link: LinkHandle, card: Arc<WorkerCard>, plane: Arc<dyn Eve
             Err(error) => debug!(worker.id = %card.id, %error, "KV events interrupted"),
             Ok(_) => {}
         }
-        tokio::time::sleep(WATCH_RETRY).await;
+        wait = next_wait(wait, link.state());
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The wait before a watch is opened again, after the last wait.
+fn next_wait(last: Duration, link: LinkState) -> Duration {
+    match link {
+        LinkState::Up | LinkState::Draining => WATCH_RETRY,
+        LinkState::Connecting | LinkState::Backoff | LinkState::Closed => (last * 2).min(WATCH_RETRY_MAX),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_watch_of_a_worker_that_does_not_answer_is_opened_less_often() {
+        let mut wait = WATCH_RETRY;
+        for _ in 0..10 {
+            wait = next_wait(wait, LinkState::Backoff);
+        }
+        assert_eq!(wait, WATCH_RETRY_MAX);
+        assert_eq!(next_wait(wait, LinkState::Up), WATCH_RETRY);
+    }
 
     #[test]
     fn a_large_fleet_reports_less_often() {

@@ -68,6 +68,24 @@ async fn a_link_that_waits_to_dial_again_is_not_usable_until_it_dials() {
 }
 
 #[actix_rt::test]
+async fn a_worker_is_not_dialled_before_it_is_ready_and_keeps_its_link_while_it_drains() {
+    let (_silent, address) = silent_address();
+    let mut worker = entry(0, &address);
+    let mut links = Links::new(LinkConfig::default());
+    for phase in [WorkerPhase::Preparing, WorkerPhase::Refused] {
+        worker.phase = phase;
+        links.follow(std::slice::from_ref(&worker));
+        assert!(links.by_slot.iter().flatten().next().is_none(), "{phase:?}");
+    }
+    worker.phase = WorkerPhase::Ready;
+    links.follow(std::slice::from_ref(&worker));
+    let link = links.get(&worker);
+    worker.phase = WorkerPhase::Draining;
+    links.follow(std::slice::from_ref(&worker));
+    assert_ne!(link.state(), LinkState::Closed);
+}
+
+#[actix_rt::test]
 async fn a_link_is_closed_when_its_worker_leaves_and_others_stay_open() {
     let (_silent, address) = silent_address();
     let workers = [entry(0, &address), entry(1, &address)];
