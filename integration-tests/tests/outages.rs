@@ -324,7 +324,7 @@ async fn with_nats_and_etcd_suspended_requests_take_as_long_as_before() -> anyho
 #[tokio::test]
 async fn a_router_starts_without_nats_and_etcd_and_serves_static_workers() -> anyhow::Result<()> {
     let mut fleet = Fleet::start();
-    let known = signalbox_integration_tests::Worker::sim(
+    let known = Worker::sim(
         "known",
         &["--speedup=0", &format!("--events={}", fleet.nats.url())],
     )

@@ -121,7 +121,6 @@ fn thread_names(pid: u32) -> anyhow::Result<Vec<String>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::print_stdout, reason = "figures for the person who runs the test")]
 async fn a_stream_goes_on_beside_the_worst_bodies() -> anyhow::Result<()> {
     let model = workspace_root().join(".local/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     ensure!(

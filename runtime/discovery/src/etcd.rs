@@ -124,7 +124,8 @@ impl EtcdDiscovery {
     /// A worker whose clock went backwards over a restart starts with a greater epoch by it. With a smaller one it would be
     /// refused, and its KV events ignored, until the lease of the earlier incarnation ends.
     pub async fn known_epochs(&self, model: &str, workers: &[WorkerId]) -> BTreeMap<WorkerId, WorkerEpoch> {
-        let read = async {
+        // Boxed because of the client, which has some 15 KB.
+        let read = Box::pin(async {
             for endpoint in &self.endpoints {
                 match self.epochs_at(endpoint, model, workers).await {
                     Ok(epochs) => return epochs,
@@ -134,7 +135,7 @@ impl EtcdDiscovery {
                 }
             }
             BTreeMap::new()
-        };
+        });
         let known = tokio::time::timeout(KNOWN_EPOCHS_TIMEOUT, read).await;
         known.unwrap_or_else(|_| {
             tracing::info!(

@@ -72,7 +72,7 @@ impl NatsConfig {
             return Err(NatsError::Ambiguous(first, second));
         }
         let mut options = ConnectOptions::new();
-        options = match identity.or(self.token.map(Identity::Token)) {
+        options = match identity.or_else(|| self.token.map(Identity::Token)) {
             Some(Identity::User { name, password }) => options.user_and_password(name, password),
             Some(Identity::Token(token)) => options.token(token),
             None => options,
@@ -223,7 +223,10 @@ mod tests {
     }
 
     fn refused(config: NatsConfig) -> String {
-        config.into_options().err().expect("refused").to_string()
+        match config.into_options() {
+            Ok(_) => panic!("accepted"),
+            Err(error) => error.to_string(),
+        }
     }
 
     #[test]

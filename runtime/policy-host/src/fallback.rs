@@ -5,8 +5,8 @@ use crate::{
     features::{Decision, RequestFeatures},
 };
 
-/// The policy that decides when a component cannot: `kv-aware` with its default settings and the load of this router alone, in native code. It never
-/// fails, so a policy's fault never fails a request.
+/// The policy that decides when a component cannot: `kv-aware` with its default settings and the load of this router
+/// alone, in native code. It never fails, so a policy's fault never fails a request.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Fallback;
 

@@ -3,15 +3,17 @@
 //! Each strategy names every member of its type, so that a new member does not compile until it is tested here. KV events
 //! are not JSON: `event-plane/src/codec/tests.rs` tests their bytes, `request-plane/src/frame/tests.rs` those of frames.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fmt::Debug;
 
 use proptest::{collection, option, prelude::*, sample::select};
 use serde::{Serialize, de::DeserializeOwned};
 use signalbox_protocol::{
     AnswerFormat, Call, Continuation, Endpoint, EngineError, ErrorKind, FinishReason, GenerateRequest,
-    LoadReport, LoraAdapter, Parity, ParityState, PlaneState, PlaneStatus, ReplicaLoad, ReplicaMessage,
-    ReplicaUpdate, RequestId, RouterCard, SamplingParams, SequenceHash, StreamSummary, WireError,
-    WorkerCapacity, WorkerCard, WorkerEpoch, WorkerId, WorkerReport, WorkerRole, WorkerShare,
+    KvDigest, LoadReport, LoraAdapter, Parity, ParityState, PlaneState, PlaneStatus, ReplicaLoad,
+    ReplicaMessage, ReplicaUpdate, RequestId, RouterCard, SamplingParams, SequenceHash, StreamSummary,
+    WireError, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerId, WorkerReport, WorkerRole, WorkerShare,
 };
 
 /// Text with quotes, control characters and characters of several bytes.
@@ -179,12 +181,16 @@ fn report() -> impl Strategy<Value = WorkerReport> {
     let parity = (state, text()).prop_map(|(state, cause)| Parity { state, cause });
     let adapter = (text(), option::of(text())).prop_map(|(name, root)| LoraAdapter { name, root });
     let adapters = option::of(collection::vec(adapter, 0..3));
-    (load, any::<u64>(), parity, adapters).prop_map(|(load, next_kv_batch, parity, adapters)| WorkerReport {
-        load,
-        next_kv_batch,
-        parity,
-        adapters,
-    })
+    let digest = option::of(any::<(u64, u64)>().prop_map(|(blocks, sum)| KvDigest { blocks, sum }));
+    (load, any::<u64>(), digest, parity, adapters).prop_map(
+        |(load, next_kv_batch, kv_digest, parity, adapters)| WorkerReport {
+            load,
+            next_kv_batch,
+            kv_digest,
+            parity,
+            adapters,
+        },
+    )
 }
 
 fn share() -> impl Strategy<Value = WorkerShare> {

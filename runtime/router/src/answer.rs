@@ -55,6 +55,10 @@ pub struct AnswerStream {
     tokens: u32,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "an answer is open nearly all of its time; a box would cost each an allocation"
+)]
 enum AnswerState {
     Open(OpenAnswer),
     /// Another worker is asked for the rest.

@@ -115,16 +115,12 @@ async fn a_document_larger_than_the_backlog_arrives_whole(over: Over) {
     responder.end(summary(1));
     let mut arrived = Vec::new();
     let mut tokens = 0;
-    loop {
-        match next(&mut stream).await.unwrap() {
-            ResponseEvent::Data {
-                tokens: more, bytes, ..
-            } => {
-                tokens += more;
-                arrived.extend_from_slice(&bytes);
-            }
-            ResponseEvent::End(_) => break,
-        }
+    while let ResponseEvent::Data {
+        tokens: more, bytes, ..
+    } = next(&mut stream).await.unwrap()
+    {
+        tokens += more;
+        arrived.extend_from_slice(&bytes);
     }
     assert_eq!((arrived == document, tokens), (true, 1));
 }

@@ -384,11 +384,11 @@ fn an_unlisted_worker_leaves_although_a_listed_one_has_its_address() {
     );
 }
 
+/// The present workers: id, epoch, phase, and whether discovery lists it.
+type Present = Vec<(String, u64, WorkerPhase, bool)>;
+
 /// A worker answers at the address of another one: what leaves, and what is present then.
-fn reached(
-    roster: &mut Roster,
-    found: &Arc<WorkerCard>,
-) -> (Option<u64>, Vec<(String, u64, WorkerPhase, bool)>) {
+fn reached(roster: &mut Roster, found: &Arc<WorkerCard>) -> (Option<u64>, Present) {
     let earlier = roster.reach("here", found).map(|card| card.epoch.0);
     if earlier.is_some() {
         roster.adopt(found.clone(), |_| true).unwrap();
