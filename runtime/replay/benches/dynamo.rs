@@ -2,7 +2,7 @@
 //! `cargo bench --package signalbox-replay -- TRACE`, with Mooncake's conversation trace.
 //!
 //! Dynamo's figures are those of its offline replay (ai-dynamo 1.6.1, `dynamo.replay`, block size 16, one run a row). Its
-//! router breaks ties at random, so its KV router's differ by about 1 % from run to run.
+//! router breaks ties at random, so the figures of its KV router differ from run to run.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
 
