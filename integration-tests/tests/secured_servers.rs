@@ -4,7 +4,7 @@ use anyhow::ensure;
 use reqwest::Method;
 use serde_json::json;
 use signalbox_integration_tests::{Cluster, Worker, eventually, workload::Workload, workspace_root};
-use signalbox_test_servers::{NatsOperator, NatsServer};
+use signalbox_test_servers::{EtcdServer, NatsOperator, NatsServer};
 use tempfile::TempDir;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -112,14 +112,25 @@ async fn the_documented_permissions_are_enough_for_a_cluster() -> anyhow::Result
     let [_, router] = options("router", Role::router())?;
     let [_, worker] = options("worker", Role::worker())?;
 
-    let creator = Cluster::serve_with(&["--discovery=static://127.0.0.1:1", &events, &first]).await?;
+    // A worker over NATS is found in etcd only.
+    let etcd = EtcdServer::started();
+    let discovery = format!("--discovery={}", etcd.url());
+    let creator = Cluster::serve_with(&[&discovery, &events, &first]).await?;
     upload(&creator, "mine").await?;
-    let worker = Worker::sim("far", &["--speedup=0", &events, &worker, "--request-plane=nats"]).await?;
-    let router = Cluster::serve(&[&worker], &[&events, &router]).await?;
+    let far = [
+        "--speedup=0",
+        "--request-plane=nats",
+        &discovery,
+        &events,
+        &worker,
+    ];
+    let worker = Worker::sim("far", &far).await?;
+    let router = Cluster::serve_with(&[&discovery, &events, &router]).await?;
     eventually("the router is ready", || async {
         Ok((router.api.get("/ready").await?.status == 200).then_some(()))
     })
     .await?;
+    let router = router.named().await?;
     // Uploaded by the other router, and found in the store.
     let label = router.activate("mine").await?;
     ensure!(label.starts_with("mine@"), "{label}");

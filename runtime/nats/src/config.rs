@@ -223,10 +223,7 @@ mod tests {
     }
 
     fn refused(config: NatsConfig) -> String {
-        match config.into_options() {
-            Ok(_) => panic!("accepted"),
-            Err(error) => error.to_string(),
-        }
+        config.into_options().expect_err("refused").to_string()
     }
 
     #[test]
