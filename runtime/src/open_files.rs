@@ -9,6 +9,9 @@ use signalbox_http::HttpConfig;
 /// Connections of clients that an HTTP thread holds if there are files enough.
 const CONNECTIONS_OF_A_THREAD: usize = 25_000;
 
+/// Fewer connections than this are worth a warning although nobody asked for more: a busy service has more clients.
+const FEW_CONNECTIONS: usize = 2_000;
+
 /// Raises the limit to the highest one that the system allows this process. Children inherit it.
 pub(crate) fn raise_limit() {
     let mut limit = getrlimit(Resource::Nofile);
@@ -35,12 +38,12 @@ pub(crate) fn limit_connections(http: &mut HttpConfig, in_all: Option<usize>, of
     let files = limit();
     let wanted = in_all.unwrap_or_else(|| CONNECTIONS_OF_A_THREAD.saturating_mul(http.threads.max(1)));
     http.max_connections = connections(files, wanted);
-    if http.max_connections < wanted {
-        tracing::warn!(
-            files,
-            connections = http.max_connections,
-            "the limit on open files lowers the number of clients' connections; raise the hard limit (ulimit -Hn)"
-        );
+    let connections = http.max_connections;
+    let lowered = "the limit on open files lowers the number of clients' connections; raise the hard limit (ulimit -Hn)";
+    if connections < in_all.unwrap_or(FEW_CONNECTIONS) {
+        tracing::warn!(files, connections, "{lowered}");
+    } else if connections < wanted {
+        tracing::info!(files, connections, "{lowered}");
     }
     http.max_connections_per_address = per_address(http.max_connections, of_an_address);
 }
