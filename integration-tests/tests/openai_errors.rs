@@ -188,7 +188,7 @@ async fn more_tokens_than_the_context_has_are_refused_with_the_numbers() -> anyh
     let too_long = vec![100; usize::try_from(context)?];
     let body = json!({"model": cluster.model, "prompt": too_long, "max_tokens": 1});
     let prompt = error(&cluster.api.post(COMPLETIONS, &body).await?, 400)?;
-    let body = json!({"model": cluster.model, "prompt": [100], "max_tokens": context});
+    let body = json!({"model": cluster.model, "prompt": [100], "max_tokens": context + 1});
     let answer = error(&cluster.api.post(COMPLETIONS, &body).await?, 400)?;
     for error in [prompt, answer] {
         assert_eq!(error["code"], "context_length_exceeded");
