@@ -42,6 +42,11 @@ async fn a_prompt_served_through_one_router_is_recognised_by_the_other() -> anyh
         })
         .await?;
         waits.push(answered.elapsed());
+        eventually("the other router no longer counts the request", || async {
+            let counted = |worker: &Value| worker["other_routers"]["requests"] != 0;
+            Ok((!b.workers().await?.iter().any(counted)).then_some(()))
+        })
+        .await?;
         let again = b.api.post(CHAT, &body).await?;
         assert_eq!(again.header("x-signalbox-worker"), worker);
         assert_ne!(again.header("x-signalbox-overlap-blocks"), "0");
@@ -221,11 +226,10 @@ async fn routers_do_not_send_their_bursts_to_the_same_workers() -> anyhow::Resul
         let reply = named[0].api.post(CHAT, &prompt(BURST + number)).await?;
         anyhow::ensure!(reply.status == 200, "{}", reply.text());
     }
+    // Near ties are drawn, so two of these prompts may be at one worker.
     let held = same_index(&named.iter().collect::<Vec<_>>()).await?;
-    assert_eq!(
-        held.values().filter(|(_, blocks, _)| *blocks > 0).count(),
-        WORKERS / 2
-    );
+    let holders = held.values().filter(|(_, blocks, _)| *blocks > 0).count();
+    assert!((1..=WORKERS / 2).contains(&holders), "{holders}");
     let mut requests = tokio::task::JoinSet::new();
     for number in 0..BURST {
         let router = &named[number % ROUTERS];
