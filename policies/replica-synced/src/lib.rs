@@ -119,9 +119,4 @@ mod tests {
     fn other_routers_load_counts() {
         assert!((0..100).all(|seed| chosen("", seed, &[20, 20], &[30, 0]) == 1));
     }
-
-    #[test]
-    fn draws_are_below_one() {
-        assert!((0..10_000).all(|seed| (0.0..1.0).contains(&draw(seed, 3))));
-    }
 }

@@ -28,3 +28,13 @@ fn draw(seed: u64, worker: u32) -> f32 {
     // An f32 holds 24 bits exactly.
     (bits >> 40) as f32 / (1 << 24) as f32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_are_below_one() {
+        assert!((0..10_000).all(|seed| (0.0..1.0).contains(&draw(seed, 3))));
+    }
+}
