@@ -34,7 +34,7 @@ pub struct KvIndex {
     worker_bytes: usize,
     /// Blocks with at least one holder.
     blocks: usize,
-    /// By [`CacheTier::index`].
+    /// By `CacheTier::index`.
     memberships: [usize; 3],
     /// Workers that hold a block.
     holding: usize,

@@ -143,7 +143,7 @@ impl Roster {
         !self.vacant.is_empty() || self.slots < MAX_WORKERS
     }
 
-    /// Discovery lists a worker. A new one may not be given requests until it is [`ready`](Self::ready).
+    /// Discovery lists a worker. A new one may not be given requests until its tokenizer is [`loaded`](Self::loaded).
     ///
     /// A vacant slot is given out again only if `is_unused` returns true for it: no request of the slot's previous worker
     /// may be under way. An error changes nothing.
