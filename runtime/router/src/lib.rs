@@ -51,6 +51,7 @@ mod replica;
 mod replica_sync;
 mod rivals;
 mod roster;
+mod roster_listeners;
 mod route_request;
 mod router;
 mod runners;

@@ -31,10 +31,10 @@ use crate::{
     parity::ParityTable,
     prepared_request::{FormedRequest, PreparedRequest},
     roster::{ModelEntry, PromptForm, RosterView, WorkerEntry},
+    roster_listeners::RosterChanged,
     route_request::RouteRequest,
     router::Router,
     versioned_prompt::VersionedPrompt,
-    worker_roster::RosterChanged,
 };
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use tracing::{debug, info};
 use crate::{
     load::LoadTable,
     roster::RosterView,
-    worker_roster::{RosterChanged, RosterListeners},
+    roster_listeners::{RosterChanged, RosterListeners},
 };
 use peers::{Peers, PublishedLoad, WorkerIncarnation};
 

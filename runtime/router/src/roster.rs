@@ -21,7 +21,7 @@ pub(crate) use self::{
 
 use self::{
     adapters::{Adapters, UnservedAdapter},
-    version::admitted,
+    version::{admitted, latest_versions},
 };
 use crate::load::MAX_WORKERS;
 
@@ -391,20 +391,21 @@ impl Roster {
     }
 
     /// The control link to this address is up, and this worker has answered. If the roster has another incarnation there,
-    /// or another worker, that one leaves, whatever discovery lists: it cannot be there any more (K-1). Returns its card.
+    /// or another worker, that one leaves, whatever discovery lists: it cannot be there any more (K-1). Returns it.
     ///
     /// The worker that answered is to be [adopted](Self::adopt) then.
-    pub(crate) fn reach(&mut self, address: &str, found: &WorkerCard) -> Option<Arc<WorkerCard>> {
+    pub(crate) fn reach(&mut self, address: &str, found: &WorkerCard) -> Option<WorkerEntry> {
         let is_another = |card: &WorkerCard| card.id != found.id || card.epoch != found.epoch;
         let entry = self
             .workers
             .values()
             .find(|entry| entry.card.address == address && is_another(&entry.card))?;
-        let (earlier, listed) = (entry.card.clone(), entry.listed);
-        let listed_epoch = *self.superseded.get(&earlier.id).unwrap_or(&earlier.epoch);
-        self.leave(&earlier.id, earlier.epoch);
-        if listed && earlier.id == found.id {
-            self.superseded.insert(earlier.id.clone(), listed_epoch);
+        let earlier = entry.clone();
+        let (id, epoch) = (&earlier.card.id, earlier.card.epoch);
+        let listed_epoch = *self.superseded.get(id).unwrap_or(&epoch);
+        self.leave(id, epoch);
+        if earlier.listed && *id == found.id {
+            self.superseded.insert(id.clone(), listed_epoch);
         }
         Some(earlier)
     }
@@ -477,16 +478,11 @@ impl KnownModel {
 
     /// The model as decisions read it, served by these workers.
     fn entry(&self, name: &str, workers: ReadyWorkers) -> ModelEntry {
-        let served = versions_of(workers.served());
         ModelEntry {
             name: name.to_owned(),
             adapter: None,
             created: self.created,
-            versions: if served.is_empty() {
-                self.versions.clone()
-            } else {
-                served
-            },
+            versions: latest_versions(workers.served(), &self.versions),
             decisions: self.decisions.clone(),
             workers,
         }

@@ -26,8 +26,9 @@ use crate::{
     replica_sync::{PublishedLoads, ReplicaConfig, ReplicaSync},
     rivals::IdConflict,
     roster::{ModelEntry, ModelVersion, PromptForm, RosterView, WorkerEntry, WorkerPhase},
+    roster_listeners::RosterListeners,
     supervisor::ActorHandle,
-    worker_roster::{RosterListeners, WorkerRoster},
+    worker_roster::WorkerRoster,
     worker_session::SessionContext,
 };
 

@@ -9,7 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use signalbox_protocol::WorkerCard;
+use signalbox_protocol::{Call, WorkerCard};
+use signalbox_request_plane::LinkHandle;
+use signalbox_tokenize::{ModelArtifacts, ModelText};
+
+use crate::fetch::fetch;
+
+/// Largest tokenizer and template accepted from a worker.
+const MAX_ARTIFACT_BYTES: usize = 128 << 20;
 
 /// The waiting workers by digest of their tokenizer. The first of each queue supplies the tokenizer.
 #[derive(Debug, Default)]
@@ -49,6 +56,30 @@ impl TokenizerLoads {
     pub(crate) fn loaded(&mut self, digest: &str) -> impl Iterator<Item = Arc<WorkerCard>> + use<> {
         self.0.remove(digest).into_iter().flatten()
     }
+}
+
+/// Fetches and loads a worker's tokenizer and template.
+pub(crate) async fn load_text(link: LinkHandle, expected: String) -> Result<Arc<ModelText>, String> {
+    let call = Call::FetchArtifacts {
+        digest: expected.clone(),
+    };
+    let bytes = fetch(&link, call, MAX_ARTIFACT_BYTES)
+        .await
+        .map_err(|error| error.to_string())?;
+    // Parsing a large vocabulary takes a second: not on an arbiter.
+    let loaded = tokio::task::spawn_blocking(move || {
+        let artifacts = ModelArtifacts::from_bytes(&bytes).map_err(|error| error.to_string())?;
+        if artifacts.digest() != expected {
+            return Err(format!(
+                "its digest is {}, the worker's card has {expected}",
+                artifacts.digest()
+            ));
+        }
+        ModelText::load(&artifacts)
+            .map(Arc::new)
+            .map_err(|error| error.to_string())
+    });
+    loaded.await.map_err(|error| error.to_string())?
 }
 
 #[cfg(test)]

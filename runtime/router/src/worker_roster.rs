@@ -18,30 +18,26 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use actix::{WeakRecipient, prelude::*};
+use actix::prelude::*;
 use arc_swap::ArcSwap;
 use futures_util::stream;
-use parking_lot::Mutex;
 use signalbox_discovery::{Departure, Discovery, WorkerChange};
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{Call, WorkerCard, WorkerEpoch, WorkerId};
+use signalbox_protocol::{WorkerCard, WorkerEpoch, WorkerId};
 use signalbox_request_plane::{LinkEvent, LinkHandle, LinkState};
-use signalbox_tokenize::{ModelArtifacts, ModelText};
+use signalbox_tokenize::ModelText;
 use tracing::{error, info, warn};
 
 use crate::{
-    fetch::fetch,
     index_figures::{EXPORT_INTERVAL, IndexFigures},
-    load::MAX_WORKERS,
+    load::{LoadTable, MAX_WORKERS},
     publish_pace::PublishPace,
     rivals::{Answered, Rivals, Silenced},
     roster::{AdapterReport, Departed, Joined, Judged, Roster, RosterError, RosterView, WorkerPhase},
-    tokenizer_loads::TokenizerLoads,
+    roster_listeners::RosterListeners,
+    tokenizer_loads::{TokenizerLoads, load_text},
     worker_session::{AdaptersReported, SessionContext, WorkerSession},
 };
-
-/// Largest tokenizer and template accepted from a worker.
-const MAX_ARTIFACT_BYTES: usize = 128 << 20;
 
 /// Wait before a tokenizer is requested again, doubled up to the longest after each failure.
 const ARTIFACT_RETRY: Duration = Duration::from_millis(100);
@@ -69,35 +65,6 @@ pub(crate) struct WorkerRoster {
     discovery: Vec<Arc<dyn Discovery>>,
     view: Arc<ArcSwap<RosterView>>,
     listeners: RosterListeners,
-}
-
-/// The view changed. Only a hint: every decision reads the view itself.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct RosterChanged;
-
-/// The actors that receive [`RosterChanged`]. They are kept apart from the roster's actor, and so outlast its failure.
-/// A listener may hold these listeners itself, so they do not keep it running. Clone = handle.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct RosterListeners(Arc<Mutex<Vec<WeakRecipient<RosterChanged>>>>);
-
-impl RosterListeners {
-    /// From now on `listener` receives a [`RosterChanged`] after each change. Read the view after this call.
-    pub(crate) fn register(&self, listener: Recipient<RosterChanged>) {
-        self.0.lock().push(listener.downgrade());
-    }
-
-    fn notify(&self) {
-        let mut listeners = self.0.lock();
-        listeners.retain(|listener| {
-            // A closed mailbox belongs to an actor that ended; a full one needs no second hint.
-            let listener = listener.upgrade().filter(Recipient::connected);
-            listener.is_some_and(|listener| {
-                let _ = listener.try_send(RosterChanged);
-                true
-            })
-        });
-    }
 }
 
 impl WorkerRoster {
@@ -159,15 +126,10 @@ impl WorkerRoster {
         let earlier = self.sessions.get(&card.id).map(|session| session.card.clone());
         let earlier = earlier.or_else(|| self.withdrawn.remove(&card.id));
         let own_slot = self.roster.worker(&card.id).map(|worker| worker.slot);
-        let (load, published) = (&self.context.load, &self.published_slots);
-        // Decisions by the published view may still choose the worker that had the slot.
-        let is_unused =
-            |slot| load.get(slot).requests == 0 && (own_slot == Some(slot) || !published.contains(&slot));
+        let is_unused = unused(&self.context.load, &self.published_slots, own_slot);
         match self.roster.join(card.clone(), is_unused) {
             Ok(Joined::New(slot)) => {
-                info!(worker.id = %card.id, model = %card.model, address = %card.address, engine = %card.engine, "worker joined");
-                self.start_session(ctx, card, slot);
-                self.prepare(ctx, card);
+                self.begin(ctx, card, slot, "worker joined");
                 let displaced = earlier.filter(|earlier| earlier.address != card.address);
                 if let Some(earlier) = displaced {
                     let link = self.link_to(ctx, &earlier.address);
@@ -204,25 +166,31 @@ impl WorkerRoster {
         let Some(earlier) = self.roster.reach(&address, card) else {
             return;
         };
-        self.end_session(ctx, &earlier.id, "another incarnation answers at its address");
+        self.end_session(
+            ctx,
+            &earlier.card.id,
+            "another incarnation answers at its address",
+        );
         // Routers dial the address that reached the worker; its own may be that of every interface.
         let card = Arc::new(WorkerCard {
             address,
             ..card.clone()
         });
-        let load = &self.context.load;
-        match self
-            .roster
-            .adopt(card.clone(), |slot| load.get(slot).requests == 0)
-        {
+        let is_unused = unused(&self.context.load, &self.published_slots, Some(earlier.slot));
+        match self.roster.adopt(card.clone(), is_unused) {
             Ok(slot) => {
-                info!(worker.id = %card.id, model = %card.model, address = %card.address, engine = %card.engine, "worker joined by its connection");
-                self.start_session(ctx, &card, slot);
-                self.prepare(ctx, &card);
+                self.begin(ctx, &card, slot, "worker joined by its connection");
             }
             Err(error) => warn!(%error, "worker not accepted"),
         }
         self.changed(ctx);
+    }
+
+    /// The session of a worker that is present now begins.
+    fn begin(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>, slot: WorkerSlot, what: &str) {
+        info!(worker.id = %card.id, model = %card.model, address = %card.address, engine = %card.engine, "{what}");
+        self.start_session(ctx, card, slot);
+        self.prepare(ctx, card);
     }
 
     fn start_session(&mut self, ctx: &mut Context<Self>, card: &Arc<WorkerCard>, slot: WorkerSlot) {
@@ -522,6 +490,16 @@ fn answers(session: &WorkerSession) -> bool {
             .is_some_and(|card| card.epoch == session.card.epoch)
 }
 
+/// Whether a vacant slot may be given to a worker. No request is under way there, and no decision by the published view can
+/// choose the worker that had it, except where that is the earlier incarnation of the same worker, in the slot `own`.
+fn unused(
+    load: &LoadTable,
+    published: &HashSet<WorkerSlot>,
+    own: Option<WorkerSlot>,
+) -> impl Fn(WorkerSlot) -> bool {
+    move |slot| load.get(slot).requests == 0 && (own == Some(slot) || !published.contains(&slot))
+}
+
 fn slots_of(view: &RosterView) -> HashSet<WorkerSlot> {
     view.workers.iter().map(|worker| worker.slot).collect()
 }
@@ -548,30 +526,6 @@ impl Handler<crate::supervisor::Panic> for WorkerRoster {
     fn handle(&mut self, _: crate::supervisor::Panic, _: &mut Self::Context) {
         panic!("this panic is part of the test");
     }
-}
-
-/// Fetches and loads a worker's tokenizer and template.
-async fn load_text(link: LinkHandle, expected: String) -> Result<Arc<ModelText>, String> {
-    let call = Call::FetchArtifacts {
-        digest: expected.clone(),
-    };
-    let bytes = fetch(&link, call, MAX_ARTIFACT_BYTES)
-        .await
-        .map_err(|error| error.to_string())?;
-    // Parsing a large vocabulary takes a second: not on an arbiter.
-    let loaded = tokio::task::spawn_blocking(move || {
-        let artifacts = ModelArtifacts::from_bytes(&bytes).map_err(|error| error.to_string())?;
-        if artifacts.digest() != expected {
-            return Err(format!(
-                "its digest is {}, the worker's card has {expected}",
-                artifacts.digest()
-            ));
-        }
-        ModelText::load(&artifacts)
-            .map(Arc::new)
-            .map_err(|error| error.to_string())
-    });
-    loaded.await.map_err(|error| error.to_string())?
 }
 
 #[cfg(test)]

@@ -389,7 +389,7 @@ type Present = Vec<(String, u64, WorkerPhase, bool)>;
 
 /// A worker answers at the address of another one: what leaves, and what is present then.
 fn reached(roster: &mut Roster, found: &Arc<WorkerCard>) -> (Option<u64>, Present) {
-    let earlier = roster.reach("here", found).map(|card| card.epoch.0);
+    let earlier = roster.reach("here", found).map(|earlier| earlier.card.epoch.0);
     if earlier.is_some() {
         roster.adopt(found.clone(), |_| true).unwrap();
     }
@@ -475,7 +475,9 @@ fn another_worker_that_answers_at_an_address_replaces_the_one_there() {
     join(&mut roster, &card_at("c", 1, "there"));
     let elsewhere = card_at("b", 4, "there");
     assert_eq!(
-        roster.reach("there", &elsewhere).map(|card| card.id.clone()),
+        roster
+            .reach("there", &elsewhere)
+            .map(|earlier| earlier.card.id.clone()),
         Some(id("c"))
     );
     assert_eq!(

@@ -95,6 +95,19 @@ pub(crate) fn versions_of<'a>(workers: impl IntoIterator<Item = Served<'a>>) -> 
     versions
 }
 
+/// The versions that these workers serve, or those of before if there is no worker now: a model is known by its last ones.
+pub(super) fn latest_versions<'a>(
+    workers: impl IntoIterator<Item = Served<'a>>,
+    before: &[ModelVersion],
+) -> Vec<ModelVersion> {
+    let served = versions_of(workers);
+    if served.is_empty() {
+        before.to_vec()
+    } else {
+        served
+    }
+}
+
 /// The versions that are served, given the version of each worker of a model that could serve: if there are more than
 /// [`MAX_VERSIONS`], those with most workers.
 pub(super) fn admitted(workers: impl Iterator<Item = VersionId>) -> Vec<VersionId> {

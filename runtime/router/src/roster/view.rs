@@ -12,7 +12,7 @@ use signalbox_tokenize::ModelText;
 
 use crate::rivals::IdConflict;
 
-use super::version::{ModelVersion, Served, VersionId, versions_of};
+use super::version::{ModelVersion, Served, VersionId, latest_versions};
 
 /// Everything that a decision reads about workers and models, at one moment.
 #[derive(Debug, Default)]
@@ -174,16 +174,11 @@ impl ModelEntry {
 
     /// The same model, served by these workers.
     pub(super) fn with_workers(&self, workers: ReadyWorkers) -> Self {
-        let served = versions_of(workers.served());
         Self {
             name: self.name.clone(),
             adapter: self.adapter.clone(),
             created: self.created,
-            versions: if served.is_empty() {
-                self.versions.clone()
-            } else {
-                served
-            },
+            versions: latest_versions(workers.served(), &self.versions),
             decisions: self.decisions.clone(),
             workers,
         }

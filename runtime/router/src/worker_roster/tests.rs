@@ -1,13 +1,14 @@
 use signalbox_discovery::{MemoryDiscovery, Registration};
 use signalbox_event_plane::MemoryPlane;
 use signalbox_kv_index::SharedKvIndex;
-use signalbox_protocol::{CacheTier, KvEvent, LoraAdapter, SequenceHash, StreamSummary, WorkerReport};
+use signalbox_protocol::{CacheTier, Call, KvEvent, LoraAdapter, SequenceHash, StreamSummary, WorkerReport};
 use signalbox_request_plane::{LinkConfig, Responder};
+use signalbox_tokenize::ModelArtifacts;
 use tokio::sync::watch;
 
 use super::*;
 use crate::{
-    load::LoadTable,
+    roster_listeners::RosterChanged,
     supervisor::{ActorHandle, Panic},
     test_support::{TestWorker, card, soon},
 };
