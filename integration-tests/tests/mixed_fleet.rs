@@ -39,7 +39,7 @@ fn probe(seed: u64) -> Value {
     json!({"model": "m", "messages": [{"role": "user", "content": PROBE}], "max_tokens": 2, "seed": seed})
 }
 
-/// Sends the probe to the routers in turn until it is told to stop. Returns, for each number of prompt tokens, how many
+/// Sends the probe to the routers in turn until the caller stops it. Returns, for each number of prompt tokens, how many
 /// requests had it.
 async fn load(routers: Vec<Api>, stop: Arc<AtomicBool>) -> anyhow::Result<BTreeMap<u64, usize>> {
     let mut requests = JoinSet::new();

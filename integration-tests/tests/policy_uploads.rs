@@ -148,31 +148,8 @@ async fn an_upload_that_is_no_policy_is_refused_with_the_reason() -> anyhow::Res
 
 /// Two components that call each other: joining them made the compiler panic.
 fn two_memories() -> anyhow::Result<Vec<u8>> {
-    let callee = r#"(core module $m
-            (memory (export "memory") 1)
-            (func (export "realloc") (param i32 i32 i32 i32) (result i32) i32.const 0)
-            (func (export "f") (param i32 i32)))
-        (core instance $i (instantiate $m))
-        (func (export "f") (param "s" string)
-            (canon lift (core func $i "f") (memory (core memory $i "memory")) (realloc (core func $i "realloc"))))"#;
-    let caller = r#"(import "f" (func $f (param "s" string)))
-        (core module $libc (memory (export "memory") 1))
-        (core instance $libc (instantiate $libc))
-        (alias core export $libc "memory" (core memory $memory))
-        (core func $f (canon lower (func $f) (memory $memory)))
-        (core module $m
-            (import "" "f" (func (param i32 i32)))
-            (func (export "run") (call 0 (i32.const 0) (i32.const 0))))
-        (core instance $i (instantiate $m (with "" (instance (export "f" (func $f))))))
-        (func (export "run") (canon lift (core func $i "run")))"#;
-    Ok(wat::parse_str(format!(
-        r#"(component
-            (component $callee {callee})
-            (component $caller {caller})
-            (instance $callee (instantiate $callee))
-            (instance $caller (instantiate $caller (with "f" (func $callee "f"))))
-            (export "run" (func $caller "run")))"#
-    ))?)
+    let text = include_str!("../../runtime/policy-host/tests/two-memories.wat");
+    Ok(wat::parse_str(text)?)
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Two workers with one id, and a card in etcd that no worker answers for: requests go on, and everybody is told.
+//! Two workers with one id, and a card in etcd that no worker answers for: requests go on, and routers and workers report it.
 
 use std::sync::{
     Arc,
@@ -15,7 +15,7 @@ const KEY: &str = "/signalbox/default/workers/m/w";
 /// What a worker logs when another incarnation holds its key.
 const REFUSED: &str = "another worker is registered under this worker's id";
 
-/// Sends one request after the other until it is told to stop. Returns how many were answered.
+/// Sends one request after the other until the caller stops it. Returns how many were answered.
 async fn load(api: Api, stop: Arc<AtomicBool>) -> anyhow::Result<usize> {
     let mut answered = 0;
     while !stop.load(Relaxed) {

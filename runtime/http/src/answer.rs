@@ -64,7 +64,7 @@ struct Running<A>(RefCell<RunningState<A>>);
 struct RunningState<A> {
     /// `None` after its end: the engine's work ends with the answer, not with the connection.
     answer: Option<A>,
-    /// Why the answer was ended from outside; the client is not told yet.
+    /// Why the answer was ended from outside; the client has not received it yet.
     ended: Option<WireError>,
     /// Of the connection's task, while the answer has no bytes.
     reader: Option<Waker>,

@@ -1,7 +1,7 @@
 //! The route table of both listeners.
 
 use actix_web::{
-    HttpRequest, Resource, Route,
+    FromRequest, Handler, HttpRequest, Resource, Responder, Route,
     middleware::from_fn,
     web::{self, Data, PathConfig, Payload, ServiceConfig},
 };
@@ -32,21 +32,9 @@ pub(crate) fn public(config: &mut ServiceConfig, frontend: Frontend) {
             "GET",
             [web::get().to(models::one)],
         ))
-        .service(resource(
-            "/health",
-            "GET, HEAD",
-            [web::get().to(health::health), web::head().to(health::health)],
-        ))
-        .service(resource(
-            "/live",
-            "GET, HEAD",
-            [web::get().to(health::live), web::head().to(health::live)],
-        ))
-        .service(resource(
-            "/ready",
-            "GET, HEAD",
-            [web::get().to(health::ready), web::head().to(health::ready)],
-        ))
+        .service(health_check("/health", health::health))
+        .service(health_check("/live", health::live))
+        .service(health_check("/ready", health::ready))
         .default_service(web::to(error::not_found));
 }
 
@@ -99,6 +87,17 @@ pub(crate) fn resource<const N: usize>(path: &str, allowed: &'static str, routes
         .into_iter()
         .fold(web::resource(path), Resource::route)
         .default_service(web::to(other))
+}
+
+/// A path that load balancers look at, by either method.
+pub(crate) fn health_check<H, A>(path: &str, check: H) -> Resource
+where
+    H: Handler<A> + Clone,
+    H::Output: Responder + 'static,
+    A: FromRequest + 'static,
+{
+    let routes = [web::get().to(check.clone()), web::head().to(check)];
+    resource(path, "GET, HEAD", routes)
 }
 
 /// A path with broken percent-encoding gets 404.

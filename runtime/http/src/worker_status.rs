@@ -22,7 +22,7 @@ use crate::{
     connection_limits::AddressLimit,
     error, health,
     listener::{self, Listener},
-    routes::resource,
+    routes::{health_check, resource},
     server::{HttpError, MAX_ADMIN_CONNECTIONS, bind, upkeep},
 };
 
@@ -114,16 +114,8 @@ fn routes(config: &mut ServiceConfig, metrics: PrometheusHandle, readiness: Work
     config
         .app_data(Data::new(metrics))
         .app_data(Data::new(readiness))
-        .service(resource(
-            "/live",
-            "GET, HEAD",
-            [web::get().to(health::live), web::head().to(health::live)],
-        ))
-        .service(resource(
-            "/ready",
-            "GET, HEAD",
-            [web::get().to(ready), web::head().to(ready)],
-        ))
+        .service(health_check("/live", health::live))
+        .service(health_check("/ready", ready))
         .service(resource("/metrics", "GET", [web::get().to(exported)]))
         .default_service(web::to(error::not_found));
 }

@@ -1,6 +1,6 @@
 //! How many servers keep a copy of what is stored in JetStream.
 //!
-//! One rule for every stream and bucket. Whoever creates one gives it the copies of its setting. A router raises the
+//! One rule for every stream and bucket. The process that creates one gives it the copies of its setting. A router raises the
 //! number of an existing one to its setting, and nobody lowers it: processes of another namespace share the streams, and
 //! one that was started without the setting must not take copies away. Where setting and stream still differ, a warning
 //! says so once.

@@ -30,12 +30,12 @@ use signalbox_protocol::{ReplicaLoad, SamplingParams, WorkerReport};
 use signalbox_router::{NoCandidate, OfflineRouter};
 use signalbox_worker::{
     engine::{NewSequence, SequenceId, StepOutput},
-    sim::SimError,
+    sim::{SimError, scramble},
 };
 
 use crate::{
     policy::ReplayPolicy,
-    prompt::{Prompts, scramble},
+    prompt::Prompts,
     trace::{Arrival, Trace},
 };
 use queue::{Event, EventQueue};
@@ -166,7 +166,7 @@ const MAX_WORKERS: usize = 4_096;
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Replays `trace` on the cluster. `policy` decides, and `seed` determines the seeds of its decisions. `ended` counts
-/// the requests that have ended, for whoever watches.
+/// the requests that have ended, for a progress bar.
 ///
 /// # Errors
 /// The cluster has no router or too many workers, or a worker's settings are out of range.

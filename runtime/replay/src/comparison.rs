@@ -34,54 +34,21 @@ pub struct Difference {
     pub confidence_95: Option<f64>,
 }
 
-/// A figure that is compared.
-struct Compared {
-    name: &'static str,
-    value: fn(&Figures) -> f64,
-}
+/// A figure that is compared: its name, and where it is.
+type Compared = (&'static str, fn(&Figures) -> f64);
 
 /// What is compared: the aims first, then the guards against reaching them at the cost of something else.
 const COMPARED: [Compared; 10] = [
-    Compared {
-        name: "mean_ttft_ms",
-        value: |figures| figures.ttft.mean,
-    },
-    Compared {
-        name: "p50_ttft_ms",
-        value: |figures| figures.ttft.p50,
-    },
-    Compared {
-        name: "p99_ttft_ms",
-        value: |figures| figures.ttft.p99,
-    },
-    Compared {
-        name: "mean_itl_ms",
-        value: |figures| figures.itl.mean,
-    },
-    Compared {
-        name: "mean_e2e_ms",
-        value: |figures| figures.e2e.mean,
-    },
-    Compared {
-        name: "prefix_reuse",
-        value: |figures| figures.prefix_reuse,
-    },
-    Compared {
-        name: "goodput_share",
-        value: |figures| figures.goodput_share,
-    },
-    Compared {
-        name: "largest_worker_share",
-        value: |figures| figures.largest_worker_share,
-    },
-    Compared {
-        name: "p99_long_prompt_ttft_ms",
-        value: |figures| figures.long_ttft.p99,
-    },
-    Compared {
-        name: "completed",
-        value: |figures| figures.completed as f64,
-    },
+    ("mean_ttft_ms", |figures| figures.ttft.mean),
+    ("p50_ttft_ms", |figures| figures.ttft.p50),
+    ("p99_ttft_ms", |figures| figures.ttft.p99),
+    ("mean_itl_ms", |figures| figures.itl.mean),
+    ("mean_e2e_ms", |figures| figures.e2e.mean),
+    ("prefix_reuse", |figures| figures.prefix_reuse),
+    ("goodput_share", |figures| figures.goodput_share),
+    ("largest_worker_share", |figures| figures.largest_worker_share),
+    ("p99_long_prompt_ttft_ms", |figures| figures.long_ttft.p99),
+    ("completed", |figures| figures.completed as f64),
 ];
 
 /// The 97.5th percentiles of Student's t distribution for 1 to 30 degrees of freedom.
@@ -105,13 +72,9 @@ impl Comparison {
 
     fn of(first: &[Run], other: &[Run]) -> Self {
         let name = |runs: &[Run]| runs.first().map(|run| run.policy.clone()).unwrap_or_default();
-        let difference = |compared: &Compared| {
-            let values = |runs: &[Run]| {
-                runs.iter()
-                    .map(|run| (compared.value)(&run.figures))
-                    .collect::<Vec<_>>()
-            };
-            Difference::of(compared.name, &values(first), &values(other))
+        let difference = |&(name, value): &Compared| {
+            let values = |runs: &[Run]| runs.iter().map(|run| value(&run.figures)).collect::<Vec<_>>();
+            Difference::of(name, &values(first), &values(other))
         };
         Self {
             of: name(first),

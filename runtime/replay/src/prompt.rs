@@ -1,6 +1,7 @@
 //! The tokens of a trace's prompts. A trace has ids in place of tokens; equal ids become equal tokens.
 
 use signalbox_protocol::{BlockHasher, SequenceHash};
+use signalbox_worker::sim::{GOLDEN, scramble};
 
 use crate::trace::{BlockContent, Trace};
 
@@ -59,17 +60,6 @@ impl<'a> Prompts<'a> {
 /// bits below it.
 fn token(start: u64, place: u64) -> u32 {
     ((start ^ place).wrapping_mul(GOLDEN) >> 32) as u32
-}
-
-/// 2⁶⁴ divided by the golden ratio.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// SplitMix64's output function (Steele, Lea, Flood 2014): each bit of the input changes half of the output's bits.
-pub(crate) fn scramble(word: u64) -> u64 {
-    let word = word.wrapping_add(GOLDEN);
-    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }
 
 #[cfg(test)]

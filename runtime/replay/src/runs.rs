@@ -28,7 +28,7 @@ pub struct Plan<'a> {
     pub seeds: &'a [u64],
     /// Runs at the same time, at least 1.
     pub threads: usize,
-    /// Counts the requests that have ended in all runs, for whoever watches.
+    /// Counts the requests that have ended in all runs, for a progress bar.
     pub ended: &'a AtomicUsize,
 }
 

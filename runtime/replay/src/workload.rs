@@ -251,6 +251,8 @@ fn seconds(seconds: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use signalbox_worker::sim::scramble;
+
     use super::*;
 
     fn workload(text: &str) -> Workload {
@@ -276,7 +278,7 @@ mod tests {
                 request.input_tokens.into(),
                 request.output_tokens.into(),
             ] {
-                sum = crate::prompt::scramble(sum ^ word);
+                sum = scramble(sum ^ word);
             }
         }
         assert_eq!(sum, RECORDED);

@@ -1,6 +1,6 @@
 //! A router without actors, network or clock, for replay: the same index, load table and decisions as behind the API.
 //!
-//! Whoever drives it says what happens and when: which workers are present, which KV events and reports arrive, what
+//! Its caller states what happens and when: which workers are present, which KV events and reports arrive, what
 //! other routers have in flight. It makes each decision as a replica does (`decide.rs`) and reserves the load. Equal
 //! calls on a router with an equal seed give equal decisions.
 
@@ -180,31 +180,15 @@ impl OfflineRouter {
 #[cfg(test)]
 mod tests {
     use signalbox_policy_host::{PolicyEngine, PolicyLimits};
-    use signalbox_protocol::{CacheTier, WorkerCapacity, WorkerEpoch, WorkerRole};
+    use signalbox_protocol::CacheTier;
 
     use super::*;
+    use crate::test_support;
 
     fn card(number: u32) -> Arc<WorkerCard> {
         Arc::new(WorkerCard {
-            id: format!("worker-{number}").parse().unwrap(),
-            epoch: WorkerEpoch(1),
-            model: "m".into(),
-            address: String::new(),
-            engine: "sim".into(),
             block_size: 4,
-            context_length: 1_024,
-            artifacts_digest: String::new(),
-            role: WorkerRole::Aggregated,
-            capacity: WorkerCapacity {
-                kv_blocks: 100,
-                max_sequences: 1,
-                max_waiting: 1,
-            },
-            engine_version: String::new(),
-            reads_body: false,
-            continues_answers: true,
-            kv_events: true,
-            labels: Default::default(),
+            ..(*test_support::card(&format!("worker-{number}"), 1)).clone()
         })
     }
 

@@ -31,7 +31,7 @@ mod tests;
 mod timing;
 mod tokens;
 
-pub use self::tokens::ordinary_tokens;
+pub use self::tokens::{GOLDEN, ordinary_tokens, scramble};
 
 /// The settings of a simulated engine.
 #[derive(Debug, Clone, PartialEq)]

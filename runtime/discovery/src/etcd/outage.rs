@@ -45,6 +45,17 @@ pub(crate) async fn bounded<T>(
     }
 }
 
+/// The next message of a watch. There is no timeout, because nothing may change for days: pings and the registrar detect a
+/// server that hangs.
+pub(crate) async fn next_message(
+    what: &'static str,
+    watch: &mut etcd_client::WatchStream,
+) -> Result<etcd_client::WatchResponse, Outage> {
+    let message = watch.message().await;
+    let message = message.map_err(|error| Outage::Refused(what, Box::new(error)))?;
+    message.ok_or_else(|| Outage::Ended(what, "the stream is closed".into()))
+}
+
 /// The message of a client's error with its innermost cause.
 pub(crate) fn reason(error: &etcd_client::Error) -> String {
     let (outer, mut source) = match error {

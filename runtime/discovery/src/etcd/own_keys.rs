@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use etcd_client::{Client, EventType, WatchOptions, WatchStream};
 
-use super::outage::{Outage, bounded};
+use super::outage::{Outage, bounded, next_message};
 
 /// Most keys watched. A process has one key, or one for each rank or simulated worker; the keys beyond are verified in
 /// intervals only.
@@ -41,11 +41,7 @@ impl OwnKeys {
             return std::future::pending().await;
         };
         loop {
-            let message = stream.message().await;
-            let message = message.map_err(|error| Outage::Refused(WHAT, Box::new(error)))?;
-            let Some(message) = message else {
-                return Err(Outage::Ended(WHAT, "the stream is closed".into()));
-            };
+            let message = next_message(WHAT, stream).await?;
             if message.canceled() {
                 // All keys are verified now, and watched again by that.
                 let keys = std::mem::take(&mut self.watched);

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{
     keyspace::Keyspace,
     observed::ObservedKeys,
-    outage::{Outage, bounded},
+    outage::{Outage, bounded, next_message},
 };
 use crate::{membership::Membership, routers::Routers};
 
@@ -108,12 +108,7 @@ impl Watcher {
         const WHAT: &str = "the watch";
         let mut stream = self.watch_from(client, revision).await?;
         loop {
-            // No timeout, because there may be no change for days. Pings and the registrar detect a server that hangs.
-            let message = stream.message().await;
-            let message = message.map_err(|error| Outage::Refused(WHAT, Box::new(error)))?;
-            let Some(message) = message else {
-                return Err(Outage::Ended(WHAT, "the stream is closed".into()));
-            };
+            let message = next_message(WHAT, &mut stream).await?;
             if message.canceled() {
                 if message.compact_revision() > 0 {
                     return Ok(Compacted);

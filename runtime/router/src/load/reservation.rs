@@ -19,11 +19,11 @@ pub(crate) struct Reservation {
     block_size: u32,
     /// Tokens of the answer that no whole KV block in `decode_blocks` accounts for.
     block_tokens: u32,
-    /// Blocks by which the load has grown since other routers were last told of a change.
+    /// Blocks by which the load has grown since the last change that was sent to other routers.
     unreported_blocks: u32,
 }
 
-/// Blocks of growth that other routers are told of at once: 256 tokens of an answer. Smaller growth goes with the next
+/// Blocks of growth that are sent to other routers at once: 256 tokens of an answer. Smaller growth goes with the next
 /// change. They know the load of others only roughly, and each message costs all of them.
 const REPORTED_GROWTH: u32 = 16;
 

@@ -152,36 +152,17 @@ fn entry(text: &ModelText, token: u32, logprobs: &TokenLogprobs) -> TokenEntry {
 
 #[cfg(test)]
 mod tests {
-    use signalbox_protocol::{
-        AnswerFormat, Endpoint, GenerateRequest, RequestId, SamplingParams, StreamSummary,
-    };
+    use signalbox_protocol::{Endpoint, SamplingParams, StreamSummary};
     use signalbox_tokenize::ModelArtifacts;
 
     use super::*;
-    use crate::answer::Answer;
+    use crate::{answer::Answer, runner::tests::request};
 
     /// The text of a completion whose tokens are these bytes, one each, and that ends with `end`.
     fn completion(bytes: &[u8], stops: &[String], end: FinishReason) -> String {
         let text = ModelText::load(&ModelArtifacts::byte_level()).unwrap();
-        let request = GenerateRequest {
-            id: RequestId::from_random(1),
-            model: "m".into(),
-            deadline_ms: 1_000,
-            lora: String::new(),
-            cache_salt: String::new(),
-            priority: 0,
-            overlap_blocks: 0,
-            wants_token_ids: false,
-            continuation: None,
-            sampling: SamplingParams::default(),
-            format: AnswerFormat {
-                endpoint: Endpoint::Completions,
-                stream: false,
-                include_usage: false,
-                echo: None,
-                created: 0,
-            },
-        };
+        let mut request = request(false, SamplingParams::default());
+        request.format.endpoint = Endpoint::Completions;
         let answer = Answer::new(&request, "fp");
         let mut choice = Choice::new(answer.choice(0, false), stops);
         let mut out = Vec::new();

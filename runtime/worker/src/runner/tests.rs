@@ -33,7 +33,7 @@ fn log() -> EventLog {
     EventLog::new(WorkerEpoch(1))
 }
 
-fn request(stream: bool, sampling: SamplingParams) -> GenerateRequest {
+pub(super) fn request(stream: bool, sampling: SamplingParams) -> GenerateRequest {
     GenerateRequest {
         id: RequestId::from_client("r").unwrap(),
         model: "m".into(),

@@ -119,10 +119,11 @@ impl TokenSource {
 }
 
 /// 2⁶⁴ divided by the golden ratio: SplitMix64's increment.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// SplitMix64's output function (Steele, Lea, Flood 2014): each bit of the input changes half of the output's bits.
-fn scramble(word: u64) -> u64 {
+#[must_use]
+pub fn scramble(word: u64) -> u64 {
     let word = word.wrapping_add(GOLDEN);
     let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
