@@ -1,8 +1,8 @@
 //! Lets workers join and leave: the actor around [`Roster`].
 //!
 //! It follows discovery, prepares each new worker (a control link, its tokenizer, its KV events), and publishes the new
-//! view. Replicas get a [`RosterChanged`] then, so that they open links ahead of the first request. A process has one, on
-//! an arbiter apart from the HTTP threads.
+//! view. Replicas get a `RosterChanged` then ([`RosterListeners`]), so that they open links ahead of the first request. A
+//! process has one, on an arbiter apart from the HTTP threads.
 //!
 //! A worker whose lease ended is kept for as long as its connection answers: an etcd that fails must not remove workers
 //! that work. Nor must the card of a later incarnation that does not answer ([`Rivals`]).

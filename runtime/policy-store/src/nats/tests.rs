@@ -153,7 +153,7 @@ impl TcpForwarder {
 }
 
 #[tokio::test]
-async fn a_reconnected_watch_delivers_the_changes_that_it_missed_in_order() {
+async fn a_reconnected_watch_delivers_the_changes_it_missed_and_nothing_else() {
     let server = NatsServer::started();
     let a = store(&server).await;
     set(&*a, "kept", "1", Revision::ABSENT).await;
@@ -183,12 +183,10 @@ async fn a_reconnected_watch_delivers_the_changes_that_it_missed_in_order() {
         key: "removed".into(),
     };
     assert_eq!(next(&mut watch).await, removed);
-    let mut latest = next_set(&mut watch).await;
-    if latest.1.revision < changed {
-        // A server may have had a value on its way when it was replaced.
-        latest = next_set(&mut watch).await;
-    }
-    assert_eq!(latest, ("changed".into(), entry("3", changed)));
+    assert_eq!(
+        next_set(&mut watch).await,
+        ("changed".into(), entry("3", changed))
+    );
     assert_eq!(next_set(&mut watch).await, ("new".into(), entry("1", new)));
     let last = set(&*a, "last", "1", Revision::ABSENT).await;
     assert_eq!(next_set(&mut watch).await, ("last".into(), entry("1", last)));

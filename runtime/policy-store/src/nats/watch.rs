@@ -150,9 +150,13 @@ impl BucketReader {
                 if self.complete(&present).await.is_err() {
                     return WatchEnd::Unread;
                 }
-                store.keep_replicas().await;
+                // Beside the watch, which has to see that the connection changes meanwhile.
+                let store = store.clone();
+                tokio::spawn(async move { store.keep_replicas().await });
             }
             let message = tokio::select! {
+                // What arrives after the connection changed may have a gap in front of it.
+                biased;
                 _ = status.changed() => return WatchEnd::Interrupted("the connection changed".into()),
                 message = messages.next() => match message {
                     Some(Ok(message)) => message,
