@@ -1,7 +1,9 @@
 //! The built-in byte-level tokenizer, with its chat template.
 //!
 //! A worker with a simulated engine serves it when it has no model file. Tests and benches use it in place of a
-//! model's tokenizer, so that they need no file.
+//! model's tokenizer, so that they need no file. An engine next door whose tokenizer is not found has it too: its prompts
+//! are then routed by their bytes. Text is split as GPT-2 splits it and in no other way, which the fast tokenizer does
+//! without regular expressions.
 
 use crate::ModelArtifacts;
 use crate::artifacts::{SpecialToken, SpecialTokens};
@@ -73,14 +75,7 @@ impl ModelArtifacts {
             .zip(0..)
             .map(|(content, id)| AddedToken::new(id, content, true))
             .collect();
-        let definition = Definition::byte_level(
-            &tokens,
-            MERGES.to_vec(),
-            added,
-            &Words::DigitsThenGpt2,
-            false,
-            false,
-        );
+        let definition = Definition::byte_level(&tokens, MERGES.to_vec(), added, &Words::Gpt2, false, false);
         let token = |id: u32| {
             Some(SpecialToken {
                 id,

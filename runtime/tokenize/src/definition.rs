@@ -77,6 +77,8 @@ impl Serialize for Vocabulary<'_> {
 
 /// How text is split into words before byte pairs are merged.
 pub(crate) enum Words {
+    /// As GPT-2 splits it.
+    Gpt2,
     /// Every numeral becomes a word, then the rest is split as GPT-2 does it.
     DigitsThenGpt2,
     /// Each pattern in turn splits the pieces that the patterns before it left whole. The text between matches is kept.
@@ -97,24 +99,28 @@ impl<'a> Definition<'a> {
             let kind = "ByteLevel";
             json!({"type": kind, "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
         };
-        let mut steps = match words {
-            Words::DigitsThenGpt2 => vec![json!({"type": "Digits", "individual_digits": true})],
-            Words::Patterns(patterns) => patterns
-                .iter()
-                .map(|pattern| {
+        let sequence = |steps: Vec<Value>| json!({"type": "Sequence", "pretokenizers": steps});
+        let pre_tokenizer = match words {
+            Words::Gpt2 => byte_level(true),
+            Words::DigitsThenGpt2 => {
+                let digits = json!({"type": "Digits", "individual_digits": true});
+                sequence(vec![digits, byte_level(true)])
+            }
+            Words::Patterns(patterns) => {
+                let splits = patterns.iter().map(|pattern| {
                     let pattern = json!({"Regex": pattern});
                     json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
-                })
-                .collect(),
+                });
+                sequence(splits.chain([byte_level(false)]).collect())
+            }
         };
-        steps.push(byte_level(matches!(words, Words::DigitsThenGpt2)));
         Self {
             version: "1.0",
             truncation: None,
             padding: None,
             added_tokens,
             normalizer: if nfc { json!({"type": "NFC"}) } else { Value::Null },
-            pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}),
+            pre_tokenizer,
             post_processor: Value::Null,
             decoder: byte_level(true),
             model: BytePairModel::new(tokens, merges, None, false, ignore_merges),
