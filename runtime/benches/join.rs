@@ -176,6 +176,8 @@ fn request(form: PromptForm) -> RouteRequest {
                 stream: true,
                 include_usage: false,
                 echo: None,
+                return_token_ids: false,
+                continuous_usage: false,
                 created: 1,
             },
         },

@@ -208,6 +208,7 @@ mod tests {
             engine_version: String::new(),
             reads_body: false,
             continues_answers: false,
+            abilities: Vec::new(),
             kv_events: false,
             labels: Default::default(),
         };

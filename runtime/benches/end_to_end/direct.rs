@@ -58,6 +58,8 @@ impl Direct {
                     stream: true,
                     include_usage: false,
                     echo: None,
+                    return_token_ids: false,
+                    continuous_usage: false,
                     created: 1,
                 },
             }),

@@ -43,6 +43,7 @@ pub(crate) fn card_at(name: &str, epoch: u64, address: &str) -> Arc<WorkerCard> 
         engine_version: String::new(),
         reads_body: false,
         continues_answers: false,
+        abilities: Vec::new(),
         kv_events: true,
         labels: BTreeMap::new(),
     })

@@ -6,8 +6,8 @@ use signalbox_tokenize::{ChatPrompt, TextError};
 
 use crate::{
     openai::{
-        ChatRequest, CompletionRequest, DefaultLength, Fields, GenerationParams, Prompt, check_vocabulary,
-        fit_context, prompt_too_long,
+        ChatRequest, CompletionRequest, DefaultLength, Fields, GenerationParams, Prompt, check_least,
+        check_stop_tokens, check_vocabulary, fit_context, prompt_too_long,
     },
     prepared::Prepared,
 };
@@ -119,7 +119,9 @@ fn fit(
             format!("{param} has no tokens; give at least one"),
         ));
     }
-    check_vocabulary(&[], &generation.sampling.logit_bias, model.text.vocab_size())?;
+    let vocabulary = model.text.vocab_size();
+    check_vocabulary(&[], &generation.sampling.logit_bias, vocabulary)?;
+    check_stop_tokens(&generation.sampling.stop_token_ids, vocabulary)?;
     generation.sampling.max_tokens = fit_context(
         tokens.len(),
         generation.max_tokens,
@@ -127,6 +129,7 @@ fn fit(
         model.context_length,
         param,
     )?;
+    check_least(generation.sampling.min_tokens, generation.sampling.max_tokens)?;
     Ok(Prepared {
         generation,
         tokens,

@@ -127,6 +127,8 @@ fn generation(endpoint: Endpoint, name: String, fields: &mut Fields) -> Generati
         max_tokens: output.or(newer).or(older),
         stream,
         include_usage: stream && lenient::include_usage(fields),
+        continuous_usage: false,
+        return_token_ids: false,
         cache_salt: lenient::text(fields, "cache_salt")
             .filter(|salt| salt.len() <= MAX_SALT_BYTES)
             .unwrap_or_default(),

@@ -165,6 +165,7 @@ mod tests {
             engine_version: String::new(),
             reads_body: false,
             continues_answers: false,
+            abilities: Vec::new(),
             kv_events: true,
             labels: Default::default(),
         };

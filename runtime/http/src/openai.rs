@@ -15,7 +15,9 @@ mod sampling;
 
 pub(crate) use chat::ChatRequest;
 pub(crate) use completions::{CompletionRequest, Prompt};
-pub(crate) use context::{DefaultLength, check_vocabulary, fit_context, prompt_too_long};
+pub(crate) use context::{
+    DefaultLength, check_least, check_stop_tokens, check_vocabulary, fit_context, prompt_too_long,
+};
 pub(crate) use fields::{Fields, integer};
 pub(crate) use sampling::{GenerationParams, take_model, token_id};
 

@@ -107,6 +107,8 @@ impl Prepared {
                     stream: generation.stream,
                     include_usage: generation.include_usage,
                     echo: self.echo,
+                    return_token_ids: generation.return_token_ids,
+                    continuous_usage: generation.continuous_usage,
                     created: SystemTime::now()
                         .duration_since(UNIX_EPOCH)
                         .map_or(0, |since| since.as_secs()),

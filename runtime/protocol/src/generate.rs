@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use crate::{Endpoint, RequestId};
+use crate::{Ability, Endpoint, RequestId};
 
 /// One generation, as the router sends it to a worker. The prompt tokens and the client's original body travel beside
 /// it as bytes, because JSON would triple their size.
@@ -52,8 +52,38 @@ pub struct Continuation {
     pub first_piece: String,
 }
 
+impl GenerateRequest {
+    /// The abilities that a worker needs for this request: one without them would ignore a part of it.
+    pub fn needs(&self) -> impl Iterator<Item = Ability> + use<> {
+        let sampling = &self.sampling;
+        let samples = sampling.min_tokens > 0
+            || !sampling.stop_token_ids.is_empty()
+            || !sampling.bad_words.is_empty()
+            || sampling.min_p > 0.0
+            || changes_logits(sampling.repetition_penalty);
+        let formats = self.format.return_token_ids || self.format.continuous_usage;
+        (samples || formats)
+            .then_some(Ability::SamplingLimits)
+            .into_iter()
+    }
+}
+
 fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
     *number == T::default()
+}
+
+fn no_penalty() -> f32 {
+    1.0
+}
+
+fn is_neutral_penalty(factor: &f32) -> bool {
+    !changes_logits(*factor)
+}
+
+/// Whether the factor changes anything.
+#[expect(clippy::float_cmp, reason = "only the very number 1 changes nothing")]
+fn changes_logits(factor: f32) -> bool {
+    factor != no_penalty()
 }
 
 /// How to choose tokens and when to stop: OpenAI's parameters, checked and with their defaults filled in.
@@ -89,6 +119,22 @@ pub struct SamplingParams {
     /// Continue past the model's end-of-sequence token (for benchmarks).
     #[serde(default)]
     pub ignore_eos: bool,
+    /// Tokens to generate before the answer may end: until then no token that ends it is sampled, and no stop text counts.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub min_tokens: u32,
+    /// Tokens that end the answer, beside the model's own. The answer's text does not contain them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop_token_ids: Vec<u32>,
+    /// Texts whose tokens are never generated in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bad_words: Vec<String>,
+    /// Choose among the tokens that are at least this share as likely as the likeliest one; 0 for all tokens.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub min_p: f32,
+    /// The logit of each token that is in the prompt or was generated is divided by this, or multiplied if it is negative; 1
+    /// changes nothing.
+    #[serde(default = "no_penalty", skip_serializing_if = "is_neutral_penalty")]
+    pub repetition_penalty: f32,
 }
 
 impl Default for SamplingParams {
@@ -107,6 +153,11 @@ impl Default for SamplingParams {
             logit_bias: BTreeMap::new(),
             logprobs: None,
             ignore_eos: false,
+            min_tokens: 0,
+            stop_token_ids: Vec::new(),
+            bad_words: Vec::new(),
+            min_p: 0.0,
+            repetition_penalty: no_penalty(),
         }
     }
 }
@@ -137,6 +188,12 @@ pub struct AnswerFormat {
     /// Text to repeat before the completion (`echo` of `/v1/completions`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub echo: Option<String>,
+    /// `return_token_ids`: whether the answer has the ids of the prompt's tokens and of its own, as vLLM writes them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub return_token_ids: bool,
+    /// `stream_options.continuous_usage_stats`: whether each event has the token counts so far.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub continuous_usage: bool,
     /// The answer's `created`: seconds since the Unix epoch.
     pub created: u64,
 }

@@ -49,4 +49,4 @@ pub use parity::{Parity, ParityState};
 pub use plane_status::{PlaneState, PlaneStatus};
 pub use replica_message::{ReplicaMessage, ReplicaUpdate, WorkerShare};
 pub use router_card::{RouterCard, RouterId};
-pub use worker_card::{WorkerCapacity, WorkerCard, WorkerRole};
+pub use worker_card::{Ability, WorkerCapacity, WorkerCard, WorkerRole};

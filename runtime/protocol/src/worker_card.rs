@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{WorkerEpoch, WorkerId};
 
@@ -29,6 +29,13 @@ pub struct WorkerCard {
     /// Whether the worker continues answers that another worker began ([`Continuation`](crate::Continuation)).
     #[serde(default)]
     pub continues_answers: bool,
+    /// What the worker honours that earlier workers ignored. A request that needs more goes to another worker.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "known_abilities"
+    )]
+    pub abilities: Vec<Ability>,
     /// Tokens per KV block.
     pub block_size: u32,
     /// Most tokens of prompt and answer together; [`u32::MAX`] if the engine does not state it.
@@ -44,6 +51,52 @@ pub struct WorkerCard {
     /// Labels set by the operator, such as zone, hardware or price. At most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+}
+
+/// Members of a request that a worker honours, and that workers of an earlier release would ignore. An engine that reads the
+/// client's body itself has all of them: it refuses what it does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ability {
+    /// The sampling parameters from `min_tokens` on, token ids in the answer, and its token counts in each event.
+    SamplingLimits,
+}
+
+impl Ability {
+    /// What a client asks for that needs the ability.
+    pub fn asked(self) -> &'static str {
+        match self {
+            Self::SamplingLimits => {
+                "min_tokens, stop_token_ids, bad_words, min_p, repetition_penalty, return_token_ids or \
+                 continuous_usage_stats"
+            }
+        }
+    }
+}
+
+impl WorkerCard {
+    /// Whether the worker honours every part of a request that needs `abilities`.
+    pub fn has_all(&self, mut abilities: impl Iterator<Item = Ability>) -> bool {
+        self.reads_body || abilities.all(|ability| self.abilities.contains(&ability))
+    }
+}
+
+/// Skips the abilities of later releases.
+fn known_abilities<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ability>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum MaybeKnown {
+        Known(Ability),
+        Other(serde::de::IgnoredAny),
+    }
+    let all = Vec::<MaybeKnown>::deserialize(deserializer)?;
+    Ok(all
+        .into_iter()
+        .filter_map(|ability| match ability {
+            MaybeKnown::Known(ability) => Some(ability),
+            MaybeKnown::Other(_) => None,
+        })
+        .collect())
 }
 
 /// The phases of a request that a worker computes.
@@ -68,4 +121,35 @@ pub struct WorkerCapacity {
     pub max_sequences: u32,
     /// Requests that may wait beyond those. The worker fails more requests as overloaded.
     pub max_waiting: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(abilities: &str) -> WorkerCard {
+        let json = format!(
+            r#"{{"id":"w","epoch":1,"model":"m","address":"a:1","engine":"sim","block_size":16,"context_length":9,
+            "artifacts_digest":"","role":"aggregated","capacity":{{"kv_blocks":1,"max_sequences":1,"max_waiting":1}},
+            "kv_events":true{abilities}}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn abilities_of_other_releases_are_none_or_skipped() {
+        let needs = || [Ability::SamplingLimits].into_iter();
+        assert!(!card("").has_all(needs()), "a worker of an earlier release");
+        let later = card(r#","abilities":["of_a_later_release","sampling_limits"]"#);
+        assert_eq!(later.abilities, [Ability::SamplingLimits]);
+        assert!(later.has_all(needs()));
+        let engine = WorkerCard {
+            reads_body: true,
+            ..card("")
+        };
+        assert!(
+            engine.has_all(needs()),
+            "an engine that reads bodies refuses what it does not know"
+        );
+    }
 }

@@ -10,10 +10,11 @@ use std::fmt::Debug;
 use proptest::{collection, option, prelude::*, sample::select};
 use serde::{Serialize, de::DeserializeOwned};
 use signalbox_protocol::{
-    AnswerFormat, Call, Continuation, Endpoint, EngineError, ErrorKind, FinishReason, GenerateRequest,
-    KvDigest, LoadReport, LoraAdapter, Parity, ParityState, PlaneState, PlaneStatus, ReplicaLoad,
-    ReplicaMessage, ReplicaUpdate, RequestId, RouterCard, SamplingParams, SequenceHash, StreamSummary,
-    WireError, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerId, WorkerReport, WorkerRole, WorkerShare,
+    Ability, AnswerFormat, Call, Continuation, Endpoint, EngineError, ErrorKind, FinishReason,
+    GenerateRequest, KvDigest, LoadReport, LoraAdapter, Parity, ParityState, PlaneState, PlaneStatus,
+    ReplicaLoad, ReplicaMessage, ReplicaUpdate, RequestId, RouterCard, SamplingParams, SequenceHash,
+    StreamSummary, WireError, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerId, WorkerReport, WorkerRole,
+    WorkerShare,
 };
 
 /// Text with quotes, control characters and characters of several bytes.
@@ -46,10 +47,18 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
         option::of(any::<u32>()),
         any::<bool>(),
     );
-    (choice, rest).prop_map(
+    let limits = (
+        any::<u32>(),
+        collection::vec(any::<u32>(), 0..4),
+        collection::vec(text(), 0..4),
+        any::<f32>(),
+        any::<f32>(),
+    );
+    (choice, rest, limits).prop_map(
         |(
             (max_tokens, temperature, top_p, top_k, seed),
             (stop, n, presence_penalty, frequency_penalty, logit_bias, logprobs, ignore_eos),
+            (min_tokens, stop_token_ids, bad_words, min_p, repetition_penalty),
         )| SamplingParams {
             max_tokens,
             temperature,
@@ -63,6 +72,11 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
             logit_bias,
             logprobs,
             ignore_eos,
+            min_tokens,
+            stop_token_ids,
+            bad_words,
+            min_p,
+            repetition_penalty,
         },
     )
 }
@@ -74,15 +88,21 @@ fn format() -> impl Strategy<Value = AnswerFormat> {
         any::<bool>(),
         any::<bool>(),
         option::of(text()),
-        any::<u64>(),
+        any::<(bool, bool, u64)>(),
     )
-        .prop_map(|(endpoint, stream, include_usage, echo, created)| AnswerFormat {
-            endpoint,
-            stream,
-            include_usage,
-            echo,
-            created,
-        })
+        .prop_map(
+            |(endpoint, stream, include_usage, echo, (return_token_ids, continuous_usage, created))| {
+                AnswerFormat {
+                    endpoint,
+                    stream,
+                    include_usage,
+                    echo,
+                    return_token_ids,
+                    continuous_usage,
+                    created,
+                }
+            },
+        )
 }
 
 fn continuation() -> impl Strategy<Value = Continuation> {
@@ -220,9 +240,11 @@ fn replica_message() -> impl Strategy<Value = ReplicaMessage> {
 
 fn worker_card() -> impl Strategy<Value = WorkerCard> {
     let names = (worker_id(), epoch(), text(), text(), text(), text());
+    let abilities = collection::vec(select(vec![Ability::SamplingLimits]), 0..3);
     let model = (
         any::<bool>(),
         any::<bool>(),
+        abilities,
         any::<u32>(),
         any::<u32>(),
         text(),
@@ -243,7 +265,15 @@ fn worker_card() -> impl Strategy<Value = WorkerCard> {
     (names, model, role, capacity, labels).prop_map(
         |(
             (id, epoch, model, address, engine, engine_version),
-            (reads_body, continues_answers, block_size, context_length, artifacts_digest, kv_events),
+            (
+                reads_body,
+                continues_answers,
+                abilities,
+                block_size,
+                context_length,
+                artifacts_digest,
+                kv_events,
+            ),
             role,
             capacity,
             labels,
@@ -256,6 +286,7 @@ fn worker_card() -> impl Strategy<Value = WorkerCard> {
             engine_version,
             reads_body,
             continues_answers,
+            abilities,
             block_size,
             context_length,
             artifacts_digest,
@@ -357,6 +388,8 @@ fn a_bias_for_no_token_is_refused() {
             stream: false,
             include_usage: false,
             echo: None,
+            return_token_ids: false,
+            continuous_usage: false,
             created: 0,
         },
     });

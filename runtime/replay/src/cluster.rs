@@ -31,6 +31,7 @@ use signalbox_router::{NoCandidate, OfflineRouter};
 use signalbox_worker::{
     engine::{NewSequence, SequenceId, StepOutput},
     sim::{SimError, scramble},
+    token_limits::TokenLimits,
 };
 
 use crate::{
@@ -299,7 +300,7 @@ impl<'a> Simulation<'a> {
         let placement = match placed {
             Ok(placement) => placement,
             Err(NoCandidate::Busy) => return self.end_request(index, RequestOutcome::Shed),
-            Err(NoCandidate::Unavailable | NoCandidate::TooLong { .. }) => {
+            Err(NoCandidate::Unavailable | NoCandidate::Unable(_) | NoCandidate::TooLong { .. }) => {
                 return self.end_request(index, RequestOutcome::Failed);
             }
         };
@@ -317,6 +318,7 @@ impl<'a> Simulation<'a> {
                 seed: Some(index as u64),
                 ..SamplingParams::default()
             },
+            limits: TokenLimits::default(),
         };
         if self.workers[slot.0 as usize].submit(sequence).is_err() {
             // The prompt is longer than the worker's cache.

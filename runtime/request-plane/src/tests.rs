@@ -57,6 +57,8 @@ fn generate() -> CallParts {
             stream: true,
             include_usage: false,
             echo: None,
+            return_token_ids: false,
+            continuous_usage: false,
             created: 0,
         },
     };

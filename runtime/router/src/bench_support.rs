@@ -83,6 +83,7 @@ impl BenchRouter {
                 engine_version: String::new(),
                 reads_body: false,
                 continues_answers: true,
+                abilities: Vec::new(),
                 kv_events: true,
                 labels: Default::default(),
             };

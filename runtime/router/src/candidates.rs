@@ -3,7 +3,7 @@
 use itertools::izip;
 use signalbox_kv_index::{OverlapScores, WorkerSlot};
 use signalbox_policy_host::{Candidates, candidate_traits};
-use signalbox_protocol::WorkerRole;
+use signalbox_protocol::{Ability, WorkerRole};
 
 use crate::{
     load::{EventState, LoadTable},
@@ -17,6 +17,8 @@ pub enum NoCandidate {
     Unavailable,
     /// Every ready worker that can be reached has as many requests as it takes.
     Busy,
+    /// No ready worker of the model honours a part of the request.
+    Unable(Ability),
     /// The prompt does not fit into the context of any ready worker.
     TooLong {
         /// The longest of these contexts, in tokens.

@@ -26,6 +26,13 @@ pub(crate) fn no_candidate(reason: NoCandidate, model: &str) -> WireError {
             ErrorKind::Overloaded,
             format!("every worker for the model {model:?} has as many requests as it takes; try again"),
         ),
+        NoCandidate::Unable(ability) => WireError::new(
+            ErrorKind::InvalidRequest,
+            format!(
+                "no worker of the model {model:?} honours {} yet; leave it out",
+                ability.asked()
+            ),
+        ),
         // Client libraries look for "this model's maximum context length is".
         NoCandidate::TooLong { context_length } => WireError::new(
             ErrorKind::ContextLengthExceeded,

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{Call, GenerateRequest, ParityState, WireError, WorkerId, name_hash};
+use signalbox_protocol::{Ability, Call, GenerateRequest, ParityState, WireError, WorkerId, name_hash};
 use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream, TokenIds};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
@@ -39,6 +39,12 @@ use crate::{
 
 #[cfg(test)]
 mod tests;
+
+/// Whether a ready worker of the model honours what needs the ability.
+fn any_has(model: &ModelEntry, ability: Ability) -> bool {
+    model.workers.is_empty()
+        || (0..model.workers.len()).any(|place| model.workers[place].card.has_all(std::iter::once(ability)))
+}
 
 /// How often policy instances that are not used any more are looked for. They may stay for minutes, so this need not be
 /// often.
@@ -285,12 +291,19 @@ impl ReplicaState {
         };
         let (links, failed) = (self.links.borrow(), attempts.failed());
         let continues = request.generate.continuation.is_some();
+        let mut needs = request.generate.needs().peekable();
+        let needs_ability = needs.peek().copied();
+        if let Some(ability) = needs.find(|ability| !any_has(model, *ability)) {
+            return Err(NoCandidate::Unable(ability));
+        }
         let may_take = |worker: &WorkerEntry| {
-            !failed.contains(&worker.slot) && (!continues || worker.card.continues_answers)
+            !failed.contains(&worker.slot)
+                && (!continues || worker.card.continues_answers)
+                && (needs_ability.is_none() || worker.card.has_all(request.generate.needs()))
         };
         let mut decider = self.decider.borrow_mut();
         if links.are_all_up() {
-            let may_use = (!failed.is_empty() || continues).then_some(may_take);
+            let may_use = (!failed.is_empty() || continues || needs_ability.is_some()).then_some(may_take);
             return decider.decide(model, demand, may_use);
         }
         let is_up = |worker: &WorkerEntry| may_take(worker) && links.is_up(worker);

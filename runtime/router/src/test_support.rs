@@ -52,6 +52,7 @@ pub(crate) fn card(name: &str, epoch: u64) -> Arc<WorkerCard> {
         engine_version: String::new(),
         reads_body: false,
         continues_answers: true,
+        abilities: Vec::new(),
         kv_events: true,
         labels: Default::default(),
     })
@@ -155,6 +156,8 @@ pub(crate) fn request(deadline: Duration) -> RouteRequest {
                 stream: true,
                 include_usage: false,
                 echo: None,
+                return_token_ids: false,
+                continuous_usage: false,
                 created: 0,
             },
         },

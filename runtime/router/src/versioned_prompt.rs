@@ -90,7 +90,7 @@ impl<'a> Suitable<'a> {
         match reason {
             NoCandidate::Unavailable => true,
             NoCandidate::Busy => !self.prompts.iter().any(|prompt| prompt.context.is_limit_set),
-            NoCandidate::TooLong { .. } => false,
+            NoCandidate::TooLong { .. } | NoCandidate::Unable(_) => false,
         }
     }
 }

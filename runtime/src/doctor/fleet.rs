@@ -176,6 +176,7 @@ mod tests {
             engine_version: "0.32.0".into(),
             reads_body: true,
             continues_answers: true,
+            abilities: Vec::new(),
             block_size: 16,
             context_length: 4096,
             artifacts_digest: "d".into(),

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use signalbox_protocol::{BlockHasher, SamplingParams};
 use signalbox_worker::engine::{NewSequence, SequenceId, StepEngine, StepOutput, StepStatus};
 use signalbox_worker::llama::{LlamaConfig, LlamaEngine};
+use signalbox_worker::token_limits::TokenLimits;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -166,6 +167,7 @@ impl Bench {
             blocks,
             hasher,
             sampling,
+            limits: TokenLimits::default(),
         })?)
     }
 

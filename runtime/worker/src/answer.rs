@@ -8,6 +8,8 @@
 //! The constant part of a choice's events is rendered once. A token costs a copy of that part and the escaping of its
 //! text, both into a reused buffer.
 
+use std::sync::Arc;
+
 use signalbox_protocol::{AnswerFormat, Endpoint, FinishReason, GenerateRequest, StreamSummary};
 
 mod json;
@@ -29,6 +31,32 @@ pub struct Answer {
     format: AnswerFormat,
     /// `"id":…,"object":…,"created":…,"model":…,"system_fingerprint":…,` without the opening brace.
     head: Vec<u8>,
+    /// `"prompt_token_ids":[…]`, if the request asks for it.
+    prompt_ids: Option<Arc<[u8]>>,
+    prompt_tokens: u32,
+}
+
+/// Why a choice ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChoiceEnd<'a> {
+    /// The engine generates no more.
+    Engine(FinishReason),
+    /// The model's own end of an answer.
+    Eos,
+    /// One of `stop_token_ids`.
+    StopToken(u32),
+    /// One of `stop`.
+    StopText(&'a str),
+}
+
+/// What each event of a stream says about usage.
+#[derive(Debug, Clone, Copy)]
+enum EventUsage {
+    None,
+    /// It comes in the last event.
+    Null,
+    /// The counts so far, for a prompt of this many tokens.
+    SoFar(u32),
 }
 
 /// Writes one choice of an answer: the events of a stream, or the choice's part of a whole answer.
@@ -39,8 +67,12 @@ pub struct ChoiceWriter {
     index: u32,
     /// The beginning of every event, up to the choice's `"index":…,`.
     stem: Vec<u8>,
-    /// The end of every event, from the end of the choice on.
-    tail: &'static [u8],
+    usage: EventUsage,
+    /// The prompt's ids, until they are written.
+    prompt_ids: Option<Arc<[u8]>>,
+    /// The ids of the tokens that no event has yet, if the request asks for them. For a whole answer, all ids.
+    token_ids: Option<Vec<u32>>,
+    completion_tokens: u32,
     /// The prompt's text, which precedes the text of a completion. The first piece takes it.
     echo: Option<String>,
     started: bool,
@@ -53,12 +85,14 @@ pub struct ChoiceWriter {
     first_offset: usize,
     wants_logprobs: bool,
     finish: Option<FinishReason>,
+    /// `stop_reason` as JSON: which stop text or token ended the choice.
+    stop_reason: Option<Vec<u8>>,
 }
 
 impl Answer {
-    /// The answer to `request`. `fingerprint` names the engine and its version: equal fingerprints and seeds give equal
-    /// answers.
-    pub fn new(request: &GenerateRequest, fingerprint: &str) -> Self {
+    /// The answer to `request` with the tokens of `prompt`. `fingerprint` names the engine and its version: equal
+    /// fingerprints and seeds give equal answers.
+    pub fn new(request: &GenerateRequest, fingerprint: &str, prompt: &[u32]) -> Self {
         let format = request.format.clone();
         let (id, object) = match (format.endpoint == Endpoint::Chat, format.stream) {
             (true, true) => ("chatcmpl-", "chat.completion.chunk"),
@@ -77,7 +111,17 @@ impl Answer {
         head.extend_from_slice(b",\"system_fingerprint\":");
         push_string(&mut head, fingerprint);
         head.push(b',');
-        Self { format, head }
+        let prompt_ids = format.return_token_ids.then(|| {
+            let mut ids = Vec::new();
+            push_ids(&mut ids, "prompt_token_ids", prompt);
+            ids.into()
+        });
+        Self {
+            format,
+            head,
+            prompt_ids,
+            prompt_tokens: prompt.len() as u32,
+        }
     }
 
     /// Whether the answer is streamed.
@@ -104,11 +148,14 @@ impl Answer {
             stream: self.format.stream,
             index,
             stem,
-            tail: if self.format.include_usage {
-                b"}],\"usage\":null}\n\n"
-            } else {
-                b"}]}\n\n"
+            usage: match (self.format.include_usage, self.format.continuous_usage) {
+                (false, _) => EventUsage::None,
+                (true, false) => EventUsage::Null,
+                (true, true) => EventUsage::SoFar(self.prompt_tokens),
             },
+            prompt_ids: self.prompt_ids.clone(),
+            token_ids: self.format.return_token_ids.then(Vec::new),
+            completion_tokens: 0,
             echo,
             started: false,
             offset,
@@ -117,6 +164,7 @@ impl Answer {
             first_offset: offset,
             wants_logprobs,
             finish: None,
+            stop_reason: None,
         }
     }
 
@@ -141,6 +189,10 @@ impl Answer {
     ) {
         out.push(b'{');
         out.extend_from_slice(&self.head);
+        if let (Some(ids), Endpoint::Chat) = (&self.prompt_ids, self.format.endpoint) {
+            out.extend_from_slice(ids);
+            out.push(b',');
+        }
         out.extend_from_slice(b"\"choices\":[");
         for (index, choice) in choices.enumerate() {
             if index > 0 {
@@ -163,8 +215,20 @@ impl ChoiceWriter {
         self.started = true;
         if self.stream && self.chat {
             out.extend_from_slice(&self.stem);
-            out.extend_from_slice(b"\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null");
-            out.extend_from_slice(self.tail);
+            out.extend_from_slice(b"\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,\"finish_reason\":null}]");
+            if let Some(ids) = self.prompt_ids.take() {
+                out.push(b',');
+                out.extend_from_slice(&ids);
+            }
+            self.push_event_usage(out);
+        }
+    }
+
+    /// Counts the next token, before its text.
+    pub fn count_token(&mut self, token: u32) {
+        self.completion_tokens += 1;
+        if let Some(ids) = &mut self.token_ids {
+            ids.push(token);
         }
     }
 
@@ -198,13 +262,23 @@ impl ChoiceWriter {
         self.offset = self.push_logprobs(entries, self.offset, out);
         entries.clear();
         out.extend_from_slice(b",\"finish_reason\":null");
-        out.extend_from_slice(self.tail);
+        self.end_event(out);
     }
 
     /// Finishes the choice, after its last piece.
-    pub fn finish(&mut self, reason: FinishReason, out: &mut Vec<u8>) {
+    pub fn finish(&mut self, end: ChoiceEnd<'_>, out: &mut Vec<u8>) {
         self.start(out);
-        self.finish = Some(reason);
+        let (reason, stop_reason) = match end {
+            ChoiceEnd::Engine(reason) => (reason, None),
+            ChoiceEnd::Eos => (FinishReason::Stop, None),
+            ChoiceEnd::StopToken(token) => (FinishReason::Stop, Some(token.to_string().into_bytes())),
+            ChoiceEnd::StopText(text) => {
+                let mut json = Vec::with_capacity(text.len() + 2);
+                push_string(&mut json, text);
+                (FinishReason::Stop, Some(json))
+            }
+        };
+        (self.finish, self.stop_reason) = (Some(reason), stop_reason);
         if !self.stream {
             return;
         }
@@ -217,7 +291,44 @@ impl ChoiceWriter {
         }
         out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":");
         push_string(out, reason.as_str());
-        out.extend_from_slice(self.tail);
+        self.push_stop_reason(out);
+        self.end_event(out);
+    }
+
+    /// Appends what follows a choice's `finish_reason` in an event.
+    fn end_event(&mut self, out: &mut Vec<u8>) {
+        if let Some(ids) = self.prompt_ids.take() {
+            out.push(b',');
+            out.extend_from_slice(&ids);
+        }
+        if let Some(ids) = &mut self.token_ids {
+            out.push(b',');
+            push_ids(out, "token_ids", ids);
+            ids.clear();
+        }
+        out.extend_from_slice(b"}]");
+        self.push_event_usage(out);
+    }
+
+    /// Appends what follows the choices in an event.
+    fn push_event_usage(&self, out: &mut Vec<u8>) {
+        match self.usage {
+            EventUsage::None => {}
+            EventUsage::Null => out.extend_from_slice(b",\"usage\":null"),
+            EventUsage::SoFar(prompt_tokens) => {
+                out.extend_from_slice(b",\"usage\":{");
+                push_counts(out, prompt_tokens, self.completion_tokens);
+                out.push(b'}');
+            }
+        }
+        out.extend_from_slice(b"}\n\n");
+    }
+
+    fn push_stop_reason(&self, out: &mut Vec<u8>) {
+        if let Some(stop_reason) = &self.stop_reason {
+            out.extend_from_slice(b",\"stop_reason\":");
+            out.extend_from_slice(stop_reason);
+        }
     }
 
     fn write_whole(&self, out: &mut Vec<u8>) {
@@ -241,6 +352,15 @@ impl ChoiceWriter {
             Some(reason) => push_string(out, reason.as_str()),
             None => out.extend_from_slice(b"null"),
         }
+        self.push_stop_reason(out);
+        if let (Some(ids), false) = (&self.prompt_ids, self.chat) {
+            out.push(b',');
+            out.extend_from_slice(ids);
+        }
+        if let Some(ids) = &self.token_ids {
+            out.push(b',');
+            push_ids(out, "token_ids", ids);
+        }
         out.push(b'}');
     }
 
@@ -260,16 +380,31 @@ impl ChoiceWriter {
     }
 }
 
-fn push_usage(out: &mut Vec<u8>, usage: StreamSummary) {
-    out.extend_from_slice(b"\"usage\":{\"prompt_tokens\":");
-    push_display(out, usage.prompt_tokens);
+fn push_counts(out: &mut Vec<u8>, prompt_tokens: u32, completion_tokens: u32) {
+    out.extend_from_slice(b"\"prompt_tokens\":");
+    push_display(out, prompt_tokens);
     out.extend_from_slice(b",\"completion_tokens\":");
-    push_display(out, usage.completion_tokens);
+    push_display(out, completion_tokens);
     out.extend_from_slice(b",\"total_tokens\":");
-    push_display(
-        out,
-        u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
-    );
+    push_display(out, u64::from(prompt_tokens) + u64::from(completion_tokens));
+}
+
+/// Appends `"name":[…]`.
+fn push_ids(out: &mut Vec<u8>, name: &str, ids: &[u32]) {
+    push_string(out, name);
+    out.extend_from_slice(b":[");
+    for (index, id) in ids.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        push_display(out, id);
+    }
+    out.push(b']');
+}
+
+fn push_usage(out: &mut Vec<u8>, usage: StreamSummary) {
+    out.extend_from_slice(b"\"usage\":{");
+    push_counts(out, usage.prompt_tokens, usage.completion_tokens);
     out.extend_from_slice(b",\"prompt_tokens_details\":{\"cached_tokens\":");
     push_display(out, usage.cached_tokens);
     out.extend_from_slice(b"}}");

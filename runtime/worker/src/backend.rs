@@ -8,7 +8,7 @@ use std::{fmt::Debug, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use signalbox_protocol::{GenerateRequest, LoadReport, LoraAdapter, Parity, WorkerCapacity};
+use signalbox_protocol::{Ability, GenerateRequest, LoadReport, LoraAdapter, Parity, WorkerCapacity};
 use signalbox_request_plane::Responder;
 use tokio::sync::watch;
 
@@ -23,6 +23,8 @@ pub struct BackendInfo {
     pub reads_body: bool,
     /// Whether the worker continues answers that another worker began.
     pub continues_answers: bool,
+    /// What the worker honours that earlier workers ignored.
+    pub abilities: Vec<Ability>,
     /// Whether the worker publishes KV events.
     pub kv_events: bool,
     /// Tokens per KV block, at least 1.

@@ -11,6 +11,8 @@ use signalbox_protocol::{
     FinishReason, KvEvent, LoadReport, SamplingParams, SequenceHash, WireError, WorkerCapacity,
 };
 
+use crate::token_limits::TokenLimits;
+
 /// Threads that compute on a machine of this many cores: all but one, and from eight cores on all but an eighth. After each
 /// step of a layer every thread waits for the last one, and spins. If one of them has to wait for a core, all do: an answer
 /// that took 0.4 s took 5 to 14 s on a machine whose cores were all busy.
@@ -68,8 +70,10 @@ pub struct NewSequence {
     /// Computes the hashes of the blocks that follow.
     pub hasher: signalbox_protocol::BlockHasher,
     /// How to sample tokens. The engine applies `max_tokens` to the tokens that it generates itself. The runner applies
-    /// `stop` and the end-of-sequence token.
+    /// `stop` and the tokens that end the answer.
     pub sampling: SamplingParams,
+    /// Which tokens it must not generate, and when.
+    pub limits: TokenLimits,
 }
 
 /// A generated token.

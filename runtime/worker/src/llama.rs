@@ -25,6 +25,8 @@ mod error;
 #[cfg(feature = "llama")]
 mod facts;
 #[cfg(feature = "llama")]
+mod logits;
+#[cfg(feature = "llama")]
 mod memory;
 #[cfg(feature = "llama")]
 mod model;

@@ -20,7 +20,7 @@ use std::sync::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use signalbox_protocol::{ErrorKind, GenerateRequest, LoadReport, Parity, WireError};
+use signalbox_protocol::{Ability, ErrorKind, GenerateRequest, LoadReport, Parity, WireError};
 use signalbox_request_plane::Responder;
 use tokio::sync::watch;
 
@@ -162,6 +162,7 @@ impl From<EngineInfo> for BackendInfo {
             engine_version: String::new(),
             reads_body: false,
             continues_answers: true,
+            abilities: vec![Ability::SamplingLimits],
             kv_events: true,
             block_size: info.block_size,
             context_length: info.context_length,

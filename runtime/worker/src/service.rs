@@ -175,6 +175,7 @@ pub async fn run_backend(
         engine_version: info.engine_version,
         reads_body: info.reads_body,
         continues_answers: info.continues_answers,
+        abilities: info.abilities,
         kv_events: info.kv_events,
         labels: config.labels,
     });

@@ -233,7 +233,7 @@ impl SimEngine {
                 continue;
             }
             let position = sequence.generated();
-            let token = sequence.source.token(position, &self.vocabulary);
+            let token = sequence.next_token(&self.vocabulary);
             let logprobs = sequence
                 .logprobs
                 .map(|top| sequence.source.logprobs(position, top, &self.vocabulary));

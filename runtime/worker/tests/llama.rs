@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use signalbox_protocol::{BlockHasher, ErrorKind, FinishReason, KvEvent, SamplingParams, SequenceHash};
 use signalbox_worker::engine::{NewSequence, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus};
 use signalbox_worker::llama::{LlamaConfig, LlamaEngine, LlamaError};
+use signalbox_worker::token_limits::TokenLimits;
 
 const BLOCK: usize = 16;
 
@@ -80,6 +81,7 @@ impl Rig {
                 blocks,
                 hasher: self.hasher,
                 sampling,
+                limits: TokenLimits::default(),
             })
             .unwrap();
         id
@@ -423,6 +425,7 @@ fn an_invalid_request_is_refused_with_the_parameter() {
                 blocks,
                 hasher: rig.hasher,
                 sampling,
+                limits: TokenLimits::default(),
             })
             .unwrap_err()
     };
@@ -478,4 +481,71 @@ fn the_engine_has_the_facts_of_its_model() {
     );
     assert!(facts.vocab_size > 0 && facts.parameters > 0 && facts.kv_bytes_per_token > 0);
     assert_eq!(info.context_length, facts.trained_context.min(2048));
+}
+
+#[test]
+fn limits_and_penalties_have_their_effect() {
+    let mut rig = Rig::new(|_| ());
+    let prompt = text(1, 50);
+    let mut answer = |sampling: SamplingParams, limits: TokenLimits| {
+        let id = SequenceId(rig.submitted);
+        rig.submitted += 1;
+        let sequence = NewSequence {
+            id,
+            tokens: prompt.clone(),
+            generated: 0,
+            blocks: rig.hasher.hash(&prompt),
+            hasher: rig.hasher,
+            sampling,
+            limits,
+        };
+        rig.engine.submit(sequence).unwrap();
+        rig.run();
+        rig.answer(id)
+    };
+    let plain = answer(greedy(8), TokenLimits::default());
+    let late = TokenLimits {
+        end_tokens: plain.clone().into(),
+        min_tokens: 4,
+        ..TokenLimits::default()
+    };
+    let delayed = answer(greedy(8), late);
+    assert!(
+        delayed[..4].iter().all(|token| !plain.contains(token)),
+        "{delayed:?} {plain:?}"
+    );
+    let words = TokenLimits {
+        bad_words: [plain[..2].to_vec()].into(),
+        ..TokenLimits::default()
+    };
+    let other = answer(greedy(8), words);
+    assert!(
+        other[0] == plain[0] && other[1] != plain[1],
+        "{other:?} {plain:?}"
+    );
+
+    let hot = SamplingParams {
+        temperature: 2.0,
+        seed: Some(3),
+        ..greedy(8)
+    };
+    assert_ne!(answer(hot.clone(), TokenLimits::default()), plain);
+    let likely = SamplingParams { min_p: 1.0, ..hot };
+    assert_eq!(
+        answer(likely, TokenLimits::default()),
+        plain,
+        "min_p leaves the likeliest token"
+    );
+
+    let repeating = SamplingParams {
+        logit_bias: [(777, 100.0)].into(),
+        ..greedy(8)
+    };
+    assert_eq!(answer(repeating.clone(), TokenLimits::default()), [777; 8]);
+    let penalised = SamplingParams {
+        repetition_penalty: 100.0,
+        ..repeating
+    };
+    let tokens = answer(penalised, TokenLimits::default());
+    assert!(tokens[0] == 777 && !tokens[1..].contains(&777), "{tokens:?}");
 }

@@ -82,6 +82,8 @@ fn generate(tokens: Vec<u32>, max_tokens: u32, stream: bool) -> CallParts {
             stream,
             include_usage: true,
             echo: None,
+            return_token_ids: false,
+            continuous_usage: false,
             created: 1,
         },
     };

@@ -91,6 +91,29 @@ pub(crate) fn check_vocabulary(
     Ok(())
 }
 
+/// Refuses tokens outside the model's vocabulary, which would never end an answer.
+pub(crate) fn check_stop_tokens(stop_tokens: &[u32], vocabulary: u32) -> Result<(), WireError> {
+    let outside = stop_tokens.iter().enumerate();
+    match outside.into_iter().find(|(_, token)| **token >= vocabulary) {
+        None => Ok(()),
+        Some((i, token)) => {
+            let param = format!("stop_token_ids[{i}]");
+            let last = vocabulary.saturating_sub(1);
+            let message = format!("{param} is {token}; the model's token ids are 0 to {last}");
+            Err(WireError::invalid_param(param, message))
+        }
+    }
+}
+
+/// Refuses an answer that must be longer than it may be.
+pub(crate) fn check_least(min_tokens: u32, max_tokens: u32) -> Result<(), WireError> {
+    if min_tokens <= max_tokens {
+        return Ok(());
+    }
+    let message = format!("min_tokens is {min_tokens}; the answer may have at most {max_tokens} tokens");
+    Err(WireError::invalid_param("min_tokens", message))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,7 +175,21 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_not_longer_than_it_may_be() {
+        assert_eq!(check_least(0, 1), Ok(()));
+        assert_eq!(check_least(5, 5), Ok(()));
+        let error = check_least(6, 5).unwrap_err();
+        assert_eq!(
+            error.message,
+            "min_tokens is 6; the answer may have at most 5 tokens"
+        );
+    }
+
+    #[test]
     fn tokens_outside_the_vocabulary_are_named() {
+        assert_eq!(check_stop_tokens(&[0, 9], 10), Ok(()));
+        let error = check_stop_tokens(&[0, 10], 10).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("stop_token_ids[1]"));
         let none = BTreeMap::new();
         assert_eq!(check_vocabulary(&[0, 9], &none, 10), Ok(()));
         assert_eq!(

@@ -10,6 +10,9 @@ use super::{
     refused,
 };
 
+/// Largest repetition penalty: with more, logits leave the range of their type.
+const MAX_REPETITION_PENALTY: f64 = 100.0;
+
 /// Most choices of one request. Each is a sequence of its own at the engine. (A request with a huge `n` made vLLM fail:
 /// CVE-2026-34756.)
 const MAX_CHOICES: i64 = 16;
@@ -23,11 +26,18 @@ const MAX_STOP_BYTES: usize = 1_024;
 /// Most tokens with a bias. Each bias is applied at every token.
 const MAX_BIASED_TOKENS: usize = 1_024;
 
+/// Most tokens that end the answer. Each token of the answer is compared with them.
+const MAX_STOP_TOKENS: usize = 256;
+
+/// Most forbidden texts, and longest one in bytes. They are compared with the end of the answer at every token.
+const MAX_BAD_WORDS: usize = 128;
+const MAX_BAD_WORD_BYTES: usize = 256;
+
 /// Longest model name, tenant salt or user name in bytes. They are hashed and sent with every request.
 const MAX_NAME_BYTES: usize = 512;
 
 /// The names of these parameters.
-pub(super) const NAMES: [&str; 19] = [
+pub(super) const NAMES: [&str; 25] = [
     "model",
     "temperature",
     "top_p",
@@ -47,6 +57,12 @@ pub(super) const NAMES: [&str; 19] = [
     "cache_salt",
     "priority",
     "logprobs",
+    "min_tokens",
+    "stop_token_ids",
+    "bad_words",
+    "min_p",
+    "repetition_penalty",
+    "return_token_ids",
 ];
 
 /// What is to be generated, apart from the prompt.
@@ -62,6 +78,10 @@ pub(crate) struct GenerationParams {
     pub(crate) stream: bool,
     /// A last event with the token counts.
     pub(crate) include_usage: bool,
+    /// The token counts so far in each event.
+    pub(crate) continuous_usage: bool,
+    /// The ids of the prompt's and the answer's tokens in the answer.
+    pub(crate) return_token_ids: bool,
     /// Separates the KV cache of tenants; empty for none.
     pub(crate) cache_salt: String,
     /// Hash of the conversation's or user's name; 0 for none.
@@ -104,14 +124,36 @@ impl GenerationParams {
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(default.ignore_eos),
             max_tokens: default.max_tokens,
             logprobs: None,
+            min_tokens: fields
+                .integer("min_tokens", 0..=i64::from(u32::MAX))?
+                .map_or(default.min_tokens, small),
+            stop_token_ids: stop_token_ids(fields)?,
+            bad_words: bad_words(fields)?,
+            min_p: fields
+                .number(
+                    "min_p",
+                    |number| (0.0..=1.0).contains(&number),
+                    "a number from 0 to 1",
+                )?
+                .unwrap_or(default.min_p),
+            repetition_penalty: fields
+                .number(
+                    "repetition_penalty",
+                    |number| number > 0.0 && number <= MAX_REPETITION_PENALTY,
+                    "a number greater than 0 and at most 100",
+                )?
+                .unwrap_or(default.repetition_penalty),
         };
         let stream = fields.flag("stream")?.unwrap_or(false);
+        let (include_usage, continuous_usage) = stream_usage(fields, stream)?;
         Ok(Self {
             model,
             sampling,
             max_tokens: max_tokens(fields, "max_tokens")?,
             stream,
-            include_usage: include_usage(fields, stream)?,
+            include_usage,
+            continuous_usage,
+            return_token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
             cache_salt: name(fields, "cache_salt")?.unwrap_or_default(),
             session: session(fields)?,
             priority: fields
@@ -215,9 +257,10 @@ fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, WireError> {
     biases.collect()
 }
 
-fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, WireError> {
+/// `include_usage` and `continuous_usage_stats`, which as in vLLM is only for streams with the first one.
+fn stream_usage(fields: &mut Fields, stream: bool) -> Result<(bool, bool), WireError> {
     let options = match fields.take("stream_options")? {
-        None => return Ok(false),
+        None => return Ok((false, false)),
         Some(Value::Object(options)) => options,
         Some(other) => return Err(wrong("stream_options", &other, "an object")),
     };
@@ -225,11 +268,55 @@ fn include_usage(fields: &mut Fields, stream: bool) -> Result<bool, WireError> {
         let message = "stream_options is only for streams; set stream to true or leave stream_options out";
         return Err(WireError::invalid_param("stream_options", message));
     }
-    match options.get("include_usage") {
+    let flag = |name: &str| match options.get(name) {
         None | Some(Value::Null) => Ok(false),
-        Some(Value::Bool(include)) => Ok(*include),
-        Some(other) => Err(wrong("stream_options.include_usage", other, "true or false")),
-    }
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(other) => Err(wrong(&format!("stream_options.{name}"), other, "true or false")),
+    };
+    let include = flag("include_usage")?;
+    Ok((include, flag("continuous_usage_stats")? && include))
+}
+
+fn stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>, WireError> {
+    list(
+        fields,
+        "stop_token_ids",
+        MAX_STOP_TOKENS,
+        "a token id: an integer of at least 0",
+        token_id,
+    )
+}
+
+fn bad_words(fields: &mut Fields) -> Result<Vec<String>, WireError> {
+    let right = format!("a string of 1 to {MAX_BAD_WORD_BYTES} bytes, not of spaces alone");
+    list(fields, "bad_words", MAX_BAD_WORDS, &right, |word| {
+        let word = word.as_str()?;
+        let is_right = word.len() <= MAX_BAD_WORD_BYTES && !word.trim().is_empty();
+        is_right.then(|| word.to_owned())
+    })
+}
+
+/// An array of at most `most` items, each of which `read` takes; `right` describes these.
+fn list<T>(
+    fields: &mut Fields,
+    name: &str,
+    most: usize,
+    right: &str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Vec<T>, WireError> {
+    let items = match fields.take(name)? {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(items)) if items.len() > most => {
+            let message = format!("{name} has {} items; give at most {most}", items.len());
+            return Err(WireError::invalid_param(name, message));
+        }
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(wrong(name, &other, "an array")),
+    };
+    let items = items.iter().enumerate();
+    items
+        .map(|(i, item)| read(item).ok_or_else(|| wrong(&format!("{name}[{i}]"), item, right)))
+        .collect()
 }
 
 /// The conversation: `prompt_cache_key`, which is more exact and newer than `user`, or else `user`.

@@ -67,7 +67,8 @@ fn every_parameter_of_generation_is_taken() {
         "presence_penalty": -2, "frequency_penalty": 2, "logit_bias": {"5": -100, "7": 1.5}, "logprobs": true,
         "top_logprobs": 3, "ignore_eos": true, "max_tokens": 7, "max_completion_tokens": 9, "stream": true,
         "stream_options": {"include_usage": true}, "user": "u", "cache_salt": "tenant", "priority": -3,
-        "x_unknown": {"kept": "in the body"}, "store": false,
+        "min_tokens": 4, "stop_token_ids": [5, 6.0], "bad_words": ["no"], "min_p": 0.25, "repetition_penalty": 1.5,
+        "return_token_ids": true, "x_unknown": {"kept": "in the body"}, "store": false,
     }))
     .unwrap()
     .generation;
@@ -89,13 +90,37 @@ fn every_parameter_of_generation_is_taken() {
         sampling.logit_bias.into_iter().collect::<Vec<_>>(),
         [(5, -100.0), (7, 1.5)]
     );
+    assert_eq!((sampling.min_tokens, sampling.stop_token_ids), (4, vec![5, 6]));
+    assert_eq!((sampling.min_p, sampling.repetition_penalty), (0.25, 1.5));
+    assert_eq!(sampling.bad_words, ["no"]);
     assert!(sampling.ignore_eos && generation.stream && generation.include_usage);
+    assert!(generation.return_token_ids && !generation.continuous_usage);
     assert_eq!(generation.max_tokens, Some(9), "the newer name of the limit wins");
     assert_eq!(
         (generation.cache_salt.as_str(), generation.priority),
         ("tenant", -3)
     );
     assert_ne!(generation.session, 0);
+}
+
+#[test]
+fn continuous_usage_is_for_streams_with_usage() {
+    for (options, expected) in [
+        (json!({"continuous_usage_stats": true}), (false, false)),
+        (
+            json!({"include_usage": true, "continuous_usage_stats": true}),
+            (true, true),
+        ),
+        (
+            json!({"include_usage": true, "continuous_usage_stats": null}),
+            (true, false),
+        ),
+    ] {
+        let generation = chat(json!({"stream": true, "stream_options": options}))
+            .unwrap()
+            .generation;
+        assert_eq!((generation.include_usage, generation.continuous_usage), expected);
+    }
 }
 
 #[test]
@@ -131,6 +156,39 @@ fn wrong_values_of_shared_parameters_are_refused_by_name() {
         .collect::<serde_json::Map<_, _>>()
         .into();
     for (more, param, part) in [
+        (
+            json!({"min_tokens": -1}),
+            "min_tokens",
+            "an integer of at least 0",
+        ),
+        (json!({"stop_token_ids": 5}), "stop_token_ids", "an array"),
+        (
+            json!({"stop_token_ids": [5, "6"]}),
+            "stop_token_ids[1]",
+            "a token id",
+        ),
+        (
+            json!({"stop_token_ids": vec![1; 257]}),
+            "stop_token_ids",
+            "at most 256",
+        ),
+        (json!({"bad_words": [" "]}), "bad_words[0]", "not of spaces alone"),
+        (json!({"min_p": 1.5}), "min_p", "from 0 to 1"),
+        (
+            json!({"repetition_penalty": 0}),
+            "repetition_penalty",
+            "greater than 0",
+        ),
+        (
+            json!({"return_token_ids": 1}),
+            "return_token_ids",
+            "true or false",
+        ),
+        (
+            json!({"stream": true, "stream_options": {"continuous_usage_stats": 1}}),
+            "stream_options.continuous_usage_stats",
+            "true or false",
+        ),
         (json!({"model": null}), "model", "missing"),
         (json!({"model": 3}), "model", "a string"),
         (json!({"model": ""}), "model", "0 bytes"),

@@ -88,6 +88,7 @@ impl VirtualWorker {
             engine_version: String::new(),
             reads_body: false,
             continues_answers: true,
+            abilities: Vec::new(),
             kv_events: true,
             labels: Default::default(),
         };

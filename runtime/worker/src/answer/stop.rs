@@ -11,11 +11,21 @@ pub struct StopMatcher {
 pub enum StopScan {
     /// This many bytes, from the first on, belong to the answer. The rest may be the beginning of a stop text.
     Emit(usize),
-    /// A stop text begins at this byte. The answer ends before it.
-    Stop(usize),
+    /// A stop text begins at byte `start`. The answer ends before it.
+    Stop {
+        /// Where it begins.
+        start: usize,
+        /// Its place among the stop texts.
+        index: usize,
+    },
 }
 
 impl StopMatcher {
+    /// The stop text at this place, as [`StopScan::Stop`] gives it.
+    pub fn stop_text(&self, index: usize) -> &str {
+        self.stops.get(index).map_or("", String::as_str)
+    }
+
     /// A matcher for `stops`. Empty texts are ignored.
     pub fn new(stops: &[String]) -> Self {
         Self {
@@ -25,13 +35,16 @@ impl StopMatcher {
 
     /// Scans `pending`: the text held back so far and the text that arrived since. The stop text whose end comes first
     /// wins, so that the result does not depend on how the text was split into pieces.
-    pub fn scan(&self, pending: &str) -> StopScan {
-        let matches = self.stops.iter().filter_map(|stop| {
-            let start = pending.find(stop.as_str())?;
-            Some((start + stop.len(), start))
+    /// A text that ends within the first `unchecked` bytes does not count.
+    pub fn scan(&self, pending: &str, unchecked: usize) -> StopScan {
+        let matches = self.stops.iter().enumerate().filter_map(|(index, stop)| {
+            let from = (unchecked + 1).saturating_sub(stop.len());
+            // A match begins with the first byte of a character, so it is one of whole characters.
+            let start = from + memchr::memmem::find(pending.as_bytes().get(from..)?, stop.as_bytes())?;
+            Some((start + stop.len(), start, index))
         });
-        if let Some((_, start)) = matches.min() {
-            return StopScan::Stop(start);
+        if let Some((_, start, index)) = matches.min() {
+            return StopScan::Stop { start, index };
         }
         let held_back = self
             .stops
@@ -67,9 +80,9 @@ mod tests {
         let (mut emitted, mut pending) = (String::new(), String::new());
         for piece in pieces {
             pending.push_str(piece);
-            match matcher.scan(&pending) {
+            match matcher.scan(&pending, 0) {
                 StopScan::Emit(length) => emitted.extend(pending.drain(..length)),
-                StopScan::Stop(start) => return (emitted + &pending[..start], true),
+                StopScan::Stop { start, .. } => return (emitted + &pending[..start], true),
             }
         }
         (emitted + &pending, false)
@@ -78,7 +91,7 @@ mod tests {
     #[test]
     fn a_stop_text_over_two_tokens_is_found_and_not_emitted() {
         let stops = matcher(&["\n\nUser:", ""]);
-        assert_eq!(stops.scan("Hi.\n"), StopScan::Emit(3));
+        assert_eq!(stops.scan("Hi.\n", 0), StopScan::Emit(3));
         assert_eq!(emit(&stops, &["Hi.\n", "\nUs", "er: more"]), ("Hi.".into(), true));
         assert_eq!(
             emit(&stops, &["Hi.\n", "\nUs", "ual"]),
@@ -88,8 +101,28 @@ mod tests {
 
     #[test]
     fn the_stop_text_that_ends_first_wins() {
-        assert_eq!(matcher(&["abcd", "c"]).scan("abcd"), StopScan::Stop(2));
-        assert_eq!(matcher(&["bc", "abc"]).scan("abc"), StopScan::Stop(0));
+        let first = |stops: &[&str], text| matcher(stops).scan(text, 0);
+        assert_eq!(
+            first(&["abcd", "c"], "abcd"),
+            StopScan::Stop { start: 2, index: 1 }
+        );
+        assert_eq!(
+            first(&["bc", "abc"], "abc"),
+            StopScan::Stop { start: 0, index: 1 }
+        );
+    }
+
+    #[test]
+    fn a_stop_text_counts_only_if_it_ends_behind_the_unchecked_text() {
+        let stops = matcher(&["aba"]);
+        assert_eq!(
+            stops.scan("xabab", 4),
+            StopScan::Emit(3),
+            "the end may begin another one"
+        );
+        assert_eq!(stops.scan("xababa", 4), StopScan::Stop { start: 3, index: 0 });
+        assert_eq!(stops.scan("xaba", 3), StopScan::Stop { start: 1, index: 0 });
+        assert_eq!(stops.scan("xaba", 9), StopScan::Emit(3));
     }
 
     #[test]

@@ -17,7 +17,7 @@ fn answer(format: AnswerFormat) -> Answer {
         sampling: SamplingParams::default(),
         format,
     };
-    Answer::new(&request, "fp_test")
+    Answer::new(&request, "fp_test", &[11, 12])
 }
 
 fn format(chat: bool, stream: bool) -> AnswerFormat {
@@ -30,6 +30,8 @@ fn format(chat: bool, stream: bool) -> AnswerFormat {
         stream,
         include_usage: false,
         echo: None,
+        return_token_ids: false,
+        continuous_usage: false,
         created: 1_700_000_000,
     }
 }
@@ -82,7 +84,7 @@ fn a_chat_stream_has_openais_shape() {
     choice.start(&mut out);
     choice.push("Hé\n\"\\\u{1}", &mut vec![], &mut out);
     choice.push("", &mut vec![], &mut out);
-    choice.finish(FinishReason::Stop, &mut out);
+    choice.finish(ChoiceEnd::Eos, &mut out);
     answer.write_stream_end(USAGE, &mut out);
 
     let chunk = |choices: Value, usage: Value| {
@@ -125,7 +127,7 @@ fn a_completion_stream_with_echo_begins_with_the_prompt() {
     let mut out = Vec::new();
     choice.push("one", &mut vec![], &mut out);
     choice.push(" two", &mut vec![], &mut out);
-    choice.finish(FinishReason::Length, &mut out);
+    choice.finish(ChoiceEnd::Engine(FinishReason::Length), &mut out);
     answer.write_stream_end(USAGE, &mut out);
     let events = events(&out);
     let texts: Vec<&str> = events
@@ -146,7 +148,7 @@ fn a_whole_answer_is_one_document_with_every_choice() {
     for choice in &mut choices {
         choice.push("Hello", &mut vec![], &mut out);
         choice.push(" you", &mut vec![], &mut out);
-        choice.finish(FinishReason::Stop, &mut out);
+        choice.finish(ChoiceEnd::Eos, &mut out);
     }
     assert!(
         out.is_empty(),
@@ -164,6 +166,106 @@ fn a_whole_answer_is_one_document_with_every_choice() {
         "system_fingerprint": "fp_test", "choices": [choice(0), choice(1)], "usage": usage_json(),
     });
     assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), expected);
+}
+
+#[test]
+fn token_ids_are_where_vllm_has_them_and_each_is_written_once() {
+    for (chat, stream) in [(true, true), (true, false), (false, true), (false, false)] {
+        let answer = answer(AnswerFormat {
+            return_token_ids: true,
+            ..format(chat, stream)
+        });
+        let mut choice = answer.choice(0, false);
+        let mut out = Vec::new();
+        choice.start(&mut out);
+        for (token, text) in [(5, "a"), (6, ""), (7, "bc")] {
+            choice.count_token(token);
+            choice.push(text, &mut vec![], &mut out);
+        }
+        choice.count_token(2);
+        choice.finish(ChoiceEnd::Eos, &mut out);
+        let documents = if stream {
+            answer.write_stream_end(USAGE, &mut out);
+            events(&out)
+        } else {
+            answer.write_document([&choice].into_iter(), USAGE, &mut out);
+            vec![serde_json::from_slice(&out).unwrap()]
+        };
+        let prompt_ids: Vec<&Value> = documents
+            .iter()
+            .filter_map(|document| {
+                let place = if chat { document } else { &document["choices"][0] };
+                place.get("prompt_token_ids")
+            })
+            .collect();
+        assert_eq!(prompt_ids, [&json!([11, 12])], "{chat} {stream}");
+        assert!(
+            documents[0].to_string().contains("prompt_token_ids"),
+            "in the first event"
+        );
+        let ids: Vec<&Value> = documents
+            .iter()
+            .filter_map(|document| document["choices"][0]["token_ids"].as_array())
+            .flatten()
+            .collect();
+        assert_eq!(ids, [5, 6, 7, 2], "{chat} {stream}");
+    }
+}
+
+#[test]
+fn continuous_usage_counts_the_tokens_so_far() {
+    let answer = answer(AnswerFormat {
+        include_usage: true,
+        continuous_usage: true,
+        ..format(true, true)
+    });
+    let mut choice = answer.choice(0, false);
+    let mut out = Vec::new();
+    choice.start(&mut out);
+    for (token, text) in [(5, "a"), (6, ""), (7, "bc")] {
+        choice.count_token(token);
+        choice.push(text, &mut vec![], &mut out);
+    }
+    choice.finish(ChoiceEnd::Engine(FinishReason::Length), &mut out);
+    answer.write_stream_end(USAGE, &mut out);
+    let mut usages: Vec<Value> = events(&out).iter().map(|event| event["usage"].clone()).collect();
+    assert_eq!(
+        usages.pop(),
+        Some(usage_json()),
+        "the last event has that of the request"
+    );
+    let so_far =
+        |tokens: u32| json!({"prompt_tokens": 2, "completion_tokens": tokens, "total_tokens": 2 + tokens});
+    assert_eq!(usages, [0, 1, 3, 3].map(so_far));
+}
+
+#[test]
+fn the_end_names_the_stop_text_or_token() {
+    for (end, expected) in [
+        (ChoiceEnd::Eos, None),
+        (ChoiceEnd::Engine(FinishReason::Length), None),
+        (ChoiceEnd::StopToken(7), Some(json!(7))),
+        (ChoiceEnd::StopText("\"stop\""), Some(json!("\"stop\""))),
+    ] {
+        for stream in [true, false] {
+            let answer = answer(format(true, stream));
+            let mut choice = answer.choice(0, false);
+            let mut out = Vec::new();
+            choice.finish(end, &mut out);
+            let last = if stream {
+                answer.write_stream_end(USAGE, &mut out);
+                events(&out).pop().unwrap()
+            } else {
+                answer.write_document([&choice].into_iter(), USAGE, &mut out);
+                serde_json::from_slice(&out).unwrap()
+            };
+            assert_eq!(
+                last["choices"][0].get("stop_reason"),
+                expected.as_ref(),
+                "{end:?}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -204,7 +306,7 @@ fn completion_log_probabilities_carry_offsets_that_continue_over_pieces() {
             &mut out,
         );
         choice.push("b", &mut vec![entry(b"b", -0.5, &[(b"b", -0.5)])], &mut out);
-        choice.finish(FinishReason::Length, &mut out);
+        choice.finish(ChoiceEnd::Engine(FinishReason::Length), &mut out);
         let logprobs: Vec<Value> = if stream {
             answer.write_stream_end(USAGE, &mut out);
             events(&out)

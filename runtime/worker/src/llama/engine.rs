@@ -10,7 +10,7 @@ use super::config::LlamaConfig;
 use super::error::LlamaError;
 use super::facts::{ModelFacts, cells_can_be_cached};
 use super::model::{self, LoadedModel};
-use super::sampling::TokenSampler;
+use super::sampling::{Candidates, TokenSampler};
 use super::schedule::{Limits, Schedule, Sequence};
 use crate::engine::{EngineInfo, NewSequence, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus};
 
@@ -23,6 +23,7 @@ pub struct LlamaEngine {
     ops: Vec<CellOp>,
     /// For each chunk of the step, the index in the batch whose logits give the next token.
     outputs: Vec<Option<i32>>,
+    candidates: Candidates,
     info: EngineInfo,
     facts: ModelFacts,
 }
@@ -64,6 +65,7 @@ impl LlamaEngine {
             schedule,
             ops: Vec::new(),
             outputs: Vec::new(),
+            candidates: Candidates::default(),
             info: EngineInfo {
                 name: "llama",
                 block_size: config.block_size,
@@ -155,7 +157,7 @@ impl LlamaEngine {
             let Some(index) = *index else { continue };
             let (sequence, sampler) = self.schedule.sampler(chunk);
             let Some(sampler) = sampler else { continue };
-            match sampler.sample(&self.context, index) {
+            match sampler.sample(&self.context, index, &mut self.candidates) {
                 Some((token, logprobs)) => {
                     self.schedule.push(chunk, token);
                     output.tokens.push(SampledToken {
@@ -164,9 +166,10 @@ impl LlamaEngine {
                         logprobs,
                     });
                 }
-                None => output
-                    .failed
-                    .push((sequence, engine_failed("the model's logits are not numbers"))),
+                None => output.failed.push((
+                    sequence,
+                    engine_failed("no token can follow, or the model's logits are not numbers"),
+                )),
             }
         }
         for (sequence, _) in &output.failed {
@@ -203,6 +206,7 @@ impl StepEngine for LlamaEngine {
             blocks,
             hasher,
             sampling,
+            limits,
         } = sequence;
         let vocab = self.facts.vocab_size;
         if let Some(token) = tokens.iter().find(|&&token| token >= vocab) {
@@ -214,8 +218,7 @@ impl StepEngine for LlamaEngine {
                 ),
             ));
         }
-        let mut sampler = TokenSampler::new(&sampling, vocab, self.info.context_length)?;
-        sampler.resume(&tokens[tokens.len().saturating_sub(generated)..]);
+        let sampler = TokenSampler::new(&sampling, limits, &tokens, generated, vocab)?;
         self.schedule.submit(Sequence::new(
             id,
             tokens,

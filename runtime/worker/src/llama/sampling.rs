@@ -1,67 +1,62 @@
 //! Samples the next token from a model's logits.
 //!
-//! llama.cpp's samplers run in the order of OpenAI-compatible servers: logit bias, penalties over the generated tokens,
-//! temperature, top-k, top-p, random draw. Log probabilities are those of the model's own distribution, before all of
-//! these.
+//! The logits are changed first ([`LogitChanges`]). Then llama.cpp's samplers run in the order of vLLM: temperature, min-p,
+//! top-k, top-p, random draw. Log probabilities are those of the model's own distribution, before all of these.
 
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::sampling::LlamaSampler;
 use llama_cpp_2::token::LlamaToken;
-use llama_cpp_2::token::logit_bias::LlamaLogitBias;
+use llama_cpp_2::token::data::LlamaTokenData;
+use llama_cpp_2::token::data_array::LlamaTokenDataArray;
 use signalbox_protocol::{SamplingParams, WireError};
 
+use super::logits::LogitChanges;
 use crate::engine::TokenLogprobs;
+use crate::token_limits::TokenLimits;
 
 /// Most alternatives reported with a token. The limit is OpenAI's.
 pub(super) const MAX_TOP_LOGPROBS: u32 = 20;
 
-/// Samples the tokens of one sequence. Keeps the sampled tokens for the penalties.
+/// Samples the tokens of one sequence.
 pub(super) struct TokenSampler {
     chain: LlamaSampler,
+    changes: Option<LogitChanges>,
     logprobs: Option<u32>,
 }
 
 impl std::fmt::Debug for TokenSampler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TokenSampler")
+            .field("changes", &self.changes)
             .field("logprobs", &self.logprobs)
             .finish_non_exhaustive()
     }
 }
 
 impl TokenSampler {
-    /// A sampler for a model of `vocab` tokens and answers of at most `longest` tokens.
+    /// A sampler for a model of `vocab` tokens. `tokens` are those of the prompt, and then `generated` ones of another
+    /// engine.
     ///
     /// # Errors
     /// A parameter is out of its range. The error names the parameter.
-    pub(super) fn new(params: &SamplingParams, vocab: u32, longest: u32) -> Result<Self, WireError> {
+    pub(super) fn new(
+        params: &SamplingParams,
+        limits: TokenLimits,
+        tokens: &[u32],
+        generated: usize,
+        vocab: u32,
+    ) -> Result<Self, WireError> {
         check(params, vocab)?;
-        let vocab = vocab as i32;
-        let mut chain = Vec::with_capacity(6);
-        if !params.logit_bias.is_empty() {
-            let biases: Vec<_> = params
-                .logit_bias
-                .iter()
-                .map(|(&token, &bias)| LlamaLogitBias::new(LlamaToken(token as i32), bias))
-                .collect();
-            chain.push(LlamaSampler::logit_bias(vocab, &biases));
-        }
-        if params.presence_penalty != 0.0 || params.frequency_penalty != 0.0 {
-            const NO_REPEAT_PENALTY: f32 = 1.0;
-            chain.push(LlamaSampler::penalties(
-                vocab,
-                longest as i32,
-                NO_REPEAT_PENALTY,
-                params.frequency_penalty,
-                params.presence_penalty,
-            ));
-        }
+        let mut chain = Vec::with_capacity(5);
         if params.temperature <= 0.0 {
             chain.push(LlamaSampler::greedy());
         } else {
             chain.push(LlamaSampler::temp(params.temperature));
+            if params.min_p > 0.0 {
+                chain.push(LlamaSampler::min_p(params.min_p, 1));
+            }
             if params.top_k > 0 {
-                chain.push(LlamaSampler::top_k(params.top_k.min(vocab as u32) as i32));
+                chain.push(LlamaSampler::top_k(params.top_k.min(vocab) as i32));
             }
             if params.top_p < 1.0 {
                 chain.push(LlamaSampler::top_p(params.top_p, 1));
@@ -70,30 +65,81 @@ impl TokenSampler {
                 params.seed.unwrap_or_else(rand::random),
             )));
         }
+        let (prompt, generated) = tokens.split_at(tokens.len().saturating_sub(generated));
+        let mut changes = LogitChanges::new(params, limits, prompt);
+        if let Some(changes) = &mut changes {
+            generated.iter().for_each(|token| changes.push(*token));
+        }
         Ok(Self {
             chain: LlamaSampler::chain_simple(chain),
+            changes,
             logprobs: params.logprobs,
         })
     }
 
-    /// Takes tokens that another engine generated into the penalties.
-    pub(super) fn resume(&mut self, generated: &[u32]) {
-        for token in generated {
-            self.chain.accept(LlamaToken(*token as i32));
-        }
-    }
-
-    /// Samples from the logits at `index` of the last batch. `None` if the logits are not finite.
+    /// Samples from the logits at `index` of the last batch. `candidates` is a buffer that sequences share. `None` if the
+    /// logits are not finite, or no token is left to choose from.
     pub(super) fn sample(
         &mut self,
         context: &LlamaContext<'_>,
         index: i32,
+        candidates: &mut Candidates,
     ) -> Option<(u32, Option<TokenLogprobs>)> {
-        let token = self.chain.sample(context, index).0;
+        let token = match &self.changes {
+            None => self.chain.sample(context, index),
+            Some(changes) => candidates.choose(context.get_logits_ith(index), changes, &mut self.chain)?,
+        };
         let logits = context.get_logits_ith(index);
-        let chosen = *logits.get(usize::try_from(token).ok()?)?;
+        let chosen = *logits.get(usize::try_from(token.0).ok()?)?;
+        let token = token.0 as u32;
+        if let Some(changes) = &mut self.changes {
+            changes.push(token);
+        }
         let logprobs = self.logprobs.map(|top| logprobs(logits, chosen, top as usize));
-        chosen.is_finite().then_some((token as u32, logprobs))
+        chosen.is_finite().then_some((token, logprobs))
+    }
+}
+
+/// The tokens to choose from, with their changed logits. A reused buffer of 12 bytes for each token of the vocabulary.
+#[derive(Debug)]
+pub(super) struct Candidates(LlamaTokenDataArray);
+
+impl Default for Candidates {
+    fn default() -> Self {
+        Self(LlamaTokenDataArray::new(Vec::new(), false))
+    }
+}
+
+impl Candidates {
+    fn choose(
+        &mut self,
+        logits: &[f32],
+        changes: &LogitChanges,
+        chain: &mut LlamaSampler,
+    ) -> Option<LlamaToken> {
+        let array = &mut self.0;
+        (array.selected, array.sorted) = (None, false);
+        array.data.clear();
+        let tokens = (0..).zip(logits);
+        array
+            .data
+            .extend(tokens.map(|(token, logit)| LlamaTokenData::new(LlamaToken(token), *logit, 0.0)));
+        changes.apply(|token, change| {
+            if let Some(candidate) = array.data.get_mut(token as usize) {
+                candidate.set_logit(change(candidate.logit()));
+            }
+        });
+        if array
+            .data
+            .iter()
+            .all(|candidate| candidate.logit() == f32::NEG_INFINITY)
+        {
+            return None;
+        }
+        array.apply_sampler(chain);
+        let token = array.selected_token()?;
+        chain.accept(token);
+        Some(token)
     }
 }
 
@@ -128,6 +174,8 @@ fn check(params: &SamplingParams, vocab: u32) -> Result<(), WireError> {
     let numbers = [
         ("temperature", params.temperature),
         ("top_p", params.top_p),
+        ("min_p", params.min_p),
+        ("repetition_penalty", params.repetition_penalty),
         ("presence_penalty", params.presence_penalty),
         ("frequency_penalty", params.frequency_penalty),
     ];

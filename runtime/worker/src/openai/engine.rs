@@ -84,6 +84,7 @@ impl Engine {
             engine_version: facts.version.clone(),
             reads_body: true,
             continues_answers: facts.flavour == EngineFlavour::Vllm,
+            abilities: Vec::new(),
             kv_events: !facts.events.is_empty(),
             block_size: self.block_size(),
             // Unknown: the engine itself refuses what is too long.

@@ -3,11 +3,13 @@
 
 use std::collections::VecDeque;
 
-use signalbox_protocol::FinishReason;
+use std::sync::Arc;
+
+use signalbox_protocol::{FinishReason, SamplingParams};
 use signalbox_tokenize::{ModelText, TokenDecoder};
 
 use crate::{
-    answer::{ChoiceWriter, StopMatcher, StopScan, TokenEntry},
+    answer::{ChoiceEnd, ChoiceWriter, StopMatcher, StopScan, TokenEntry},
     engine::TokenLogprobs,
 };
 
@@ -24,19 +26,32 @@ pub(super) struct Choice {
     pending_logprobs: VecDeque<(usize, TokenEntry)>,
     /// Log probabilities of the tokens in the next piece. Empty between calls.
     piece_logprobs: Vec<TokenEntry>,
+    ignore_eos: bool,
+    stop_tokens: Arc<[u32]>,
+    /// Number of tokens, of which the first `min_tokens` may not end the choice.
+    tokens: u32,
+    min_tokens: u32,
+    /// Number of leading bytes of `pending` in which no stop text counts.
+    unchecked: usize,
     finished: bool,
 }
 
 impl Choice {
-    pub(super) fn new(writer: ChoiceWriter, stops: &[String]) -> Self {
+    /// The choice of a request with these parameters. `stop_tokens` are those of `sampling`.
+    pub(super) fn new(writer: ChoiceWriter, sampling: &SamplingParams, stop_tokens: Arc<[u32]>) -> Self {
         Self {
             writer,
             decoder: TokenDecoder::default(),
-            stops: StopMatcher::new(stops),
+            stops: StopMatcher::new(&sampling.stop),
             pending: String::new(),
             emitted: 0,
             pending_logprobs: VecDeque::new(),
             piece_logprobs: Vec::new(),
+            ignore_eos: sampling.ignore_eos,
+            stop_tokens,
+            tokens: 0,
+            min_tokens: sampling.min_tokens,
+            unchecked: 0,
             finished: false,
         }
     }
@@ -51,12 +66,12 @@ impl Choice {
 
     /// Takes the tokens with which another engine began the choice, whose bytes the client has. Returns whether they finish
     /// it.
-    pub(super) fn resume(&mut self, text: &ModelText, generated: &[u32], ignore_eos: bool) -> bool {
+    pub(super) fn resume(&mut self, text: &ModelText, generated: &[u32]) -> bool {
         // What the other engine wrote.
         let mut written = Vec::new();
         self.writer.start(&mut written);
         for token in generated {
-            if self.push(text, *token, None, ignore_eos, &mut written) {
+            if self.push(text, *token, None, &mut written) {
                 break;
             }
             written.clear();
@@ -65,33 +80,48 @@ impl Choice {
     }
 
     /// Takes the next token and writes to `out` the text that no stop text can include any more. Returns whether the
-    /// token finished the choice: it completed a stop text, or ends the sequence and `ignore_eos` is false.
+    /// token finished the choice: it completed a stop text, is one that ends answers, or ends the sequence and `ignore_eos` is
+    /// false.
     pub(super) fn push(
         &mut self,
         text: &ModelText,
         token: u32,
         logprobs: Option<&TokenLogprobs>,
-        ignore_eos: bool,
         out: &mut Vec<u8>,
     ) -> bool {
-        if !ignore_eos && text.eos_tokens().contains(&token) {
-            self.finish(FinishReason::Stop, out);
-            return true;
-        }
         self.writer.start(out);
+        self.writer.count_token(token);
+        self.tokens += 1;
+        if self.tokens > self.min_tokens {
+            let is_eos = !self.ignore_eos && text.eos_tokens().contains(&token);
+            if is_eos || self.stop_tokens.contains(&token) {
+                self.finish_with(
+                    if is_eos {
+                        ChoiceEnd::Eos
+                    } else {
+                        ChoiceEnd::StopToken(token)
+                    },
+                    out,
+                );
+                return true;
+            }
+        }
         if let Some(logprobs) = logprobs {
             let position = self.emitted + self.pending.len();
             let entry = entry(text, token, logprobs);
             self.pending_logprobs.push_back((position, entry));
         }
         self.decoder.push(text, token, &mut self.pending);
-        match self.stops.scan(&self.pending) {
+        if self.tokens <= self.min_tokens {
+            self.unchecked = self.pending.len();
+        }
+        match self.stops.scan(&self.pending, self.unchecked) {
             StopScan::Emit(length) => {
                 self.emit(length, out);
                 false
             }
-            StopScan::Stop(start) => {
-                self.stop(start, out);
+            StopScan::Stop { start, index } => {
+                self.stop(start, index, out);
                 true
             }
         }
@@ -100,22 +130,27 @@ impl Choice {
     /// Finishes the choice at the end of its generation: writes the text that was held back. A character that the model
     /// began and did not complete is left out: U+FFFD in its place would be one that the model did not mean.
     pub(super) fn finish(&mut self, reason: FinishReason, out: &mut Vec<u8>) {
-        if let StopScan::Stop(start) = self.stops.scan(&self.pending) {
-            return self.stop(start, out);
+        self.finish_with(ChoiceEnd::Engine(reason), out);
+    }
+
+    fn finish_with(&mut self, end: ChoiceEnd<'_>, out: &mut Vec<u8>) {
+        if let StopScan::Stop { start, index } = self.stops.scan(&self.pending, self.unchecked) {
+            return self.stop(start, index, out);
         }
         self.emit(self.pending.len(), out);
         // The rest are tokens without text, such as special ones that did not end the answer.
         let rest = self.pending_logprobs.drain(..).map(|(_, entry)| entry);
         self.piece_logprobs.extend(rest);
         self.writer.push("", &mut self.piece_logprobs, out);
-        self.writer.finish(reason, out);
+        self.writer.finish(end, out);
         self.finished = true;
     }
 
-    /// Finishes the choice at the stop text that begins at byte `start` of the pending text.
-    fn stop(&mut self, start: usize, out: &mut Vec<u8>) {
+    /// Finishes the choice at stop text `index`, which begins at byte `start` of the pending text.
+    fn stop(&mut self, start: usize, index: usize, out: &mut Vec<u8>) {
         self.emit(start, out);
-        self.writer.finish(FinishReason::Stop, out);
+        self.writer
+            .finish(ChoiceEnd::StopText(self.stops.stop_text(index)), out);
         self.finished = true;
     }
 
@@ -134,6 +169,7 @@ impl Choice {
         self.writer
             .push(&self.pending[..length], &mut self.piece_logprobs, out);
         self.pending.drain(..length);
+        self.unchecked = self.unchecked.saturating_sub(length);
     }
 }
 
@@ -152,7 +188,7 @@ fn entry(text: &ModelText, token: u32, logprobs: &TokenLogprobs) -> TokenEntry {
 
 #[cfg(test)]
 mod tests {
-    use signalbox_protocol::{Endpoint, SamplingParams, StreamSummary};
+    use signalbox_protocol::{Endpoint, StreamSummary};
     use signalbox_tokenize::ModelArtifacts;
 
     use super::*;
@@ -161,19 +197,23 @@ mod tests {
     /// The text of a completion whose tokens are these bytes, one each, and that ends with `end`.
     fn completion(bytes: &[u8], stops: &[String], end: FinishReason) -> String {
         let text = ModelText::load(&ModelArtifacts::byte_level()).unwrap();
-        let mut request = request(false, SamplingParams::default());
+        let sampling = SamplingParams {
+            stop: stops.to_vec(),
+            ..SamplingParams::default()
+        };
+        let mut request = request(false, sampling);
         request.format.endpoint = Endpoint::Completions;
-        let answer = Answer::new(&request, "fp");
-        let mut choice = Choice::new(answer.choice(0, false), stops);
+        let answer = Answer::new(&request, "fp", &[]);
+        let mut choice = Choice::new(answer.choice(0, false), &request.sampling, Arc::from([]));
         let mut out = Vec::new();
         for byte in bytes {
             let token = (0..text.vocab_size())
                 .find(|token| !text.is_special(*token) && text.token_bytes(*token) == [*byte])
                 .unwrap();
-            choice.push(&text, token, None, false, &mut out);
+            choice.push(&text, token, None, &mut out);
         }
         match end {
-            FinishReason::Stop => _ = choice.push(&text, text.eos_tokens()[0], None, false, &mut out),
+            FinishReason::Stop => _ = choice.push(&text, text.eos_tokens()[0], None, &mut out),
             FinishReason::Length => choice.finish(end, &mut out),
         }
         answer.write_document([choice.writer()].into_iter(), StreamSummary::default(), &mut out);

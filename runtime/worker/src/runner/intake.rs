@@ -16,6 +16,7 @@ use super::{choice::Choice, open_requests::OpenRequest, sink::AnswerSink};
 use crate::{
     answer::Answer,
     engine::{EngineInfo, NewSequence, SequenceId},
+    token_limits::TokenLimits,
 };
 
 /// Most choices of one request, as in OpenAI's API. Each choice is a sequence with its own KV blocks.
@@ -114,15 +115,17 @@ impl Intake {
             &request.cache_salt,
             self.info.block_size as usize,
         );
-        let answer = Answer::new(request, &self.fingerprint);
+        let answer = Answer::new(request, &self.fingerprint, &tokens[..prompt_tokens]);
         let writer = |index| answer.choice(index, sampling.logprobs.is_some());
+        let stop_tokens: Arc<[u32]> = sampling.stop_token_ids.as_slice().into();
         let mut choices: Vec<_> = (0..sampling.n)
-            .map(|index| Choice::new(writer(index), &sampling.stop))
+            .map(|index| Choice::new(writer(index), sampling, stop_tokens.clone()))
             .collect();
+        let limits = token_limits(sampling, &self.text);
         let left = sampling.max_tokens.saturating_sub(generated as u32);
         let mut is_whole = false;
         if let ([choice], Some(_)) = (&mut choices[..], delivered) {
-            is_whole = choice.resume(&self.text, &tokens[prompt_tokens..], sampling.ignore_eos) || left == 0;
+            is_whole = choice.resume(&self.text, &tokens[prompt_tokens..]) || left == 0;
         }
         let first = NewSequence {
             id: SequenceId::new(number, 0),
@@ -134,6 +137,7 @@ impl Intake {
                 max_tokens: left,
                 ..sampling.clone()
             },
+            limits,
         };
         let mut sequences = Vec::with_capacity(sampling.n as usize);
         sequences.extend((1..sampling.n as u16).map(|choice| NewSequence {
@@ -152,7 +156,6 @@ impl Intake {
             choices,
             accepted_at: Instant::now(),
             time_limit: Duration::from_millis(request.deadline_ms).min(MAX_TIME_LIMIT),
-            ignore_eos: sampling.ignore_eos,
             prompt_tokens: prompt_tokens as u32,
             cached_tokens: None,
             completion_tokens: generated as u32,
@@ -205,6 +208,13 @@ impl Intake {
                 "max_tokens is 0; give 1 or more",
             ));
         }
+        if let Some(token) = sampling.stop_token_ids.iter().find(|token| **token >= vocabulary) {
+            let message = format!(
+                "stop_token_ids has token {token}; the model has tokens 0 to {}",
+                vocabulary.saturating_sub(1)
+            );
+            return Err(WireError::invalid_param("stop_token_ids", message));
+        }
         if tokens.len() > prompt_tokens && sampling.n != 1 {
             let message = format!("n is {}; only an answer of one choice is continued", sampling.n);
             return Err(WireError::invalid_param("n", message));
@@ -225,6 +235,37 @@ impl Intake {
         }
         Ok(())
     }
+}
+
+/// The tokens that `sampling` forbids.
+fn token_limits(sampling: &SamplingParams, text: &ModelText) -> TokenLimits {
+    let eos = text.eos_tokens().iter().filter(|_| !sampling.ignore_eos);
+    TokenLimits {
+        end_tokens: eos.chain(&sampling.stop_token_ids).copied().collect(),
+        min_tokens: sampling.min_tokens,
+        bad_words: bad_words(&sampling.bad_words, text),
+    }
+}
+
+/// The tokens of each word: at the beginning of a text, and behind another word, where most tokenizers have other tokens for
+/// it. As in vLLM, the second way counts if it has as many tokens and begins with another one.
+fn bad_words(words: &[String], text: &ModelText) -> Arc<[Vec<u32>]> {
+    let mut all: Vec<Vec<u32>> = Vec::with_capacity(2 * words.len());
+    for word in words {
+        let word = word.trim_start();
+        // A tokenizer without tokens for the word cannot generate it.
+        let encode = |word: &str| {
+            text.encode_prompt_with(word, false)
+                .ok()
+                .filter(|ids| !ids.is_empty())
+        };
+        let Some(first) = encode(word) else { continue };
+        let behind = encode(&format!(" {word}"));
+        let behind = behind.filter(|ids| ids[0] != first[0] && ids.len() == first.len());
+        all.push(first);
+        all.extend(behind);
+    }
+    all.into()
 }
 
 /// Refuses requests of routes that only engines with an API of their own answer.

@@ -24,7 +24,6 @@ pub(super) struct OpenRequest {
     pub(super) accepted_at: Instant,
     /// Time for the whole answer, from `accepted_at` on.
     pub(super) time_limit: Duration,
-    pub(super) ignore_eos: bool,
     pub(super) prompt_tokens: u32,
     /// Number of prompt tokens found in the cache. `None` until the prefill is done.
     pub(super) cached_tokens: Option<u32>,
@@ -195,13 +194,7 @@ impl OpenRequests {
             return;
         };
         let logprobs = token.logprobs.as_ref();
-        if choice.push(
-            text,
-            token.token,
-            logprobs,
-            request.ignore_eos,
-            &mut request.piece,
-        ) {
+        if choice.push(text, token.token, logprobs, &mut request.piece) {
             cancels.push(id);
         }
         request.count_token(token.token);

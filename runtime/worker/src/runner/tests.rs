@@ -50,6 +50,8 @@ pub(super) fn request(stream: bool, sampling: SamplingParams) -> GenerateRequest
             stream,
             include_usage: false,
             echo: None,
+            return_token_ids: false,
+            continuous_usage: false,
             created: 1,
         },
     }

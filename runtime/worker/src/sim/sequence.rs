@@ -6,6 +6,7 @@ use super::tokens::TokenSource;
 use crate::{
     block_pool::{BlockPool, BlockTable, OutOfBlocks},
     engine::{NewSequence, SequenceId},
+    token_limits::BannedTokens,
 };
 
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub(super) struct Sequence {
     /// Number of alternatives to report with each token; `None` for no log probabilities.
     pub(super) logprobs: Option<u32>,
     pub(super) source: TokenSource,
+    /// Tokens that it must not generate, if there are any.
+    banned: Option<BannedTokens>,
     /// The prompt, then the generated tokens.
     tokens: Vec<u32>,
     prompt_tokens: usize,
@@ -41,10 +44,16 @@ impl Sequence {
         let mut tokens = new.tokens;
         let prompt_tokens = tokens.len();
         tokens.reserve_exact(max_length - prompt_tokens);
+        let mut banned = BannedTokens::new(new.limits);
+        if let Some(banned) = &mut banned {
+            let delivered = &tokens[prompt_tokens.saturating_sub(new.generated)..];
+            delivered.iter().for_each(|token| banned.push(*token));
+        }
         Self {
             id: new.id,
             logprobs: new.sampling.logprobs,
             source,
+            banned,
             tokens,
             prompt_tokens,
             max_length,
@@ -150,8 +159,17 @@ impl Sequence {
         self.tokens.len() - self.prompt_tokens
     }
 
+    /// The next token, out of `vocabulary`.
+    pub(super) fn next_token(&self, vocabulary: &[u32]) -> u32 {
+        let is_allowed = |token| self.banned.as_ref().is_none_or(|banned| !banned.bans(token));
+        self.source.token(self.generated(), vocabulary, is_allowed)
+    }
+
     pub(super) fn push(&mut self, token: u32) {
         self.tokens.push(token);
+        if let Some(banned) = &mut self.banned {
+            banned.push(token);
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use signalbox_protocol::{BlockHasher, KvEvent, SamplingParams, SequenceHash};
 
 use super::*;
-use crate::engine::NewSequence;
+use crate::{engine::NewSequence, token_limits::TokenLimits};
 
 const BLOCK_SIZE: u32 = 4;
 
@@ -37,6 +37,7 @@ fn sequence(request: u64, tokens: Vec<u32>, max_tokens: u32) -> NewSequence {
             max_tokens,
             ..SamplingParams::default()
         },
+        limits: TokenLimits::default(),
     }
 }
 
@@ -118,6 +119,38 @@ fn a_repeated_prompt_is_found_in_the_cache_except_its_last_token() {
     engine.submit(sequence(2, answered, 1)).unwrap();
     results.run(&mut engine);
     assert_eq!(results.cached(2), 44, "generated blocks are cached too");
+}
+
+#[test]
+fn forbidden_tokens_are_not_generated() {
+    let answer = |limits: TokenLimits| {
+        let mut engine = engine(config());
+        engine
+            .submit(NewSequence {
+                limits,
+                ..sequence(0, prompt(0, 4), 60)
+            })
+            .unwrap();
+        let mut results = Results::default();
+        results.run(&mut engine);
+        results.answers.remove(&SequenceId::new(0, 0)).unwrap()
+    };
+    let plain = answer(TokenLimits::default());
+    assert_eq!(plain.len(), 60);
+    let ends: Arc<[u32]> = plain[..3].into();
+    let least = answer(TokenLimits {
+        end_tokens: ends.clone(),
+        min_tokens: 30,
+        ..TokenLimits::default()
+    });
+    assert!(least[..30].iter().all(|token| !ends.contains(token)));
+    assert_eq!(least[30..], plain[30..], "from then on as without");
+    let words = answer(TokenLimits {
+        bad_words: [plain[..2].to_vec()].into(),
+        ..TokenLimits::default()
+    });
+    assert_eq!(words[0], plain[0]);
+    assert_ne!(words[1], plain[1]);
 }
 
 #[test]

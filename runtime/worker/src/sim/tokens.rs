@@ -74,9 +74,14 @@ impl TokenSource {
         }
     }
 
-    /// The token at `position` among those of this engine, out of `vocabulary`.
-    pub(super) fn token(self, position: usize, vocabulary: &[u32]) -> u32 {
-        vocabulary[self.index(position, vocabulary.len())]
+    /// The token at `position` among those of this engine, out of `vocabulary`. If it is not allowed, the next one that is.
+    pub(super) fn token(self, position: usize, vocabulary: &[u32], is_allowed: impl Fn(u32) -> bool) -> u32 {
+        let first = self.index(position, vocabulary.len());
+        let (before, from) = vocabulary.split_at(first);
+        let mut tokens = from.iter().chain(before).copied();
+        tokens
+            .find(|token| is_allowed(*token))
+            .unwrap_or(vocabulary[first])
     }
 
     /// Simulated log probabilities for [`Self::token`]. That token is always the likeliest, all probabilities together
@@ -138,7 +143,7 @@ mod tests {
         let vocabulary: Vec<u32> = (100..200).collect();
         let source = TokenSource::new(engine_seed, seed, prompt, 0, SequenceId::new(7, choice));
         (0..20)
-            .map(|position| source.token(position, &vocabulary))
+            .map(|position| source.token(position, &vocabulary, |_| true))
             .collect()
     }
 
@@ -169,7 +174,8 @@ mod tests {
         for generated in 0..whole.len() {
             let tokens = [&[1, 2], &whole[..generated]].concat();
             let source = TokenSource::new(1, Some(3), &tokens, generated, SequenceId::new(8, 0));
-            let rest = (0..whole.len() - generated).map(|position| source.token(position, &vocabulary));
+            let rest =
+                (0..whole.len() - generated).map(|position| source.token(position, &vocabulary, |_| true));
             assert!(rest.eq(whole[generated..].iter().copied()), "from {generated} on");
         }
     }
@@ -182,7 +188,7 @@ mod tests {
             let logprobs = source.logprobs(position, 20, &vocabulary);
             assert_eq!(
                 logprobs.top[0],
-                (source.token(position, &vocabulary), logprobs.chosen)
+                (source.token(position, &vocabulary, |_| true), logprobs.chosen)
             );
             assert!(logprobs.top.is_sorted_by(|a, b| a.1 > b.1));
             let sum: f64 = logprobs

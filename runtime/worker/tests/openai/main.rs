@@ -87,6 +87,8 @@ impl Fixture {
                 stream: body.contains("\"stream\":true"),
                 include_usage: false,
                 echo: None,
+                return_token_ids: false,
+                continuous_usage: false,
                 created: 1,
             },
         };

@@ -136,3 +136,48 @@ async fn a_thread_without_handles_finishes_open_requests_and_ends() {
     }
     assert!(open.iter().all(|answer| answer.wait().is_ok()));
 }
+
+#[test]
+fn an_answer_does_not_end_before_its_least_length() {
+    // The engine is one that ends too early all the same: the runner does not let it.
+    let sampling = |min_tokens| SamplingParams {
+        max_tokens: 20,
+        min_tokens,
+        stop: vec!["STOP".into()],
+        ..SamplingParams::default()
+    };
+    for (min_tokens, expected) in [
+        (0, ("a", "stop")),
+        (4, ("a", "stop")),
+        (5, ("aSTOPb", "stop")),
+        (9, ("aSTOPb", "stop")),
+        (10, ("aSTOPbSTOP", "length")),
+    ] {
+        let runner = start(ScriptedEngine::generating(&["aSTOPbSTOP"]));
+        let answer = submit(&runner, &request(true, sampling(min_tokens)), prompt(3));
+        answer.wait().unwrap();
+        let (text, finish) = answer.choice(0);
+        assert_eq!((&*text, &*finish), expected, "{min_tokens}");
+    }
+}
+
+#[test]
+fn a_stop_token_ends_the_answer_and_is_named() {
+    let engine = ScriptedEngine::generating(&["abc"]);
+    let stop = engine.tokens[1];
+    let sampling = SamplingParams {
+        max_tokens: 20,
+        stop_token_ids: vec![stop],
+        ignore_eos: true,
+        ..SamplingParams::default()
+    };
+    let answer = submit(&start(engine), &request(true, sampling), prompt(3));
+    assert_eq!(
+        answer.wait().unwrap().completion_tokens,
+        2,
+        "the stop token counts"
+    );
+    assert_eq!(answer.choice(0), ("a".into(), "stop".into()));
+    let last = answer.events().pop().unwrap();
+    assert_eq!(last["choices"][0]["stop_reason"], stop);
+}

@@ -68,6 +68,7 @@ async fn serve(backend: Arc<TestBackend>) -> (RunningWorker, LinkHandle) {
         engine_version: String::new(),
         reads_body: true,
         continues_answers: false,
+        abilities: Vec::new(),
         kv_events: false,
         block_size: 16,
         context_length: 1_024,
