@@ -179,6 +179,7 @@ fn request(form: PromptForm) -> RouteRequest {
                 return_token_ids: false,
                 continuous_usage: false,
                 created: 1,
+                part: None,
             },
         },
         tokens: vec![1; 64],

@@ -61,6 +61,7 @@ impl Direct {
                     return_token_ids: false,
                     continuous_usage: false,
                     created: 1,
+                    part: None,
                 },
             }),
             tokens: self.text.encode_chat(&ChatPrompt::new(&request["messages"]))?,

@@ -16,13 +16,13 @@ use std::{
 use actix_web::body::{BodySize, MessageBody};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use signalbox_protocol::{StreamSummary, WireError};
+use signalbox_protocol::{StreamSummary, WireError, WorkerId};
 use signalbox_router::AnswerStream;
 use tokio::time::Instant;
 
 use crate::{
     dialect,
-    metrics::RequestRecord,
+    metrics::{Expected, RequestRecord},
     running_answers::{EndFromOutside, Registration, RunningAnswers},
 };
 
@@ -36,6 +36,11 @@ pub(crate) trait Answer: Stream<Item = Result<Bytes, WireError>> + Unpin + fmt::
 
     /// Tokens in the bytes so far.
     fn tokens(&self) -> u32;
+
+    /// The worker of an answer that began after its head was sent; `None` before it begins.
+    fn late_worker(&self) -> Option<&WorkerId> {
+        None
+    }
 }
 
 impl Answer for AnswerStream {
@@ -53,6 +58,8 @@ impl Answer for AnswerStream {
 pub(crate) struct AnswerBody<A> {
     running: Rc<Running<A>>,
     record: RequestRecord,
+    /// What the record takes when an answer begins whose head was sent before.
+    late: Option<Expected>,
     _registration: Option<Registration>,
 }
 
@@ -83,6 +90,20 @@ impl<A: Answer + 'static> AnswerBody<A> {
         body
     }
 
+    /// As [`Self::new`], for an answer that has not begun.
+    pub(crate) fn late(
+        answer: A,
+        record: RequestRecord,
+        expected: Expected,
+        answers: &Rc<RunningAnswers>,
+        deadline: Instant,
+    ) -> Self {
+        Self {
+            late: Some(expected),
+            ..Self::new(answer, record, answers, deadline)
+        }
+    }
+
     /// A body that only its reader ends.
     pub(crate) fn unregistered(answer: A, record: RequestRecord) -> Self {
         let state = RunningState {
@@ -93,6 +114,7 @@ impl<A: Answer + 'static> AnswerBody<A> {
         Self {
             running: Rc::new(Running(RefCell::new(state))),
             record,
+            late: None,
             _registration: None,
         }
     }
@@ -139,6 +161,14 @@ impl<A: Answer + 'static> MessageBody for AnswerBody<A> {
                 }
                 Poll::Pending => break,
                 Poll::Ready(Some(Ok(piece))) => {
+                    if let Some(expected) = this.late
+                        && let Some(worker) = answer.late_worker()
+                    {
+                        this.late = None;
+                        this.record.routed_to(worker);
+                        this.record.begun(expected.prompt_tokens);
+                        this.record.first_token(expected.choices);
+                    }
                     this.record.delivered(answer.tokens());
                     ready.push(piece);
                 }

@@ -1,8 +1,8 @@
 //! Requests to the engines of this repository: every parameter is checked, and the prompt fits the model's context.
 
-use signalbox_protocol::{Endpoint, WireError};
+use signalbox_protocol::{AnswerPart, Endpoint, WireError};
 use signalbox_router::ModelView;
-use signalbox_tokenize::{ChatPrompt, TextError};
+use signalbox_tokenize::TextError;
 
 use crate::{
     openai::{
@@ -15,19 +15,19 @@ use crate::{
 /// OpenAI's default length of a plain completion, in tokens.
 const DEFAULT_COMPLETION_TOKENS: u32 = 16;
 
-/// Checks a request and makes its prompt's tokens.
+/// Checks a request and makes the tokens of its prompts, of which only a plain completion may have several.
 ///
 /// # Errors
-/// A parameter is wrong, the prompt does not fit, or the engines do not have this route.
+/// A parameter is wrong, a prompt does not fit, or the engines do not have this route.
 pub(crate) fn prepare(
     endpoint: Endpoint,
     name: String,
     fields: &mut Fields,
     model: &ModelView,
-) -> Result<Prepared, WireError> {
+) -> Result<Vec<Prepared>, WireError> {
     match endpoint {
-        Endpoint::Chat => chat(name, fields, model),
-        Endpoint::Completions => completion(name, fields, model),
+        Endpoint::Chat => Ok(vec![chat(name, fields, model)?]),
+        Endpoint::Completions => completions(name, fields, model),
         other => Err(no_such_route(other, &name)),
     }
 }
@@ -51,10 +51,14 @@ fn no_such_route(endpoint: Endpoint, model: &str) -> WireError {
 }
 
 fn chat(name: String, fields: &mut Fields, model: &ModelView) -> Result<Prepared, WireError> {
-    let ChatRequest { generation, messages } = ChatRequest::take(name, fields)?;
+    let ChatRequest {
+        generation,
+        messages,
+        rendering,
+    } = ChatRequest::take(name, fields)?;
     let tokens = model
         .text
-        .encode_chat_within(&ChatPrompt::new(&messages), model.context_length as usize)
+        .encode_chat_within(&rendering.prompt(&messages), model.context_length as usize)
         .map_err(|error| text_error(error, model, "messages"))?;
     fit(
         generation,
@@ -66,43 +70,57 @@ fn chat(name: String, fields: &mut Fields, model: &ModelView) -> Result<Prepared
     )
 }
 
-fn completion(name: String, fields: &mut Fields, model: &ModelView) -> Result<Prepared, WireError> {
-    let CompletionRequest {
-        generation,
-        prompt,
-        echo,
-    } = CompletionRequest::take(name, fields)?;
-    let (tokens, text) = match prompt {
-        Prompt::Text(text) => (
-            model
+fn completions(name: String, fields: &mut Fields, model: &ModelView) -> Result<Vec<Prepared>, WireError> {
+    let request = CompletionRequest::take(name, fields)?;
+    let is_one = request.prompts.len() == 1;
+    let mut first_choice = 0;
+    let mut prepared = Vec::with_capacity(request.prompts.len());
+    for (i, prompt) in request.prompts.iter().enumerate() {
+        let param = if is_one {
+            "prompt".to_owned()
+        } else {
+            format!("prompt[{i}]")
+        };
+        let mut completion = completion(&request, prompt, &param, model)?;
+        if !is_one {
+            completion.part = Some(AnswerPart { first_choice });
+            first_choice += completion.generation.sampling.n;
+        }
+        prepared.push(completion);
+    }
+    Ok(prepared)
+}
+
+/// The completion of one prompt, which the parameter `param` holds.
+fn completion(
+    request: &CompletionRequest,
+    prompt: &Prompt,
+    param: &str,
+    model: &ModelView,
+) -> Result<Prepared, WireError> {
+    let generation = request.generation.clone();
+    let text = |error| text_error(error, model, param);
+    let (tokens, echo) = match prompt {
+        Prompt::Text(prompt) => {
+            let context = model.context_length as usize;
+            let tokens = model
                 .text
-                .encode_prompt_within(&text, true, model.context_length as usize)
-                .map_err(|error| text_error(error, model, "prompt"))?,
-            Some(text),
-        ),
+                .encode_prompt_within(prompt, request.add_special_tokens, context);
+            (tokens.map_err(text)?, request.echo.then(|| prompt.clone()))
+        }
         Prompt::Tokens(tokens) => {
-            check_vocabulary(&tokens, &generation.sampling.logit_bias, model.text.vocab_size())?;
-            (tokens, None)
+            check_vocabulary(
+                param,
+                tokens,
+                &generation.sampling.logit_bias,
+                model.text.vocab_size(),
+            )?;
+            let echo = request.echo.then(|| model.text.decode(tokens)).transpose();
+            (tokens.clone(), echo.map_err(text)?)
         }
     };
-    let echo = match (echo, text) {
-        (false, _) => None,
-        (true, Some(text)) => Some(text),
-        (true, None) => Some(
-            model
-                .text
-                .decode(&tokens)
-                .map_err(|error| text_error(error, model, "prompt"))?,
-        ),
-    };
-    fit(
-        generation,
-        tokens,
-        echo,
-        model,
-        DefaultLength::Tokens(DEFAULT_COMPLETION_TOKENS),
-        "prompt",
-    )
+    let default = DefaultLength::Tokens(DEFAULT_COMPLETION_TOKENS);
+    fit(generation, tokens, echo, model, default, param)
 }
 
 fn fit(
@@ -120,7 +138,7 @@ fn fit(
         ));
     }
     let vocabulary = model.text.vocab_size();
-    check_vocabulary(&[], &generation.sampling.logit_bias, vocabulary)?;
+    check_vocabulary(param, &[], &generation.sampling.logit_bias, vocabulary)?;
     check_stop_tokens(&generation.sampling.stop_token_ids, vocabulary)?;
     generation.sampling.max_tokens = fit_context(
         tokens.len(),
@@ -136,6 +154,7 @@ fn fit(
         unhashed_tokens: 0,
         unhashed: None,
         echo,
+        part: None,
     })
 }
 

@@ -24,6 +24,8 @@ pub struct HttpConfig {
     pub body_timeout: Duration,
     /// Longest time from a request's head to the end of its answer.
     pub request_timeout: Duration,
+    /// How long a stream may have no bytes until its head is sent, and a comment from then on as often; `None` for never.
+    pub ping_after: Option<Duration>,
     /// The token that requests to the admin listener carry as `Authorization: Bearer`.
     pub admin_token: Option<String>,
     /// This deployment's name in `/health`.
@@ -45,6 +47,8 @@ impl Default for HttpConfig {
             body_timeout: Duration::from_secs(30),
             // What OpenAI's own client waits.
             request_timeout: Duration::from_secs(600),
+            // Common proxies wait 60 s for a byte. The sooner a head is sent, the more errors are events.
+            ping_after: Some(Duration::from_secs(15)),
             admin_token: None,
             namespace: "signalbox".into(),
         }
@@ -63,6 +67,7 @@ impl std::fmt::Debug for HttpConfig {
             .field("max_connections_per_address", &self.max_connections_per_address)
             .field("body_timeout", &self.body_timeout)
             .field("request_timeout", &self.request_timeout)
+            .field("ping_after", &self.ping_after)
             .field("admin_token", &self.admin_token.as_ref().map(|_| "(set)"))
             .field("namespace", &self.namespace)
             .finish()

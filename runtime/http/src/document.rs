@@ -18,7 +18,7 @@ use signalbox_protocol::{ErrorKind, WireError};
 use crate::answer::Answer;
 
 /// Largest answer in one JSON document. About 16 choices of 64,000 tokens with their log probabilities fit.
-const MAX_DOCUMENT_BYTES: u64 = 256 * 1024 * 1024;
+pub(crate) const MAX_DOCUMENT_BYTES: u64 = 256 * 1024 * 1024;
 
 /// A complete document.
 #[derive(Debug, Default)]

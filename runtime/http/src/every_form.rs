@@ -13,8 +13,8 @@ use crate::{
     prepared::Prepared,
 };
 
-/// A request, made ready for at least one form.
-#[derive(Debug)]
+/// A prompt of a request, made ready for at least one form.
+#[derive(Debug, Clone)]
 pub(crate) struct EveryForm {
     endpoint: Endpoint,
     lora: String,
@@ -22,7 +22,11 @@ pub(crate) struct EveryForm {
 }
 
 impl EveryForm {
-    /// Reads the body for each form of the model. `fields` are those of the body, without the model's `name`.
+    /// Reads the body for each form of the model: one request for each prompt that is routed by itself. `fields` are those of
+    /// the body, without the model's `name`.
+    ///
+    /// Several prompts go to engines of this repository one by one, and to an engine that reads bodies all at once. While a
+    /// model has workers of both kinds, they go to the kind that most workers are of.
     ///
     /// # Errors
     /// The request is refused in every form. The error is that of the form that most workers read.
@@ -32,7 +36,7 @@ impl EveryForm {
         mut fields: Fields,
         model: &ModelView,
         body: &Bytes,
-    ) -> Result<Self, WireError> {
+    ) -> Result<Vec<Self>, WireError> {
         let first = prepare(endpoint, name, &mut fields, model, body);
         let forms = if model.other_forms.is_empty() {
             vec![(model.form, first?)]
@@ -45,11 +49,15 @@ impl EveryForm {
             ready_forms(std::iter::once(first.map(|first| (model.form, first))).chain(others))?
         };
         let lora = model.adapter.as_ref().map(|_| model.name.clone());
-        Ok(Self {
-            endpoint,
-            lora: lora.unwrap_or_default(),
-            forms,
-        })
+        let lora = lora.unwrap_or_default();
+        Ok(by_prompt(forms)
+            .into_iter()
+            .map(|forms| Self {
+                endpoint,
+                lora: lora.clone(),
+                forms,
+            })
+            .collect())
     }
 
     /// The request in the form that most workers read, among those that do not refuse it.
@@ -57,21 +65,18 @@ impl EveryForm {
         self.forms.first().map(|(_, prepared)| prepared)
     }
 
-    pub(crate) fn endpoint(&self) -> Endpoint {
-        self.endpoint
-    }
-
     /// The forms that the request was made ready for.
     pub(crate) fn forms(&self) -> Vec<PromptForm> {
         self.forms.iter().map(|(form, _)| *form).collect()
     }
 
-    /// The request for the router. `deadline_ms` counts from now on.
+    /// The request for the router. `deadline_ms` counts from now on; `created` is the answer's date.
     pub(crate) fn into_route_request(
         self,
         body: &Bytes,
         id: &RequestId,
         deadline_ms: u64,
+        created: u64,
     ) -> Option<RouteRequest> {
         let (endpoint, lora) = (self.endpoint, self.lora);
         let mut requests = self.forms.into_iter().map(|(form, prepared)| {
@@ -82,6 +87,7 @@ impl EveryForm {
                 body.clone(),
                 id.clone(),
                 deadline_ms,
+                created,
             )
         });
         let mut first = requests.next()?;
@@ -105,6 +111,19 @@ fn ready_forms<T>(forms: impl Iterator<Item = Result<T, WireError>>) -> Result<V
     }
 }
 
+/// The forms of each prompt, from the prompts of each form. A form that the request has another number of prompts in than
+/// in the first one is left out.
+fn by_prompt<F: Copy, T>(forms: Vec<(F, Vec<T>)>) -> Vec<Vec<(F, T)>> {
+    let count = forms.first().map_or(0, |(_, prompts)| prompts.len());
+    let mut prompts: Vec<Vec<(F, T)>> = (0..count).map(|_| Vec::with_capacity(1)).collect();
+    for (form, of_form) in forms.into_iter().filter(|(_, of_form)| of_form.len() == count) {
+        for (prompt, prepared) in prompts.iter_mut().zip(of_form) {
+            prompt.push((form, prepared));
+        }
+    }
+    prompts
+}
+
 /// Reads a body strictly if the model's workers run an engine of this repository, and only as far as routing needs if the
 /// engines read bodies themselves.
 fn prepare(
@@ -113,15 +132,10 @@ fn prepare(
     fields: &mut Fields,
     model: &ModelView,
     body: &Bytes,
-) -> Result<Prepared, WireError> {
+) -> Result<Vec<Prepared>, WireError> {
     if model.reads_body {
-        Ok(forwarded::prepare(
-            endpoint,
-            name.to_owned(),
-            fields,
-            model,
-            body.len(),
-        ))
+        let prepared = forwarded::prepare(endpoint, name.to_owned(), fields, model, body.len());
+        Ok(vec![prepared])
     } else {
         checked::prepare(endpoint, name.to_owned(), fields, model)
     }
@@ -148,6 +162,14 @@ mod tests {
     use signalbox_protocol::ErrorKind;
 
     use super::*;
+
+    #[test]
+    fn prompts_go_to_the_forms_that_have_as_many_as_the_first() {
+        let forms = vec![('a', vec![1, 2]), ('b', vec![3]), ('c', vec![4, 5])];
+        assert_eq!(by_prompt(forms), [[('a', 1), ('c', 4)], [('a', 2), ('c', 5)]]);
+        let forms = vec![('b', vec![3]), ('a', vec![1, 2])];
+        assert_eq!(by_prompt(forms), [[('b', 3)]]);
+    }
 
     #[test]
     fn a_request_is_refused_only_if_every_form_refuses_it() {

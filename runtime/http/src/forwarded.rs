@@ -17,7 +17,7 @@ use signalbox_router::ModelView;
 
 use self::prompt::Prompt;
 use crate::{
-    openai::{Fields, GenerationParams},
+    openai::{Fields, GenerationParams, urgency},
     prepared::Prepared,
 };
 
@@ -109,6 +109,7 @@ pub(crate) fn prepare(
         unhashed_tokens,
         unhashed: prompt.unhashed,
         echo: None,
+        part: None,
     }
 }
 
@@ -133,9 +134,7 @@ fn generation(endpoint: Endpoint, name: String, fields: &mut Fields) -> Generati
             .filter(|salt| salt.len() <= MAX_SALT_BYTES)
             .unwrap_or_default(),
         session: session(fields),
-        priority: lenient::integer(fields, "priority")
-            .and_then(|priority| i32::try_from(priority).ok())
-            .unwrap_or(0),
+        priority: lenient::integer(fields, "priority").map_or(0, urgency),
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Frontend {
     pub(crate) metrics: Rc<RequestMetrics>,
     pub(crate) body_limits: BodyLimits,
     pub(crate) request_timeout: Duration,
+    /// When a stream without bytes gets its head and pings.
+    pub(crate) ping_after: Option<Duration>,
     pub(crate) namespace: String,
 }
 
@@ -57,6 +59,7 @@ impl Frontend {
                 time: config.body_timeout,
             },
             request_timeout: config.request_timeout,
+            ping_after: config.ping_after,
             namespace: config.namespace.clone(),
         }
     }
@@ -87,7 +90,7 @@ pub(crate) fn served_model(router: &Router, name: &str) -> Result<ModelView, Wir
     models.truncate(SHOWN_MODELS);
     let name: String = name.chars().take(SHOWN_CHARS).collect();
     Err(WireError {
-        kind: ErrorKind::NotFound,
+        kind: ErrorKind::ModelNotFound,
         message: format!("no model is called {name:?}; served here: {}", models.join(", ")),
         param: Some("model".into()),
         engine: None,

@@ -1,28 +1,30 @@
 //! A request that a worker answers, from its head to its answer's body: read, parse, tokenise, route, stream.
 //!
-//! All routes pass here. The model decides how a body is read ([`crate::read_request`]).
+//! All routes pass here. The model decides how a body is read ([`crate::read_request`]). The status of an answer is known when
+//! its first bytes arrive. A stream whose first bytes are late has its head before ([`crate::late_answer`]).
 
-use std::time::Duration;
+use std::rc::Rc;
 
 use actix_web::{
-    HttpRequest, HttpResponse,
+    HttpRequest, HttpResponse, HttpResponseBuilder,
     http::header::{CACHE_CONTROL, HeaderName, HeaderValue},
     web::{Data, Payload},
 };
-use bytes::Bytes;
-use signalbox_protocol::{Endpoint, ErrorKind, RequestId, WireError};
-use signalbox_router::RoutedAnswer;
-use tokio::time::{Instant, timeout_at};
+use signalbox_protocol::{Endpoint, ErrorKind, WireError};
+use tokio::time::{Instant, timeout};
 
 use crate::{
     answer::{Answer, AnswerBody},
+    begun_answer::{Begun, BegunAnswer},
     body,
     document::Document,
     error::{self, REQUEST_ID},
     every_form::EveryForm,
     frontend::Frontend,
-    metrics::RequestRecord,
-    read_request::{ReadRequest, read_request},
+    joined_answer::{JoinedAnswer, Route},
+    late_answer::LateAnswer,
+    metrics::{Expected, RequestRecord},
+    prompt_router::PromptRouter,
     running_answers::shutting_down,
 };
 
@@ -34,11 +36,15 @@ const KV: HeaderName = HeaderName::from_static("x-signalbox-kv");
 /// With the value `no`, reverse proxies such as nginx forward each event at once.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// A request that a worker has begun to answer.
-struct Begun {
-    routed: RoutedAnswer,
-    stream: bool,
-    deadline: Instant,
+/// A request that is read, and not routed yet.
+struct Opened {
+    router: PromptRouter,
+    model: String,
+    /// At least one; each is routed by itself.
+    prompts: Vec<EveryForm>,
+    is_stream: bool,
+    include_usage: bool,
+    expected: Expected,
 }
 
 /// Answers a request to `endpoint`.
@@ -51,15 +57,48 @@ pub(crate) async fn respond(
     let id = error::request_id(&request);
     let in_flight = frontend.shared.traffic.enter();
     let mut record = RequestRecord::begin(&frontend.metrics, endpoint, id, in_flight);
-    let begun = until_cut_off(
-        &frontend,
-        begin(endpoint, &request, payload, &frontend, &mut record),
-    );
-    match begun.await {
-        Ok(begun) => match whole_or_stream(begun, &frontend, record).await {
-            Ok(response) => response,
-            Err((error, mut record)) => fail(error, &mut record),
-        },
+    let opened = open(endpoint, &request, payload, &frontend, &mut record);
+    let opened = match until_cut_off(&frontend, opened).await {
+        Ok(opened) => opened,
+        Err(error) => return fail(error, &mut record),
+    };
+    let (is_stream, deadline, expected) = (opened.is_stream, opened.router.deadline, opened.expected);
+    let begun = if let Some(patience) = frontend.ping_after.filter(|_| is_stream) {
+        let mut beginning = Box::pin(begin(opened));
+        match timeout(patience, until_cut_off(&frontend, &mut beginning)).await {
+            Ok(begun) => begun,
+            Err(_) => {
+                let late = LateAnswer::new(beginning, patience);
+                let mut response = stream_head(&record);
+                let body = AnswerBody::late(late, record, expected, &frontend.answers, deadline);
+                return response.body(body);
+            }
+        }
+    } else {
+        until_cut_off(&frontend, begin(opened)).await
+    };
+    let begun = match begun {
+        Ok(begun) => begun,
+        Err(error) => return fail(error, &mut record),
+    };
+    record.routed_to(&begun.worker);
+    record.begun(expected.prompt_tokens);
+    if is_stream {
+        record.first_token(expected.choices);
+        let mut response = stream_head(&record);
+        insert_routing(&mut response, &begun);
+        return response.body(AnswerBody::new(begun.answer, record, &frontend.answers, deadline));
+    }
+    let mut response = HttpResponse::Ok();
+    insert_id(&mut response, &record);
+    insert_routing(&mut response, &begun);
+    let mut answer = begun.answer;
+    match until_cut_off(&frontend, Document::collect(&mut answer)).await {
+        Ok(document) => {
+            record.delivered(answer.tokens());
+            record.finish(200, answer.summary());
+            response.content_type("application/json").body(document)
+        }
         Err(error) => fail(error, &mut record),
     }
 }
@@ -67,6 +106,38 @@ pub(crate) async fn respond(
 fn fail(error: WireError, record: &mut RequestRecord) -> HttpResponse {
     record.finish(error.status(), None);
     error::response_at(record.endpoint(), error, record.id())
+}
+
+/// The head of a stream, without the headers that name its worker.
+fn stream_head(record: &RequestRecord) -> HttpResponseBuilder {
+    let mut response = HttpResponse::Ok();
+    insert_id(&mut response, record);
+    response
+        .content_type("text/event-stream")
+        .insert_header((CACHE_CONTROL, "no-cache"))
+        .insert_header((ACCEL_BUFFERING, "no"));
+    response
+}
+
+fn insert_id(response: &mut HttpResponseBuilder, record: &RequestRecord) {
+    if let Ok(id) = HeaderValue::from_str(record.id().as_str()) {
+        response.insert_header((REQUEST_ID, id));
+    }
+}
+
+/// The headers that say where and how the request was routed.
+fn insert_routing(response: &mut HttpResponseBuilder, begun: &Begun) {
+    let headers = [
+        (WORKER, HeaderValue::from_str(begun.worker.as_str()).ok()),
+        (POLICY, HeaderValue::from_str(&begun.policy).ok()),
+        (OVERLAP_BLOCKS, Some(HeaderValue::from(begun.overlap_blocks))),
+        (KV, Some(HeaderValue::from_static(begun.kv.as_str()))),
+    ];
+    for (name, value) in headers {
+        if let Some(value) = value {
+            response.insert_header((name, value));
+        }
+    }
 }
 
 /// The outcome, or an error if the process stops waiting for requests before.
@@ -81,14 +152,14 @@ async fn until_cut_off<T>(
     }
 }
 
-/// Everything up to the worker's first bytes.
-async fn begin(
+/// Everything up to the routing.
+async fn open(
     endpoint: Endpoint,
     request: &HttpRequest,
     payload: Payload,
-    frontend: &Frontend,
+    frontend: &Data<Frontend>,
     record: &mut RequestRecord,
-) -> Result<Begun, WireError> {
+) -> Result<Opened, WireError> {
     if frontend.shared.traffic.is_draining() {
         return Err(shutting_down());
     }
@@ -100,132 +171,70 @@ async fn begin(
         &frontend.shared.body_budget,
     )
     .await?;
-    let read = read(endpoint, &body.bytes, frontend, deadline).await?;
+    let id = record.id().clone();
+    let router = PromptRouter::new(frontend.clone(), endpoint, id, deadline, body);
+    let read = router.read().await?;
     if let Some(model) = &read.model {
         record.served_by_model(model.clone());
     }
-    let prepared = read.prepared?;
-    let (mut stream, mut choices, mut prompt_tokens) = (false, 1, 0);
-    if let Some(first) = prepared.first() {
-        if let Some(reason) = first.unhashed {
+    let prompts = read.prompts?;
+    let (mut is_stream, mut include_usage, mut expected) = (false, false, Expected::default());
+    for prompt in prompts.iter().filter_map(EveryForm::first) {
+        if let Some(reason) = prompt.unhashed {
             record.unhashed(reason.as_str());
         }
-        stream = first.generation.stream;
-        choices = first.generation.sampling.n;
-        prompt_tokens = first.tokens.len();
+        is_stream = prompt.generation.stream;
+        include_usage = prompt.generation.include_usage;
+        expected.prompt_tokens += prompt.tokens.len();
+        expected.choices = expected.choices.saturating_add(prompt.generation.sampling.n);
     }
-    let model = read.model.unwrap_or_default();
-    let routed = route(&model, prepared, body.bytes, frontend, record.id(), deadline).await?;
-    record.routed_to(&routed.worker);
-    record.begun(prompt_tokens);
-    if stream {
-        record.first_token(choices);
-    }
-    Ok(Begun {
-        routed,
-        stream,
-        deadline,
+    Ok(Opened {
+        router,
+        model: read.model.unwrap_or_default(),
+        prompts,
+        is_stream,
+        include_usage,
+        expected,
     })
 }
 
-/// Reads a body on the pool, which has a thread for large ones.
-async fn read(
-    endpoint: Endpoint,
-    body: &Bytes,
-    frontend: &Frontend,
-    deadline: Instant,
-) -> Result<ReadRequest, WireError> {
-    let (bytes, router) = (body.clone(), frontend.router.clone());
-    let read = move || read_request(endpoint, &bytes, &router);
-    timeout_at(deadline, frontend.shared.prepare_pool.run(body.len(), read))
-        .await
-        .unwrap_or_else(|_| Err(not_read_in_time()))
-}
-
-/// Routes a request. If no worker can be reached, and the model's workers read other forms of prompts by now, the body is
-/// read again for these: a rolling update may have replaced every worker that the request was made ready for.
-async fn route(
-    model: &str,
-    prepared: EveryForm,
-    body: Bytes,
-    frontend: &Frontend,
-    id: &RequestId,
-    deadline: Instant,
-) -> Result<RoutedAnswer, WireError> {
-    let mut prepared = prepared;
-    // Once more at most: forms change with workers, and an update takes longer than a request.
-    for is_last in [false, true] {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (known, endpoint) = (prepared.forms(), prepared.endpoint());
-        let Some(request) = prepared.into_route_request(&body, id, milliseconds(left)) else {
-            break;
+/// Routes the request, up to the worker's first bytes. Of several prompts, the others are routed as their answers are read.
+async fn begin(opened: Opened) -> Result<Begun, WireError> {
+    let Opened {
+        router,
+        model,
+        mut prompts,
+        is_stream,
+        include_usage,
+        ..
+    } = opened;
+    let count = prompts.len();
+    if count > 1 {
+        let shared = Rc::new((router, model, prompts));
+        let (router, model, prompts) = &*shared;
+        let first = router.route(model, 0, prompts[0].clone()).await?;
+        let route: Route<_> = {
+            let shared = Rc::clone(&shared);
+            Box::new(move |number| {
+                let shared = Rc::clone(&shared);
+                Box::pin(async move {
+                    let (router, model, prompts) = &*shared;
+                    let routed = router.route(model, number, prompts[number].clone()).await?;
+                    Ok(routed.stream)
+                })
+            })
         };
-        let error = match frontend.replica.route(request).await {
-            Ok(routed) => return Ok(routed),
-            Err(error) => error,
-        };
-        let is_known = |form| known.contains(&form);
-        if is_last || error.kind != ErrorKind::Unavailable || frontend.model(model)?.forms().all(is_known) {
-            return Err(error);
-        }
-        prepared = read(endpoint, &body, frontend, deadline).await?.prepared?;
+        return Ok(Begun::new(first, |first| {
+            BegunAnswer::Joined(Box::new(if is_stream {
+                JoinedAnswer::stream(first, count, include_usage, route)
+            } else {
+                JoinedAnswer::document(first, count, route)
+            }))
+        }));
     }
-    Err(WireError::new(
-        ErrorKind::Internal,
-        "the request was made ready for no worker",
-    ))
-}
-
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The request waited for others with a large body until its deadline.
-fn not_read_in_time() -> WireError {
-    WireError::new(
-        ErrorKind::DeadlineExceeded,
-        "the request was not read within its deadline",
-    )
-}
-
-/// The answer as a stream of events, or collected into one document.
-async fn whole_or_stream(
-    begun: Begun,
-    frontend: &Frontend,
-    mut record: RequestRecord,
-) -> Result<HttpResponse, (WireError, RequestRecord)> {
-    let Begun {
-        routed,
-        stream,
-        deadline,
-    } = begun;
-    let mut response = HttpResponse::Ok();
-    let headers = [
-        (REQUEST_ID, HeaderValue::from_str(record.id().as_str()).ok()),
-        (WORKER, HeaderValue::from_str(routed.worker.as_str()).ok()),
-        (POLICY, HeaderValue::from_str(&routed.policy).ok()),
-        (OVERLAP_BLOCKS, Some(HeaderValue::from(routed.overlap_blocks))),
-        (KV, Some(HeaderValue::from_static(routed.kv.as_str()))),
-    ];
-    for (name, value) in headers {
-        if let Some(value) = value {
-            response.insert_header((name, value));
-        }
-    }
-    let mut answer = routed.stream;
-    if stream {
-        response
-            .content_type("text/event-stream")
-            .insert_header((CACHE_CONTROL, "no-cache"))
-            .insert_header((ACCEL_BUFFERING, "no"));
-        return Ok(response.body(AnswerBody::new(answer, record, &frontend.answers, deadline)));
-    }
-    match until_cut_off(frontend, Document::collect(&mut answer)).await {
-        Ok(document) => {
-            record.delivered(answer.tokens());
-            record.finish(200, Answer::summary(&answer));
-            Ok(response.content_type("application/json").body(document))
-        }
-        Err(error) => Err((error, record)),
-    }
+    let prompt = prompts
+        .pop()
+        .ok_or_else(|| WireError::new(ErrorKind::Internal, "the request was made ready for no worker"))?;
+    let routed = router.route(&model, 0, prompt).await?;
+    Ok(Begun::new(routed, BegunAnswer::One))
 }

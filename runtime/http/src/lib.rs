@@ -26,6 +26,7 @@
 
 mod admin;
 mod answer;
+mod begun_answer;
 #[cfg(feature = "bench-support")]
 pub mod bench_support;
 mod body;
@@ -41,12 +42,15 @@ mod forwarded;
 mod frontend;
 mod generate;
 mod health;
+mod joined_answer;
+mod late_answer;
 mod listener;
 mod metrics;
 mod models;
 mod openai;
 mod prepare_pool;
 mod prepared;
+mod prompt_router;
 mod read_request;
 mod routes;
 mod running_answers;

@@ -209,6 +209,15 @@ impl ModelMetrics {
     }
 }
 
+/// What is known of a request before a worker begins to answer it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Expected {
+    /// Tokens of all prompts, 0 if they are not known here.
+    pub(crate) prompt_tokens: usize,
+    /// Choices of all prompts.
+    pub(crate) choices: u32,
+}
+
 /// What happened to one request. Dropping the record counts the request and logs it, so that every request is counted
 /// exactly once, however it ends.
 #[derive(Debug)]
@@ -218,6 +227,7 @@ pub(crate) struct RequestRecord {
     /// Set once the model is known to be served.
     model: Option<String>,
     id: RequestId,
+    /// The worker of the first prompt.
     worker: Option<WorkerId>,
     /// Why the prompt was not looked up in the KV index.
     unhashed: Option<&'static str>,

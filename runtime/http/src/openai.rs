@@ -19,7 +19,7 @@ pub(crate) use context::{
     DefaultLength, check_least, check_stop_tokens, check_vocabulary, fit_context, prompt_too_long,
 };
 pub(crate) use fields::{Fields, integer};
-pub(crate) use sampling::{GenerationParams, take_model, token_id};
+pub(crate) use sampling::{GenerationParams, take_model, token_id, urgency};
 
 /// The parameters of a chat that are checked.
 pub(crate) const CHAT_NAMES: [&[&str]; 3] = [&sampling::NAMES, &chat::NAMES, &refused::NAMES];

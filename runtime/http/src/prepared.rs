@@ -1,15 +1,13 @@
 //! A request that is ready to be routed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use bytes::Bytes;
-use signalbox_protocol::{AnswerFormat, Endpoint, GenerateRequest, RequestId};
+use signalbox_protocol::{AnswerFormat, AnswerPart, Endpoint, GenerateRequest, RequestId};
 use signalbox_router::{PromptForm, RouteRequest};
 
 use crate::openai::GenerationParams;
 
 /// What routing, and an engine of this repository, need to know of a request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Prepared {
     pub(crate) generation: GenerationParams,
     /// The prompt's tokens; empty if they are unknown.
@@ -20,6 +18,8 @@ pub(crate) struct Prepared {
     pub(crate) unhashed: Option<Unhashed>,
     /// The text that the answer begins with.
     pub(crate) echo: Option<String>,
+    /// What the answer is a part of, if the request has several prompts.
+    pub(crate) part: Option<AnswerPart>,
 }
 
 /// Why the KV blocks of a prompt are not known, so that the request is routed by load and session.
@@ -76,7 +76,7 @@ impl Unhashed {
 
 impl Prepared {
     /// The request for the router, made ready for `form`. `lora` is the LoRA adapter that the model's name means, or empty.
-    /// `deadline_ms` counts from now on.
+    /// `deadline_ms` counts from now on; `created` is the answer's date, in seconds since the Unix epoch.
     pub(crate) fn into_route_request(
         self,
         form: PromptForm,
@@ -85,6 +85,7 @@ impl Prepared {
         body: Bytes,
         id: RequestId,
         deadline_ms: u64,
+        created: u64,
     ) -> RouteRequest {
         let generation = self.generation;
         RouteRequest {
@@ -109,14 +110,14 @@ impl Prepared {
                     echo: self.echo,
                     return_token_ids: generation.return_token_ids,
                     continuous_usage: generation.continuous_usage,
-                    created: SystemTime::now()
-                        .duration_since(UNIX_EPOCH)
-                        .map_or(0, |since| since.as_secs()),
+                    created,
+                    part: self.part,
                 },
             },
             tokens: self.tokens,
             unhashed_tokens: self.unhashed_tokens,
-            body,
+            // Only engines that read bodies themselves need it, and these get all prompts of a body at once.
+            body: if self.part.is_some() { Bytes::new() } else { body },
             session: generation.session,
         }
     }

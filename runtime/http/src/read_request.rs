@@ -18,8 +18,8 @@ use crate::{
 pub(crate) struct ReadRequest {
     /// The served model that the body names; `None` if it names none.
     pub(crate) model: Option<String>,
-    /// The request, or why there is none.
-    pub(crate) prepared: Result<EveryForm, WireError>,
+    /// The prompts that are routed one by one, at least one; or why there is none.
+    pub(crate) prompts: Result<Vec<EveryForm>, WireError>,
 }
 
 /// Reads the body of a request to `endpoint`.
@@ -31,12 +31,12 @@ pub(crate) fn read_request(endpoint: Endpoint, body: &Bytes, router: &Router) ->
     });
     match named {
         Ok((fields, name, model)) => ReadRequest {
-            prepared: EveryForm::read(endpoint, &name, fields, &model, body),
+            prompts: EveryForm::read(endpoint, &name, fields, &model, body),
             model: Some(model.name),
         },
         Err(error) => ReadRequest {
             model: None,
-            prepared: Err(error),
+            prompts: Err(error),
         },
     }
 }

@@ -6,6 +6,7 @@ mod clients;
 mod connections;
 mod forwarded;
 mod lora;
+mod prompts;
 
 use std::{
     net::SocketAddr,

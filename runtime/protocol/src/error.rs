@@ -37,8 +37,10 @@ pub enum ErrorKind {
     InvalidRequest,
     /// The prompt and the requested answer together exceed the model's context.
     ContextLengthExceeded,
-    /// The model, path or object does not exist.
+    /// The path or object does not exist.
     NotFound,
+    /// No model has the requested name. Only routers make this kind, for clients.
+    ModelNotFound,
     /// The path exists, but not with this method.
     MethodNotAllowed,
     /// The body did not arrive in time.
@@ -73,7 +75,7 @@ impl ErrorKind {
         match self {
             Self::InvalidRequest | Self::ContextLengthExceeded => 400,
             Self::Unauthorized => 401,
-            Self::NotFound => 404,
+            Self::NotFound | Self::ModelNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
             Self::Conflict => 409,
@@ -107,6 +109,7 @@ impl ErrorKind {
         match self {
             Self::ContextLengthExceeded => Some("context_length_exceeded"),
             Self::NotFound => Some("not_found"),
+            Self::ModelNotFound => Some("model_not_found"),
             Self::Conflict => Some("conflict"),
             Self::TooLarge => Some("request_too_large"),
             Self::UnsupportedMedia => Some("unsupported_media_type"),

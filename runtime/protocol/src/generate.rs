@@ -89,7 +89,7 @@ fn changes_logits(factor: f32) -> bool {
 /// How to choose tokens and when to stop: OpenAI's parameters, checked and with their defaults filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplingParams {
-    /// The largest number of tokens to generate for each choice.
+    /// The largest number of tokens to generate for each choice; 0 to score a prompt that the answer repeats.
     pub max_tokens: u32,
     /// 0 always chooses the likeliest token.
     pub temperature: f32,
@@ -135,6 +135,9 @@ pub struct SamplingParams {
     /// changes nothing.
     #[serde(default = "no_penalty", skip_serializing_if = "is_neutral_penalty")]
     pub repetition_penalty: f32,
+    /// Report the log probabilities of the prompt's tokens too, before those of the answer. Only with `logprobs`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub prompt_logprobs: bool,
 }
 
 impl Default for SamplingParams {
@@ -158,6 +161,7 @@ impl Default for SamplingParams {
             bad_words: Vec::new(),
             min_p: 0.0,
             repetition_penalty: no_penalty(),
+            prompt_logprobs: false,
         }
     }
 }
@@ -196,6 +200,17 @@ pub struct AnswerFormat {
     pub continuous_usage: bool,
     /// The answer's `created`: seconds since the Unix epoch.
     pub created: u64,
+    /// What the answer is a part of, if the client's request has several prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<AnswerPart>,
+}
+
+/// The answer to one of several prompts. The router joins the answers to all of them into one: the worker leaves out the end,
+/// which is the token counts, and `data: [DONE]` of a stream or the closing brackets of a document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerPart {
+    /// The `index` of the first choice.
+    pub first_choice: u32,
 }
 
 /// Why a choice ended.

@@ -38,7 +38,7 @@ pub use call::Call;
 pub use endpoint::Endpoint;
 pub use error::{EngineError, ErrorKind, WireError};
 pub use generate::{
-    AnswerFormat, Continuation, FinishReason, GenerateRequest, SamplingParams, StreamSummary,
+    AnswerFormat, AnswerPart, Continuation, FinishReason, GenerateRequest, SamplingParams, StreamSummary,
 };
 pub use ids::{InvalidWorkerId, MAX_NAME_LEN, RequestId, WorkerEpoch, WorkerId, is_name, name_hash};
 pub use kv_digest::KvDigest;

@@ -10,7 +10,7 @@ use std::fmt::Debug;
 use proptest::{collection, option, prelude::*, sample::select};
 use serde::{Serialize, de::DeserializeOwned};
 use signalbox_protocol::{
-    Ability, AnswerFormat, Call, Continuation, Endpoint, EngineError, ErrorKind, FinishReason,
+    Ability, AnswerFormat, AnswerPart, Call, Continuation, Endpoint, EngineError, ErrorKind, FinishReason,
     GenerateRequest, KvDigest, LoadReport, LoraAdapter, Parity, ParityState, PlaneState, PlaneStatus,
     ReplicaLoad, ReplicaMessage, ReplicaUpdate, RequestId, RouterCard, SamplingParams, SequenceHash,
     StreamSummary, WireError, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerId, WorkerReport, WorkerRole,
@@ -45,7 +45,7 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
         any::<f32>(),
         collection::btree_map(any::<u32>(), any::<f32>(), 0..5),
         option::of(any::<u32>()),
-        any::<bool>(),
+        any::<[bool; 2]>(),
     );
     let limits = (
         any::<u32>(),
@@ -57,7 +57,15 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
     (choice, rest, limits).prop_map(
         |(
             (max_tokens, temperature, top_p, top_k, seed),
-            (stop, n, presence_penalty, frequency_penalty, logit_bias, logprobs, ignore_eos),
+            (
+                stop,
+                n,
+                presence_penalty,
+                frequency_penalty,
+                logit_bias,
+                logprobs,
+                [ignore_eos, prompt_logprobs],
+            ),
             (min_tokens, stop_token_ids, bad_words, min_p, repetition_penalty),
         )| SamplingParams {
             max_tokens,
@@ -77,6 +85,7 @@ fn sampling() -> impl Strategy<Value = SamplingParams> {
             bad_words,
             min_p,
             repetition_penalty,
+            prompt_logprobs,
         },
     )
 }
@@ -89,9 +98,10 @@ fn format() -> impl Strategy<Value = AnswerFormat> {
         any::<bool>(),
         option::of(text()),
         any::<(bool, bool, u64)>(),
+        option::of(any::<u32>().prop_map(|first_choice| AnswerPart { first_choice })),
     )
         .prop_map(
-            |(endpoint, stream, include_usage, echo, (return_token_ids, continuous_usage, created))| {
+            |(endpoint, stream, include_usage, echo, (return_token_ids, continuous_usage, created), part)| {
                 AnswerFormat {
                     endpoint,
                     stream,
@@ -100,6 +110,7 @@ fn format() -> impl Strategy<Value = AnswerFormat> {
                     return_token_ids,
                     continuous_usage,
                     created,
+                    part,
                 }
             },
         )
@@ -158,6 +169,7 @@ fn error() -> impl Strategy<Value = WireError> {
         ErrorKind::InvalidRequest,
         ErrorKind::ContextLengthExceeded,
         ErrorKind::NotFound,
+        ErrorKind::ModelNotFound,
         ErrorKind::MethodNotAllowed,
         ErrorKind::RequestTimeout,
         ErrorKind::Conflict,
@@ -391,6 +403,7 @@ fn a_bias_for_no_token_is_refused() {
             return_token_ids: false,
             continuous_usage: false,
             created: 0,
+            part: None,
         },
     });
     let json = serde_json::to_string(&call).unwrap();

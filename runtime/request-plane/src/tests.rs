@@ -60,6 +60,7 @@ fn generate() -> CallParts {
             return_token_ids: false,
             continuous_usage: false,
             created: 0,
+            part: None,
         },
     };
     CallParts {

@@ -8,7 +8,7 @@ use crate::candidates::NoCandidate;
 /// No worker serves the model, and none has served it before.
 pub(crate) fn no_model(name: &str) -> WireError {
     WireError {
-        kind: ErrorKind::NotFound,
+        kind: ErrorKind::ModelNotFound,
         message: format!("no worker serves the model {name:?}; GET /v1/models lists those that are served"),
         param: Some("model".into()),
         engine: None,

@@ -159,6 +159,7 @@ pub(crate) fn request(deadline: Duration) -> RouteRequest {
                 return_token_ids: false,
                 continuous_usage: false,
                 created: 0,
+                part: None,
             },
         },
         tokens: (0..40).collect(),

@@ -118,6 +118,10 @@ pub(crate) struct FrontendOptions {
     /// Longest time from a request to the end of its answer, in seconds.
     #[arg(long, env = "SIGNALBOX_REQUEST_TIMEOUT_S", default_value_t = 600, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub(crate) request_timeout_s: u32,
+    /// How long a stream may have no bytes, in seconds, until its head and a comment are sent, and a comment from then on as
+    /// often. Errors after it are events. 0 is never.
+    #[arg(long, env = "SIGNALBOX_PING_AFTER_S", default_value_t = 15, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=3_600))]
+    pub(crate) ping_after_s: u32,
     /// Limit on the memory of the KV index, in MiB. A full index forgets the blocks that were not used for longest.
     #[arg(long, env = "SIGNALBOX_INDEX_MIB", default_value_t = 1024, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=262_144))]
     pub(crate) index_mib: u32,

@@ -141,6 +141,7 @@ fn router(
         max_body_bytes: options.max_body_mib as usize * MIB,
         body_budget_bytes: options.body_memory_mib as usize * MIB,
         request_timeout: seconds(options.request_timeout_s),
+        ping_after: (options.ping_after_s > 0).then(|| seconds(options.ping_after_s)),
         admin_token: options.admin_token,
         namespace: planes.namespace.clone(),
         ..HttpConfig::default()

@@ -29,6 +29,8 @@ use self::json::{push_display, push_string};
 #[derive(Debug)]
 pub struct Answer {
     format: AnswerFormat,
+    /// The log probabilities begin with those of the prompt's tokens.
+    prompt_logprobs: bool,
     /// `"id":…,"object":…,"created":…,"model":…,"system_fingerprint":…,` without the opening brace.
     head: Vec<u8>,
     /// `"prompt_token_ids":[…]`, if the request asks for it.
@@ -118,6 +120,7 @@ impl Answer {
         });
         Self {
             format,
+            prompt_logprobs: request.sampling.prompt_logprobs,
             head,
             prompt_ids,
             prompt_tokens: prompt.len() as u32,
@@ -131,6 +134,7 @@ impl Answer {
 
     /// The writer of choice `index`. `wants_logprobs`: the request asks for log probabilities.
     pub fn choice(&self, index: u32, wants_logprobs: bool) -> ChoiceWriter {
+        let index = index + self.format.part.map_or(0, |part| part.first_choice);
         let mut stem = Vec::with_capacity(self.head.len() + 48);
         stem.extend_from_slice(b"data: {");
         stem.extend_from_slice(&self.head);
@@ -142,7 +146,11 @@ impl Answer {
             .echo
             .clone()
             .filter(|echo| !echo.is_empty() && self.format.endpoint != Endpoint::Chat);
-        let offset = echo.as_deref().map_or(0, |echo| echo.chars().count());
+        // The tokens of a prompt with log probabilities count from its beginning.
+        let offset = match &echo {
+            Some(echo) if !self.prompt_logprobs => echo.chars().count(),
+            _ => 0,
+        };
         ChoiceWriter {
             chat: self.format.endpoint == Endpoint::Chat,
             stream: self.format.stream,
@@ -168,8 +176,12 @@ impl Answer {
         }
     }
 
-    /// Appends the last events of a stream: the usage, if the request asks for it, and `[DONE]`.
+    /// Appends the last events of a stream: the usage, if the request asks for it, and `[DONE]`. A part of an answer has no
+    /// end.
     pub fn write_stream_end(&self, usage: StreamSummary, out: &mut Vec<u8>) {
+        if self.format.part.is_some() {
+            return;
+        }
         if self.format.include_usage {
             out.extend_from_slice(b"data: {");
             out.extend_from_slice(&self.head);
@@ -180,7 +192,8 @@ impl Answer {
         out.extend_from_slice(b"data: [DONE]\n\n");
     }
 
-    /// Appends the whole answer: one JSON document with the choices in the given order.
+    /// Appends the whole answer: one JSON document with the choices in the given order. A part of an answer ends behind its
+    /// last choice.
     pub fn write_document<'a>(
         &self,
         choices: impl Iterator<Item = &'a ChoiceWriter>,
@@ -199,6 +212,9 @@ impl Answer {
                 out.push(b',');
             }
             choice.write_whole(out);
+        }
+        if self.format.part.is_some() {
+            return;
         }
         out.extend_from_slice(b"],");
         push_usage(out, usage);

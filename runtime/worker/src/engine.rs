@@ -69,8 +69,8 @@ pub struct NewSequence {
     pub blocks: Vec<SequenceHash>,
     /// Computes the hashes of the blocks that follow.
     pub hasher: signalbox_protocol::BlockHasher,
-    /// How to sample tokens. The engine applies `max_tokens` to the tokens that it generates itself. The runner applies
-    /// `stop` and the tokens that end the answer.
+    /// How to sample tokens. The engine applies `max_tokens` to the tokens that it generates itself; with 0, the sequence
+    /// finishes with its prefill. The runner applies `stop` and the tokens that end the answer.
     pub sampling: SamplingParams,
     /// Which tokens it must not generate, and when.
     pub limits: TokenLimits,
@@ -84,6 +84,17 @@ pub struct SampledToken {
     /// The token.
     pub token: u32,
     /// The token's log probability and the likeliest alternatives, if the request asked for them.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// A token of a prompt whose log probabilities the request asks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptToken {
+    /// The sequence with the prompt.
+    pub sequence: SequenceId,
+    /// The token.
+    pub token: u32,
+    /// `None` for the first token of the prompt, which nothing precedes.
     pub logprobs: Option<TokenLogprobs>,
 }
 
@@ -101,6 +112,9 @@ pub struct TokenLogprobs {
 pub struct StepOutput {
     /// Sequences whose whole prompt is now in the KV cache, with the number of prompt tokens that were cached before.
     pub prefilled: Vec<(SequenceId, u32)>,
+    /// Tokens of prompts whose log probabilities were asked for, each once and in order, and before the sequence's first
+    /// generated token. Such a prompt is computed as a whole, because a KV cache holds no log probabilities.
+    pub prompt_tokens: Vec<PromptToken>,
     /// The generated tokens, at most one per sequence.
     pub tokens: Vec<SampledToken>,
     /// Sequences that reached `max_tokens` or the context length. The engine has freed their resources.

@@ -20,7 +20,9 @@ use signalbox_protocol::{ErrorKind, FinishReason, LoadReport, WireError, WorkerC
 
 use crate::{
     block_pool::BlockPool,
-    engine::{EngineInfo, NewSequence, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus},
+    engine::{
+        EngineInfo, NewSequence, PromptToken, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus,
+    },
 };
 
 use self::{sequence::Sequence, timing::StepWork, tokens::TokenSource};
@@ -228,6 +230,7 @@ impl SimEngine {
         for sequence in &mut self.running {
             if let Some(cached) = sequence.report_prefill() {
                 output.prefilled.push((sequence.id, cached));
+                report_prompt(sequence, &self.vocabulary, &mut output.prompt_tokens);
             }
             if sequence.remaining() > 0 || sequence.is_done() {
                 continue;
@@ -254,6 +257,25 @@ impl SimEngine {
             !done
         });
     }
+}
+
+/// Reports the prompt of a sequence that asks for its log probabilities.
+fn report_prompt(sequence: &Sequence, vocabulary: &[u32], out: &mut Vec<PromptToken>) {
+    if !sequence.prompt_logprobs {
+        return;
+    }
+    let top = sequence.logprobs.unwrap_or(0);
+    out.extend(
+        sequence
+            .prompt()
+            .iter()
+            .enumerate()
+            .map(|(position, token)| PromptToken {
+                sequence: sequence.id,
+                token: *token,
+                logprobs: (position > 0).then(|| tokens::prompt_logprobs(position, *token, top, vocabulary)),
+            }),
+    );
 }
 
 impl StepEngine for SimEngine {

@@ -85,6 +85,7 @@ fn generate(tokens: Vec<u32>, max_tokens: u32, stream: bool) -> CallParts {
             return_token_ids: false,
             continuous_usage: false,
             created: 1,
+            part: None,
         },
     };
     CallParts {

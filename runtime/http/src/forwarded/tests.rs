@@ -135,7 +135,8 @@ fn the_parameters_that_say_how_much_is_generated_are_read() {
     assert!(generation.stream && generation.include_usage);
     assert_eq!(
         (generation.cache_salt.as_str(), generation.priority),
-        ("tenant", -3)
+        ("tenant", 3),
+        "a lower priority of a client is more urgent"
     );
     let odd = chat(json!({"stream": "maybe", "stream_options": 7, "cache_salt": 1, "priority": "high"}));
     assert_eq!(

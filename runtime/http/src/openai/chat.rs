@@ -1,7 +1,8 @@
 //! `POST /v1/chat/completions`, checked for an engine of this repository.
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use signalbox_protocol::WireError;
+use signalbox_tokenize::ChatPrompt;
 
 use super::{
     fields::{Fields, wrong},
@@ -15,7 +16,19 @@ const MAX_MESSAGES: usize = 4_096;
 const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// Parameters that only chats have.
-pub(super) const NAMES: [&str; 4] = ["messages", "max_completion_tokens", "top_logprobs", "echo"];
+pub(super) const NAMES: [&str; 8] = [
+    "messages",
+    "max_completion_tokens",
+    "top_logprobs",
+    "echo",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+];
+
+/// The roles of OpenAI's API. Templates ignore others or print them as they are; models were not trained on either.
+const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
 /// A chat to be continued.
 #[derive(Debug)]
@@ -24,14 +37,60 @@ pub(crate) struct ChatRequest {
     pub(crate) generation: GenerationParams,
     /// OpenAI's array: each an object with a `role` and, where the role needs one, a text `content`.
     pub(crate) messages: Value,
+    /// How the chat becomes a prompt.
+    pub(crate) rendering: Rendering,
+}
+
+/// vLLM's parameters of a chat's prompt.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Rendering {
+    /// More variables of the chat template: an object, if the client sets any.
+    template_kwargs: Option<Value>,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+    add_special_tokens: bool,
+}
+
+impl Rendering {
+    /// Takes and checks the parameters. Renderer and template refuse what does not go together.
+    pub(crate) fn take(fields: &mut Fields) -> Result<Self, WireError> {
+        let template_kwargs = match fields.take("chat_template_kwargs")? {
+            None => None,
+            Some(kwargs @ Value::Object(_)) => Some(kwargs),
+            Some(other) => {
+                return Err(wrong(
+                    "chat_template_kwargs",
+                    &other,
+                    "an object of the template's variables",
+                ));
+            }
+        };
+        Ok(Self {
+            template_kwargs,
+            add_generation_prompt: fields.flag("add_generation_prompt")?.unwrap_or(true),
+            continue_final_message: fields.flag("continue_final_message")?.unwrap_or(false),
+            add_special_tokens: fields.flag("add_special_tokens")?.unwrap_or(false),
+        })
+    }
+
+    /// The chat of these messages.
+    pub(crate) fn prompt<'a>(&'a self, messages: &'a Value) -> ChatPrompt<'a> {
+        ChatPrompt {
+            template_kwargs: self.template_kwargs.as_ref(),
+            add_generation_prompt: self.add_generation_prompt,
+            continue_final_message: self.continue_final_message,
+            add_special_tokens: self.add_special_tokens,
+            ..ChatPrompt::new(messages)
+        }
+    }
 }
 
 impl ChatRequest {
     /// Takes and checks the parameters of a request to `model`.
     pub(crate) fn take(model: String, fields: &mut Fields) -> Result<Self, WireError> {
-        let mut generation = GenerationParams::take(model, fields)?;
+        let mut generation = GenerationParams::take(model, fields, 1)?;
         // `max_tokens` is the older name of the same limit.
-        let newer = max_tokens(fields, "max_completion_tokens")?;
+        let newer = max_tokens(fields, "max_completion_tokens", 1)?;
         generation.max_tokens = newer.or(generation.max_tokens);
         generation.sampling.logprobs = logprobs(fields)?;
         if fields.flag("echo")?.unwrap_or(false) {
@@ -41,6 +100,7 @@ impl ChatRequest {
         Ok(Self {
             generation,
             messages: messages(fields)?,
+            rendering: Rendering::take(fields)?,
         })
     }
 }
@@ -57,7 +117,8 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u32>, WireError> {
     }
 }
 
-fn messages(fields: &mut Fields) -> Result<Value, WireError> {
+/// OpenAI's `messages`, checked.
+pub(crate) fn messages(fields: &mut Fields) -> Result<Value, WireError> {
     let mut messages = match fields.take("messages")? {
         None => {
             return Err(WireError::invalid_param(
@@ -90,18 +151,21 @@ fn check_message(i: usize, message: &mut Value) -> Result<(), WireError> {
         ));
     };
     let role = match members.get("role") {
-        Some(Value::String(role)) if !role.is_empty() => role.as_str(),
+        Some(Value::String(role)) if ROLES.contains(&role.as_str()) => role.as_str(),
         other => {
             let param = format!("messages[{i}].role");
             return Err(wrong(
                 &param,
                 other.unwrap_or(&Value::Null),
-                "system, user or assistant",
+                "system, developer, user, assistant or tool",
             ));
         }
     };
     // An assistant's message may hold only tool calls or a refusal.
     let is_optional = role == "assistant";
+    if is_optional {
+        show_refusals(members);
+    }
     match members.get("content") {
         Some(Value::String(_)) => Ok(()),
         Some(Value::Array(parts)) => parts
@@ -120,6 +184,27 @@ fn check_message(i: usize, message: &mut Value) -> Result<(), WireError> {
                 right,
             ))
         }
+    }
+}
+
+/// An assistant's refusal, which clients send back with the conversation, is what the assistant said: it becomes the text.
+fn show_refusals(message: &mut Map<String, Value>) {
+    let refusal = message
+        .get("refusal")
+        .filter(|refusal| refusal.is_string())
+        .cloned();
+    match (message.get_mut("content"), refusal) {
+        (None | Some(Value::Null), Some(refusal)) => _ = message.insert("content".into(), refusal),
+        (Some(Value::Array(parts)), _) => {
+            for part in parts {
+                if part["type"] == "refusal"
+                    && let Some(refusal @ Value::String(_)) = part.get("refusal")
+                {
+                    *part = json!({"type": "text", "text": refusal});
+                }
+            }
+        }
+        _ => {}
     }
 }
 

@@ -8,21 +8,27 @@ use super::{
     sampling::{GenerationParams, token_id, top_logprobs},
 };
 
-/// OpenAI's limit on the number of likeliest tokens that are returned beside each token.
-const MAX_LOGPROBS: i64 = 5;
+/// Most likeliest tokens that are returned beside each token: vLLM's limit, and more than OpenAI's 5.
+const MAX_LOGPROBS: i64 = 20;
+
+/// Most prompts of one request, and most choices over all of them. The limit is that of OpenAI's embeddings; its completions
+/// state none.
+const MAX_PROMPTS: usize = 2_048;
 
 /// Parameters that only plain completions have.
-pub(super) const NAMES: [&str; 4] = ["prompt", "echo", "suffix", "best_of"];
+pub(super) const NAMES: [&str; 5] = ["prompt", "echo", "suffix", "best_of", "add_special_tokens"];
 
 /// A text or token sequence to be continued.
 #[derive(Debug, PartialEq)]
 pub(crate) struct CompletionRequest {
     /// What is to be generated.
     pub(crate) generation: GenerationParams,
-    /// The text or tokens to be continued.
-    pub(crate) prompt: Prompt,
+    /// The texts or tokens to be continued, each by choices of its own; at least one.
+    pub(crate) prompts: Vec<Prompt>,
     /// Whether the answer begins with the prompt.
     pub(crate) echo: bool,
+    /// Whether a text gets the tokens that the tokenizer puts around a prompt, such as the one that begins a sequence.
+    pub(crate) add_special_tokens: bool,
 }
 
 /// The text or tokens that a completion continues.
@@ -37,24 +43,33 @@ pub(crate) enum Prompt {
 impl CompletionRequest {
     /// Takes and checks the parameters of a request to `model`.
     pub(crate) fn take(model: String, fields: &mut Fields) -> Result<Self, WireError> {
-        let mut generation = GenerationParams::take(model, fields)?;
-        generation.sampling.logprobs = top_logprobs(fields, "logprobs", MAX_LOGPROBS)?;
         let echo = fields.flag("echo")?.unwrap_or(false);
-        if echo && generation.sampling.logprobs.is_some() {
-            let message = "echo with logprobs asks for log probabilities of the prompt, which the engines do not \
-                           compute; leave one of them out";
-            return Err(WireError::invalid_param("echo", message));
-        }
+        // An answer that repeats its prompt may have nothing else: this is how prompts are scored.
+        let mut generation = GenerationParams::take(model, fields, i64::from(!echo))?;
+        let sampling = &mut generation.sampling;
+        sampling.logprobs = top_logprobs(fields, "logprobs", MAX_LOGPROBS)?;
+        sampling.prompt_logprobs = echo && sampling.logprobs.is_some();
         if fields.text("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
             let message =
                 "suffix asks for text that fits before it, which the engines do not support; leave it out";
             return Err(WireError::invalid_param("suffix", message));
         }
-        best_of(fields, generation.sampling.n)?;
+        let n = generation.sampling.n;
+        best_of(fields, n)?;
+        let prompts = prompts(fields)?;
+        let choices = prompts.len().saturating_mul(n as usize);
+        if choices > MAX_PROMPTS {
+            let message = format!(
+                "n is {n} for each of {} prompts, which makes {choices} choices; ask for at most {MAX_PROMPTS}",
+                prompts.len()
+            );
+            return Err(WireError::invalid_param("n", message));
+        }
         Ok(Self {
             generation,
-            prompt: prompt(fields)?,
+            prompts,
             echo,
+            add_special_tokens: fields.flag("add_special_tokens")?.unwrap_or(true),
         })
     }
 }
@@ -72,31 +87,41 @@ fn best_of(fields: &mut Fields, n: u32) -> Result<(), WireError> {
     }
 }
 
-fn prompt(fields: &mut Fields) -> Result<Prompt, WireError> {
-    const RIGHT: &str = "a string or an array of token ids";
-    let one_only = |count: usize| {
-        let message =
-            format!("prompt has {count} prompts; give one and send the others in separate requests");
-        WireError::invalid_param("prompt", message)
+fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, WireError> {
+    const RIGHT: &str = "a string, an array of token ids, or an array of either";
+    let items = match fields.take("prompt")? {
+        None => {
+            return Err(WireError::invalid_param(
+                "prompt",
+                format!("prompt is missing; give {RIGHT}"),
+            ));
+        }
+        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
+        Some(Value::Array(items)) if !items.is_empty() => items,
+        Some(other) => return Err(wrong("prompt", &other, RIGHT)),
     };
-    match fields.take("prompt")? {
-        None => Err(WireError::invalid_param(
-            "prompt",
-            format!("prompt is missing; give {RIGHT}"),
-        )),
-        Some(Value::String(text)) => Ok(Prompt::Text(text)),
-        Some(Value::Array(mut items)) => match items.first() {
-            None => Err(wrong("prompt", &Value::Array(items), RIGHT)),
-            Some(Value::String(_) | Value::Array(_)) if items.len() > 1 => Err(one_only(items.len())),
-            Some(Value::String(_) | Value::Array(_)) => match items.swap_remove(0) {
-                Value::String(text) => Ok(Prompt::Text(text)),
-                Value::Array(tokens) if !tokens.is_empty() => token_ids("prompt[0]", &tokens),
-                other => Err(wrong("prompt[0]", &other, RIGHT)),
-            },
-            Some(_) => token_ids("prompt", &items),
-        },
-        Some(other) => Err(wrong("prompt", &other, RIGHT)),
+    if !matches!(items[0], Value::String(_) | Value::Array(_)) {
+        return Ok(vec![token_ids("prompt", &items)?]);
     }
+    if items.len() > MAX_PROMPTS {
+        let message = format!("prompt has {} prompts; give at most {MAX_PROMPTS}", items.len());
+        return Err(WireError::invalid_param("prompt", message));
+    }
+    let are_texts = items[0].is_string();
+    let prompts = items.into_iter().enumerate().map(|(i, item)| {
+        let param = format!("prompt[{i}]");
+        match item {
+            Value::String(text) if are_texts => Ok(Prompt::Text(text)),
+            Value::Array(tokens) if !are_texts && !tokens.is_empty() => token_ids(&param, &tokens),
+            other if are_texts => Err(wrong(&param, &other, "a string, as the first prompt is")),
+            other => Err(wrong(
+                &param,
+                &other,
+                "an array of token ids, as the first prompt is",
+            )),
+        }
+    });
+    prompts.collect()
 }
 
 fn token_ids(param: &str, items: &[Value]) -> Result<Prompt, WireError> {

@@ -67,15 +67,17 @@ fn too_long(what: String, context_length: u32, param: &str, right: &str) -> Wire
     }
 }
 
-/// Refuses token ids outside the model's vocabulary: the engine uses them as indexes into its tables.
+/// Refuses token ids outside the model's vocabulary: the engine uses them as indexes into its tables. `param` is the parameter
+/// that holds `prompt`.
 pub(crate) fn check_vocabulary(
+    param: &str,
     prompt: &[u32],
     logit_bias: &BTreeMap<u32, f32>,
     vocabulary: u32,
 ) -> Result<(), WireError> {
     let right = format!("the model's token ids are 0 to {}", vocabulary.saturating_sub(1));
     if let Some((i, token)) = prompt.iter().enumerate().find(|(_, token)| **token >= vocabulary) {
-        let param = format!("prompt[{i}]");
+        let param = format!("{param}[{i}]");
         return Err(WireError::invalid_param(
             &*param,
             format!("{param} is {token}; {right}"),
@@ -191,9 +193,9 @@ mod tests {
         let error = check_stop_tokens(&[0, 10], 10).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("stop_token_ids[1]"));
         let none = BTreeMap::new();
-        assert_eq!(check_vocabulary(&[0, 9], &none, 10), Ok(()));
+        assert_eq!(check_vocabulary("prompt", &[0, 9], &none, 10), Ok(()));
         assert_eq!(
-            check_vocabulary(&[0, 10], &none, 10)
+            check_vocabulary("prompt", &[0, 10], &none, 10)
                 .unwrap_err()
                 .param
                 .as_deref(),
@@ -201,7 +203,10 @@ mod tests {
         );
         let bias = BTreeMap::from([(10, 1.0)]);
         assert_eq!(
-            check_vocabulary(&[], &bias, 10).unwrap_err().param.as_deref(),
+            check_vocabulary("prompt", &[], &bias, 10)
+                .unwrap_err()
+                .param
+                .as_deref(),
             Some("logit_bias.10")
         );
     }

@@ -141,12 +141,17 @@ pub(super) fn wrong(param: &str, value: &Value, right: &str) -> WireError {
     WireError::invalid_param(param, format!("{param} is {}; give {right}", describe(value)))
 }
 
-/// The value itself if it is short, otherwise its type.
+/// The value itself if it is short, the beginning of a long text, or the type of what has parts.
 fn describe(value: &Value) -> String {
+    /// Longest text that is repeated as it is.
+    const SHOWN_CHARS: usize = 40;
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => value.to_string(),
         Value::String(text) if text.is_empty() => "an empty string".into(),
-        Value::String(_) => "a string".into(),
+        Value::String(text) => match text.char_indices().nth(SHOWN_CHARS) {
+            Some((end, _)) => format!("{:?}…", &text[..end]),
+            None => format!("{text:?}"),
+        },
         Value::Array(items) if items.is_empty() => "an empty array".into(),
         Value::Array(_) => "an array".into(),
         Value::Object(_) => "an object".into(),
@@ -272,7 +277,11 @@ mod tests {
             (r#"{"n":-1}"#, "n is -1; give an integer from 0 to 9"),
             (r#"{"n":1.5}"#, "n is 1.5; give an integer from 0 to 9"),
             (r#"{"n":1e300}"#, "n is 1e+300; give an integer from 0 to 9"),
-            (r#"{"n":"7"}"#, "n is a string; give an integer from 0 to 9"),
+            (r#"{"n":"7"}"#, "n is \"7\"; give an integer from 0 to 9"),
+            (
+                r#"{"n":"seven times seven is forty-nine, or so they say"}"#,
+                "n is \"seven times seven is forty-nine, or so t\"…; give an integer from 0 to 9",
+            ),
             (r#"{"n":[]}"#, "n is an empty array; give an integer from 0 to 9"),
         ] {
             let error = fields(body).integer("n", 0..=9).unwrap_err();

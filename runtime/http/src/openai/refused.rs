@@ -29,7 +29,7 @@ enum Neutral {
 }
 
 /// Refused parameters of both endpoints: name, values that change nothing, and what other values ask for.
-const REFUSED: [(&str, Neutral, &str); 33] = [
+const REFUSED: [(&str, Neutral, &str); 66] = [
     // Tools and shapes of the answer
     ("tools", Neutral::Empty, "tool calls"),
     ("tool_choice", Neutral::Word("none"), "tool calls"),
@@ -76,21 +76,70 @@ const REFUSED: [(&str, Neutral, &str); 33] = [
     ),
     // How the prompt is made; a client's template would be code from a client
     ("chat_template", Neutral::Never, "a chat template from the client"),
-    ("chat_template_kwargs", Neutral::Empty, "chat template arguments"),
-    (
-        "add_generation_prompt",
-        Neutral::Is(true),
-        "a prompt without the assistant's turn",
-    ),
-    (
-        "continue_final_message",
-        Neutral::Is(false),
-        "continuing the last message",
-    ),
     ("documents", Neutral::Empty, "documents"),
     ("prompt_embeds", Neutral::Empty, "prompt embeddings"),
     ("mm_processor_kwargs", Neutral::Empty, "other media"),
     ("lora_request", Neutral::Empty, "a LoRA adapter"),
+    ("lora_path", Neutral::Empty, "a LoRA adapter"),
+    // The names that SGLang, TGI, llama.cpp and newer vLLM have for shapes of the answer
+    ("json_schema", Neutral::Never, "structured output"),
+    ("regex", Neutral::Never, "structured output"),
+    ("ebnf", Neutral::Never, "structured output"),
+    ("grammar", Neutral::Never, "structured output"),
+    ("structural_tag", Neutral::Never, "structured output"),
+    ("guided_json_object", Neutral::Is(false), "guided decoding"),
+    ("guided_whitespace_pattern", Neutral::Never, "guided decoding"),
+    // Reasoning and style
+    ("reasoning_effort", Neutral::Word("none"), "reasoning"),
+    ("reasoning", Neutral::Empty, "reasoning"),
+    ("thinking", Neutral::Type("disabled"), "reasoning"),
+    ("enable_thinking", Neutral::Is(false), "reasoning"),
+    ("thinking_budget", Neutral::Number(0.0), "reasoning"),
+    ("thinking_token_budget", Neutral::Number(0.0), "reasoning"),
+    ("verbosity", Neutral::Word("medium"), "an answer of another style"),
+    // Other names and kinds of limits and samplers
+    (
+        "max_new_tokens",
+        Neutral::Never,
+        "a limit under another name than max_tokens",
+    ),
+    (
+        "max_length",
+        Neutral::Never,
+        "a limit under another name than max_tokens",
+    ),
+    ("min_new_tokens", Neutral::Number(0.0), "a shortest answer"),
+    ("min_length", Neutral::Number(0.0), "a shortest answer"),
+    (
+        "n_predict",
+        Neutral::Never,
+        "a limit under another name than max_tokens",
+    ),
+    ("stop_regex", Neutral::Empty, "stop texts by pattern"),
+    ("no_stop_trim", Neutral::Is(false), "stop texts in the answer"),
+    ("repeat_penalty", Neutral::Number(1.0), "a repetition penalty"),
+    ("no_repeat_ngram_size", Neutral::Number(0.0), "a repetition limit"),
+    ("repetition_detection", Neutral::Never, "a repetition limit"),
+    ("xtc_probability", Neutral::Number(0.0), "a sampler"),
+    ("dry_multiplier", Neutral::Number(0.0), "a sampler"),
+    ("mirostat", Neutral::Number(0.0), "a sampler"),
+    ("tfs_z", Neutral::Number(1.0), "a sampler"),
+    ("top_a", Neutral::Number(0.0), "a sampler"),
+    ("top_n_sigma", Neutral::Never, "a sampler"),
+    ("custom_logit_processor", Neutral::Empty, "a logits processor"),
+    ("input_ids", Neutral::Never, "a prompt under another name"),
+    // What the answer would have beside its text
+    (
+        "return_tokens_as_token_ids",
+        Neutral::Is(false),
+        "token ids in place of texts",
+    ),
+    ("return_hidden_states", Neutral::Is(false), "hidden states"),
+    (
+        "return_prompt_logprobs",
+        Neutral::Is(false),
+        "log probabilities of the prompt",
+    ),
 ];
 
 /// The names of the refused parameters, which are parsed with the others.
@@ -156,7 +205,7 @@ mod tests {
             r#"{"tools":null,"tool_choice":"none","functions":[]}"#,
             r#"{"tools":[],"response_format":{"type":"text"},"modalities":["text"]}"#,
             r#"{"typical_p":1,"length_penalty":1.0,"use_beam_search":false}"#,
-            r#"{"chat_template_kwargs":{},"add_generation_prompt":true,"skip_special_tokens":true}"#,
+            r#"{"reasoning_effort":"none","thinking":{"type":"disabled"},"skip_special_tokens":true}"#,
         ] {
             assert_eq!(checked(body), Ok(()), "{body}");
         }
@@ -174,6 +223,13 @@ mod tests {
             (r#"{"typical_p":0.5}"#, "typical_p"),
             (r#"{"length_penalty":"1"}"#, "length_penalty"),
             (r#"{"chat_template":"{{ 1 }}"}"#, "chat_template"),
+            (r#"{"regex":"a+"}"#, "regex"),
+            (r#"{"ebnf":""}"#, "ebnf"),
+            (r#"{"json_schema":"{}"}"#, "json_schema"),
+            (r#"{"structural_tag":"{}"}"#, "structural_tag"),
+            (r#"{"lora_path":"a"}"#, "lora_path"),
+            (r#"{"reasoning_effort":"low"}"#, "reasoning_effort"),
+            (r#"{"max_new_tokens":3}"#, "max_new_tokens"),
         ] {
             let error = checked(body).unwrap_err();
             assert_eq!(

@@ -13,9 +13,9 @@ use super::{
 /// Largest repetition penalty: with more, logits leave the range of their type.
 const MAX_REPETITION_PENALTY: f64 = 100.0;
 
-/// Most choices of one request. Each is a sequence of its own at the engine. (A request with a huge `n` made vLLM fail:
-/// CVE-2026-34756.)
-const MAX_CHOICES: i64 = 16;
+/// Most choices of one prompt: OpenAI's limit. Each is a sequence of its own at the engine, which refuses more than it has room
+/// for. (A request with a huge `n` made vLLM fail: CVE-2026-34756.)
+pub(super) const MAX_CHOICES: i64 = 128;
 
 /// Most stop texts; OpenAI's limit. Each is searched for at every token.
 const MAX_STOPS: usize = 4;
@@ -72,7 +72,7 @@ pub(crate) struct GenerationParams {
     pub(crate) model: String,
     /// All sampling parameters but `max_tokens`, which depends on the model's context.
     pub(crate) sampling: SamplingParams,
-    /// The client's limit, if it set one; at least 1.
+    /// The client's limit, if it set one; 0 only to score a prompt that the answer repeats.
     pub(crate) max_tokens: Option<u32>,
     /// Server-sent events rather than one JSON document.
     pub(crate) stream: bool,
@@ -92,8 +92,8 @@ pub(crate) struct GenerationParams {
 
 impl GenerationParams {
     /// Takes the shared parameters except `model` and `logprobs`. Refuses parameters that are given twice, and those that
-    /// the engines of this repository do not support.
-    pub(super) fn take(model: String, fields: &mut Fields) -> Result<Self, WireError> {
+    /// the engines of this repository do not support. `least_tokens` is the least that `max_tokens` may be.
+    pub(super) fn take(model: String, fields: &mut Fields, least_tokens: i64) -> Result<Self, WireError> {
         fields.check_unique()?;
         refused::check(fields)?;
         let default = SamplingParams::default();
@@ -122,6 +122,7 @@ impl GenerationParams {
                 .unwrap_or(default.frequency_penalty),
             logit_bias: logit_bias(fields)?,
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(default.ignore_eos),
+            prompt_logprobs: default.prompt_logprobs,
             max_tokens: default.max_tokens,
             logprobs: None,
             min_tokens: fields
@@ -149,7 +150,7 @@ impl GenerationParams {
         Ok(Self {
             model,
             sampling,
-            max_tokens: max_tokens(fields, "max_tokens")?,
+            max_tokens: max_tokens(fields, "max_tokens", least_tokens)?,
             stream,
             include_usage,
             continuous_usage,
@@ -158,14 +159,21 @@ impl GenerationParams {
             session: session(fields)?,
             priority: fields
                 .integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?
-                .map_or(0, |priority| i32::try_from(priority).unwrap_or_default()),
+                .map_or(0, urgency),
         })
     }
 }
 
-/// A limit on the answer's tokens.
-pub(super) fn max_tokens(fields: &mut Fields, name: &str) -> Result<Option<u32>, WireError> {
-    Ok(fields.integer(name, 1..=i64::from(u32::MAX))?.map(small))
+/// How urgent a request of this `priority` is. Clients write vLLM's `priority`, of which a lower one is earlier; routers and
+/// policies have a number of which a greater one is more urgent.
+pub(crate) fn urgency(priority: i64) -> i32 {
+    let clamped = priority.clamp(i64::from(i32::MIN), i64::from(i32::MAX));
+    i32::try_from(-clamped).unwrap_or(i32::MAX)
+}
+
+/// A limit on the answer's tokens, at least `least`.
+pub(super) fn max_tokens(fields: &mut Fields, name: &str, least: i64) -> Result<Option<u32>, WireError> {
+    Ok(fields.integer(name, least..=i64::from(u32::MAX))?.map(small))
 }
 
 /// An integer whose range was checked to lie within 32 bits.

@@ -57,7 +57,10 @@ fn a_bare_request_gets_openais_defaults() {
         (false, 0)
     );
     let request = completion(json!({})).unwrap();
-    assert_eq!((request.prompt, request.echo), (Prompt::Text("hi".into()), false));
+    assert_eq!(
+        (request.prompts, request.echo),
+        (vec![Prompt::Text("hi".into())], false)
+    );
 }
 
 #[test]
@@ -98,7 +101,8 @@ fn every_parameter_of_generation_is_taken() {
     assert_eq!(generation.max_tokens, Some(9), "the newer name of the limit wins");
     assert_eq!(
         (generation.cache_salt.as_str(), generation.priority),
-        ("tenant", -3)
+        ("tenant", 3),
+        "a lower priority of a client is more urgent"
     );
     assert_ne!(generation.session, 0);
 }
@@ -199,15 +203,15 @@ fn wrong_values_of_shared_parameters_are_refused_by_name() {
         ),
         (json!({"max_tokens": 0}), "max_tokens", "at least 1"),
         (json!({"max_tokens": 1u64 << 32}), "max_tokens", "integer"),
-        (json!({"max_tokens": "9"}), "max_tokens", "is a string"),
+        (json!({"max_tokens": "9"}), "max_tokens", "is \"9\""),
         (json!({"temperature": 2.1}), "temperature", "from 0 to 2"),
         (json!({"temperature": -0.1}), "temperature", "from 0 to 2"),
         (json!({"top_p": 0}), "top_p", "greater than 0"),
         (json!({"top_p": 1.01}), "top_p", "at most 1"),
         (json!({"top_k": -2}), "top_k", "at least -1"),
         (json!({"seed": 1.5}), "seed", "integer of 64 bits"),
-        (json!({"n": 0}), "n", "from 1 to 16"),
-        (json!({"n": 1_000_000}), "n", "from 1 to 16"),
+        (json!({"n": 0}), "n", "from 1 to 128"),
+        (json!({"n": 129}), "n", "from 1 to 128"),
         (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop", "at most 4"),
         (json!({"stop": ["a", ""]}), "stop[1]", "an empty string"),
         (json!({"stop": ""}), "stop", "an empty string"),
@@ -246,7 +250,7 @@ fn wrong_values_of_chats_are_refused_by_name() {
     let part = |part: Value| json!({"messages": [{"role": "user", "content": [part]}]});
     for (more, param, message) in [
         (json!({"messages": null}), "messages", "missing"),
-        (json!({"messages": "hi"}), "messages", "a string"),
+        (json!({"messages": "hi"}), "messages", "is \"hi\""),
         (json!({"messages": []}), "messages", "1 to 4096"),
         (
             json!({"messages": vec![json!({"role": "user", "content": ""}); 4_097]}),
@@ -258,6 +262,21 @@ fn wrong_values_of_chats_are_refused_by_name() {
             json!({"messages": [{"content": "hi"}]}),
             "messages[0].role",
             "null",
+        ),
+        (
+            json!({"messages": [{"role": "robot", "content": "hi"}]}),
+            "messages[0].role",
+            "is \"robot\"; give system, developer, user, assistant or tool",
+        ),
+        (
+            json!({"chat_template_kwargs": ["enable_thinking"]}),
+            "chat_template_kwargs",
+            "an object",
+        ),
+        (
+            json!({"continue_final_message": "yes"}),
+            "continue_final_message",
+            "is \"yes\"; give true or false",
         ),
         (
             json!({"messages": [{"role": "user"}]}),
@@ -307,34 +326,110 @@ fn an_assistants_message_needs_no_content() {
 }
 
 #[test]
-fn a_prompt_is_one_text_or_one_array_of_token_ids() {
+fn a_refusal_in_the_history_is_what_the_assistant_said() {
+    let user = json!({"role": "user", "content": "x"});
+    let parts = json!([{"type": "refusal", "refusal": "No."}, {"type": "text", "text": "Sorry."}]);
+    let request = chat(json!({"messages": [
+        user, {"role": "assistant", "content": null, "refusal": "I will not."}, user,
+        {"role": "assistant", "content": parts}, user,
+    ]}))
+    .unwrap();
+    assert_eq!(request.messages[1]["content"], "I will not.");
+    assert_eq!(
+        request.messages[3]["content"][0],
+        json!({"type": "text", "text": "No."})
+    );
+    let by_user = json!({"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "No."}]}]});
+    check_refused(chat(by_user), "messages[0].content[0].type", "refusal");
+}
+
+#[test]
+fn a_chat_is_rendered_as_the_client_asks() {
+    let request = chat(json!({
+        "chat_template_kwargs": {"enable_thinking": false}, "add_generation_prompt": false,
+        "continue_final_message": true, "add_special_tokens": true,
+    }))
+    .unwrap();
+    let prompt = request.rendering.prompt(&request.messages);
+    assert_eq!(prompt.template_kwargs, Some(&json!({"enable_thinking": false})));
+    assert!(!prompt.add_generation_prompt && prompt.continue_final_message && prompt.add_special_tokens);
+    let request = chat(json!({})).unwrap();
+    let prompt = request.rendering.prompt(&request.messages);
+    assert!(prompt.add_generation_prompt && !prompt.continue_final_message && !prompt.add_special_tokens);
+    assert!(completion(json!({})).unwrap().add_special_tokens);
+    assert!(
+        !completion(json!({"add_special_tokens": false}))
+            .unwrap()
+            .add_special_tokens
+    );
+}
+
+#[test]
+fn prompts_are_texts_or_arrays_of_token_ids() {
+    let text = |text: &str| Prompt::Text(text.into());
     for (prompt, right) in [
-        (json!("a"), Prompt::Text("a".into())),
-        (json!(["a"]), Prompt::Text("a".into())),
-        (json!([1, 2]), Prompt::Tokens(vec![1, 2])),
-        (json!([[1, 2]]), Prompt::Tokens(vec![1, 2])),
+        (json!("a"), vec![text("a")]),
+        (json!(["a"]), vec![text("a")]),
+        (json!(["a", "b"]), vec![text("a"), text("b")]),
+        (json!([1, 2]), vec![Prompt::Tokens(vec![1, 2])]),
+        (json!([[1, 2]]), vec![Prompt::Tokens(vec![1, 2])]),
+        (
+            json!([[1], [2, 3]]),
+            vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])],
+        ),
     ] {
-        assert_eq!(completion(json!({"prompt": prompt})).unwrap().prompt, right);
+        assert_eq!(completion(json!({"prompt": prompt})).unwrap().prompts, right);
     }
+    let many = |count: usize, n: u32| completion(json!({"prompt": vec!["a"; count], "n": n}));
+    assert_eq!(many(2_048, 1).unwrap().prompts.len(), 2_048);
+    assert_eq!(many(16, 128).unwrap().generation.sampling.n, 128);
+    check_refused(many(2_049, 1), "prompt", "2049 prompts; give at most 2048");
+    check_refused(many(17, 128), "n", "2176 choices; ask for at most 2048");
     for (more, param, message) in [
         (json!({"prompt": null}), "prompt", "missing"),
         (json!({"prompt": []}), "prompt", "an empty array"),
         (json!({"prompt": [[]]}), "prompt[0]", "an empty array"),
-        (json!({"prompt": ["a", "b"]}), "prompt", "2 prompts"),
-        (json!({"prompt": [[1], [2]]}), "prompt", "2 prompts"),
+        (json!({"prompt": ["a", 1]}), "prompt[1]", "is 1; give a string"),
+        (
+            json!({"prompt": ["a", [1]]}),
+            "prompt[1]",
+            "an array; give a string",
+        ),
+        (
+            json!({"prompt": [[1], "a"]}),
+            "prompt[1]",
+            "token ids, as the first",
+        ),
+        (json!({"prompt": [[1], []]}), "prompt[1]", "an empty array"),
+        (json!({"prompt": [[1], [-2]]}), "prompt[1][0]", "is -2"),
         (json!({"prompt": [1, -2]}), "prompt[1]", "is -2"),
-        (json!({"prompt": [1, "a"]}), "prompt[1]", "a string"),
+        (json!({"prompt": [1, "a"]}), "prompt[1]", "is \"a\""),
         (json!({"prompt": [[1, 1u64 << 32]]}), "prompt[0][1]", "4294967296"),
         (json!({"prompt": {}}), "prompt", "an object"),
-        (json!({"logprobs": 6}), "logprobs", "from 0 to 5"),
+        (json!({"logprobs": 21}), "logprobs", "from 0 to 20"),
         (json!({"logprobs": true}), "logprobs", "is true"),
-        (json!({"echo": true, "logprobs": 1}), "echo", "log probabilities"),
+        (
+            json!({"echo": true, "max_tokens": -1}),
+            "max_tokens",
+            "at least 0",
+        ),
         (json!({"suffix": "x"}), "suffix", "leave it out"),
         (json!({"best_of": 2}), "best_of", "n is 1"),
     ] {
         check_refused(completion(more), param, message);
     }
     assert!(completion(json!({"best_of": 2, "n": 2})).is_ok());
+}
+
+#[test]
+fn a_prompt_that_is_repeated_may_be_all_that_is_asked_for() {
+    let scored = completion(json!({"echo": true, "logprobs": 1, "max_tokens": 0})).unwrap();
+    assert_eq!(scored.generation.max_tokens, Some(0));
+    assert!(scored.echo && scored.generation.sampling.prompt_logprobs);
+    let echoed = completion(json!({"echo": true})).unwrap();
+    assert!(!echoed.generation.sampling.prompt_logprobs);
+    let plain = completion(json!({"logprobs": 20})).unwrap();
+    assert!(!plain.generation.sampling.prompt_logprobs);
 }
 
 proptest! {

@@ -110,7 +110,7 @@ async fn an_unknown_model_is_not_found() {
     let error = rig.replica.clone().route(request).await.unwrap_err();
     assert_eq!(
         (error.kind, error.param.as_deref()),
-        (ErrorKind::NotFound, Some("model"))
+        (ErrorKind::ModelNotFound, Some("model"))
     );
 }
 

@@ -4,13 +4,13 @@ use std::fmt::Write;
 
 use super::json::{push_display, push_logprob, push_string};
 
-/// One generated token with its log probability.
+/// A token of an answer, or of a prompt that the answer repeats, with its log probability.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEntry {
     /// The token's exact bytes, which may be a part of a character.
     pub bytes: Vec<u8>,
-    /// The token's log probability.
-    pub logprob: f32,
+    /// The token's log probability. `None` for the first token of a prompt, which nothing precedes.
+    pub logprob: Option<f32>,
     /// The likeliest tokens at its position with their log probabilities, likeliest first.
     pub top: Vec<(Vec<u8>, f32)>,
 }
@@ -21,7 +21,7 @@ pub(super) fn push_chat(entries: &[TokenEntry], out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"content\":[");
     for (index, entry) in entries.iter().enumerate() {
         push_comma(index, out);
-        push_chat_token(&entry.bytes, entry.logprob, out);
+        push_chat_token(&entry.bytes, entry.logprob.unwrap_or_default(), out);
         out.extend_from_slice(b",\"top_logprobs\":[");
         for (index, (bytes, logprob)) in entry.top.iter().enumerate() {
             push_comma(index, out);
@@ -62,7 +62,10 @@ pub(super) fn push_completion(entries: &[TokenEntry], mut offset: usize, out: &m
     out.extend_from_slice(b"],\"token_logprobs\":[");
     for (index, entry) in entries.iter().enumerate() {
         push_comma(index, out);
-        push_logprob(out, entry.logprob);
+        match entry.logprob {
+            Some(logprob) => push_logprob(out, logprob),
+            None => out.extend_from_slice(b"null"),
+        }
     }
     out.extend_from_slice(b"],\"top_logprobs\":");
     if entries.iter().all(|entry| entry.top.is_empty()) {
@@ -71,7 +74,10 @@ pub(super) fn push_completion(entries: &[TokenEntry], mut offset: usize, out: &m
         out.push(b'[');
         for (index, entry) in entries.iter().enumerate() {
             push_comma(index, out);
-            push_top(entry, out);
+            match entry.logprob {
+                Some(logprob) => push_top(entry, logprob, out),
+                None => out.extend_from_slice(b"null"),
+            }
         }
         out.push(b']');
     }
@@ -91,9 +97,9 @@ pub(super) fn push_completion(entries: &[TokenEntry], mut offset: usize, out: &m
 }
 
 /// Appends the likeliest tokens, and the chosen one if it is not among them.
-fn push_top(entry: &TokenEntry, out: &mut Vec<u8>) {
+fn push_top(entry: &TokenEntry, logprob: f32, out: &mut Vec<u8>) {
     out.push(b'{');
-    let chosen = (&entry.bytes, entry.logprob);
+    let chosen = (&entry.bytes, logprob);
     let missing = entry.top.iter().all(|(bytes, _)| *bytes != entry.bytes);
     let top = entry.top.iter().map(|(bytes, logprob)| (bytes, *logprob));
     for (index, (bytes, logprob)) in top.chain(missing.then_some(chosen)).enumerate() {

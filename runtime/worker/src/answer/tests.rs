@@ -33,6 +33,7 @@ fn format(chat: bool, stream: bool) -> AnswerFormat {
         return_token_ids: false,
         continuous_usage: false,
         created: 1_700_000_000,
+        part: None,
     }
 }
 
@@ -68,7 +69,7 @@ fn entry(bytes: &[u8], logprob: f32, top: &[(&[u8], f32)]) -> TokenEntry {
         .collect();
     TokenEntry {
         bytes: bytes.to_vec(),
-        logprob,
+        logprob: Some(logprob),
         top,
     }
 }

@@ -10,9 +10,11 @@ use super::config::LlamaConfig;
 use super::error::LlamaError;
 use super::facts::{ModelFacts, cells_can_be_cached};
 use super::model::{self, LoadedModel};
-use super::sampling::{Candidates, TokenSampler};
-use super::schedule::{Limits, Schedule, Sequence};
-use crate::engine::{EngineInfo, NewSequence, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus};
+use super::sampling::{self, Candidates, TokenSampler};
+use super::schedule::{Limits, Schedule, ScoredPrompt, Sequence};
+use crate::engine::{
+    EngineInfo, NewSequence, PromptToken, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus,
+};
 
 /// An engine that computes a model in this process. See the module's documentation.
 pub struct LlamaEngine {
@@ -24,6 +26,8 @@ pub struct LlamaEngine {
     /// For each chunk of the step, the index in the batch whose logits give the next token.
     outputs: Vec<Option<i32>>,
     candidates: Candidates,
+    /// The chunks of the step whose prompts are scored, each with the index in the batch of its first token.
+    scored: Vec<(usize, i32)>,
     info: EngineInfo,
     facts: ModelFacts,
 }
@@ -66,6 +70,7 @@ impl LlamaEngine {
             ops: Vec::new(),
             outputs: Vec::new(),
             candidates: Candidates::default(),
+            scored: Vec::new(),
             info: EngineInfo {
                 name: "llama",
                 block_size: config.block_size,
@@ -108,6 +113,7 @@ impl LlamaEngine {
             .decode(&mut self.batch)
             .map_err(|error| error.to_string())?;
         self.schedule.computed(&mut self.ops, &mut output.prefilled);
+        self.score_prompts(output);
         self.sample_tokens(output);
         self.schedule.finish(&mut self.ops, &mut output.finished);
         self.apply_ops()
@@ -134,9 +140,14 @@ impl LlamaEngine {
     fn fill_batch(&mut self) -> Result<(), String> {
         self.batch.clear();
         self.outputs.clear();
-        for chunk in self.schedule.chunks() {
+        self.scored.clear();
+        for (number, chunk) in self.schedule.chunks().iter().enumerate() {
+            let scores = self.schedule.scores_prompt(chunk);
+            if scores {
+                self.scored.push((number, self.batch.n_tokens()));
+            }
             for (&token, position) in self.schedule.tokens(chunk).iter().zip(chunk.start..) {
-                let needs_logits = chunk.is_last && position + 1 == chunk.start + chunk.count;
+                let needs_logits = scores || chunk.is_last && position + 1 == chunk.start + chunk.count;
                 self.batch
                     .add(
                         LlamaToken(token as i32),
@@ -150,6 +161,33 @@ impl LlamaEngine {
                 .push(chunk.is_last.then(|| self.batch.n_tokens() - 1));
         }
         Ok(())
+    }
+
+    /// Reports the log probabilities of the prompts that are scored.
+    fn score_prompts(&mut self, output: &mut StepOutput) {
+        for (chunk, first) in self.scored.drain(..) {
+            let ScoredPrompt {
+                id: sequence,
+                top,
+                tokens,
+            } = self.schedule.scored(chunk);
+            for (token, offset) in tokens {
+                let logprobs = offset.map(|offset| {
+                    sampling::prompt_logprobs(&self.context, first + offset as i32, token, top)
+                });
+                if logprobs.as_ref().is_some_and(Option::is_none) {
+                    output
+                        .failed
+                        .push((sequence, engine_failed("the model's logits are not numbers")));
+                    break;
+                }
+                output.prompt_tokens.push(PromptToken {
+                    sequence,
+                    token,
+                    logprobs: logprobs.flatten(),
+                });
+            }
+        }
     }
 
     fn sample_tokens(&mut self, output: &mut StepOutput) {
@@ -219,14 +257,12 @@ impl StepEngine for LlamaEngine {
             ));
         }
         let sampler = TokenSampler::new(&sampling, limits, &tokens, generated, vocab)?;
-        self.schedule.submit(Sequence::new(
-            id,
-            tokens,
-            blocks,
-            hasher,
-            sampling.max_tokens,
-            sampler,
-        ))
+        let sequence = Sequence::new(id, tokens, blocks, hasher, sampling.max_tokens, sampler);
+        self.schedule.submit(if sampling.prompt_logprobs {
+            sequence.scoring_prompt(sampling.logprobs.unwrap_or(0))
+        } else {
+            sequence
+        })
     }
 
     fn cancel(&mut self, id: SequenceId) {

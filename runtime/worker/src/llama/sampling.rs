@@ -188,6 +188,19 @@ fn check(params: &SamplingParams, vocab: u32) -> Result<(), WireError> {
     }
 }
 
+/// The log probabilities of a prompt's token, from the logits at `index` of the last batch, which those of its predecessor
+/// are. `None` if the logits are not finite.
+pub(super) fn prompt_logprobs(
+    context: &LlamaContext<'_>,
+    index: i32,
+    token: u32,
+    top: u32,
+) -> Option<TokenLogprobs> {
+    let logits = context.get_logits_ith(index);
+    let chosen = *logits.get(token as usize)?;
+    chosen.is_finite().then(|| logprobs(logits, chosen, top as usize))
+}
+
 /// The log softmax of the chosen token's logit and of the `top` largest logits.
 fn logprobs(logits: &[f32], chosen: f32, top: usize) -> TokenLogprobs {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -19,6 +19,10 @@ use signalbox_protocol::{
 use super::cells::{CellCache, CellOp, CellOwner, SequenceCells};
 use crate::engine::SequenceId;
 
+/// Most tokens of one prompt with log probabilities that a step computes. Each has the logits of the whole vocabulary: 64 of a
+/// vocabulary of 150,000 tokens are 38 MB, and to sort them takes some ten milliseconds.
+const MOST_SCORED: u32 = 64;
+
 /// The limits of a [`Schedule`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
@@ -46,6 +50,11 @@ pub(super) struct Sequence<S> {
     hashes: Vec<SequenceHash>,
     hasher: BlockHasher,
     max_tokens: u32,
+    /// Whether the log probabilities of the prompt are reported, each with this many likeliest tokens. Then no block of the
+    /// prompt is taken from the cache.
+    scores_prompt: Option<u32>,
+    /// Number of prompt tokens whose log probabilities were reported.
+    scored: u32,
     /// Number of prompt tokens that were computed for the sequence and not found in the cache.
     prefilled: u32,
     /// Whether the end of the prefill was reported.
@@ -66,6 +75,16 @@ pub(super) struct Chunk {
     pub(super) count: u32,
     /// Whether the chunk ends at the sequence's last token, so that its logits give the next token.
     pub(super) is_last: bool,
+}
+
+/// The tokens of a prompt that a step scored.
+#[derive(Debug)]
+pub(super) struct ScoredPrompt {
+    pub(super) id: SequenceId,
+    /// Number of likeliest tokens to report with each.
+    pub(super) top: u32,
+    /// Each with the number of the token in the chunk whose logits are its own.
+    pub(super) tokens: Vec<(u32, Option<u32>)>,
 }
 
 /// The sequences of an engine. `S` samples a sequence's tokens; the schedule only stores it.
@@ -101,9 +120,28 @@ impl<S> Sequence<S> {
             hashes,
             hasher,
             max_tokens,
+            scores_prompt: None,
+            scored: 0,
             prefilled: 0,
             prefill_reported: false,
             sampler,
+        }
+    }
+
+    /// The sequence, with the log probabilities of its prompt and of the `top` likeliest tokens.
+    pub(super) fn scoring_prompt(self, top: u32) -> Self {
+        Self {
+            scores_prompt: Some(top),
+            ..self
+        }
+    }
+
+    /// The hashes of the blocks that may be taken from the cache.
+    fn shareable(&self) -> &[SequenceHash] {
+        if self.scores_prompt.is_some() {
+            &[]
+        } else {
+            &self.hashes
         }
     }
 
@@ -235,6 +273,34 @@ impl<S> Schedule<S> {
         &self.running[chunk.index].0.tokens[chunk.start as usize..(chunk.start + chunk.count) as usize]
     }
 
+    /// Whether the chunk needs the logits of all its tokens.
+    pub(super) fn scores_prompt(&self, chunk: &Chunk) -> bool {
+        let sequence = &self.running[chunk.index].0;
+        sequence.scores_prompt.is_some() && (chunk.start as usize) < sequence.prompt_len
+    }
+
+    /// The tokens of the prompt that the chunk at index `chunk` scores for the first time, each with the number of the token
+    /// in the chunk whose logits are its own: `None` for the first token of the prompt. A preempted sequence is computed again, and not
+    /// scored again.
+    pub(super) fn scored(&mut self, chunk: usize) -> ScoredPrompt {
+        let Chunk {
+            index, start, count, ..
+        } = self.chunks[chunk];
+        let sequence = &mut self.running[index].0;
+        let end = (start + count + 1).min(sequence.prompt_len as u32);
+        let first = sequence.scored;
+        sequence.scored = first.max(end);
+        let tokens = (first..end).map(|position| {
+            let token = sequence.tokens[position as usize];
+            (token, position.checked_sub(start + 1))
+        });
+        ScoredPrompt {
+            id: sequence.id,
+            top: sequence.scores_prompt.unwrap_or(0),
+            tokens: tokens.collect(),
+        }
+    }
+
     /// Records that the planned chunks are computed. Appends to `prefilled` the sequences whose prefill is done, with
     /// the number of their prompt tokens that were found in the cache.
     pub(super) fn computed(&mut self, ops: &mut Vec<CellOp>, prefilled: &mut Vec<(SequenceId, u32)>) {
@@ -327,7 +393,7 @@ impl<S> Schedule<S> {
                 .sum();
             if !self
                 .cache
-                .admits(&sequence.hashes, sequence.tokens.len() + 1, reserved)
+                .admits(sequence.shareable(), sequence.tokens.len() + 1, reserved)
             {
                 return;
             }
@@ -339,7 +405,7 @@ impl<S> Schedule<S> {
             };
             let mut cells = self.cache.new_sequence(owner);
             self.cache
-                .share(&mut cells, &sequence.tokens, &sequence.hashes, ops);
+                .share(&mut cells, &sequence.tokens, sequence.shareable(), ops);
             self.running.push((sequence, cells));
         }
     }
@@ -377,15 +443,22 @@ impl<S> Schedule<S> {
             if total - cells.computed() <= 1 {
                 continue;
             }
-            self.cache.share(cells, &sequence.tokens, &sequence.hashes, ops);
+            self.cache
+                .share(cells, &sequence.tokens, sequence.shareable(), ops);
             let start = cells.computed();
-            let mut end = total.min(start + budget).min(self.cache.reach(cells));
+            let most = if sequence.scores_prompt.is_some() {
+                budget.min(MOST_SCORED.max(size))
+            } else {
+                budget
+            };
+            let mut end = total.min(start + most).min(self.cache.reach(cells));
             if end < total {
                 // Full blocks, so that the sequence can share cached blocks before its next chunk.
                 end -= end % size;
             }
             let next = &sequence.hashes[(start / size) as usize..];
-            if end <= start || next.first().is_some_and(|hash| self.in_flight.contains(hash)) {
+            let waits = next.first().is_some_and(|hash| self.in_flight.contains(hash));
+            if end <= start || waits && sequence.scores_prompt.is_none() {
                 continue;
             }
             if self.cache.grow(cells, end, ops).is_err() {

@@ -24,7 +24,8 @@ pub(super) struct Choice {
     emitted: usize,
     /// Log probabilities of the tokens whose text is held back, each with the position of its text in bytes.
     pending_logprobs: VecDeque<(usize, TokenEntry)>,
-    /// Log probabilities of the tokens in the next piece. Empty between calls.
+    /// Log probabilities of the tokens in the next piece. Between calls it has those of the prompt only, before the first
+    /// piece.
     piece_logprobs: Vec<TokenEntry>,
     ignore_eos: bool,
     stop_tokens: Arc<[u32]>,
@@ -77,6 +78,18 @@ impl Choice {
             written.clear();
         }
         self.finished
+    }
+
+    /// Takes a token of the prompt, which the answer repeats with its log probabilities.
+    pub(super) fn push_prompt(&mut self, text: &ModelText, token: u32, logprobs: Option<&TokenLogprobs>) {
+        self.piece_logprobs.push(match logprobs {
+            Some(logprobs) => entry(text, token, logprobs),
+            None => TokenEntry {
+                bytes: text.token_bytes(token),
+                logprob: None,
+                top: Vec::new(),
+            },
+        });
     }
 
     /// Takes the next token and writes to `out` the text that no stop text can include any more. Returns whether the
@@ -181,7 +194,7 @@ fn entry(text: &ModelText, token: u32, logprobs: &TokenLogprobs) -> TokenEntry {
         .collect();
     TokenEntry {
         bytes: text.token_bytes(token),
-        logprob: logprobs.chosen,
+        logprob: Some(logprobs.chosen),
         top,
     }
 }

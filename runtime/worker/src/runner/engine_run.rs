@@ -178,6 +178,7 @@ impl EngineRun {
         self.requests.deliver(&self.text, &self.output, &mut self.cancels);
         self.cancel();
         self.output.prefilled.clear();
+        self.output.prompt_tokens.clear();
         self.output.tokens.clear();
         self.output.finished.clear();
         self.output.failed.clear();

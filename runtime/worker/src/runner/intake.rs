@@ -103,7 +103,7 @@ impl Intake {
         let generated = delivered.map_or(0, |delivered| delivered.delivered_tokens as usize);
         let prompt_tokens = tokens.len().saturating_sub(generated);
         let checked = check_endpoint(request.format.endpoint)
-            .and_then(|()| self.check(&request.sampling, &tokens, prompt_tokens));
+            .and_then(|()| self.check(request, &tokens, prompt_tokens));
         if let Err(error) = checked {
             return Err((sink, error));
         }
@@ -180,10 +180,11 @@ impl Intake {
     /// `tokens` are `prompt_tokens` of the prompt, and then those that another worker generated.
     fn check(
         &self,
-        sampling: &SamplingParams,
+        request: &GenerateRequest,
         tokens: &[u32],
         prompt_tokens: usize,
     ) -> Result<(), WireError> {
+        let sampling = &request.sampling;
         if prompt_tokens == 0 {
             return Err(WireError::new(
                 ErrorKind::InvalidRequest,
@@ -202,10 +203,10 @@ impl Intake {
             let message = format!("n is {}; give 1 to {MAX_CHOICES}", sampling.n);
             return Err(WireError::invalid_param("n", message));
         }
-        if sampling.max_tokens == 0 {
+        if sampling.max_tokens == 0 && request.format.echo.is_none() {
             return Err(WireError::invalid_param(
                 "max_tokens",
-                "max_tokens is 0; give 1 or more",
+                "max_tokens is 0; give 1 or more, or set echo to score the prompt",
             ));
         }
         if let Some(token) = sampling.stop_token_ids.iter().find(|token| **token >= vocabulary) {
@@ -214,6 +215,10 @@ impl Intake {
                 vocabulary.saturating_sub(1)
             );
             return Err(WireError::invalid_param("stop_token_ids", message));
+        }
+        if sampling.prompt_logprobs && (sampling.logprobs.is_none() || request.continuation.is_some()) {
+            let message = "log probabilities of a prompt are reported with those of a whole answer";
+            return Err(WireError::invalid_param("logprobs", message));
         }
         if tokens.len() > prompt_tokens && sampling.n != 1 {
             let message = format!("n is {}; only an answer of one choice is continued", sampling.n);

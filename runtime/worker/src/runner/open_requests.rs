@@ -10,7 +10,7 @@ use signalbox_tokenize::ModelText;
 use super::{choice::Choice, sink::AnswerSink};
 use crate::{
     answer::Answer,
-    engine::{SampledToken, SequenceId, StepOutput},
+    engine::{PromptToken, SampledToken, SequenceId, StepOutput},
 };
 
 /// Tokens of a whole answer, after its first one, that are reported together. Routers count them as load.
@@ -140,6 +140,9 @@ impl OpenRequests {
                 request.cached_tokens = Some(least);
             }
         }
+        for token in &output.prompt_tokens {
+            self.deliver_prompt_token(text, token);
+        }
         for token in &output.tokens {
             self.deliver_token(text, token, cancels);
         }
@@ -178,6 +181,14 @@ impl OpenRequests {
     pub(super) fn fail_all(&mut self, error: &WireError) {
         for (_, request) in self.open.drain() {
             request.sink.fail(error.clone());
+        }
+    }
+
+    fn deliver_prompt_token(&mut self, text: &ModelText, token: &PromptToken) {
+        let choice = usize::from(token.sequence.choice());
+        let request = self.open.get_mut(&token.sequence.request());
+        if let Some(choice) = request.and_then(|request| request.choices.get_mut(choice)) {
+            choice.push_prompt(text, token.token, token.logprobs.as_ref());
         }
     }
 

@@ -21,6 +21,7 @@ use crate::{
 
 mod continuation;
 mod endings;
+mod scored;
 
 /// Long enough for a loaded machine: only a hang takes so long.
 const HANG: Duration = Duration::from_secs(60);
@@ -53,6 +54,7 @@ pub(super) fn request(stream: bool, sampling: SamplingParams) -> GenerateRequest
             return_token_ids: false,
             continuous_usage: false,
             created: 1,
+            part: None,
         },
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct Sequence {
     pub(super) source: TokenSource,
     /// Tokens that it must not generate, if there are any.
     banned: Option<BannedTokens>,
+    /// Whether to report the log probabilities of the prompt's tokens.
+    pub(super) prompt_logprobs: bool,
     /// The prompt, then the generated tokens.
     tokens: Vec<u32>,
     prompt_tokens: usize,
@@ -52,6 +54,7 @@ impl Sequence {
         Self {
             id: new.id,
             logprobs: new.sampling.logprobs,
+            prompt_logprobs: new.sampling.prompt_logprobs,
             source,
             banned,
             tokens,
@@ -90,14 +93,21 @@ impl Sequence {
         self.tokens.len().div_ceil(self.hasher.block_size())
     }
 
-    /// Hashes of the blocks that the sequence may share.
+    /// Hashes of the blocks that the sequence may share: none if its whole prompt is computed for log probabilities.
     pub(super) fn shareable(&self) -> &[SequenceHash] {
+        if self.prompt_logprobs {
+            return &[];
+        }
         shareable(&self.tokens, &self.hashes, self.hasher)
     }
 
     /// Takes the cached blocks of the tokens. Called before the first of them is computed.
     pub(super) fn share(&mut self, pool: &mut BlockPool) {
-        let shareable = shareable(&self.tokens, &self.hashes, self.hasher);
+        let shareable = if self.prompt_logprobs {
+            &[]
+        } else {
+            shareable(&self.tokens, &self.hashes, self.hasher)
+        };
         let shared = pool.share(&mut self.table, shareable) * self.hasher.block_size();
         self.computed += shared;
         self.computed_before = self.computed;
@@ -142,6 +152,11 @@ impl Sequence {
         let first = !self.prefill_reported && self.computed >= self.prompt_tokens;
         self.prefill_reported |= first;
         first.then_some(self.cached as u32)
+    }
+
+    /// The prompt.
+    pub(super) fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.prompt_tokens]
     }
 
     /// Whether the sequence has all its tokens.

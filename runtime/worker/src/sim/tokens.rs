@@ -123,6 +123,21 @@ impl TokenSource {
     }
 }
 
+/// Simulated log probabilities of a prompt's token at this position. All probabilities together are below 1.
+pub(super) fn prompt_logprobs(position: usize, token: u32, top: u32, vocabulary: &[u32]) -> TokenLogprobs {
+    let random = scramble(u64::from(token) << 32 | position as u64);
+    let fraction = (random >> 11) as f64 / (1u64 << 53) as f64;
+    let probability = 0.05 + 0.4 * fraction;
+    let first = ((u128::from(scramble(random)) * vocabulary.len() as u128) >> 64) as usize;
+    let others = (0..vocabulary.len()).map(|rank| vocabulary[(first + rank) % vocabulary.len()]);
+    let top = others.filter(|other| *other != token).take(top as usize);
+    let halves = (1..).map(|rank| ((1.0 - probability) * 0.5f64.powi(rank)).ln() as f32);
+    TokenLogprobs {
+        chosen: probability.ln() as f32,
+        top: top.zip(halves).collect(),
+    }
+}
+
 /// 2⁶⁴ divided by the golden ratio: SplitMix64's increment.
 pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -177,6 +192,25 @@ mod tests {
             let rest =
                 (0..whole.len() - generated).map(|position| source.token(position, &vocabulary, |_| true));
             assert!(rest.eq(whole[generated..].iter().copied()), "from {generated} on");
+        }
+    }
+
+    #[test]
+    fn log_probabilities_of_a_prompt_depend_on_token_and_position_and_add_up_to_less_than_one() {
+        let vocabulary: Vec<u32> = (0..50).collect();
+        for (position, token) in (1..100).zip((0..50).cycle()) {
+            let logprobs = prompt_logprobs(position, token, 20, &vocabulary);
+            assert_eq!(logprobs, prompt_logprobs(position, token, 20, &vocabulary));
+            assert_ne!(logprobs, prompt_logprobs(position, token + 1, 20, &vocabulary));
+            assert!(logprobs.top.iter().all(|(other, _)| *other != token) && logprobs.top.len() == 20);
+            assert!(logprobs.top.is_sorted_by(|a, b| a.1 > b.1));
+            let all = logprobs
+                .top
+                .iter()
+                .map(|(_, logprob)| *logprob)
+                .chain([logprobs.chosen]);
+            let sum: f64 = all.map(|logprob| f64::from(logprob).exp()).sum();
+            assert!(sum < 1.0, "{sum}");
         }
     }
 

@@ -90,6 +90,7 @@ impl Fixture {
                 return_token_ids: false,
                 continuous_usage: false,
                 created: 1,
+                part: None,
             },
         };
         let parts = CallParts {

@@ -1,0 +1,70 @@
+//! An answer whose first bytes have arrived, to one prompt or to several.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use signalbox_protocol::{ParityState, StreamSummary, WireError, WorkerId};
+use signalbox_router::{AnswerStream, RoutedAnswer};
+
+use crate::{answer::Answer, joined_answer::JoinedAnswer};
+
+/// A request that a worker has begun to answer. Of several prompts, all but the answer is about the first one.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) worker: WorkerId,
+    pub(crate) policy: Arc<str>,
+    pub(crate) overlap_blocks: u32,
+    pub(crate) kv: ParityState,
+    pub(crate) answer: BegunAnswer,
+}
+
+/// The answer.
+#[derive(Debug)]
+pub(crate) enum BegunAnswer {
+    One(AnswerStream),
+    Joined(Box<JoinedAnswer<AnswerStream>>),
+}
+
+impl Begun {
+    pub(crate) fn new(first: RoutedAnswer, answer: impl FnOnce(AnswerStream) -> BegunAnswer) -> Self {
+        Self {
+            worker: first.worker,
+            policy: first.policy,
+            overlap_blocks: first.overlap_blocks,
+            kv: first.kv,
+            answer: answer(first.stream),
+        }
+    }
+}
+
+impl Stream for BegunAnswer {
+    type Item = Result<Bytes, WireError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match self.get_mut() {
+            Self::One(answer) => answer.poll_next_unpin(cx),
+            Self::Joined(answer) => answer.poll_next_unpin(cx),
+        }
+    }
+}
+
+impl Answer for BegunAnswer {
+    fn summary(&self) -> Option<StreamSummary> {
+        match self {
+            Self::One(answer) => Answer::summary(answer),
+            Self::Joined(answer) => answer.summary(),
+        }
+    }
+
+    fn tokens(&self) -> u32 {
+        match self {
+            Self::One(answer) => Answer::tokens(answer),
+            Self::Joined(answer) => answer.tokens(),
+        }
+    }
+}
