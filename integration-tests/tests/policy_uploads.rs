@@ -109,8 +109,8 @@ async fn an_upload_that_is_no_policy_is_refused_with_the_reason() -> anyhow::Res
         ("another world", guest("other-world")?, &["example:greeter"]),
         ("an import of its own", guest("foreign-import")?, &["wasi:clocks"]),
         (
-            "a signal no host has",
-            guest("unknown-signal")?,
+            "a column no host has",
+            guest("unknown-column")?,
             &["phase-of-the-moon"],
         ),
         (

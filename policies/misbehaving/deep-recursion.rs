@@ -1,7 +1,7 @@
 //! Calls itself without end.
 
 use misbehaving::{Trigger, harmless};
-use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+use signalbox_policy_sdk::{Candidates, Decision, Info, Policy, Request, Settings, export_policy};
 
 /// Calls itself without end.
 #[derive(Debug, Default)]
@@ -13,14 +13,14 @@ impl Policy for DeepRecursion {
     }
 
     fn describe(&self) -> Info {
-        Info::new("deep-recursion", "1.0.0", Columns::empty())
+        Info::new("deep-recursion", "1.0.0")
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {
         if !self.0.pulled(request) {
             return harmless(candidates);
         }
-        Decision::Pick(descend(candidates.worker[0]))
+        Decision::Pick(descend(candidates.len() as u32))
     }
 }
 

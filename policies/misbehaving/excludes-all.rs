@@ -1,7 +1,7 @@
 //! Rules out every candidate.
 
 use misbehaving::{Trigger, harmless};
-use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+use signalbox_policy_sdk::{Candidates, Decision, Info, Policy, Request, Settings, export_policy};
 
 /// Rules out every candidate.
 #[derive(Debug, Default)]
@@ -13,7 +13,7 @@ impl Policy for ExcludesAll {
     }
 
     fn describe(&self) -> Info {
-        Info::new("excludes-all", "1.0.0", Columns::empty())
+        Info::new("excludes-all", "1.0.0")
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {

@@ -1,27 +1,27 @@
 //! A policy that behaves well and uses every optional interface: it learns from outcomes, passes what it learnt to its
-//! next version, explains its decisions, and reads every extra signal.
+//! next version, explains its decisions, and reads columns of every kind.
 
 use signalbox_policy_sdk::{
-    Candidates, Columns, Decision, Info, Outcome, Policy, Request, Settings, export_policy,
+    Candidates, Decision, Info, Key, Number, Outcome, Policy, Request, Settings, export_policy,
 };
 
-/// The cost of a worker is the mean time to its first token, in ms, plus the two signals.
+/// The cost of a worker is the mean time to its first token, in ms, plus two shares.
 #[derive(Debug, Default)]
 pub struct Learner {
-    /// For each worker: its number, the number of outcomes, and the sum of their times to the first token, in ms.
-    workers: Vec<(u32, u32, f32)>,
+    /// For each worker: its key, the number of outcomes, and the sum of their times to the first token, in ms.
+    workers: Vec<(u64, u32, f32)>,
     /// The setting `forget`: refuse the snapshot of an earlier version.
     forget: bool,
 }
 
-/// Bytes of one worker in a snapshot: three little-endian words.
-const ENTRY: usize = 12;
+/// Bytes of one worker in a snapshot: its key, and two little-endian words.
+const ENTRY: usize = 16;
 
 impl Learner {
-    fn mean(&self, worker: u32) -> f32 {
+    fn mean(&self, worker: u64) -> f32 {
         self.workers
             .iter()
-            .find(|(number, ..)| *number == worker)
+            .find(|(key, ..)| *key == worker)
             .map_or(0.0, |&(_, count, total)| total / count as f32)
     }
 }
@@ -33,16 +33,17 @@ impl Policy for Learner {
     }
 
     fn describe(&self) -> Info {
-        let info = Info::new("learner", "1.0.0", Columns::empty());
-        Info {
-            extra: vec!["kv-use".into(), "overlap-share".into()],
-            ..info
-        }
+        Info::new("learner", "1.0.0")
+            .numbers([Number::KvUse, Number::OverlapShare])
+            .keys([Key::Worker])
     }
 
     fn decide(&mut self, _: &Request, candidates: &Candidates) -> Decision {
-        let signals = candidates.signal(0).iter().zip(candidates.signal(1));
-        let costs = candidates.worker.iter().zip(signals);
+        let shares = candidates
+            .numbers(Number::KvUse)
+            .iter()
+            .zip(candidates.numbers(Number::OverlapShare));
+        let costs = candidates.keys(Key::Worker).iter().zip(shares);
         Decision::Costs(
             costs
                 .map(|(&worker, (kv_use, overlap))| self.mean(worker) + kv_use + overlap)
@@ -52,11 +53,7 @@ impl Policy for Learner {
 
     fn observe(&mut self, outcomes: &[Outcome]) {
         for outcome in outcomes {
-            match self
-                .workers
-                .iter_mut()
-                .find(|(number, ..)| *number == outcome.worker)
-            {
+            match self.workers.iter_mut().find(|(key, ..)| *key == outcome.worker) {
                 Some((_, count, total)) => {
                     *count += 1;
                     *total += outcome.ttft_ms;
@@ -67,12 +64,13 @@ impl Policy for Learner {
     }
 
     fn snapshot(&self) -> Vec<u8> {
-        let words = |&(worker, count, total): &(u32, u32, f32)| [worker, count, total.to_bits()];
-        self.workers
-            .iter()
-            .flat_map(words)
-            .flat_map(u32::to_le_bytes)
-            .collect()
+        let mut snapshot = Vec::new();
+        for (worker, count, total) in &self.workers {
+            snapshot.extend(worker.to_le_bytes());
+            snapshot.extend(count.to_le_bytes());
+            snapshot.extend(total.to_bits().to_le_bytes());
+        }
+        snapshot
     }
 
     fn restore(&mut self, snapshot: &[u8]) -> Result<(), String> {
@@ -80,17 +78,15 @@ impl Policy for Learner {
             return Err("told to forget".into());
         }
         let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        let entry = |bytes: &[u8]| (word(bytes), word(&bytes[4..]), f32::from_bits(word(&bytes[8..])));
+        let key = |bytes: &[u8]| u64::from(word(bytes)) | u64::from(word(&bytes[4..])) << 32;
+        let entry = |bytes: &[u8]| (key(bytes), word(&bytes[8..]), f32::from_bits(word(&bytes[12..])));
         self.workers = snapshot.chunks_exact(ENTRY).map(entry).collect();
         Ok(())
     }
 
     fn explain(&self, _: &Request, candidates: &Candidates, chosen: usize) -> String {
-        format!(
-            "worker {} answers in {:.1} ms",
-            candidates.worker[chosen],
-            self.mean(candidates.worker[chosen])
-        )
+        let mean = self.mean(candidates.keys(Key::Worker)[chosen]);
+        format!("it answers in {mean:.1} ms")
     }
 }
 

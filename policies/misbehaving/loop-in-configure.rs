@@ -1,7 +1,7 @@
 //! Never returns from `configure`.
 
 use misbehaving::harmless;
-use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+use signalbox_policy_sdk::{Candidates, Decision, Info, Policy, Request, Settings, export_policy};
 
 /// Never returns from `configure`.
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ impl Policy for LoopInConfigure {
     }
 
     fn describe(&self) -> Info {
-        Info::new("loop-in-configure", "1.0.0", Columns::empty())
+        Info::new("loop-in-configure", "1.0.0")
     }
 
     fn decide(&mut self, _: &Request, candidates: &Candidates) -> Decision {

@@ -1,7 +1,7 @@
 //! Never returns from `decide`.
 
 use misbehaving::{Trigger, harmless};
-use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+use signalbox_policy_sdk::{Candidates, Decision, Info, Policy, Request, Settings, export_policy};
 
 /// Never returns from `decide`.
 #[derive(Debug, Default)]
@@ -13,7 +13,7 @@ impl Policy for LoopInDecide {
     }
 
     fn describe(&self) -> Info {
-        Info::new("loop-in-decide", "1.0.0", Columns::empty())
+        Info::new("loop-in-decide", "1.0.0")
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {

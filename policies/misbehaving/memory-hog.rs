@@ -1,7 +1,7 @@
 //! Takes memory until it is stopped.
 
 use misbehaving::{Trigger, harmless};
-use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+use signalbox_policy_sdk::{Candidates, Decision, Info, Policy, Request, Settings, export_policy};
 
 /// Takes memory until it is stopped.
 #[derive(Debug, Default)]
@@ -13,7 +13,7 @@ impl Policy for MemoryHog {
     }
 
     fn describe(&self) -> Info {
-        Info::new("memory-hog", "1.0.0", Columns::empty())
+        Info::new("memory-hog", "1.0.0")
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {

@@ -1,7 +1,7 @@
 //! Returns costs that are NaN.
 
 use misbehaving::{Trigger, harmless};
-use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+use signalbox_policy_sdk::{Candidates, Decision, Info, Policy, Request, Settings, export_policy};
 
 /// Returns costs that are NaN.
 #[derive(Debug, Default)]
@@ -13,7 +13,7 @@ impl Policy for NanCosts {
     }
 
     fn describe(&self) -> Info {
-        Info::new("nan-costs", "1.0.0", Columns::empty())
+        Info::new("nan-costs", "1.0.0")
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {

@@ -1,7 +1,7 @@
 //! Picks a row past the last candidate.
 
 use misbehaving::{Trigger, harmless};
-use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+use signalbox_policy_sdk::{Candidates, Decision, Info, Policy, Request, Settings, export_policy};
 
 /// Picks a row past the last candidate.
 #[derive(Debug, Default)]
@@ -13,7 +13,7 @@ impl Policy for PickOutOfRange {
     }
 
     fn describe(&self) -> Info {
-        Info::new("pick-out-of-range", "1.0.0", Columns::empty())
+        Info::new("pick-out-of-range", "1.0.0")
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {

@@ -1,7 +1,7 @@
 //! Panics.
 
 use misbehaving::{Trigger, harmless};
-use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, Settings, export_policy};
+use signalbox_policy_sdk::{Candidates, Decision, Info, Policy, Request, Settings, export_policy};
 
 /// Panics.
 #[derive(Debug, Default)]
@@ -13,7 +13,7 @@ impl Policy for Trap {
     }
 
     fn describe(&self) -> Info {
-        Info::new("trap", "1.0.0", Columns::empty())
+        Info::new("trap", "1.0.0")
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {

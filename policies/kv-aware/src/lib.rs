@@ -5,12 +5,9 @@
 //! as good as the best share the requests, by a random draw for each decision.
 
 use signalbox_policy_sdk::{
-    Candidates, DEFAULT_SPREAD, Decision, Info, KvCost, Load, Policy, Request, Settings,
-    draw_among_near_ties, export_policy,
+    Candidates, Count, DEFAULT_SPREAD, Decision, Info, Key, KvCost, Load, Policy, Request, RequestCount,
+    Settings, draw_among_near_ties, export_policy,
 };
-
-/// The only signal that this policy asks for: the number of other routers.
-const OTHER_ROUTERS: &str = "other-routers";
 
 /// The cost formula on one set of load columns. Settings: those of [`KvCost`], `replicas` and `spread`.
 #[derive(Debug)]
@@ -35,18 +32,17 @@ impl Default for KvAware {
 }
 
 impl KvAware {
-    fn load<'a>(&self, candidates: &'a Candidates) -> Load<'a> {
+    fn load(&self) -> Load {
         if self.replicas {
-            Load::of_all_routers(candidates)
+            Load::OfAllRouters
         } else {
-            Load::own(candidates)
+            Load::Own
         }
     }
 
     fn costs(&self, request: &Request, candidates: &Candidates) -> Vec<f32> {
-        let mut costs = self.cost.costs(request, candidates, self.load(candidates));
-        // The same for each candidate; no column if this router's load alone counts.
-        if candidates.signal(0).first().is_some_and(|&routers| routers > 0.0) {
+        let mut costs = self.cost.costs(request, candidates, self.load());
+        if self.replicas && request.count(RequestCount::OtherRouters) > 0 {
             draw_among_near_ties(&mut costs, self.spread, request, candidates);
         }
         costs
@@ -62,13 +58,12 @@ impl Policy for KvAware {
     }
 
     fn describe(&self) -> Info {
-        let info = Info::new(
-            env!("CARGO_PKG_NAME"),
-            env!("CARGO_PKG_VERSION"),
-            self.cost.columns(self.replicas),
-        );
+        let info = Info::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+            .counts(self.cost.columns(self.load()));
         match self.replicas {
-            true => info.with_signals(&[OTHER_ROUTERS]),
+            true => info
+                .keys([Key::Worker])
+                .request_counts([RequestCount::OtherRouters]),
             false => info,
         }
     }
@@ -79,21 +74,17 @@ impl Policy for KvAware {
 
     fn explain(&self, request: &Request, candidates: &Candidates, chosen: usize) -> String {
         let costs = self.costs(request, candidates);
-        let overlap = candidates.overlap_device[chosen]
-            + candidates.overlap_host[chosen]
-            + candidates.overlap_disk[chosen];
+        let tiers = [Count::OverlapDevice, Count::OverlapHost, Count::OverlapDisk];
+        let overlap: u32 = tiers.map(|tier| candidates.counts(tier)[chosen]).iter().sum();
         let rival = (0..costs.len())
             .filter(|&row| row != chosen)
             .min_by(|&a, &b| costs[a].total_cmp(&costs[b]));
         let reason = format!(
-            "worker {} holds {overlap} of {} blocks and costs {:.1}",
-            candidates.worker[chosen], request.prompt_blocks, costs[chosen]
+            "it holds {overlap} of {} blocks and costs {:.1}",
+            request.prompt_blocks, costs[chosen]
         );
         match rival {
-            Some(row) => format!(
-                "{reason}; the next best, worker {}, {:.1}",
-                candidates.worker[row], costs[row]
-            ),
+            Some(row) => format!("{reason}; the next best costs {:.1}", costs[row]),
             None => format!("{reason}; there is no other"),
         }
     }
@@ -103,39 +94,30 @@ export_policy!(KvAware, explaining);
 
 #[cfg(test)]
 mod tests {
-    use signalbox_policy_sdk::Columns;
-
     use super::*;
 
-    const REQUEST: Request = Request {
-        prompt_tokens: 640,
-        prompt_blocks: 40,
-        block_size: 16,
-        expected_output_tokens: 64,
-        priority: 0,
-        session: 0,
-        lora: 0,
-        seed: 0,
-        decision_number: 0,
-    };
-
-    /// Worker 10 holds nothing and is idle; worker 20 holds 30 blocks of the prompt and is at work.
-    fn candidates(decode_blocks: u32, decode_blocks_all: u32) -> Candidates {
-        Candidates {
-            worker: vec![10, 20],
-            overlap_device: vec![0, 30],
-            overlap_host: vec![0, 0],
-            overlap_disk: vec![0, 0],
-            prefill_tokens: vec![0, 0],
-            decode_blocks: vec![0, decode_blocks],
-            requests: vec![0, 1],
-            prefill_tokens_all: vec![0, 0],
-            decode_blocks_all: vec![0, decode_blocks_all],
-            requests_all: vec![0, 1],
-            kv_blocks_total: vec![1_000; 2],
-            kv_blocks_used: vec![0; 2],
-            ..Candidates::default()
+    fn request() -> Request {
+        Request {
+            prompt_tokens: 640,
+            prompt_blocks: 40,
+            block_size: 16,
+            ..Request::default()
         }
+    }
+
+    /// The first worker holds `overlap` blocks of the prompt and is idle; the second one holds 30 and is at work.
+    fn candidates(overlap: u32, decode_blocks: u32, decode_blocks_all: u32) -> Candidates {
+        Candidates::of(2)
+            .with_counts(Count::OverlapDevice, &[overlap, 30])
+            .with_counts(Count::OverlapHost, &[0, 0])
+            .with_counts(Count::OverlapDisk, &[0, 0])
+            .with_counts(Count::PrefillTokens, &[0, 0])
+            .with_counts(Count::DecodeBlocks, &[0, decode_blocks])
+            .with_counts(Count::PrefillTokensAll, &[0, 0])
+            .with_counts(Count::DecodeBlocksAll, &[0, decode_blocks_all])
+            .with_counts(Count::KvBlocksTotal, &[1_000; 2])
+            .with_counts(Count::KvBlocksUsed, &[0; 2])
+            .with_keys(Key::Worker, &[10, 20])
     }
 
     fn configured(settings: &str) -> KvAware {
@@ -146,52 +128,54 @@ mod tests {
         policy
     }
 
-    fn best(policy: &KvAware, candidates: &Candidates) -> u32 {
-        let costs = policy.costs(&REQUEST, candidates);
-        candidates.worker[if costs[0] < costs[1] { 0 } else { 1 }]
+    /// The row that gets a request where there are so many other routers.
+    fn best(policy: &KvAware, request: &Request, candidates: &Candidates, other_routers: u32) -> usize {
+        let request = request
+            .clone()
+            .with_count(RequestCount::OtherRouters, other_routers);
+        let costs = policy.costs(&request, candidates);
+        usize::from(costs[1] < costs[0])
     }
 
     #[test]
     fn prefers_the_cache_until_its_holder_is_busier_than_the_cache_saves() {
         let policy = configured("");
-        assert_eq!(best(&policy, &candidates(29, 29)), 20);
-        assert_eq!(best(&policy, &candidates(31, 31)), 10);
+        assert_eq!(best(&policy, &request(), &candidates(0, 29, 29), 0), 1);
+        assert_eq!(best(&policy, &request(), &candidates(0, 31, 31), 0), 0);
     }
 
     #[test]
     fn counts_the_requests_of_all_routers_unless_told_not_to() {
-        let seen_by_others = candidates(0, 100);
+        let seen_by_others = candidates(0, 0, 100);
         let policy = configured("");
-        assert_eq!(best(&policy, &seen_by_others), 10);
-        assert!(policy.describe().columns.contains(Columns::DECODE_BLOCKS_ALL));
-        assert!(!policy.describe().columns.contains(Columns::DECODE_BLOCKS));
-        assert_eq!(policy.describe().extra, [OTHER_ROUTERS]);
+        assert_eq!(best(&policy, &request(), &seen_by_others, 0), 0);
+        let reads = policy.describe();
+        assert!(reads.counts.contains(&Count::DecodeBlocksAll.into()));
+        assert!(!reads.counts.contains(&Count::DecodeBlocks.into()));
+        assert_eq!(reads.request_counts, [RequestCount::OtherRouters.name()]);
         let alone = configured(r#"{"replicas": false}"#);
-        assert_eq!(best(&alone, &seen_by_others), 20);
-        assert_eq!(alone.describe().extra, [""; 0]);
+        assert_eq!(best(&alone, &request(), &seen_by_others, 7), 1);
+        assert_eq!(alone.describe().request_counts, [""; 0]);
     }
 
-    /// The workers that get 200 requests, of two that hold 30 and `other` blocks of the prompt.
-    fn chosen(other_routers: f32, other: u32) -> [usize; 2] {
+    /// The workers that get 200 requests, of two that hold `other` and 30 blocks of the prompt.
+    fn chosen(other_routers: u32, other: u32) -> [usize; 2] {
         let policy = configured("");
-        let mut candidates = candidates(0, 0);
-        candidates.overlap_device = vec![other, 30];
-        candidates.extra = vec![other_routers; 2];
         let mut counts = [0; 2];
         for seed in 0..200 {
-            let costs = policy.costs(&Request { seed, ..REQUEST }, &candidates);
-            counts[usize::from(costs[1] < costs[0])] += 1;
+            let request = Request { seed, ..request() };
+            counts[best(&policy, &request, &candidates(other, 0, 0), other_routers)] += 1;
         }
         counts
     }
 
     #[test]
     fn near_ties_share_the_requests_only_where_there_are_other_routers() {
-        assert_eq!(chosen(0.0, 29), [0, 200]);
-        let shared = chosen(7.0, 29);
+        assert_eq!(chosen(0, 29), [0, 200]);
+        let shared = chosen(7, 29);
         assert!(shared[0] > 40 && shared[1] > shared[0], "{shared:?}");
         assert_eq!(
-            chosen(7.0, 25),
+            chosen(7, 25),
             [0, 200],
             "more than a tenth of the prompt is no near tie"
         );
@@ -206,10 +190,11 @@ mod tests {
 
     #[test]
     fn says_why() {
-        let reason = configured("").explain(&REQUEST, &candidates(5, 5), 1);
+        let request = request().with_count(RequestCount::OtherRouters, 0);
+        let reason = configured("").explain(&request, &candidates(0, 5, 5), 1);
         assert_eq!(
             reason,
-            "worker 20 holds 30 of 40 blocks and costs 55.0; the next best, worker 10, 80.0"
+            "it holds 30 of 40 blocks and costs 55.0; the next best costs 80.0"
         );
     }
 }

@@ -2,7 +2,7 @@
 //! load of all routers, and lets candidates that are nearly as good as the best share the requests.
 
 use signalbox_policy_sdk::{
-    Candidates, DEFAULT_SPREAD, Decision, Info, KvCost, Load, Policy, Request, Settings,
+    Candidates, DEFAULT_SPREAD, Decision, Info, Key, KvCost, Load, Policy, Request, Settings,
     draw_among_near_ties, export_policy,
 };
 
@@ -33,14 +33,13 @@ impl Policy for ReplicaSynced {
     }
 
     fn describe(&self) -> Info {
-        let columns = self.cost.columns(true);
-        Info::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), columns)
+        Info::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+            .counts(self.cost.columns(Load::OfAllRouters))
+            .keys([Key::Worker])
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {
-        let mut costs = self
-            .cost
-            .costs(request, candidates, Load::of_all_routers(candidates));
+        let mut costs = self.cost.costs(request, candidates, Load::OfAllRouters);
         draw_among_near_ties(&mut costs, self.spread, request, candidates);
         Decision::Costs(costs)
     }
@@ -50,34 +49,30 @@ export_policy!(ReplicaSynced);
 
 #[cfg(test)]
 mod tests {
+    use signalbox_policy_sdk::Count;
+
     use super::*;
 
     /// The row that is chosen for a prompt of 40 blocks. Each worker holds `overlap` blocks of the prompt; the requests
     /// of all routers have `all` blocks there.
     fn chosen(settings: &str, seed: u64, overlap: &[u32], all: &[u32]) -> usize {
-        let idle = vec![0; overlap.len()];
-        let candidates = Candidates {
-            worker: (1..=overlap.len() as u32).collect(),
-            overlap_device: overlap.to_vec(),
-            overlap_host: idle.clone(),
-            overlap_disk: idle.clone(),
-            prefill_tokens_all: idle.clone(),
-            decode_blocks_all: all.to_vec(),
-            requests_all: idle.clone(),
-            kv_blocks_total: vec![1_000; overlap.len()],
-            kv_blocks_used: idle,
-            ..Candidates::default()
-        };
+        let (idle, total) = (vec![0; overlap.len()], vec![1_000; overlap.len()]);
+        let workers: Vec<u64> = (1..=overlap.len() as u64).collect();
+        let candidates = Candidates::of(overlap.len())
+            .with_counts(Count::OverlapDevice, overlap)
+            .with_counts(Count::OverlapHost, &idle)
+            .with_counts(Count::OverlapDisk, &idle)
+            .with_counts(Count::PrefillTokensAll, &idle)
+            .with_counts(Count::DecodeBlocksAll, all)
+            .with_counts(Count::KvBlocksTotal, &total)
+            .with_counts(Count::KvBlocksUsed, &idle)
+            .with_keys(Key::Worker, &workers);
         let request = Request {
             prompt_tokens: 640,
             prompt_blocks: 40,
             block_size: 16,
-            expected_output_tokens: 0,
-            priority: 0,
-            session: 0,
-            lora: 0,
             seed,
-            decision_number: 0,
+            ..Request::default()
         };
         let mut policy = ReplicaSynced::default();
         policy
@@ -87,7 +82,7 @@ mod tests {
             Decision::Costs(costs) => (0..costs.len())
                 .min_by(|&a, &b| costs[a].total_cmp(&costs[b]))
                 .expect("a candidate"),
-            Decision::Pick(row) => row as usize,
+            other => panic!("costs were expected, not {other:?}"),
         }
     }
 

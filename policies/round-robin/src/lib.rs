@@ -1,7 +1,7 @@
 //! `round-robin` chooses every worker in turn, without regard to its KV cache and its load. It is the baseline for
 //! measuring other policies, and the template to copy for a policy of your own.
 
-use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request, export_policy};
+use signalbox_policy_sdk::{Candidates, Decision, Info, Key, Policy, Request, export_policy};
 
 /// Picks the candidate whose turn it is, by the number of the decision. It has no settings and no memory.
 #[derive(Debug, Default)]
@@ -9,19 +9,15 @@ pub struct RoundRobin;
 
 impl Policy for RoundRobin {
     fn describe(&self) -> Info {
-        // The column `worker` is always present; the policy needs no other.
-        Info::new(
-            env!("CARGO_PKG_NAME"),
-            env!("CARGO_PKG_VERSION"),
-            Columns::empty(),
-        )
+        Info::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")).keys([Key::Worker])
     }
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {
-        // The order of the rows means nothing, so turns go by worker number.
+        // The order of the rows means nothing, so turns go by the workers' keys.
+        let workers = candidates.keys(Key::Worker);
         let mut rows: Vec<u32> = (0..candidates.len() as u32).collect();
         let turn = (request.decision_number % rows.len() as u64) as usize;
-        let (_, row, _) = rows.select_nth_unstable_by_key(turn, |&row| candidates.worker[row as usize]);
+        let (_, row, _) = rows.select_nth_unstable_by_key(turn, |&row| workers[row as usize]);
         Decision::Pick(*row)
     }
 }
@@ -32,32 +28,22 @@ export_policy!(RoundRobin);
 mod tests {
     use super::*;
 
-    /// The number of the worker (not its row) that decision `number` picks among `workers`.
-    fn worker(number: u64, workers: &[u32]) -> u32 {
+    /// The key of the worker (not its row) that decision `number` picks among `workers`.
+    fn worker(number: u64, workers: &[u64]) -> u64 {
         let request = Request {
-            prompt_tokens: 100,
-            prompt_blocks: 6,
-            block_size: 16,
-            expected_output_tokens: 0,
-            priority: 0,
-            session: 0,
-            lora: 0,
-            seed: 0,
             decision_number: number,
+            ..Request::default()
         };
-        let candidates = Candidates {
-            worker: workers.to_vec(),
-            ..Candidates::default()
-        };
+        let candidates = Candidates::of(workers.len()).with_keys(Key::Worker, workers);
         match RoundRobin.decide(&request, &candidates) {
             Decision::Pick(row) => workers[row as usize],
-            Decision::Costs(costs) => panic!("a pick was expected, not {costs:?}"),
+            other => panic!("a pick was expected, not {other:?}"),
         }
     }
 
     #[test]
     fn workers_take_turns() {
-        let turns: Vec<u32> = (0..6).map(|number| worker(number, &[4, 7, 9])).collect();
+        let turns: Vec<u64> = (0..6).map(|number| worker(number, &[4, 7, 9])).collect();
         assert_eq!(turns, [4, 7, 9, 4, 7, 9]);
     }
 

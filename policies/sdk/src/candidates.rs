@@ -1,99 +1,138 @@
-//! The candidates as a policy reads them: columns, each of which is empty when the policy did not name it.
+//! The candidates as a policy reads them: columns.
 
-use crate::bindings::policy::signalbox::policy::types;
+use std::rc::Rc;
+
+use crate::{Count, Key, Number, bindings::policy::signalbox::policy::types, columns::Layout};
 
 /// The workers that can take the request, as columns: row i of each column is candidate i. There is at least one row.
-/// The order of the rows means nothing and may differ from one decision to the next. A column that the policy did not
-/// name is empty; `wit/types.wit` says what each one holds.
+/// The order of the rows means nothing and may differ from one decision to the next. Only columns that the policy names in
+/// its [`Info`](crate::Info) are there; `wit/types.wit` says what each one holds.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Candidates {
-    /// The worker's number, the same for as long as the worker is present. This column is never empty.
-    pub worker: Vec<u32>,
-    /// Bits of [`traits`].
-    pub traits: Vec<u32>,
-    /// Leading KV blocks of the prompt in device memory.
-    pub overlap_device: Vec<u32>,
-    /// KV blocks of the prompt after those, in host memory.
-    pub overlap_host: Vec<u32>,
-    /// KV blocks of the prompt after those two, on disk.
-    pub overlap_disk: Vec<u32>,
-    /// Prompt tokens of this router's requests that wait for their first output token.
-    pub prefill_tokens: Vec<u32>,
-    /// KV blocks of this router's requests.
-    pub decode_blocks: Vec<u32>,
-    /// This router's requests in flight.
-    pub requests: Vec<u32>,
-    /// As `prefill_tokens`, for all routers together.
-    pub prefill_tokens_all: Vec<u32>,
-    /// As `decode_blocks`, for all routers together.
-    pub decode_blocks_all: Vec<u32>,
-    /// As `requests`, for all routers together.
-    pub requests_all: Vec<u32>,
-    /// KV blocks that fit in device memory; 0 when unknown.
-    pub kv_blocks_total: Vec<u32>,
-    /// KV blocks in use, as the worker last reported.
-    pub kv_blocks_used: Vec<u32>,
-    /// Requests that wait in the engine, as the worker last reported.
-    pub queue_depth: Vec<u32>,
-    /// The signals that [`Info::extra`](crate::Info::extra) names, one whole column after the other.
-    pub extra: Vec<f32>,
-}
-
-/// Bits of [`Candidates::traits`].
-pub mod traits {
-    /// The worker takes prefills.
-    pub const PREFILL: u32 = 1;
-    /// The worker takes decodes.
-    pub const DECODE: u32 = 2;
-    /// The overlap is approximate: the router does not use the worker's KV events, and learned it from its own decisions.
-    pub const APPROXIMATE: u32 = 4;
-    /// The router is rebuilding its index of the worker, so the overlap may be too low.
-    pub const PARTIAL: u32 = 8;
+    rows: usize,
+    layout: Rc<Layout>,
+    counts: Vec<u32>,
+    numbers: Vec<f32>,
+    keys: Vec<u64>,
 }
 
 impl Candidates {
+    pub(crate) fn new(candidates: types::Candidates, layout: &Rc<Layout>) -> Self {
+        Self {
+            rows: candidates.count as usize,
+            layout: Rc::clone(layout),
+            counts: candidates.counts,
+            numbers: candidates.numbers,
+            keys: candidates.keys,
+        }
+    }
+
     /// The number of candidates: at least 1 in a decision.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.worker.len()
+        self.rows
     }
 
     /// Whether there is no candidate: never in a decision.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.worker.is_empty()
+        self.rows == 0
     }
 
-    /// The column of the signal with this index in [`Info::extra`](crate::Info::extra), counted from 0; empty when
-    /// there is no such signal.
+    /// A column of whole numbers.
+    ///
+    /// # Panics
+    /// The policy did not name it; so do the following. Admission tries a policy, so it refuses one that forgot a name.
     #[must_use]
-    pub fn signal(&self, index: usize) -> &[f32] {
-        let rows = self.len();
-        self.extra
-            .get(index * rows..(index + 1) * rows)
-            .unwrap_or_default()
+    pub fn counts(&self, name: Count) -> &[u32] {
+        self.rows_at(&self.counts, self.layout.count(name))
     }
-}
 
-impl From<types::Candidates> for Candidates {
-    fn from(columns: types::Candidates) -> Self {
+    /// A column of whole numbers by its name, for one that a later host has.
+    #[must_use]
+    pub fn counts_named(&self, name: &str) -> &[u32] {
+        self.rows_at(&self.counts, self.layout.count_named(name))
+    }
+
+    /// A column of numbers.
+    #[must_use]
+    pub fn numbers(&self, name: Number) -> &[f32] {
+        self.rows_at(&self.numbers, self.layout.number(name))
+    }
+
+    /// A column of numbers by its name, such as `number:price`.
+    #[must_use]
+    pub fn numbers_named(&self, name: &str) -> &[f32] {
+        self.rows_at(&self.numbers, self.layout.number_named(name))
+    }
+
+    /// A column of keys.
+    #[must_use]
+    pub fn keys(&self, name: Key) -> &[u64] {
+        self.rows_at(&self.keys, self.layout.key(name))
+    }
+
+    /// A column of keys by its name, such as `label:gpu`.
+    #[must_use]
+    pub fn keys_named(&self, name: &str) -> &[u64] {
+        self.rows_at(&self.keys, self.layout.key_named(name))
+    }
+
+    /// This many candidates without columns: for tests.
+    #[must_use]
+    pub fn of(rows: usize) -> Self {
         Self {
-            worker: columns.worker,
-            traits: columns.traits.unwrap_or_default(),
-            overlap_device: columns.overlap_device.unwrap_or_default(),
-            overlap_host: columns.overlap_host.unwrap_or_default(),
-            overlap_disk: columns.overlap_disk.unwrap_or_default(),
-            prefill_tokens: columns.prefill_tokens.unwrap_or_default(),
-            decode_blocks: columns.decode_blocks.unwrap_or_default(),
-            requests: columns.requests.unwrap_or_default(),
-            prefill_tokens_all: columns.prefill_tokens_all.unwrap_or_default(),
-            decode_blocks_all: columns.decode_blocks_all.unwrap_or_default(),
-            requests_all: columns.requests_all.unwrap_or_default(),
-            kv_blocks_total: columns.kv_blocks_total.unwrap_or_default(),
-            kv_blocks_used: columns.kv_blocks_used.unwrap_or_default(),
-            queue_depth: columns.queue_depth.unwrap_or_default(),
-            extra: columns.extra,
+            rows,
+            ..Self::default()
         }
+    }
+
+    /// The same candidates with this column: for tests.
+    #[must_use]
+    pub fn with_counts(mut self, name: Count, column: &[u32]) -> Self {
+        assert_eq!(
+            column.len(),
+            self.rows,
+            "`{}` needs a row for each candidate",
+            name.name()
+        );
+        Rc::make_mut(&mut self.layout).add_count(name.name());
+        self.counts.extend(column);
+        self
+    }
+
+    /// The same candidates with this column: for tests.
+    #[must_use]
+    pub fn with_numbers(self, name: Number, column: &[f32]) -> Self {
+        self.with_numbers_named(name.name(), column)
+    }
+
+    /// The same candidates with the column of this name: for tests.
+    #[must_use]
+    pub fn with_numbers_named(mut self, name: &str, column: &[f32]) -> Self {
+        assert_eq!(column.len(), self.rows, "`{name}` needs a row for each candidate");
+        Rc::make_mut(&mut self.layout).add_number(name);
+        self.numbers.extend(column);
+        self
+    }
+
+    /// The same candidates with this column: for tests.
+    #[must_use]
+    pub fn with_keys(self, name: Key, column: &[u64]) -> Self {
+        self.with_keys_named(name.name(), column)
+    }
+
+    /// The same candidates with the column of this name: for tests.
+    #[must_use]
+    pub fn with_keys_named(mut self, name: &str, column: &[u64]) -> Self {
+        assert_eq!(column.len(), self.rows, "`{name}` needs a row for each candidate");
+        Rc::make_mut(&mut self.layout).add_key(name);
+        self.keys.extend(column);
+        self
+    }
+
+    fn rows_at<'a, T>(&self, columns: &'a [T], place: usize) -> &'a [T] {
+        &columns[place * self.rows..][..self.rows]
     }
 }
 
@@ -102,14 +141,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_signal_is_a_column_of_extra() {
-        let candidates = Candidates {
-            worker: vec![7, 8],
-            extra: vec![0.1, 0.2, 0.3, 0.4],
-            ..Candidates::default()
-        };
-        assert_eq!(candidates.signal(0), [0.1, 0.2]);
-        assert_eq!(candidates.signal(1), [0.3, 0.4]);
-        assert_eq!(candidates.signal(2), []);
+    fn each_column_is_found_by_its_name() {
+        let candidates = Candidates::of(2)
+            .with_counts(Count::Requests, &[1, 2])
+            .with_counts(Count::OverlapDevice, &[3, 4])
+            .with_numbers_named("number:price", &[0.1, 0.2])
+            .with_numbers(Number::KvUse, &[0.3, 0.4])
+            .with_keys(Key::Worker, &[7, 8]);
+        assert_eq!(candidates.counts(Count::OverlapDevice), [3, 4]);
+        assert_eq!(candidates.counts(Count::Requests), [1, 2]);
+        assert_eq!(candidates.numbers(Number::KvUse), [0.3, 0.4]);
+        assert_eq!(candidates.numbers_named("number:price"), [0.1, 0.2]);
+        assert_eq!(candidates.keys(Key::Worker), [7, 8]);
+    }
+
+    #[test]
+    #[should_panic(expected = "reads `queue-depth`, which its `describe` does not name")]
+    fn a_column_that_was_not_named_is_a_clear_panic() {
+        let _ = Candidates::of(1).counts(Count::QueueDepth);
     }
 }

@@ -3,7 +3,7 @@
 //! Without it, routers herd: the load that a router knows of the others is a moment old, so all routers send their next
 //! request to the same best worker.
 
-use crate::{Candidates, Request};
+use crate::{Candidates, Key, Request};
 
 /// Candidates whose cost differs by less than this share of the prompt's own blocks count as nearly equal. A request
 /// of another router that this one does not see yet changes a worker's cost by about a whole prompt, so a difference
@@ -11,17 +11,17 @@ use crate::{Candidates, Request};
 pub const DEFAULT_SPREAD: f32 = 0.1;
 
 /// Adds to each cost a surcharge that is drawn for each candidate and decision, below `spread` as a share of the prompt's
-/// blocks: near ties change places, larger differences stay.
+/// blocks: near ties change places, larger differences stay. It reads [`Key::Worker`].
 pub fn draw_among_near_ties(costs: &mut [f32], spread: f32, request: &Request, candidates: &Candidates) {
     let spread = spread * request.prompt_blocks.max(1) as f32;
-    for (cost, &worker) in costs.iter_mut().zip(&candidates.worker) {
+    for (cost, &worker) in costs.iter_mut().zip(candidates.keys(Key::Worker)) {
         *cost += spread * draw(request.seed, worker);
     }
 }
 
 /// A pseudo-random number from 0 to below 1: the seed and the worker through MurmurHash3's 64-bit finaliser.
-fn draw(seed: u64, worker: u32) -> f32 {
-    let mut bits = seed ^ u64::from(worker).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+fn draw(seed: u64, worker: u64) -> f32 {
+    let mut bits = seed ^ worker.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     bits ^= bits >> 33;

@@ -17,7 +17,7 @@
 //! the worker that had the system prompt first: its cache overflows while the other caches stay empty. The settings
 //! `{"min_overlap": 0, "fill_weight": 0}` give Dynamo's formula.
 
-use crate::{Candidates, Columns, Request, Settings};
+use crate::{Candidates, Count, Request, Settings};
 
 /// The weights of the formula. Each setting has the name of its field.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,31 +43,24 @@ pub struct KvCost {
 }
 
 /// The load columns that the formula uses: those of this router, or those of all routers.
-#[derive(Debug, Clone, Copy)]
-pub struct Load<'a> {
-    prefill_tokens: &'a [u32],
-    decode_blocks: &'a [u32],
-    requests: &'a [u32],
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// What this router has in flight.
+    Own,
+    /// What all routers together have in flight.
+    OfAllRouters,
 }
 
-impl<'a> Load<'a> {
-    /// What this router has in flight.
-    #[must_use]
-    pub fn own(candidates: &'a Candidates) -> Self {
-        Self {
-            prefill_tokens: &candidates.prefill_tokens,
-            decode_blocks: &candidates.decode_blocks,
-            requests: &candidates.requests,
-        }
-    }
-
-    /// What all routers together have in flight.
-    #[must_use]
-    pub fn of_all_routers(candidates: &'a Candidates) -> Self {
-        Self {
-            prefill_tokens: &candidates.prefill_tokens_all,
-            decode_blocks: &candidates.decode_blocks_all,
-            requests: &candidates.requests_all,
+impl Load {
+    /// The columns of prefill tokens, decode blocks and requests.
+    fn columns(self) -> [Count; 3] {
+        match self {
+            Self::Own => [Count::PrefillTokens, Count::DecodeBlocks, Count::Requests],
+            Self::OfAllRouters => [
+                Count::PrefillTokensAll,
+                Count::DecodeBlocksAll,
+                Count::RequestsAll,
+            ],
         }
     }
 }
@@ -88,30 +81,19 @@ impl Default for KvCost {
 }
 
 impl KvCost {
-    /// The columns that the formula needs with these weights, for the load of all routers or of this one.
+    /// The columns that the formula needs with these weights.
     #[must_use]
-    pub fn columns(&self, of_all_routers: bool) -> Columns {
-        let always = Columns::OVERLAP_DEVICE
-            | Columns::OVERLAP_HOST
-            | Columns::OVERLAP_DISK
-            | Columns::KV_BLOCKS_TOTAL
-            | Columns::KV_BLOCKS_USED;
-        let (load, requests) = if of_all_routers {
-            (
-                Columns::PREFILL_TOKENS_ALL | Columns::DECODE_BLOCKS_ALL,
-                Columns::REQUESTS_ALL,
-            )
-        } else {
-            (
-                Columns::PREFILL_TOKENS | Columns::DECODE_BLOCKS,
-                Columns::REQUESTS,
-            )
-        };
-        if self.request_weight == 0.0 {
-            always | load
-        } else {
-            always | load | requests
-        }
+    pub fn columns(&self, load: Load) -> Vec<Count> {
+        let mut columns = vec![
+            Count::OverlapDevice,
+            Count::OverlapHost,
+            Count::OverlapDisk,
+            Count::KvBlocksTotal,
+            Count::KvBlocksUsed,
+        ];
+        let with_requests = self.request_weight != 0.0;
+        columns.extend(load.columns().into_iter().take(if with_requests { 3 } else { 2 }));
+        columns
     }
 
     /// Reads the weights from the settings; a weight that is not set has its default.
@@ -138,13 +120,14 @@ impl KvCost {
 
     /// A cost for each candidate, in blocks.
     #[must_use]
-    pub fn costs(&self, request: &Request, candidates: &Candidates, load: Load<'_>) -> Vec<f32> {
+    pub fn costs(&self, request: &Request, candidates: &Candidates, load: Load) -> Vec<f32> {
         if self.credit_decay == 0.0 {
             return self.costs_with(request, candidates, load, |_| self.overlap_credit);
         }
         let per_prompt = 1.0 / (request.block_size.max(1) as f32 * request.prompt_blocks.max(1) as f32);
         let decay = self.credit_decay * per_prompt;
-        let least = load.prefill_tokens.iter().copied().min().unwrap_or(0);
+        let [prefill, ..] = load.columns();
+        let least = candidates.counts(prefill).iter().copied().min().unwrap_or(0);
         self.costs_with(request, candidates, load, |prefill_tokens| {
             self.overlap_credit / (1.0 + decay * float(prefill_tokens - least))
         })
@@ -155,27 +138,26 @@ impl KvCost {
         &self,
         request: &Request,
         candidates: &Candidates,
-        load: Load<'_>,
+        load: Load,
         device_credit: impl Fn(u32) -> f32,
     ) -> Vec<f32> {
         let rows = candidates.len();
         // All slices have the same known length, so the loop has no bounds checks and the compiler makes SIMD of it.
+        let column = |name: Count| &candidates.counts(name)[..rows];
         let (device, host, disk) = (
-            &candidates.overlap_device[..rows],
-            &candidates.overlap_host[..rows],
-            &candidates.overlap_disk[..rows],
+            column(Count::OverlapDevice),
+            column(Count::OverlapHost),
+            column(Count::OverlapDisk),
         );
-        let (prefill, decode) = (&load.prefill_tokens[..rows], &load.decode_blocks[..rows]);
+        let [prefill, decode, requests] = load.columns();
+        let (prefill, decode) = (column(prefill), column(decode));
         // Without weight the column of requests is absent. Any other column can stand in, since it is multiplied by 0.
         let requests = if self.request_weight == 0.0 {
             decode
         } else {
-            &load.requests[..rows]
+            column(requests)
         };
-        let (total, used) = (
-            &candidates.kv_blocks_total[..rows],
-            &candidates.kv_blocks_used[..rows],
-        );
+        let (total, used) = (column(Count::KvBlocksTotal), column(Count::KvBlocksUsed));
 
         let per_token = 1.0 / request.block_size.max(1) as f32;
         let prompt_blocks = request.prompt_blocks as f32;
@@ -221,69 +203,59 @@ mod tests {
             prompt_tokens: 160,
             prompt_blocks: 10,
             block_size: 16,
-            expected_output_tokens: 0,
-            priority: 0,
-            session: 0,
-            lora: 0,
-            seed: 0,
-            decision_number: 0,
+            ..Request::default()
         }
     }
 
-    fn candidates() -> Candidates {
-        Candidates {
-            worker: vec![1, 2, 3],
-            overlap_device: vec![2, 5, 8],
-            overlap_host: vec![0, 4, 0],
-            overlap_disk: vec![0, 0, 2],
-            prefill_tokens: vec![0, 0, 160],
-            decode_blocks: vec![0, 3, 0],
-            requests: vec![0, 1, 2],
-            kv_blocks_total: vec![100; 3],
-            kv_blocks_used: vec![0; 3],
-            ..Candidates::default()
-        }
+    fn candidates(overlap: [[u32; 3]; 3], prefill: [u32; 3], decode: [u32; 3], used: [u32; 3]) -> Candidates {
+        Candidates::of(3)
+            .with_counts(Count::OverlapDevice, &overlap[0])
+            .with_counts(Count::OverlapHost, &overlap[1])
+            .with_counts(Count::OverlapDisk, &overlap[2])
+            .with_counts(Count::PrefillTokens, &prefill)
+            .with_counts(Count::DecodeBlocks, &decode)
+            .with_counts(Count::KvBlocksTotal, &[100; 3])
+            .with_counts(Count::KvBlocksUsed, &used)
+    }
+
+    fn busy() -> Candidates {
+        let overlap = [[2, 5, 8], [0, 4, 0], [0, 0, 2]];
+        candidates(overlap, [0, 0, 160], [0, 3, 0], [0; 3])
     }
 
     #[test]
     fn counts_blocks_to_prefill_and_blocks_in_use() {
-        let costs = KvCost::default().costs(&request(), &candidates(), Load::own(&candidates()));
+        let costs = KvCost::default().costs(&request(), &busy(), Load::Own);
         // 10 - 2 + 10; 10 - 5 - 0.75 * 4 + 3 + 10; 20 - 8 - 0.25 * 2 + 10
         assert_eq!(costs, [18.0, 15.0, 21.5]);
     }
 
     #[test]
     fn each_weight_changes_its_term() {
-        let costs = |cost: KvCost| cost.costs(&request(), &candidates(), Load::own(&candidates()));
-        assert_eq!(
-            costs(KvCost {
-                overlap_credit: 2.0,
-                ..KvCost::default()
-            }),
-            [16.0, 13.0 - 3.0 + 3.0 - 0.0, 13.5]
-        );
-        assert_eq!(
-            costs(KvCost {
-                prefill_load_scale: 0.0,
-                ..KvCost::default()
-            }),
-            [10.0, 13.0, 10.0]
-        );
-        assert_eq!(
-            costs(KvCost {
-                request_weight: 4.0,
-                ..KvCost::default()
-            }),
-            [18.0, 19.0, 29.5]
-        );
+        let candidates = busy().with_counts(Count::Requests, &[0, 1, 2]);
+        let costs = |cost: KvCost| cost.costs(&request(), &candidates, Load::Own);
+        let default = KvCost::default();
+        let credit = KvCost {
+            overlap_credit: 2.0,
+            ..default
+        };
+        assert_eq!(costs(credit), [16.0, 13.0, 13.5]);
+        let scale = KvCost {
+            prefill_load_scale: 0.0,
+            ..default
+        };
+        assert_eq!(costs(scale), [10.0, 13.0, 10.0]);
+        let weight = KvCost {
+            request_weight: 4.0,
+            ..default
+        };
+        assert_eq!(costs(weight), [18.0, 19.0, 29.5]);
         // The third worker is one whole prompt behind: its credit is halved.
-        assert_eq!(
-            costs(KvCost {
-                credit_decay: 1.0,
-                ..KvCost::default()
-            }),
-            [18.0, 15.0, 25.5]
-        );
+        let decay = KvCost {
+            credit_decay: 1.0,
+            ..default
+        };
+        assert_eq!(costs(decay), [18.0, 15.0, 25.5]);
     }
 
     #[test]
@@ -292,61 +264,41 @@ mod tests {
             overlap_credit: 100.0,
             ..KvCost::default()
         };
-        assert_eq!(
-            cost.costs(&request(), &candidates(), Load::own(&candidates())),
-            [10.0, 13.0, 10.0]
-        );
+        assert_eq!(cost.costs(&request(), &busy(), Load::Own), [10.0, 13.0, 10.0]);
     }
 
     #[test]
     fn an_overlap_shorter_than_a_tenth_of_the_prompt_counts_as_none() {
-        let candidates = Candidates {
-            overlap_device: vec![0, 9, 10],
-            overlap_host: vec![0; 3],
-            overlap_disk: vec![0; 3],
-            prefill_tokens: vec![0; 3],
-            decode_blocks: vec![0; 3],
-            ..candidates()
-        };
+        let overlap = [[0, 9, 10], [0; 3], [0; 3]];
         let request = Request {
             prompt_tokens: 1_600,
             prompt_blocks: 100,
             ..request()
         };
-        let costs = KvCost::default().costs(&request, &candidates, Load::own(&candidates));
-        assert_eq!(costs, [200.0, 200.0, 190.0]);
+        let candidates = candidates(overlap, [0; 3], [0, 3, 0], [0; 3]);
+        let costs = KvCost::default().costs(&request, &candidates, Load::Own);
+        assert_eq!(costs, [200.0, 203.0, 190.0]);
     }
 
     #[test]
     fn between_equal_workers_the_emptier_cache_costs_less() {
-        let candidates = Candidates {
-            overlap_device: vec![0; 3],
-            overlap_host: vec![0; 3],
-            overlap_disk: vec![0; 3],
-            prefill_tokens: vec![0; 3],
-            decode_blocks: vec![0, 0, 1],
-            kv_blocks_used: vec![100, 50, 0],
-            ..candidates()
-        };
-        let costs = KvCost::default().costs(&request(), &candidates, Load::own(&candidates));
+        let candidates = candidates([[0; 3]; 3], [0; 3], [0, 0, 1], [100, 50, 0]);
+        let costs = KvCost::default().costs(&request(), &candidates, Load::Own);
         assert_eq!(costs, [20.5, 20.25, 21.0]);
     }
 
     #[test]
     fn the_column_of_requests_is_wanted_only_where_it_has_weight() {
-        let without = Candidates {
-            requests: vec![],
-            ..candidates()
+        let columns = |request_weight, load| {
+            let cost = KvCost {
+                request_weight,
+                ..KvCost::default()
+            };
+            cost.columns(load)
         };
-        assert!(!KvCost::default().columns(false).contains(Columns::REQUESTS));
-        let costs = KvCost::default().costs(&request(), &without, Load::own(&without));
-        assert_eq!(costs, [18.0, 15.0, 21.5]);
-        let weighing = KvCost {
-            request_weight: 1.0,
-            ..KvCost::default()
-        };
-        assert!(weighing.columns(false).contains(Columns::REQUESTS));
-        assert!(weighing.columns(true).contains(Columns::REQUESTS_ALL));
+        assert!(!columns(0.0, Load::Own).contains(&Count::Requests));
+        assert!(columns(1.0, Load::Own).contains(&Count::Requests));
+        assert!(columns(1.0, Load::OfAllRouters).contains(&Count::RequestsAll));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! --release` then makes the component.
 //!
 //! ```
-//! use signalbox_policy_sdk::{Candidates, Columns, Decision, Info, Policy, Request};
+//! use signalbox_policy_sdk::{Candidates, Count, Decision, Info, Policy, Request};
 //!
 //! /// Sends each request to the worker with the fewest requests in flight.
 //! #[derive(Debug, Default)]
@@ -10,11 +10,12 @@
 //!
 //! impl Policy for FewestRequests {
 //!     fn describe(&self) -> Info {
-//!         Info::new("fewest-requests", "1.0.0", Columns::REQUESTS_ALL)
+//!         Info::new("fewest-requests", "1.0.0").counts([Count::RequestsAll])
 //!     }
 //!
 //!     fn decide(&mut self, _: &Request, candidates: &Candidates) -> Decision {
-//!         Decision::Costs(candidates.requests_all.iter().map(|&requests| requests as f32).collect())
+//!         let requests = candidates.counts(Count::RequestsAll);
+//!         Decision::Costs(requests.iter().map(|&requests| requests as f32).collect())
 //!     }
 //! }
 //!
@@ -22,23 +23,28 @@
 //! ```
 //!
 //! The trait is ordinary Rust, so ordinary unit tests test a policy, on any machine. `wit/` says what each value means
-//! and what the host promises. The types here are those of `wit/types.wit`, except that an absent column is empty.
+//! and what the host promises.
 
 use std::fmt::Debug;
 
-pub use bindings::policy::signalbox::policy::types::{Columns, Decision, Outcome, Request};
-pub use candidates::{Candidates, traits};
+pub use bindings::policy::signalbox::policy::types::{Decision, Outcome, Pair, Rejection};
+pub use candidates::Candidates;
+pub use columns::{Count, Key, Number, RequestCount, RequestKey, RequestNumber, traits};
 pub use draw::{DEFAULT_SPREAD, draw_among_near_ties};
 pub use kv_cost::{KvCost, Load};
+pub use request::{NamedValues, Request};
 pub use settings::Settings;
 
 #[doc(hidden)]
 pub mod bindings;
 mod candidates;
+mod columns;
 mod draw;
 #[doc(hidden)]
 pub mod guest;
 mod kv_cost;
+pub mod log;
+mod request;
 mod settings;
 
 /// A routing policy. Each instance holds one value of this type; each router thread has an instance for as long as the
@@ -48,8 +54,7 @@ mod settings;
 /// budget (`wit/routing.wit`). WebAssembly without imports is deterministic: the same calls in the same order return
 /// the same decisions, so a recorded decision can be replayed.
 pub trait Policy: Debug + Default + 'static {
-    /// Returns the policy's name and version, and the columns it wants. The host calls it when it admits the component,
-    /// after `configure`; later instances receive no such call.
+    /// Returns the policy's name and version, and what it reads. Called after `configure`, on each instance.
     fn describe(&self) -> Info;
 
     /// Takes the settings: read each setting that the policy has. The SDK refuses settings that were not read.
@@ -90,35 +95,86 @@ pub trait Policy: Debug + Default + 'static {
     }
 }
 
-/// A policy's description of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A policy's description of itself: what it is called, and what it reads by name. `wit/types.wit` (`info`) has the names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Info {
     /// Its name: lower-case letters, digits, `-`, `_` and `.`.
     pub name: String,
     /// Its version, such as `1.2.0`.
     pub version: String,
-    /// The columns that it wants; any other column is empty.
-    pub columns: Columns,
-    /// Signals beside the columns, by name (`wit/types.wit` lists them). [`Candidates::extra`] has them in this order.
-    pub extra: Vec<String>,
+    /// Columns of whole numbers.
+    pub counts: Vec<String>,
+    /// Columns of numbers.
+    pub numbers: Vec<String>,
+    /// Columns of keys.
+    pub keys: Vec<String>,
+    /// Whole numbers of the request.
+    pub request_counts: Vec<String>,
+    /// Numbers of the request.
+    pub request_numbers: Vec<String>,
+    /// Keys of the request.
+    pub request_keys: Vec<String>,
+    /// Those of all names that it can do without: a host that does not know one sends zeroes.
+    pub optional: Vec<String>,
 }
 
 impl Info {
-    /// A description without extra signals.
+    /// A description of a policy that reads nothing but the fixed values of a request.
     #[must_use]
-    pub fn new(name: &str, version: &str, columns: Columns) -> Self {
+    pub fn new(name: &str, version: &str) -> Self {
         Self {
             name: name.into(),
             version: version.into(),
-            columns,
-            extra: Vec::new(),
+            ..Self::default()
         }
     }
 
-    /// The same, with these signals.
+    /// It reads these columns, too.
     #[must_use]
-    pub fn with_signals(mut self, names: &[&str]) -> Self {
-        self.extra = names.iter().map(|&name| name.into()).collect();
+    pub fn counts<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.counts.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// It reads these columns, too: a [`Number`], or a name such as `number:price`.
+    #[must_use]
+    pub fn numbers<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.numbers.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// It reads these columns, too: a [`Key`], or a name such as `label:gpu`.
+    #[must_use]
+    pub fn keys<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.keys.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// It reads these numbers of the request, too.
+    #[must_use]
+    pub fn request_counts<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.request_counts.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// It reads these numbers of the request, too.
+    #[must_use]
+    pub fn request_numbers<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.request_numbers.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// It reads these keys of the request, too: a [`RequestKey`], or a name such as `header:x-team`.
+    #[must_use]
+    pub fn request_keys<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.request_keys.extend(names.into_iter().map(Into::into));
+        self
+    }
+
+    /// It can do without these of the names above.
+    #[must_use]
+    pub fn optional<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.optional.extend(names.into_iter().map(Into::into));
         self
     }
 }
@@ -138,9 +194,10 @@ macro_rules! export_policy {
             struct Component;
             impl $crate::guest::Hosted for Component {
                 type Policy = $policy;
-                fn with<R>(call: impl FnOnce(&mut $policy) -> R) -> R {
+                fn with<R>(call: impl FnOnce(&mut $crate::guest::Running<$policy>) -> R) -> R {
                     ::std::thread_local! {
-                        static POLICY: ::std::cell::RefCell<$policy> = ::std::default::Default::default();
+                        static POLICY: ::std::cell::RefCell<$crate::guest::Running<$policy>> =
+                            ::std::default::Default::default();
                     }
                     POLICY.with_borrow_mut(call)
                 }

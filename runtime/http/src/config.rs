@@ -30,6 +30,8 @@ pub struct HttpConfig {
     pub admin_token: Option<String>,
     /// This deployment's name in `/health`.
     pub namespace: String,
+    /// The headers of clients that policies see, hashed: `header:NAME`.
+    pub policy_headers: Vec<String>,
 }
 
 impl Default for HttpConfig {
@@ -51,6 +53,7 @@ impl Default for HttpConfig {
             ping_after: Some(Duration::from_secs(15)),
             admin_token: None,
             namespace: "signalbox".into(),
+            policy_headers: Vec::new(),
         }
     }
 }
@@ -70,6 +73,7 @@ impl std::fmt::Debug for HttpConfig {
             .field("ping_after", &self.ping_after)
             .field("admin_token", &self.admin_token.as_ref().map(|_| "(set)"))
             .field("namespace", &self.namespace)
+            .field("policy_headers", &self.policy_headers)
             .finish()
     }
 }

@@ -54,7 +54,7 @@ impl ApiError {
     fn retry_after_s(&self) -> Option<u32> {
         match &self.0.engine {
             Some(engine) => matches!(engine.status, 429 | 503).then_some(ENGINE_RETRY_S),
-            None => self.0.kind.retry_after_s(),
+            None => self.0.retry_after_s.or_else(|| self.0.kind.retry_after_s()),
         }
     }
 }

@@ -12,11 +12,12 @@ mod lenient;
 mod prompt;
 mod responses;
 
-use signalbox_protocol::{Endpoint, SamplingParams, name_hash};
+use signalbox_protocol::{Endpoint, SamplingParams};
 use signalbox_router::ModelView;
 
 use self::prompt::Prompt;
 use crate::{
+    client_keys::BodyNames,
     openai::{Fields, GenerationParams, urgency},
     prepared::Prepared,
 };
@@ -28,7 +29,7 @@ const DEFAULT_COMPLETION_TOKENS: u32 = 16;
 const MAX_SALT_BYTES: usize = 4_096;
 
 /// The parameters of all routes that routing reads.
-const COMMON: [&str; 13] = [
+const COMMON: [&str; 14] = [
     "model",
     "stream",
     "stream_options",
@@ -38,6 +39,7 @@ const COMMON: [&str; 13] = [
     "max_output_tokens",
     "prompt_cache_key",
     "session_id",
+    "safety_identifier",
     "user",
     "metadata",
     "cache_salt",
@@ -89,8 +91,8 @@ pub(crate) fn prepare(
         _ => estimate,
     };
     let mut generation = generation(endpoint, name, fields);
-    if prompt.unhashed.is_some() && generation.session == 0 {
-        generation.session = prompt.opening;
+    if prompt.unhashed.is_some() && generation.keys.session == 0 {
+        generation.keys.session = prompt.opening;
     }
     let prompt_tokens = u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX);
     let rest = model.context_length.saturating_sub(prompt_tokens);
@@ -133,19 +135,21 @@ fn generation(endpoint: Endpoint, name: String, fields: &mut Fields) -> Generati
         cache_salt: lenient::text(fields, "cache_salt")
             .filter(|salt| salt.len() <= MAX_SALT_BYTES)
             .unwrap_or_default(),
-        session: session(fields),
+        keys: names_in(fields).keys(),
         priority: lenient::integer(fields, "priority").map_or(0, urgency),
     }
 }
 
-/// The conversation or user that the client names, from the most exact name to the least; 0 for none.
-fn session(fields: &mut Fields) -> u64 {
-    let [key, session, user] =
-        ["prompt_cache_key", "session_id", "user"].map(|name| lenient::text(fields, name));
+/// What the client names.
+fn names_in(fields: &mut Fields) -> BodyNames {
     let metadata = lenient::member_text(fields, "metadata", "user_id");
-    let name = key.or(session).or(user).or(metadata);
-    name.filter(|name| !name.is_empty())
-        .map_or(0, |name| name_hash(&name))
+    let mut name = |member| lenient::text(fields, member);
+    BodyNames {
+        session_id: name("session_id"),
+        user: name("user").or(metadata),
+        prompt_cache_key: name("prompt_cache_key"),
+        safety_identifier: name("safety_identifier"),
+    }
 }
 
 #[cfg(test)]

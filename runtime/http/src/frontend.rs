@@ -2,6 +2,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
+use actix_web::http::header::HeaderName;
 use signalbox_protocol::{ErrorKind, WireError};
 use signalbox_router::{ModelView, ReplicaHandle, Router};
 
@@ -31,6 +32,8 @@ pub(crate) struct Frontend {
     /// When a stream without bytes gets its head and pings.
     pub(crate) ping_after: Option<Duration>,
     pub(crate) namespace: String,
+    /// The headers that policies see, each with its name.
+    pub(crate) policy_headers: Vec<(HeaderName, Arc<str>)>,
 }
 
 /// What all HTTP threads of a process share, beside the router.
@@ -61,6 +64,7 @@ impl Frontend {
             request_timeout: config.request_timeout,
             ping_after: config.ping_after,
             namespace: config.namespace.clone(),
+            policy_headers: config.policy_headers.iter().filter_map(header).collect(),
         }
     }
 
@@ -69,6 +73,12 @@ impl Frontend {
     pub(crate) fn model(&self, name: &str) -> Result<ModelView, WireError> {
         served_model(&self.router, name)
     }
+}
+
+/// A header that policies see. Its name was checked where it was set.
+fn header(name: &String) -> Option<(HeaderName, Arc<str>)> {
+    let header = HeaderName::try_from(name).ok()?;
+    Some((header.clone(), header.as_str().into()))
 }
 
 /// The served model or LoRA adapter of this name. The error is "unavailable" while no model is served, otherwise "not
@@ -93,6 +103,7 @@ pub(crate) fn served_model(router: &Router, name: &str) -> Result<ModelView, Wir
         kind: ErrorKind::ModelNotFound,
         message: format!("no model is called {name:?}; served here: {}", models.join(", ")),
         param: Some("model".into()),
+        retry_after_s: None,
         engine: None,
     })
 }

@@ -17,6 +17,7 @@ use crate::{
     answer::{Answer, AnswerBody},
     begun_answer::{Begun, BegunAnswer},
     body,
+    client_keys::HeaderKeys,
     document::Document,
     error::{self, REQUEST_ID},
     every_form::EveryForm,
@@ -172,7 +173,8 @@ async fn open(
     )
     .await?;
     let id = record.id().clone();
-    let router = PromptRouter::new(frontend.clone(), endpoint, id, deadline, body);
+    let keys = HeaderKeys::read(request.headers(), &frontend.policy_headers);
+    let router = PromptRouter::new(frontend.clone(), endpoint, id, deadline, keys, body);
     let read = router.read().await?;
     if let Some(model) = &read.model {
         record.served_by_model(model.clone());

@@ -31,6 +31,7 @@ mod begun_answer;
 pub mod bench_support;
 mod body;
 mod checked;
+mod client_keys;
 mod config;
 mod connection;
 mod connection_limits;

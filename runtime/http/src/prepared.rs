@@ -118,7 +118,7 @@ impl Prepared {
             unhashed_tokens: self.unhashed_tokens,
             // Only engines that read bodies themselves need it, and these get all prompts of a body at once.
             body: if self.part.is_some() { Bytes::new() } else { body },
-            session: generation.session,
+            keys: generation.keys,
         }
     }
 }

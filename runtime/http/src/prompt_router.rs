@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     body::Body,
+    client_keys::HeaderKeys,
     every_form::EveryForm,
     frontend::Frontend,
     read_request::{ReadRequest, read_request},
@@ -24,6 +25,7 @@ pub(crate) struct PromptRouter {
     pub(crate) deadline: Instant,
     /// Seconds since the Unix epoch: the date of the answer.
     created: u64,
+    keys: HeaderKeys,
     body: Body,
 }
 
@@ -33,6 +35,7 @@ impl PromptRouter {
         endpoint: Endpoint,
         id: RequestId,
         deadline: Instant,
+        keys: HeaderKeys,
         body: Body,
     ) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -42,6 +45,7 @@ impl PromptRouter {
             id,
             deadline,
             created: created.map_or(0, |since| since.as_secs()),
+            keys,
             body,
         }
     }
@@ -83,9 +87,10 @@ impl PromptRouter {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let known = prompt.forms();
             let request = prompt.into_route_request(self.bytes(), &self.id, milliseconds(left), self.created);
-            let Some(request) = request else {
+            let Some(mut request) = request else {
                 break;
             };
+            self.keys.add_to(&mut request);
             let error = match self.frontend.replica.route(request).await {
                 Ok(routed) => return Ok(routed),
                 Err(error) => error,

@@ -10,10 +10,10 @@ use std::{
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 
 use crate::{
-    bindings::{explainer, observer, routing, state},
+    bindings::{diagnostics, explainer, observer, routing, state},
     component::{Exports, PolicyComponent},
     description::Description,
     engine::PolicyEngine,
@@ -29,9 +29,9 @@ mod trial;
 pub use trial::trial_requests;
 
 /// The interface that every policy exports.
-const ROUTING: &str = "signalbox:policy/routing@0.1.0";
-/// The only import of a policy: the types, which contain no code. Any version 0.1 fits.
-const TYPES: &str = "signalbox:policy/types@0.1.";
+const ROUTING: &str = "signalbox:policy/routing@0.2.0";
+/// The only imports of a policy: the types, which contain no code, and the log. Any version 0.2 fits.
+const IMPORTS: [&str; 2] = ["signalbox:policy/types@0.2.", "signalbox:policy/diagnostics@0.2."];
 /// The end of a refusal because of imports or exports.
 const SEE_WIT: &str = "see the world `policy` in wit/policy.wit";
 
@@ -120,7 +120,7 @@ impl PolicyEngine {
         let foreign: Vec<&str> = ty
             .imports(self.wasm())
             .map(|(name, _)| name)
-            .filter(|name| !name.starts_with(TYPES))
+            .filter(|name| !IMPORTS.iter().any(|import| name.starts_with(import)))
             .collect();
         if foreign.is_empty() {
             return Ok(());
@@ -131,20 +131,24 @@ impl PolicyEngine {
             ""
         };
         Err(unsound(format!(
-            "the component imports {}; a policy imports only {TYPES}x{wasi}; {SEE_WIT}",
-            foreign.join(", ")
+            "the component imports {}; a policy imports only {}x{wasi}; {SEE_WIT}",
+            foreign.join(", "),
+            IMPORTS.join("x and ")
         )))
     }
 
     fn find_exports(&self, component: &Component) -> Result<Exports, AdmissionError> {
+        let mut linker = Linker::new(self.wasm());
         let pre: InstancePre<Sandbox> =
-            Linker::new(self.wasm())
-                .instantiate_pre(component)
-                .map_err(|error| {
-                    unsound(format!(
-                        "the component does not fit this host: {error:#}; {SEE_WIT}"
-                    ))
-                })?;
+            diagnostics::add_to_linker::<_, HasSelf<_>>(&mut linker, |sandbox: &mut Sandbox| {
+                &mut sandbox.diagnostics
+            })
+            .and_then(|()| linker.instantiate_pre(component))
+            .map_err(|error| {
+                unsound(format!(
+                    "the component does not fit this host: {error:#}; {SEE_WIT}"
+                ))
+            })?;
         let routing = routing::GuestIndices::new(&pre).map_err(|_| {
             let ty = component.component_type();
             let exports: Vec<&str> = ty.exports(self.wasm()).map(|(name, _)| name).collect();
@@ -167,7 +171,7 @@ impl PolicyEngine {
     }
 
     /// Starts, configures and describes the component, and makes trial decisions with it. Each trial decision is made
-    /// once: without imports, threads and relaxed SIMD a second answer cannot differ.
+    /// once: without threads, relaxed SIMD, and imports that return something, a second answer cannot differ.
     fn try_out(&self, component: PolicyComponent) -> Result<Arc<PolicyComponent>, AdmissionError> {
         check_settings(&component.settings)?;
         let component = Arc::new(component);

@@ -2,14 +2,16 @@
 
 wasmtime::component::bindgen!({
     path: "../../wit",
-    // Every interface that a component can export. The host looks for each one separately.
+    // The one interface that a component can import, and every one that it can export. The host looks for each one
+    // separately.
     inline: "
         package signalbox:host;
         world guest {
-            export signalbox:policy/routing@0.1.0;
-            export signalbox:policy/observer@0.1.0;
-            export signalbox:policy/state@0.1.0;
-            export signalbox:policy/explainer@0.1.0;
+            import signalbox:policy/diagnostics@0.2.0;
+            export signalbox:policy/routing@0.2.0;
+            export signalbox:policy/observer@0.2.0;
+            export signalbox:policy/state@0.2.0;
+            export signalbox:policy/explainer@0.2.0;
         }
     ",
     world: "signalbox:host/guest",
@@ -18,4 +20,4 @@ wasmtime::component::bindgen!({
 });
 
 pub(crate) use exports::signalbox::policy::{explainer, observer, routing, state};
-pub(crate) use signalbox::policy::types;
+pub(crate) use signalbox::policy::{diagnostics, types};

@@ -2,27 +2,22 @@
 //!
 //! # To add a column
 //!
-//! First consider a signal (`signals.rs`). A signal changes no interface, so existing components keep running. It is
-//! computed from the existing columns and the request only: a value from elsewhere needs a column.
-//!
-//! Before the first release, a column raises the version of the interface. After it, a column needs a new interface
-//! beside the old one, because a released interface never changes (`wit/policy.wit`).
+//! A new name changes no interface, so existing components keep running. A value that can be computed from other columns
+//! and the request is a case of `NumberSource` in `names.rs`.
 //!
 //! 1. The source of the value. Load of this router: `router/src/load.rs`. Load of all routers: also `ReplicaLoad` in
 //!    `protocol/src/load.rs` and `WorkerShare::digest` in `protocol/src/replica_message.rs`, where routers of two releases
 //!    must agree. A value that the worker measures: a field of `LoadReport` in `protocol/src/load.rs`, and each engine
 //!    that makes the report. A property of the worker: the card (`protocol/src/worker_card.rs`), filled in
-//!    `worker/src/service.rs`, and `WorkerColumns` with its `FromIterator` in `router/src/roster.rs`. Every column holds
-//!    `u32`.
-//! 2. `wit/types.wit`: a flag in `columns` and a field in `candidates`.
-//! 3. The version, wherever it stands: `wit/policy.wit`; here `bindings.rs`, `ROUTING` and `TYPES` in `admission.rs`,
-//!    and `admission/tests.rs`; the command in `policies/README.md`.
-//! 4. `for_each_column!` below: one entry. The struct and its methods (in this file), the conversion (`convert.rs`) and
-//!    the trial values (`admission/trial.rs`) are generated from it.
-//! 5. `router/src/candidates.rs`: the router fills a required column in `fill`, an optional one in `fill_optional`.
-//! 6. `policies/sdk`: generate the bindings again (`policies/README.md`), and add the field in `src/candidates.rs`.
-//! 7. The built components: `make policies` writes `policies/built` and `integration-tests/guests`.
-//! 8. The recorded trial values, in `runtime/policy-host`: `cargo run --example snapshots > tests/snapshots.jsonl`.
+//!    `worker/src/service.rs`, and `WorkerColumns` with its `FromIterator` in `router/src/roster/view.rs`.
+//! 2. `wit/types.wit`: its name and meaning in `info`.
+//! 3. `for_each_column!` below: one entry. The struct and its methods, the look-up of names (`names.rs`) and the trial
+//!    values (`admission/trial.rs`) are generated from it.
+//! 4. `router/src/candidates.rs` fills it, with the other columns of its group.
+//! 5. `policies/sdk/src/columns.rs`: a case of `Count`, `Number` or `Key`.
+//! 6. The recorded trial values, in `runtime/policy-host`: `cargo run --example snapshots > tests/snapshots.jsonl`.
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,126 +25,279 @@ use serde::{Deserialize, Serialize};
 ///
 /// ```text
 /// /// What a row holds.
-/// PRESENCE FIELD: FLAG, trial VALUE;
+/// GROUP SPACE FIELD: NAME, trial VALUE;
 /// ```
 ///
-/// `PRESENCE` is a [`Presence`]. `FIELD` names the column here and in the WIT, `FLAG` in the WIT's `columns`. `VALUE`
-/// is a closure over the `Trial` of `admission/trial.rs` that returns a row's value in trial decisions. It can use the
-/// values of the columns above it. The order of the entries decides which trial values a column gets, and nothing else.
+/// `GROUP` is a [`Group`]: the columns of a group are filled together. `SPACE` is `Counts` (`u32`), `Numbers` (`f32`) or
+/// `Keys` (`u64`). `FIELD` names the column here, `NAME` in `wit/types.wit`. `VALUE` is a closure over the `Trial` of
+/// `admission/trial.rs` that returns a row's value in trial decisions. It can use the values of the columns above it. The
+/// order of the entries decides which trial values a column gets, and nothing else.
 macro_rules! for_each_column {
     ($generate:ident) => {
         $generate! {
             /// Leading KV blocks of the prompt in device memory.
-            Required overlap_device: OVERLAP_DEVICE, trial |trial| trial.overlap();
+            Required Counts overlap_device: "overlap-device", trial |trial| trial.overlap();
             /// KV blocks of the prompt after those, in host memory.
-            Required overlap_host: OVERLAP_HOST, trial |trial| trial.overlap();
+            Required Counts overlap_host: "overlap-host", trial |trial| trial.overlap();
             /// KV blocks of the prompt after those two, on disk.
-            Required overlap_disk: OVERLAP_DISK, trial |trial| trial.overlap();
+            Required Counts overlap_disk: "overlap-disk", trial |trial| trial.overlap();
             /// Prompt tokens of this router's requests that wait for their first output token.
-            Required prefill_tokens: PREFILL_TOKENS, trial |trial| trial.own_load(100_000);
+            Required Counts prefill_tokens: "prefill-tokens", trial |trial| trial.own_load(100_000);
             /// KV blocks of this router's requests.
-            Required decode_blocks: DECODE_BLOCKS, trial |trial| trial.own_load(20_000);
+            Required Counts decode_blocks: "decode-blocks", trial |trial| trial.own_load(20_000);
             /// This router's requests in flight.
-            Required requests: REQUESTS, trial |trial| trial.own_load(256);
+            Required Counts requests: "requests", trial |trial| trial.own_load(256);
             /// Bits of [`candidate_traits`].
-            Optional traits: TRAITS, trial |trial| trial.traits();
+            Load Counts traits: "traits", trial |trial| trial.traits();
             /// As `prefill_tokens`, for all routers together, this one included.
-            Optional prefill_tokens_all: PREFILL_TOKENS_ALL,
+            Load Counts prefill_tokens_all: "prefill-tokens-all",
                 trial |trial| trial.load_of_all(trial.row.prefill_tokens, 100_000);
             /// As `decode_blocks`, for all routers together, this one included.
-            Optional decode_blocks_all: DECODE_BLOCKS_ALL,
+            Load Counts decode_blocks_all: "decode-blocks-all",
                 trial |trial| trial.load_of_all(trial.row.decode_blocks, 20_000);
             /// As `requests`, for all routers together, this one included.
-            Optional requests_all: REQUESTS_ALL, trial |trial| trial.load_of_all(trial.row.requests, 256);
+            Load Counts requests_all: "requests-all",
+                trial |trial| trial.load_of_all(trial.row.requests, 256);
             /// KV blocks that fit in the device memory; 0 when unknown.
-            Required kv_blocks_total: KV_BLOCKS_TOTAL, trial |trial| trial.up_to(1) * 30_000;
+            Required Counts kv_blocks_total: "kv-blocks-total", trial |trial| trial.up_to(1) * 30_000;
             /// KV blocks in use, as the worker last reported.
-            Required kv_blocks_used: KV_BLOCKS_USED, trial |trial| trial.up_to(30_000);
+            Required Counts kv_blocks_used: "kv-blocks-used", trial |trial| trial.up_to(30_000);
             /// Requests that wait in the engine, as the worker last reported.
-            Optional queue_depth: QUEUE_DEPTH, trial |trial| trial.up_to(100);
+            Load Counts queue_depth: "queue-depth", trial |trial| trial.up_to(100);
+            /// Sequences in prefill or decode, as the worker last reported.
+            Report Counts running: "running", trial |trial| trial.up_to(256);
+            /// KV blocks of running sequences, as the worker last reported.
+            Report Counts kv_blocks_active: "kv-blocks-active",
+                trial |trial| trial.up_to(trial.row.kv_blocks_used);
+            /// KV blocks in use that no running sequence needs, as the worker last reported.
+            Report Counts kv_blocks_evictable: "kv-blocks-evictable",
+                trial |trial| trial.row.kv_blocks_used - trial.row.kv_blocks_active;
+            /// Milliseconds since the worker's last report; 0 before the first.
+            Report Numbers report_age_ms: "report-age-ms", trial |trial| trial.up_to(2_000) as f32;
+            /// Prompt tokens that the worker computes in a second of prefill.
+            Measured Numbers prefill_tokens_per_s: "prefill-tokens-per-s",
+                trial |trial| trial.up_to(1) as f32 * 20_000.0;
+            /// How long one of its decode steps takes, in ms.
+            Measured Numbers decode_step_ms: "decode-step-ms", trial |trial| trial.up_to(60) as f32;
+            /// The mean time to the first token over this router's latest streams, in ms.
+            Measured Numbers ttft_ms: "ttft-ms", trial |trial| trial.up_to(4_000) as f32;
+            /// The mean prompt tokens that were computed for it.
+            Measured Numbers uncached_prompt_tokens: "uncached-prompt-tokens",
+                trial |trial| trial.up_to(8_000) as f32;
+            /// The mean time between two tokens of an answer, in ms.
+            Measured Numbers itl_ms: "itl-ms", trial |trial| trial.up_to(80) as f32;
+            /// Milliseconds since this router last placed a request of the same session on the worker; 0 for never.
+            Affinity Numbers affinity_age_ms: "affinity-age-ms", trial |trial| trial.up_to(600_000) as f32;
+            /// Sequences that the worker computes at once.
+            Card Counts max_running: "max-running", trial |trial| trial.up_to(256);
+            /// Requests that it takes, running and waiting together.
+            Card Counts max_requests: "max-requests", trial |trial| trial.up_to(2_048);
+            /// Tokens of its context.
+            Card Counts context_length: "context-length", trial |trial| trial.up_to(131_072);
+            /// The hash of the worker's id.
+            Card Keys worker_key: "worker", trial |trial| trial.key();
+            /// The hash of its label `zone`; 0 for none.
+            Card Keys zone: "zone", trial |trial| trial.key();
         }
     };
 }
 
 pub(crate) use for_each_column;
 
-/// Whether the router fills a column for every policy.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Presence {
-    /// The router fills the column for every decision.
-    Required,
-    /// The router fills the column only for a policy that wants an optional column: few do.
-    Optional,
+/// The type of the values in a space.
+macro_rules! value_of {
+    (Counts) => {
+        u32
+    };
+    (Numbers) => {
+        f32
+    };
+    (Keys) => {
+        u64
+    };
 }
 
-impl Presence {
-    pub(crate) const fn is_required(self) -> bool {
-        matches!(self, Self::Required)
+pub(crate) use value_of;
+
+/// Columns that the router fills together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Group {
+    /// Filled for every decision: the fallback reads them.
+    Required = 0,
+    Load = 1,
+    Report = 2,
+    Measured = 4,
+    Affinity = 8,
+    Card = 16,
+}
+
+/// The groups of columns that a policy reads, beside those that are filled for every decision.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ColumnGroups(u8);
+
+impl ColumnGroups {
+    /// Every group.
+    pub const ALL: Self = Self(0xff);
+
+    pub(crate) fn add(&mut self, group: Group) {
+        self.0 |= group as u8;
+    }
+
+    const fn has(self, group: Group) -> bool {
+        self.0 & group as u8 == group as u8
+    }
+
+    /// Whether any group is wanted.
+    #[must_use]
+    pub const fn is_any(self) -> bool {
+        self.0 != 0
+    }
+
+    /// The load of all routers, `traits` and `queue_depth`.
+    #[must_use]
+    pub const fn load(self) -> bool {
+        self.has(Group::Load)
+    }
+
+    /// What the worker last reported.
+    #[must_use]
+    pub const fn report(self) -> bool {
+        self.has(Group::Report)
+    }
+
+    /// Measured times and rates.
+    #[must_use]
+    pub const fn measured(self) -> bool {
+        self.has(Group::Measured)
+    }
+
+    /// `affinity_age_ms`.
+    #[must_use]
+    pub const fn affinity(self) -> bool {
+        self.has(Group::Affinity)
+    }
+
+    /// What the worker's card states.
+    #[must_use]
+    pub const fn card(self) -> bool {
+        self.has(Group::Card)
     }
 }
 
+/// What the policy that decides wants beside the required columns.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The groups of columns.
+    pub groups: ColumnGroups,
+    /// The labels of workers that it reads as keys.
+    pub labels: &'a [Arc<str>],
+    /// The labels of workers that it reads as numbers.
+    pub number_labels: &'a [Arc<str>],
+}
+
+/// A label of all candidates: its name, and a row for each candidate.
+pub type LabelColumn<T> = (Arc<str>, Vec<T>);
+
 macro_rules! define_candidates {
-    ($($(#[$doc:meta])* $presence:ident $column:ident: $flag:ident, trial $value:expr;)*) => {
+    ($($(#[$doc:meta])* $group:ident $space:ident $column:ident: $name:literal, trial $value:expr;)*) => {
         /// The candidates as flat columns of one length: row i of each column is candidate i. A caller keeps one of
         /// these and fills it again for each decision, so that it allocates the buffers once.
         #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(default)]
         pub struct Candidates {
-            /// The worker's number, the same for as long as the worker is present.
+            /// The worker's number in this router, the same for as long as the worker is present. No policy sees it.
             pub worker: Vec<u32>,
-            $($(#[$doc])* pub $column: Vec<u32>,)*
+            $($(#[$doc])* #[serde(skip_serializing_if = "Vec::is_empty")] pub $column: Vec<value_of!($space)>,)*
+            /// The hashes of the labels that the policy reads.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            pub labels: Vec<LabelColumn<u64>>,
+            /// The labels that it reads as numbers.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            pub number_labels: Vec<LabelColumn<f32>>,
         }
 
         impl Candidates {
             /// Gives `worker` and every required column `rows` rows. Existing rows stay, new rows are 0. Empties the
-            /// optional columns: to fill them, call [`Candidates::resize_optional`]. Keeps the buffers.
+            /// other columns: to fill them, call [`Candidates::resize_groups`]. Keeps the buffers.
             pub fn resize(&mut self, rows: usize) {
                 self.worker.resize(rows, 0);
-                $(if Presence::$presence.is_required() {
-                    self.$column.resize(rows, 0);
+                $(if matches!(Group::$group, Group::Required) {
+                    self.$column.resize(rows, Default::default());
                 } else {
                     self.$column.clear();
                 })*
+                self.labels.clear();
+                self.number_labels.clear();
             }
 
-            /// Gives every optional column a row for each candidate: `traits`, the load of all routers, and
-            /// `queue_depth`.
-            pub fn resize_optional(&mut self) {
+            /// Gives every column of these groups a row for each candidate.
+            pub fn resize_groups(&mut self, groups: ColumnGroups) {
                 let rows = self.len();
-                $(if !Presence::$presence.is_required() {
-                    self.$column.resize(rows, 0);
+                $(if !matches!(Group::$group, Group::Required) && groups.has(Group::$group) {
+                    self.$column.resize(rows, Default::default());
                 })*
             }
 
             /// Keeps the rows at these places, which ascend, in `worker` and the required columns, and drops all
-            /// other rows. The optional columns stay as they are: fill them afterwards.
+            /// other rows. The other columns stay as they are: fill them afterwards.
             pub fn keep_rows(&mut self, places: &[usize]) {
                 keep(&mut self.worker, places);
-                $(if Presence::$presence.is_required() {
+                $(if matches!(Group::$group, Group::Required) {
                     keep(&mut self.$column, places);
                 })*
             }
 
-            /// The name and the length of the first column that does not have a row for each candidate. Checks the
-            /// optional columns only `with_optional`.
-            pub(crate) fn uneven_column(&self, with_optional: bool) -> Option<(&'static str, usize)> {
+            /// The name and the length of the first column among the required ones and these groups that does not have
+            /// a row for each candidate.
+            pub(crate) fn uneven_column(&self, groups: ColumnGroups) -> Option<(&'static str, usize)> {
                 let rows = self.len();
-                $(if (with_optional || Presence::$presence.is_required()) && self.$column.len() != rows {
-                    return Some((stringify!($column), self.$column.len()));
+                $(if groups.has(Group::$group) && self.$column.len() != rows {
+                    return Some(($name, self.$column.len()));
                 })*
                 None
             }
 
-            /// All columns beside `worker`.
+            /// Appends a row with these values to all columns.
             #[cfg(test)]
-            pub(crate) fn columns_mut(&mut self) -> [&mut Vec<u32>; Self::COLUMNS] {
-                [$(&mut self.$column),*]
+            pub(crate) fn push_row(&mut self, mut value: impl FnMut() -> u32) {
+                self.worker.push(self.worker.len() as u32);
+                $(self.$column.push(value() as value_of!($space));)*
             }
+        }
 
-            /// The number of columns beside `worker`.
-            #[cfg(test)]
-            pub(crate) const COLUMNS: usize = [$(stringify!($column)),*].len();
+        /// The column of this name in this space, with its group.
+        pub(crate) fn column_named(space: Space, name: &str) -> Option<(Group, Column)> {
+            $(if space == Space::$space && name == $name {
+                return Some((Group::$group, Column::$space(|candidates| &candidates.$column)));
+            })*
+            None
+        }
+
+        /// The names of a space's columns.
+        pub(crate) fn column_names(space: Space) -> Vec<&'static str> {
+            [$((Space::$space, $name)),*]
+                .into_iter()
+                .filter_map(|(of, name)| (of == space).then_some(name))
+                .collect()
         }
     };
+}
+
+/// The type of a column's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Space {
+    Counts,
+    Numbers,
+    Keys,
+}
+
+/// Where a column is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Column {
+    Counts(fn(&Candidates) -> &[u32]),
+    Numbers(fn(&Candidates) -> &[f32]),
+    Keys(fn(&Candidates) -> &[u64]),
 }
 
 for_each_column!(define_candidates);
@@ -168,7 +316,7 @@ impl Candidates {
     }
 }
 
-fn keep(column: &mut Vec<u32>, places: &[usize]) {
+fn keep<T: Copy>(column: &mut Vec<T>, places: &[usize]) {
     for (row, &place) in places.iter().enumerate() {
         column[row] = column[place];
     }

@@ -7,6 +7,7 @@ use wasmtime::component::InstancePre;
 
 use crate::{
     bindings::{explainer, observer, routing, state},
+    candidates::Wanted,
     description::Description,
     engine::PolicyEngine,
     sandbox::Sandbox,
@@ -73,9 +74,20 @@ impl PolicyComponent {
         settings_json(&self.settings).unwrap_or_else(|| Value::Object(Map::new()))
     }
 
-    /// Whether it wants any of the optional columns, or a signal that is computed from one.
-    pub(crate) const fn wants_optional(&self) -> bool {
-        self.description.wants_optional
+    /// `name@version`; its digest before it is described.
+    pub(crate) fn label(&self) -> &str {
+        self.description.label.as_deref().unwrap_or(&self.digest)
+    }
+
+    /// What it reads beside the columns that every decision fills.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted<'_> {
+        let names = &self.description.names;
+        Wanted {
+            groups: names.groups,
+            labels: &names.labels,
+            number_labels: &names.number_labels,
+        }
     }
 
     /// Size of the uploaded component, in bytes.

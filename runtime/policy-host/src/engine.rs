@@ -116,7 +116,8 @@ fn pool(limits: PolicyLimits) -> InstanceAllocationStrategy {
     let mut pool = PoolingAllocationConfig::new();
     let instances = limits.max_instances;
     pool.total_component_instances(instances)
-        .total_core_instances(instances * 2)
+        // A policy that imports the log has two small ones beside its own, which connect it.
+        .total_core_instances(instances * 4)
         .total_memories(instances)
         .total_tables(instances * 2)
         .max_core_instances_per_component(MAX_CORE_INSTANCES_PER_POLICY)

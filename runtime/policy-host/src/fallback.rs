@@ -51,6 +51,7 @@ impl Fallback {
             },
         );
         decision.pick = None;
+        decision.rejection = None;
         decision.costs.clear();
         decision.costs.extend(costs);
         // Columns of different lengths are a bug of the caller. The request is placed nevertheless.

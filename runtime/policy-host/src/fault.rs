@@ -67,6 +67,14 @@ impl PolicyFault {
         !matches!(self, Self::Candidates(_) | Self::NoPlace(_))
     }
 
+    /// The same, with the reason that the policy gave before a trap: a panic's message, usually.
+    pub(crate) fn with_reason(self, reason: Option<&str>) -> Self {
+        match (self, reason) {
+            (Self::Trap(trap), Some(reason)) => Self::Trap(format!("{reason} ({trap})")),
+            (fault, _) => fault,
+        }
+    }
+
     /// The fault behind an error of a call with a budget of `budget_ms`.
     pub(crate) fn from_call(error: &wasmtime::Error, budget_ms: u64) -> Self {
         if let Some(refused) = error.downcast_ref::<MemoryRefused>() {

@@ -1,6 +1,6 @@
 //! One running policy: a Store, its exports, and the calls into it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Instant};
 
 use wasmtime::Store;
 
@@ -8,10 +8,11 @@ use crate::{
     bindings::{explainer, observer, routing, state, types},
     candidates::Candidates,
     component::PolicyComponent,
-    convert,
+    convert::{self, Opinion},
     description::Description,
     fault::PolicyFault,
     features::{Decision, Outcome, RequestFeatures},
+    names::Gathered,
     sandbox::Sandbox,
 };
 
@@ -30,8 +31,8 @@ pub struct PolicyInstance {
     observer: Option<observer::Guest>,
     state: Option<state::Guest>,
     explainer: Option<explainer::Guest>,
-    /// The signals of the current decision. The buffer is kept from one decision to the next.
-    extra: Vec<f32>,
+    /// What the policy reads in the current decision. The buffers are kept from one decision to the next.
+    gathered: Gathered,
 }
 
 impl fmt::Debug for PolicyInstance {
@@ -90,7 +91,7 @@ impl PolicyInstance {
                     .as_ref()
                     .map(|explainer| explainer.load(&mut store, &instance))
                     .transpose()?,
-                extra: Vec::new(),
+                gathered: Gathered::default(),
                 store,
             })
         });
@@ -109,7 +110,7 @@ impl PolicyInstance {
     }
 
     /// Calls `decide`, checks the answer (as many costs as candidates, none NaN or `-inf`, at least one finite; a pick
-    /// in range), and stores it in `decision`. After a fault `decision` is unchanged.
+    /// in range), and stores it in `decision`. After a fault or an abstention `decision` is unchanged.
     ///
     /// # Errors
     /// The policy faulted: the instance must be dropped. Or `candidates` is empty or its columns differ in length: then
@@ -119,18 +120,18 @@ impl PolicyInstance {
         request: &RequestFeatures,
         candidates: &Candidates,
         decision: &mut Decision,
-    ) -> Result<(), PolicyFault> {
-        self.gather_signals(request, candidates)?;
+    ) -> Result<Opinion, PolicyFault> {
+        self.gather(request, candidates)?;
         let engine = &self.component.engine;
         let budget_ms = engine.limits().decide_budget_ms;
-        let _running = engine.ticker().enter();
+        let running = engine.ticker().enter();
         Sandbox::arm(&mut self.store, budget_ms);
-        let columns = convert::candidates(candidates, self.component.description.columns, &self.extra);
-        let answer = self
-            .routing
-            .call_decide(&mut self.store, request.into(), columns)
-            .map_err(|error| PolicyFault::from_call(&error, budget_ms))?;
-        convert::accept(answer, candidates.len(), decision)
+        let rows = candidates.len();
+        let request = self.gathered.request(request);
+        let columns = self.gathered.candidates(rows);
+        let answer = self.routing.call_decide(&mut self.store, request, columns);
+        drop(running);
+        convert::accept(self.ended(answer, budget_ms)?, rows, decision)
     }
 
     /// Whether the policy wants outcomes.
@@ -203,15 +204,15 @@ impl PolicyInstance {
         let Some(explainer) = self.explainer.clone() else {
             return Ok(None);
         };
-        self.gather_signals(request, candidates)?;
-        let extra = std::mem::take(&mut self.extra);
-        let columns = convert::candidates(candidates, self.component.description.columns, &extra);
-        let reason = self.call_with_configure_budget(|_, store| {
-            explainer.call_explain(store, request.into(), columns, chosen)
-        });
+        self.gather(request, candidates)?;
+        let gathered = std::mem::take(&mut self.gathered);
+        let request = gathered.request(request);
+        let columns = gathered.candidates(candidates.len());
+        let reason = self
+            .call_with_configure_budget(|_, store| explainer.call_explain(store, request, columns, chosen));
+        self.gathered = gathered;
         let mut reason = reason?;
         reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
-        self.extra = extra;
         Ok(Some(reason))
     }
 
@@ -221,26 +222,33 @@ impl PolicyInstance {
         &self.component
     }
 
-    /// Checks that each column has a row for each candidate, which the WIT promises to guests, and fills `extra`.
-    fn gather_signals(
-        &mut self,
-        request: &RequestFeatures,
-        candidates: &Candidates,
-    ) -> Result<(), PolicyFault> {
+    /// Checks that each column has a row for each candidate, which the WIT promises to guests, and gathers what the
+    /// policy reads.
+    fn gather(&mut self, request: &RequestFeatures, candidates: &Candidates) -> Result<(), PolicyFault> {
         if candidates.is_empty() {
             return Err(PolicyFault::Candidates("there is no candidate".into()));
         }
-        if let Some((name, rows)) = candidates.uneven_column(self.component.wants_optional()) {
+        let names = &self.component.description.names;
+        if let Some((name, rows)) = candidates.uneven_column(names.groups) {
             return Err(PolicyFault::Candidates(format!(
                 "the column {name} has {rows} rows for {} candidates",
                 candidates.len()
             )));
         }
-        self.extra.clear();
-        for signal in &self.component.description.signals {
-            signal.append(request, candidates, &mut self.extra);
-        }
+        names.gather(request, candidates, &mut self.gathered);
         Ok(())
+    }
+
+    /// What a call returned, or its fault. Writes what the policy logged.
+    fn ended<R>(&mut self, returned: wasmtime::Result<R>, budget_ms: u64) -> Result<R, PolicyFault> {
+        let diagnostics = &mut self.store.data_mut().diagnostics;
+        let returned = returned.map_err(|error| {
+            PolicyFault::from_call(&error, budget_ms).with_reason(diagnostics.last_warning())
+        });
+        if !diagnostics.is_empty() {
+            diagnostics.write(self.component.label(), Instant::now());
+        }
+        returned
     }
 
     /// Makes a call other than `decide`, which has the longer budget.
@@ -250,9 +258,11 @@ impl PolicyInstance {
     ) -> Result<R, PolicyFault> {
         let engine = &self.component.engine;
         let budget_ms = engine.limits().configure_budget_ms;
-        let _running = engine.ticker().enter();
+        let running = engine.ticker().enter();
         Sandbox::arm(&mut self.store, budget_ms);
-        call(&self.routing, &mut self.store).map_err(|error| PolicyFault::from_call(&error, budget_ms))
+        let returned = call(&self.routing, &mut self.store);
+        drop(running);
+        self.ended(returned, budget_ms)
     }
 }
 

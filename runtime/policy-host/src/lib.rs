@@ -17,12 +17,13 @@
 
 pub use admission::{AdmissionError, MAX_SETTINGS_BYTES, trial_requests};
 pub use builtin::builtin_policies;
-pub use candidates::{Candidates, candidate_traits};
+pub use candidates::{Candidates, ColumnGroups, LabelColumn, Wanted, candidate_traits};
 pub use component::PolicyComponent;
+pub use convert::Opinion;
 pub use engine::{EngineError, PolicyEngine};
 pub use fallback::Fallback;
 pub use fault::PolicyFault;
-pub use features::{Decision, Outcome, RequestFeatures};
+pub use features::{Decision, Outcome, Rejection, RequestFeatures, RequestKeys};
 pub use instance::PolicyInstance;
 pub use limits::{MAX_INSTANCES_PER_THREAD, PolicyLimits};
 pub use registry::{
@@ -37,16 +38,17 @@ mod candidates;
 mod component;
 mod convert;
 mod description;
+mod diagnostics;
 mod engine;
 mod fallback;
 mod fault;
 mod features;
 mod instance;
 mod limits;
+mod names;
 mod registry;
 mod runner;
 mod sandbox;
-mod signals;
 #[cfg(test)]
 mod test_support;
 mod ticker;

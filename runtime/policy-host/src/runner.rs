@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use crate::{
-    candidates::Candidates,
+    candidates::{Candidates, Wanted},
+    convert::Opinion,
     fallback::{self, Fallback},
     fault::PolicyFault,
     features::{Decision, Outcome, RequestFeatures},
@@ -31,7 +32,7 @@ pub struct PolicyRunner {
 pub struct Decided {
     /// `name@version` of the policy, or `fallback@…`.
     pub by: Arc<str>,
-    /// Why the fallback decided. `None` when the policy decided, or is in quarantine.
+    /// Why the fallback decided. `None` when the policy decided or abstained, or is in quarantine.
     pub fault: Option<PolicyFault>,
 }
 
@@ -65,25 +66,24 @@ impl PolicyRunner {
     /// Stores a decision in `decision` and returns which policy made it. Never fails: after a fault the fallback
     /// decides, and the fault counts towards a quarantine.
     ///
-    /// `candidates` returns the candidates. Its argument says whether the active policy wants the optional columns
-    /// ([`Candidates::resize_optional`]).
+    /// `candidates` returns the candidates, with the columns that the active policy wants.
     pub fn decide<'a>(
         &mut self,
         request: &RequestFeatures,
-        candidates: impl FnOnce(bool) -> &'a Candidates,
+        candidates: impl FnOnce(Wanted<'_>) -> &'a Candidates,
         decision: &mut Decision,
     ) -> Decided {
         self.follow();
-        let candidates = candidates(self.activation.component.wants_optional());
+        let candidates = candidates(self.activation.component.wanted());
         let fault = match self.call(|instance| instance.decide(request, candidates, decision)) {
-            Some(Ok(())) => {
+            Some(Ok(Opinion::Decided)) => {
                 return Decided {
                     by: Arc::clone(&self.activation.label),
                     fault: None,
                 };
             }
             Some(Err(fault)) => Some(fault),
-            None => None,
+            Some(Ok(Opinion::Abstained)) | None => None,
         };
         Fallback.decide(request, candidates, decision);
         Decided {

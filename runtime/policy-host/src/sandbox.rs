@@ -10,7 +10,9 @@
 
 use std::time::Duration;
 
+use crate::diagnostics::Diagnostics;
 use rustix::time::{ClockId, clock_gettime};
+
 use wasmtime::{Engine, ResourceLimiter, Store, UpdateDeadline};
 
 /// Most entries of a table. An entry takes 8 bytes of host memory; a policy's tables hold some hundred functions.
@@ -20,9 +22,15 @@ const MAX_TABLE_ELEMENTS: usize = 20_000;
 /// 14 ms at most and these ticks 20 ms, together 34 ms. No request should hold an HTTP thread for more than 50 ms.
 const MAX_STALLED_TICKS: u64 = 20;
 
+/// Most bytes that a policy hands to the host in one call of `diagnostics.log`, and in one answer: the largest snapshot is
+/// 1 MiB. The host copies them, during which no deadline stops the call.
+const MAX_HANDED_OVER: usize = 4 << 20;
+
 /// The store data of every instance.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
+    /// What the policy writes to the log.
+    pub(crate) diagnostics: Diagnostics,
     max_memory_bytes: usize,
     /// Size of all linear memories together.
     memory_bytes: usize,
@@ -50,6 +58,7 @@ impl Sandbox {
         let mut store = Store::new(
             engine,
             Self {
+                diagnostics: Diagnostics::default(),
                 max_memory_bytes,
                 memory_bytes: 0,
                 last_growth: 0,
@@ -59,6 +68,7 @@ impl Sandbox {
             },
         );
         store.limiter(|sandbox| sandbox);
+        store.set_hostcall_fuel(MAX_HANDED_OVER);
         store.epoch_deadline_callback(|mut context| {
             let sandbox = context.data_mut();
             // Only a late call comes here, so an ordinary one does not pay for the system call.

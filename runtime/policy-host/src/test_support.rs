@@ -7,7 +7,9 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
-use crate::{Candidates, PolicyComponent, PolicyEngine, PolicyLimits, RequestFeatures, builtin_policies};
+use crate::{
+    Candidates, ColumnGroups, PolicyComponent, PolicyEngine, PolicyLimits, RequestFeatures, builtin_policies,
+};
 
 /// The one engine for all tests of the process.
 pub(crate) fn engine() -> PolicyEngine {
@@ -68,7 +70,8 @@ pub(crate) fn idle(workers: u32) -> Candidates {
         ..Candidates::default()
     };
     candidates.resize(workers as usize);
-    candidates.resize_optional();
+    candidates.resize_groups(ColumnGroups::ALL);
+    candidates.worker_key = (1..=u64::from(workers)).collect();
     candidates
 }
 

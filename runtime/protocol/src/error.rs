@@ -15,6 +15,9 @@ pub struct WireError {
     /// The request's parameter at fault, as the client spelled it: `max_tokens`, `messages[2].content`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub param: Option<String>,
+    /// Seconds after which the client may try again, where something better is known than the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
     /// The error as an engine answered it. The client receives this answer instead of one made from the other fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<Box<EngineError>>,
@@ -141,6 +144,7 @@ impl WireError {
             kind,
             message: message.into(),
             param: None,
+            retry_after_s: None,
             engine: None,
         }
     }
@@ -151,6 +155,7 @@ impl WireError {
             kind: ErrorKind::InvalidRequest,
             message: message.into(),
             param: Some(param.into()),
+            retry_after_s: None,
             engine: None,
         }
     }

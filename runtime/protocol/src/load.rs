@@ -17,6 +17,12 @@ pub struct LoadReport {
     pub used_kv_blocks: u32,
     /// KV blocks of the engine in all.
     pub total_kv_blocks: u32,
+    /// Prompt tokens that the engine computes in a second of prefill, as the worker measured it lately; 0 when unknown.
+    #[serde(default)]
+    pub prefill_tokens_per_s: u32,
+    /// How long a decode step takes, in microseconds, as the worker measured it lately; 0 when unknown.
+    #[serde(default)]
+    pub decode_step_us: u32,
 }
 
 /// One piece of the answer to [`Call::WatchLoad`](crate::Call::WatchLoad), in JSON.

@@ -185,24 +185,34 @@ fn error() -> impl Strategy<Value = WireError> {
         ErrorKind::Internal,
     ]);
     let engine = (any::<u16>(), text()).prop_map(|(status, body)| Box::new(EngineError { status, body }));
-    (kind, text(), option::of(text()), option::of(engine)).prop_map(|(kind, message, param, engine)| {
-        WireError {
-            kind,
-            message,
-            param,
-            engine,
-        }
+    let rest = (option::of(text()), option::of(any::<u32>()), option::of(engine));
+    (kind, text(), rest).prop_map(|(kind, message, (param, retry_after_s, engine))| WireError {
+        kind,
+        message,
+        param,
+        retry_after_s,
+        engine,
     })
 }
 
 fn report() -> impl Strategy<Value = WorkerReport> {
-    let load = any::<(u32, u32, u32, u32, u32)>().prop_map(
-        |(running, waiting, active_kv_blocks, used_kv_blocks, total_kv_blocks)| LoadReport {
+    let load = any::<[u32; 7]>().prop_map(
+        |[
             running,
             waiting,
             active_kv_blocks,
             used_kv_blocks,
             total_kv_blocks,
+            prefill_tokens_per_s,
+            decode_step_us,
+        ]| LoadReport {
+            running,
+            waiting,
+            active_kv_blocks,
+            used_kv_blocks,
+            total_kv_blocks,
+            prefill_tokens_per_s,
+            decode_step_us,
         },
     );
     let state = select(vec![

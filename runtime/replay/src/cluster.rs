@@ -41,7 +41,7 @@ use crate::{
 };
 use queue::{Event, EventQueue};
 use request::RequestState;
-use router::VirtualRouter;
+use router::{VirtualRouter, milliseconds};
 use worker::{Presence, VirtualWorker};
 
 pub use record::{DecisionRecord, RequestOutcome, RequestRecord, RunRecord, TokenGaps};
@@ -295,11 +295,15 @@ impl<'a> Simulation<'a> {
             &blocks,
             left,
             request.session,
+            state.attempts,
+            self.now,
             &mut self.record.decisions,
         );
         let placement = match placed {
             Ok(placement) => placement,
-            Err(NoCandidate::Busy) => return self.end_request(index, RequestOutcome::Shed),
+            Err(NoCandidate::Busy | NoCandidate::Rejected(_)) => {
+                return self.end_request(index, RequestOutcome::Shed);
+            }
             Err(NoCandidate::Unavailable | NoCandidate::Unable(_) | NoCandidate::TooLong { .. }) => {
                 return self.end_request(index, RequestOutcome::Failed);
             }
@@ -330,6 +334,9 @@ impl<'a> Simulation<'a> {
             record.credited_tokens = placement.overlap_blocks * self.config.block_size;
         }
         state.placement = Some(placement);
+        state.placed_at = self.now;
+        state.first_token_at = None;
+        state.attempts += 1;
         self.note_change(number, slot);
     }
 
@@ -383,10 +390,16 @@ impl<'a> Simulation<'a> {
         }
         record.generated_tokens += 1;
         state.answer.push(token);
+        let number = index % self.routers.len();
         if let Some(placement) = &mut state.placement {
             placement.first_token();
+            if state.first_token_at.is_none() {
+                let uncached = placement.uncached_tokens;
+                let offline = &self.routers[number].offline;
+                offline.measure_ttft(slot, self.now - state.placed_at, uncached);
+                state.first_token_at = Some((self.now, record.generated_tokens));
+            }
         }
-        let number = index % self.routers.len();
         self.note_change(number, slot);
     }
 
@@ -394,7 +407,15 @@ impl<'a> Simulation<'a> {
     fn end_request(&mut self, index: usize, outcome: RequestOutcome) {
         let state = std::mem::take(&mut self.requests[index]);
         if let Some(placement) = &state.placement {
-            self.note_change(index % self.routers.len(), placement.worker);
+            let number = index % self.routers.len();
+            let generated = self.record.requests[index].generated_tokens;
+            if let Some((first, before)) = state.first_token_at
+                && generated > before
+            {
+                let itl = (self.now - first) / (generated - before);
+                self.routers[number].offline.measure_itl(placement.worker, itl);
+            }
+            self.note_change(number, placement.worker);
         }
         let record = &mut self.record.requests[index];
         record.end = self.now;
@@ -423,7 +444,7 @@ impl<'a> Simulation<'a> {
                 ..WorkerReport::default()
             };
             for router in &self.routers {
-                router.offline.report(slot, &report);
+                router.offline.report(slot, &report, milliseconds(self.now));
             }
         }
     }

@@ -77,7 +77,8 @@ impl Attempts {
 
     /// The step after an attempt that brought no answer to a request for `model`.
     ///
-    /// An error of a worker is of more use to the client than a lack of candidates, so the latest one is preferred.
+    /// An error of a worker is of more use to the client than a lack of candidates, so the latest one is preferred. A
+    /// policy's rejection is what its operator wants the client to read.
     pub(crate) fn after(&mut self, setback: Setback, model: &str) -> NextStep {
         match setback {
             Setback::NoCandidate(reason) => self.give_up(reason, model),
@@ -106,7 +107,8 @@ impl Attempts {
     }
 
     fn give_up(&mut self, reason: NoCandidate, model: &str) -> NextStep {
-        let error = self.last_error.take();
+        let is_rejected = matches!(reason, NoCandidate::Rejected(_));
+        let error = self.last_error.take().filter(|_| !is_rejected);
         NextStep::GiveUp(error.unwrap_or_else(|| client_errors::no_candidate(reason, model)))
     }
 }

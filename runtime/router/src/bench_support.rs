@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
-use signalbox_policy_host::PolicyRegistry;
+use signalbox_policy_host::{PolicyRegistry, RequestKeys};
 use signalbox_protocol::{
     CacheTier, KvEvent, SequenceHash, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole,
 };
@@ -48,6 +48,7 @@ pub struct BenchRouter {
     /// The reservations of the latest requests, which keep workers busy. The next decision ends the oldest one.
     reservations: Vec<Option<Reservation>>,
     oldest: usize,
+    keys: RequestKeys,
 }
 
 impl BenchRouter {
@@ -115,6 +116,7 @@ impl BenchRouter {
             model,
             reservations: (0..in_flight.max(1)).map(|_| None).collect(),
             oldest: 0,
+            keys: RequestKeys::default(),
         })
     }
 
@@ -150,9 +152,11 @@ impl BenchRouter {
             prompts: &[prompt],
             expected_output_tokens: 64,
             choices: 1,
+            max_output_tokens: Some(64),
             priority: 0,
-            session: 0,
-            lora: 0,
+            attempt: 0,
+            deadline_ms: 1_000.0,
+            keys: &self.keys,
         };
         let placement = self
             .decider

@@ -2,16 +2,18 @@
 
 use itertools::izip;
 use signalbox_kv_index::{OverlapScores, WorkerSlot};
-use signalbox_policy_host::{Candidates, candidate_traits};
+use signalbox_policy_host::{Candidates, Rejection, Wanted, candidate_traits};
 use signalbox_protocol::{Ability, WorkerRole};
 
 use crate::{
+    affinity::AffinityTable,
+    latency::LatencyTable,
     load::{EventState, LoadTable},
     roster::{ReadyWorkers, WorkerColumns, WorkerEntry},
 };
 
-/// Why a decision has no candidate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Why a decision gives no worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoCandidate {
     /// No ready worker of the model can be reached, or each one that can has failed this request.
     Unavailable,
@@ -24,6 +26,8 @@ pub enum NoCandidate {
         /// The longest of these contexts, in tokens.
         context_length: u32,
     },
+    /// The policy rejects the request.
+    Rejected(Rejection),
 }
 
 /// Fills `columns` with a row for each worker that can take the request now, and `rows` with the place of each row's
@@ -102,14 +106,73 @@ fn any_busy(requests: &[u32], most_requests: &[u32]) -> bool {
         .fold(false, |busy, (requests, most)| busy | (requests >= most))
 }
 
-/// Fills the optional columns for the rows that `columns` has. A decision calls this only for a policy that wants them.
-pub(crate) fn fill_optional(
-    workers: &ReadyWorkers,
-    load: &LoadTable,
-    rows: &[usize],
-    columns: &mut Candidates,
-) {
-    columns.resize_optional();
+/// What the other columns are filled from.
+pub(crate) struct Sources<'a> {
+    pub(crate) workers: &'a ReadyWorkers,
+    pub(crate) load: &'a LoadTable,
+    pub(crate) latency: &'a LatencyTable,
+    pub(crate) affinity: &'a AffinityTable,
+    /// The place of each row's worker in `workers`.
+    pub(crate) rows: &'a [usize],
+    pub(crate) session: u64,
+    pub(crate) now_ms: u64,
+}
+
+/// Fills the columns that the policy wants beside the required ones, for the rows that `columns` has.
+pub(crate) fn fill_wanted(wanted: Wanted<'_>, sources: &Sources<'_>, columns: &mut Candidates) {
+    let groups = wanted.groups;
+    columns.resize_groups(groups);
+    if groups.load() {
+        fill_load(sources, columns);
+    }
+    if groups.report() {
+        fill_reports(sources, columns);
+    }
+    if groups.measured() {
+        fill_measured(sources, columns);
+    }
+    if groups.affinity() {
+        let Sources { session, now_ms, .. } = *sources;
+        let (slots, ages) = (&columns.worker, &mut columns.affinity_age_ms);
+        sources.affinity.fill(session, now_ms, slots, ages);
+    }
+    let (workers, rows) = (sources.workers, sources.rows);
+    if groups.card() {
+        let card = workers.columns();
+        take(&card.max_sequences, rows, &mut columns.max_running);
+        take(&card.most_requests, rows, &mut columns.max_requests);
+        take(&card.context_lengths, rows, &mut columns.context_length);
+        take(&card.keys, rows, &mut columns.worker_key);
+        take(&card.zones, rows, &mut columns.zone);
+    }
+    for label in wanted.labels {
+        let (keys, _) = workers.label(label);
+        let column = rows.iter().map(|&place| keys[place]).collect();
+        columns.labels.push((label.clone(), column));
+    }
+    for label in wanted.number_labels {
+        let (_, numbers) = workers.label(label);
+        let column = rows.iter().map(|&place| numbers[place]).collect();
+        columns.number_labels.push((label.clone(), column));
+    }
+}
+
+/// Fills `column` with what `all` has at the places of the rows.
+fn take<T: Copy>(all: &[T], rows: &[usize], column: &mut [T]) {
+    if rows.len() == all.len() {
+        // Every worker is a candidate, and the places ascend.
+        return column.copy_from_slice(all);
+    }
+    for (value, &place) in column.iter_mut().zip(rows) {
+        *value = all[place];
+    }
+}
+
+/// The load of all routers, and the traits.
+fn fill_load(sources: &Sources<'_>, columns: &mut Candidates) {
+    let &Sources {
+        workers, load, rows, ..
+    } = sources;
     for (&slot, prefill, decode, requests, queue) in izip!(
         &columns.worker,
         &mut columns.prefill_tokens_all,
@@ -133,6 +196,51 @@ pub(crate) fn fill_optional(
     let roles = &workers.columns().roles;
     for (traits, &place, &slot) in izip!(&mut columns.traits, rows, &columns.worker) {
         *traits = role_traits(roles[place]) | event_traits(load.event_state(WorkerSlot(slot)));
+    }
+}
+
+fn fill_reports(sources: &Sources<'_>, columns: &mut Candidates) {
+    for (&slot, running, active, evictable, age) in izip!(
+        &columns.worker,
+        &mut columns.running,
+        &mut columns.kv_blocks_active,
+        &mut columns.kv_blocks_evictable,
+        &mut columns.report_age_ms,
+    ) {
+        let last = sources.load.last_report(WorkerSlot(slot)).unwrap_or_default();
+        (*running, *active) = (last.running, last.active_blocks);
+        *evictable = last.used_blocks.saturating_sub(last.active_blocks);
+        *age = match last.at_ms {
+            0 => 0.0,
+            at_ms => sources.now_ms.saturating_sub(at_ms) as f32,
+        };
+    }
+}
+
+/// What the worker measured, or else this router.
+fn fill_measured(sources: &Sources<'_>, columns: &mut Candidates) {
+    for (&slot, rate, step, ttft, uncached, itl) in izip!(
+        &columns.worker,
+        &mut columns.prefill_tokens_per_s,
+        &mut columns.decode_step_ms,
+        &mut columns.ttft_ms,
+        &mut columns.uncached_prompt_tokens,
+        &mut columns.itl_ms,
+    ) {
+        let slot = WorkerSlot(slot);
+        let last = sources.load.last_report(slot).unwrap_or_default();
+        let measured = sources.latency.get(slot);
+        *ttft = measured.ttft_ms.unwrap_or(0.0);
+        *uncached = measured.uncached_prompt_tokens.unwrap_or(0.0);
+        *itl = measured.itl_ms.unwrap_or(0.0);
+        *rate = match last.prefill_tokens_per_s {
+            0 if *ttft > 0.0 => *uncached / *ttft * 1e3,
+            reported => reported as f32,
+        };
+        *step = match last.decode_step_us {
+            0 => *itl,
+            reported => reported as f32 / 1e3,
+        };
     }
 }
 

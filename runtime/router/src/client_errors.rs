@@ -11,6 +11,7 @@ pub(crate) fn no_model(name: &str) -> WireError {
         kind: ErrorKind::ModelNotFound,
         message: format!("no worker serves the model {name:?}; GET /v1/models lists those that are served"),
         param: Some("model".into()),
+        retry_after_s: None,
         engine: None,
     }
 }
@@ -33,6 +34,17 @@ pub(crate) fn no_candidate(reason: NoCandidate, model: &str) -> WireError {
                 ability.asked()
             ),
         ),
+        NoCandidate::Rejected(rejection) => {
+            let kind = if rejection.is_overload {
+                ErrorKind::Overloaded
+            } else {
+                ErrorKind::Unavailable
+            };
+            WireError {
+                retry_after_s: rejection.retry_after_s,
+                ..WireError::new(kind, rejection.reason)
+            }
+        }
         // Client libraries look for "this model's maximum context length is".
         NoCandidate::TooLong { context_length } => WireError::new(
             ErrorKind::ContextLengthExceeded,

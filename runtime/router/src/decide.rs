@@ -9,15 +9,17 @@ use std::{
 use metrics::{Counter, Histogram};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use signalbox_kv_index::{OverlapScores, SharedKvIndex};
-use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyRegistry, RequestFeatures};
+use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyRegistry, RequestFeatures, RequestKeys};
 
 use crate::{
-    candidates::{NoCandidate, assemble, fill_optional},
+    affinity::AffinityTable,
+    candidates::{NoCandidate, Sources, assemble, fill_wanted},
+    latency::LatencyTable,
     load::{LoadTable, Reservation},
     roster::{ModelEntry, RosterView, WorkerEntry},
     runners::Runners,
     selection::select_row,
-    versioned_prompt::{Suitable, VersionedPrompt, convert_blocks, convert_optional_blocks, look_up_others},
+    versioned_prompt::{Suitable, VersionedPrompt, convert_blocks, convert_wanted_blocks, look_up_others},
 };
 
 #[cfg(test)]
@@ -35,11 +37,15 @@ pub(crate) struct Demand<'a> {
     pub(crate) expected_output_tokens: u32,
     /// The choices wanted, each a sequence of the engine.
     pub(crate) choices: u32,
+    /// Most tokens of one choice, as the client set it.
+    pub(crate) max_output_tokens: Option<u32>,
     pub(crate) priority: i32,
-    /// Hash of the client's session or user; 0 for none.
-    pub(crate) session: u64,
-    /// Hash of the LoRA adapter's name; 0 for the base model.
-    pub(crate) lora: u64,
+    /// How many workers failed the request.
+    pub(crate) attempt: u32,
+    /// Milliseconds until the request's deadline.
+    pub(crate) deadline_ms: f32,
+    /// Hashes of what the client named.
+    pub(crate) keys: &'a RequestKeys,
 }
 
 /// The chosen worker and the load reserved there.
@@ -60,6 +66,8 @@ pub(crate) struct Placement {
 pub(crate) struct Decider {
     index: SharedKvIndex,
     load: LoadTable,
+    latency: LatencyTable,
+    affinity: AffinityTable,
     runners: Runners,
     /// Draws the seed of each decision, and nothing else.
     seeds: StdRng,
@@ -89,6 +97,8 @@ impl Decider {
         Self {
             index,
             load,
+            latency: LatencyTable::default(),
+            affinity: AffinityTable::default(),
             runners: Runners::new(policies),
             seeds: StdRng::seed_from_u64(seed),
             overlaps: OverlapScores::default(),
@@ -101,6 +111,15 @@ impl Decider {
         }
     }
 
+    /// The same decider, which reads these tables of the process.
+    pub(crate) fn with_tables(self, latency: LatencyTable, affinity: AffinityTable) -> Self {
+        Self {
+            latency,
+            affinity,
+            ..self
+        }
+    }
+
     /// Chooses one of `model`'s workers and reserves the request's load there. `may_use` limits the choice; `None`
     /// allows every worker.
     pub(crate) fn decide(
@@ -109,7 +128,19 @@ impl Decider {
         demand: Demand<'_>,
         may_use: Option<impl Fn(&WorkerEntry) -> bool>,
     ) -> Result<Placement, NoCandidate> {
-        let started = Instant::now();
+        let now = Instant::now();
+        self.decide_at(model, demand, may_use, now, self.load.clock_ms(now))
+    }
+
+    /// As [`Decider::decide`], at `now_ms` of the clock that policies see.
+    pub(crate) fn decide_at(
+        &mut self,
+        model: &ModelEntry,
+        demand: Demand<'_>,
+        may_use: Option<impl Fn(&WorkerEntry) -> bool>,
+        started: Instant,
+        now_ms: u64,
+    ) -> Result<Placement, NoCandidate> {
         let Some((first, others)) = demand.prompts.split_first() else {
             return Err(NoCandidate::Unavailable);
         };
@@ -128,29 +159,46 @@ impl Decider {
             prompt_tokens: first.tokens,
             prompt_blocks: u32::try_from(first.blocks.len()).unwrap_or(u32::MAX),
             block_size,
+            max_output_tokens: demand.max_output_tokens,
             expected_output_tokens: demand.expected_output_tokens,
+            choices: demand.choices,
             priority: demand.priority,
-            session: demand.session,
-            lora: demand.lora,
+            attempt: demand.attempt,
+            now_ms,
+            deadline_ms: demand.deadline_ms,
+            keys: demand.keys.clone(),
             seed: self.seeds.random(),
             decision_number: model.decisions.fetch_add(1, Relaxed),
             other_routers: self.load.other_routers(),
         };
         let runner = self.runners.of(&model.name, started);
         let columns = &mut self.columns;
+        let sources = Sources {
+            workers: &model.workers,
+            load: &self.load,
+            latency: &self.latency,
+            affinity: &self.affinity,
+            rows: &self.rows,
+            session: demand.keys.session,
+            now_ms,
+        };
+        let mut notes_session = false;
         let decided = runner.decide(
             &request,
-            |wants_optional| {
-                if wants_optional {
-                    fill_optional(&model.workers, &self.load, &self.rows, columns);
-                    if has_other_sizes {
-                        convert_optional_blocks(&model.workers, &self.rows, block_size, columns);
-                    }
+            |wanted| {
+                notes_session = wanted.groups.affinity();
+                fill_wanted(wanted, &sources, columns);
+                if has_other_sizes {
+                    convert_wanted_blocks(&model.workers, &self.rows, block_size, columns);
                 }
                 columns
             },
             &mut self.decision,
         );
+        if let Some(rejection) = self.decision.rejection.take() {
+            self.count(&decided.by);
+            return Err(NoCandidate::Rejected(rejection));
+        }
         let row = self.selected_row(&request);
         debug_assert!(
             row < self.rows.len(),
@@ -173,6 +221,9 @@ impl Decider {
             .load
             .reserve(worker.slot, uncached_tokens, decode_blocks)
             .of_sequences(demand.choices, block_size);
+        if notes_session {
+            self.affinity.note(demand.keys.session, worker.slot, now_ms);
+        }
         self.count(&decided.by);
         self.seconds.record(started.elapsed());
         Ok(Placement {
@@ -203,7 +254,7 @@ impl Decider {
         let wanted = |worker: &WorkerEntry| suitable.has_wanted(worker) && may_use(worker);
         let least = |worker: &WorkerEntry| suitable.has_least(worker) && may_use(worker);
         match assemble(workers, &self.load, &self.overlaps, Some(wanted), columns, rows) {
-            Err(reason) if suitable.may_take_least(reason) => {
+            Err(reason) if suitable.may_take_least(&reason) => {
                 assemble(workers, &self.load, &self.overlaps, Some(least), columns, rows)
             }
             outcome => outcome,

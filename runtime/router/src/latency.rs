@@ -101,6 +101,21 @@ impl LatencyTable {
         }
     }
 
+    /// Counts one stream whose times the caller knows, in seconds: the time to its first token, for which so many prompt
+    /// tokens were computed.
+    pub(crate) fn add_ttft(&self, worker: WorkerSlot, seconds: f32, uncached_prompt_tokens: u32) {
+        if let Some(latency) = self.0.get(worker.0 as usize) {
+            latency.add_prefill((seconds, uncached_prompt_tokens as f32));
+        }
+    }
+
+    /// As [`LatencyTable::add_ttft`], the mean time between two of its tokens.
+    pub(crate) fn add_itl(&self, worker: WorkerSlot, seconds: f32) {
+        if let Some(latency) = self.0.get(worker.0 as usize) {
+            latency.add_itl(seconds);
+        }
+    }
+
     /// Forgets a worker, so that another one can get its slot.
     pub(crate) fn forget(&self, worker: WorkerSlot) {
         if let Some(latency) = self.0.get(worker.0 as usize) {

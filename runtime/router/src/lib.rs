@@ -24,6 +24,7 @@
 //! bytes a request moves to another worker, after them another worker continues its answer), P-1 (a decision names a
 //! candidate it was given), K-1 and K-2 (the index holds what present workers hold, in order).
 
+mod affinity;
 mod answer;
 mod approximate;
 mod attempts;
@@ -79,6 +80,7 @@ pub use route_request::RouteRequest;
 pub use router::{AdapterView, IndexView, IndexedWorkerView, InstanceView, ModelView, Router, RouterConfig};
 /// The policies' lifecycle, for the admin API.
 pub use signalbox_policy_host as policies;
+pub use signalbox_policy_host::RequestKeys;
 /// Why the policy store refused or failed.
 pub use signalbox_policy_store::StoreError;
 pub use supervisor::ActorHandle;

@@ -7,13 +7,16 @@
 //! The table also holds what other routers have in flight; replica sync keeps that part. Each change of this router's
 //! own part raises a signal for replica sync. Raising it never waits, and costs one read while it is raised already.
 
-use std::sync::{
-    Arc,
-    atomic::{
-        AtomicBool, AtomicU8, AtomicU32, AtomicU64,
-        Ordering::{Relaxed, SeqCst},
-        fence,
+use std::{
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+            fence,
+        },
     },
+    time::Instant,
 };
 
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
@@ -35,6 +38,8 @@ pub(crate) struct LoadTable {
     changes: Arc<ChangeSignal>,
     /// Other routers whose load counts here, or that discovery lists.
     other_routers: Arc<AtomicU32>,
+    /// Where the router's monotonic clock begins.
+    epoch: Instant,
 }
 
 /// Wakes one listener when this router's load has changed since the listener last returned.
@@ -62,7 +67,13 @@ struct ReportedLoad {
     others_decode_blocks: AtomicU32,
     others_requests: AtomicU32,
     reported_waiting: AtomicU32,
+    reported_running: AtomicU32,
+    reported_active_blocks: AtomicU32,
     reported_used_blocks: AtomicU32,
+    reported_prefill_rate: AtomicU32,
+    reported_decode_step_us: AtomicU32,
+    /// When the worker last reported, on the router's clock; 0 before its first report.
+    reported_at_ms: AtomicU64,
     /// KV blocks that the index credits the worker with.
     indexed_blocks: AtomicU32,
     /// The sequence number of the worker's next batch of KV events, as it last reported.
@@ -104,6 +115,21 @@ pub(crate) struct WorkerLoad {
     pub(crate) event_state: EventState,
 }
 
+/// What a worker reported last about its own load.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct LastReport {
+    pub(crate) running: u32,
+    /// KV blocks of running sequences.
+    pub(crate) active_blocks: u32,
+    /// KV blocks in use.
+    pub(crate) used_blocks: u32,
+    /// The worker's own measurements; 0 where it reports none.
+    pub(crate) prefill_tokens_per_s: u32,
+    pub(crate) decode_step_us: u32,
+    /// When it arrived, on the router's clock; 0 before the first.
+    pub(crate) at_ms: u64,
+}
+
 impl WorkerLoad {
     /// What this router has in flight on the worker.
     pub(crate) fn own(&self) -> ReplicaLoad {
@@ -122,6 +148,7 @@ impl Default for LoadTable {
             reported: (0..MAX_WORKERS).map(|_| ReportedLoad::default()).collect(),
             changes: Arc::default(),
             other_routers: Arc::default(),
+            epoch: Instant::now(),
         }
     }
 }
@@ -179,10 +206,40 @@ impl LoadTable {
         Reservation::new(self.clone(), worker, prefill_tokens, decode_blocks)
     }
 
-    /// Stores what a worker reports about itself.
-    pub(crate) fn report(&self, worker: WorkerSlot, report: &WorkerReport) {
+    /// Milliseconds of the router's monotonic clock at `now`; at least 1.
+    pub(crate) fn clock_ms(&self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(self.epoch);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// What a worker reported last about its own load.
+    pub(crate) fn last_report(&self, worker: WorkerSlot) -> Option<LastReport> {
+        let reported = self.reported(worker)?;
+        Some(LastReport {
+            running: reported.reported_running.load(Relaxed),
+            active_blocks: reported.reported_active_blocks.load(Relaxed),
+            used_blocks: reported.reported_used_blocks.load(Relaxed),
+            prefill_tokens_per_s: reported.reported_prefill_rate.load(Relaxed),
+            decode_step_us: reported.reported_decode_step_us.load(Relaxed),
+            at_ms: reported.reported_at_ms.load(Relaxed),
+        })
+    }
+
+    /// Stores what a worker reports about itself at `at_ms` of the router's clock; 0 for a report that does not count.
+    pub(crate) fn report(&self, worker: WorkerSlot, report: &WorkerReport, at_ms: u64) {
         if let Some(reported) = self.reported(worker) {
+            reported.reported_at_ms.store(at_ms, Relaxed);
+            reported
+                .reported_prefill_rate
+                .store(report.load.prefill_tokens_per_s, Relaxed);
+            reported
+                .reported_decode_step_us
+                .store(report.load.decode_step_us, Relaxed);
             reported.reported_waiting.store(report.load.waiting, Relaxed);
+            reported.reported_running.store(report.load.running, Relaxed);
+            reported
+                .reported_active_blocks
+                .store(report.load.active_kv_blocks, Relaxed);
             reported
                 .reported_used_blocks
                 .store(report.load.used_kv_blocks, Relaxed);
@@ -283,7 +340,7 @@ impl LoadTable {
 
     /// Forgets all reports about a worker that left. Reservations that are still held release themselves.
     pub(crate) fn forget_reports(&self, worker: WorkerSlot) {
-        self.report(worker, &WorkerReport::default());
+        self.report(worker, &WorkerReport::default(), 0);
         self.set_others(worker, ReplicaLoad::default());
         self.set_indexed_blocks(worker, 0);
         self.set_event_state(worker, EventState::None);

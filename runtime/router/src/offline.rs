@@ -4,21 +4,29 @@
 //! other routers have in flight. It makes each decision as a replica does (`decide.rs`) and reserves the load. Equal
 //! calls on a router with an equal seed give equal decisions.
 
-use std::sync::{Arc, atomic::AtomicU64};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
 
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
-use signalbox_policy_host::PolicyRegistry;
+use signalbox_policy_host::{PolicyRegistry, RequestKeys};
 use signalbox_protocol::{BlockHasher, KvEvent, ReplicaLoad, SequenceHash, WorkerCard, WorkerReport};
 use signalbox_tokenize::{ArtifactError, ModelArtifacts, ModelText};
 
 use crate::{
+    affinity::AffinityTable,
     candidates::NoCandidate,
     context_need::ContextNeed,
     decide::{Decider, Demand},
+    latency::LatencyTable,
     load::{EventState, LoadTable, Reservation},
     roster::{ModelEntry, VersionId, WorkerEntry, WorkerPhase, versions_of},
     versioned_prompt::VersionedPrompt,
 };
+
+/// The deadline of every request: what a router gives one by default.
+const DEADLINE_MS: f32 = 600_000.0;
 
 /// One router, and the one model that it serves.
 #[derive(Debug)]
@@ -26,6 +34,8 @@ pub struct OfflineRouter {
     decider: Decider,
     index: SharedKvIndex,
     load: LoadTable,
+    latency: LatencyTable,
+    affinity: AffinityTable,
     model: ModelEntry,
     block_size: u32,
     text: Arc<ModelText>,
@@ -42,6 +52,10 @@ pub struct OfflineRequest<'a> {
     pub expected_output_tokens: u32,
     /// Hash of the client's session; 0 for none.
     pub session: u64,
+    /// Workers that failed the request before.
+    pub attempt: u32,
+    /// The time of the decision, in virtual milliseconds.
+    pub now_ms: u64,
 }
 
 /// The chosen worker and the load reserved there. Dropped at the end of the request.
@@ -53,6 +67,8 @@ pub struct OfflinePlacement {
     pub policy: Arc<str>,
     /// Leading KV blocks of the prompt that the router credits the worker with.
     pub overlap_blocks: u32,
+    /// Prompt tokens beyond those blocks.
+    pub uncached_tokens: u32,
     reservation: Reservation,
 }
 
@@ -77,11 +93,15 @@ impl OfflineRouter {
     ) -> Result<Self, ArtifactError> {
         let text = Arc::new(ModelText::load(&ModelArtifacts::byte_level())?);
         let (index, load) = (SharedKvIndex::new(usize::MAX), LoadTable::default());
-        let decider = Decider::with_seed(index.clone(), load.clone(), policies, seed);
+        let (latency, affinity) = (LatencyTable::default(), AffinityTable::default());
+        let decider = Decider::with_seed(index.clone(), load.clone(), policies, seed)
+            .with_tables(latency.clone(), affinity.clone());
         Ok(Self {
             decider,
             index,
             load,
+            latency,
+            affinity,
             model: ModelEntry {
                 name: model.to_owned(),
                 adapter: None,
@@ -122,6 +142,8 @@ impl OfflineRouter {
     pub fn forget(&self, worker: WorkerSlot) {
         self.index.remove_worker(worker);
         self.load.forget_reports(worker);
+        self.latency.forget(worker);
+        self.affinity.forget(worker);
     }
 
     /// KV events of a worker arrive.
@@ -130,9 +152,20 @@ impl OfflineRouter {
         self.load.refresh_indexed_blocks(worker, &self.index);
     }
 
-    /// A worker's report arrives.
-    pub fn report(&self, worker: WorkerSlot, report: &WorkerReport) {
-        self.load.report(worker, report);
+    /// A worker's report arrives, at `now_ms` of virtual time.
+    pub fn report(&self, worker: WorkerSlot, report: &WorkerReport, now_ms: u64) {
+        self.load.report(worker, report, now_ms.saturating_add(1));
+    }
+
+    /// The first token of an answer has arrived, so long after its request was sent. `uncached_tokens` of the prompt were
+    /// computed, as far as the router knew.
+    pub fn measure_ttft(&self, worker: WorkerSlot, ttft: Duration, uncached_tokens: u32) {
+        self.latency.add_ttft(worker, ttft.as_secs_f32(), uncached_tokens);
+    }
+
+    /// An answer has ended whose tokens came this far apart.
+    pub fn measure_itl(&self, worker: WorkerSlot, itl: Duration) {
+        self.latency.add_itl(worker, itl.as_secs_f32());
     }
 
     /// What this router has in flight on a worker.
@@ -157,21 +190,31 @@ impl OfflineRouter {
             blocks: request.blocks,
             context: ContextNeed::default(),
         };
+        let keys = RequestKeys {
+            session: request.session,
+            ..RequestKeys::default()
+        };
         let demand = Demand {
             prompts: &[prompt],
             expected_output_tokens: request.expected_output_tokens,
             choices: 1,
+            max_output_tokens: Some(request.expected_output_tokens),
             priority: 0,
-            session: request.session,
-            lora: 0,
+            attempt: request.attempt,
+            deadline_ms: DEADLINE_MS,
+            keys: &keys,
         };
+        let anyone = None::<fn(&WorkerEntry) -> bool>;
+        // The time that counts is the virtual one, which begins at 1 as a router's clock does.
+        let now_ms = request.now_ms.saturating_add(1);
         let placement = self
             .decider
-            .decide(&self.model, demand, None::<fn(&WorkerEntry) -> bool>)?;
+            .decide_at(&self.model, demand, anyone, Instant::now(), now_ms)?;
         Ok(OfflinePlacement {
             worker: placement.worker.slot,
             policy: placement.policy,
             overlap_blocks: placement.overlap_blocks,
+            uncached_tokens: placement.uncached_tokens,
             reservation: placement.reservation,
         })
     }
@@ -206,6 +249,8 @@ mod tests {
             blocks,
             expected_output_tokens: 0,
             session: 0,
+            attempt: 0,
+            now_ms: 0,
         })
     }
 

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_kv_index::WorkerSlot;
+use signalbox_policy_host::RequestKeys;
 use signalbox_protocol::{Ability, Call, GenerateRequest, ParityState, WireError, WorkerId, name_hash};
 use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream, TokenIds};
 use tokio::time::{Instant, timeout_at};
@@ -126,7 +127,10 @@ impl ReplicaHandle {
         let (index, load) = (router.index.clone(), router.load.clone());
         let state = Rc::new(ReplicaState {
             view: router.view.clone(),
-            decider: RefCell::new(Decider::new(index, load, router.policies().clone())),
+            decider: RefCell::new(
+                Decider::new(index, load, router.policies().clone())
+                    .with_tables(router.latency.clone(), router.affinity.clone()),
+            ),
             links: RefCell::new(Links::new(router.links.clone())),
             learner: router.learner.clone(),
             parity: router.parity.clone(),
@@ -234,7 +238,7 @@ impl ReplicaState {
             .ok_or(Setback::ModelGone)?;
         request.hash_for(model);
         let placement = self
-            .decide(model, request, attempts)
+            .decide(model, request, attempts, deadline)
             .map_err(Setback::NoCandidate)?;
         let formed = request
             .in_form(placement.worker.version.form)
@@ -263,14 +267,15 @@ impl ReplicaState {
         model: &ModelEntry,
         request: &PreparedRequest,
         attempts: &Attempts,
+        deadline: Instant,
     ) -> Result<Placement, NoCandidate> {
         let prompt = |version| request.prompt(version, attempts.too_short());
         if let [only] = model.versions.as_slice() {
             let prompt = prompt(only).ok_or(NoCandidate::Unavailable)?;
-            return self.decide_among(model, request.any(), &[prompt], attempts);
+            return self.decide_among(model, request.any(), &[prompt], attempts, deadline);
         }
         let prompts: Vec<_> = model.versions.iter().filter_map(prompt).collect();
-        self.decide_among(model, request.any(), &prompts, attempts)
+        self.decide_among(model, request.any(), &prompts, attempts, deadline)
     }
 
     fn decide_among(
@@ -279,15 +284,24 @@ impl ReplicaState {
         request: &RouteRequest,
         prompts: &[VersionedPrompt<'_>],
         attempts: &Attempts,
+        deadline: Instant,
     ) -> Result<Placement, NoCandidate> {
-        let sampling = &request.generate.sampling;
+        let generate = &request.generate;
+        let sampling = &generate.sampling;
+        let keys = RequestKeys {
+            lora: name_hash(&generate.lora),
+            cache_salt: name_hash(&generate.cache_salt),
+            ..request.keys.clone()
+        };
         let demand = Demand {
             prompts,
             expected_output_tokens: sampling.max_tokens.saturating_mul(sampling.n),
             choices: sampling.n,
-            priority: request.generate.priority,
-            session: request.session,
-            lora: name_hash(&request.generate.lora),
+            max_output_tokens: request.limits_answer.then_some(sampling.max_tokens),
+            priority: generate.priority,
+            attempt: u32::try_from(attempts.failed().len()).unwrap_or(u32::MAX),
+            deadline_ms: deadline.saturating_duration_since(Instant::now()).as_secs_f32() * 1e3,
+            keys: &keys,
         };
         let (links, failed) = (self.links.borrow(), attempts.failed());
         let continues = request.generate.continuation.is_some();
@@ -307,7 +321,10 @@ impl ReplicaState {
             return decider.decide(model, demand, may_use);
         }
         let is_up = |worker: &WorkerEntry| may_take(worker) && links.is_up(worker);
-        decider.decide(model, demand, Some(is_up)).or_else(|_| {
+        decider.decide(model, demand, Some(is_up)).or_else(|reason| {
+            if matches!(reason, NoCandidate::Rejected(_)) {
+                return Err(reason);
+            }
             // The dial of a worker that just started takes a millisecond; that of one that is gone, as long as it may.
             let is_usable = |worker: &WorkerEntry| may_take(worker) && links.is_usable(worker);
             decider.decide(model, demand, Some(is_usable))

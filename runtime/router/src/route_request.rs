@@ -1,6 +1,7 @@
 //! A request, as the HTTP server hands it to the router.
 
 use bytes::Bytes;
+use signalbox_policy_host::RequestKeys;
 use signalbox_protocol::GenerateRequest;
 
 use crate::roster::PromptForm;
@@ -22,8 +23,8 @@ pub struct RouteRequest {
     pub limits_answer: bool,
     /// The client's body, for engines that read it themselves.
     pub body: Bytes,
-    /// Hash of the client's session or user ([`name_hash`](signalbox_protocol::name_hash)); 0 for none.
-    pub session: u64,
+    /// Hashes of what the client names; those of the LoRA adapter and the cache salt are taken from `generate`.
+    pub keys: RequestKeys,
     /// The same request, made ready for the other forms that workers of the model read. Usually there is none.
     pub other_forms: Vec<Self>,
 }

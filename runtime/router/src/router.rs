@@ -16,6 +16,7 @@ use signalbox_tokenize::ModelText;
 use tokio::sync::watch;
 
 use crate::{
+    affinity::AffinityTable,
     block_learner::{self, BlockLearnerHandle},
     continuation::KeptBytes,
     index_figures,
@@ -63,6 +64,7 @@ pub struct Router {
     pub(crate) load: LoadTable,
     pub(crate) parity: ParityTable,
     pub(crate) latency: LatencyTable,
+    pub(crate) affinity: AffinityTable,
     pub(crate) kept_bytes: KeptBytes,
     /// Held so that the learner runs, and is started again if it fails.
     pub(crate) learner: BlockLearnerHandle,
@@ -195,6 +197,7 @@ impl Router {
         let index = SharedKvIndex::new(config.index_bytes);
         let load = LoadTable::default();
         let (parity, latency) = (ParityTable::default(), LatencyTable::default());
+        let affinity = AffinityTable::default();
         let session = SessionContext {
             plane: config.events,
             feeds_plane: config.feeds_events,
@@ -202,6 +205,7 @@ impl Router {
             load: load.clone(),
             parity: parity.clone(),
             latency: latency.clone(),
+            affinity: affinity.clone(),
             links: config.links.clone(),
             present: Arc::default(),
         };
@@ -241,6 +245,7 @@ impl Router {
             load,
             parity,
             latency,
+            affinity,
             kept_bytes: KeptBytes::default(),
             learner,
             links: config.links,

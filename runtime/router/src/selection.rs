@@ -76,7 +76,7 @@ mod tests {
     fn costs(costs: &[f32]) -> Decision {
         Decision {
             costs: costs.to_vec(),
-            pick: None,
+            ..Decision::default()
         }
     }
 
@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn a_pick_out_of_range_names_no_candidate() {
         let decision = Decision {
-            costs: Vec::new(),
             pick: Some(2),
+            ..Decision::default()
         };
         assert_eq!(select_row(&decision, 2, 0), None);
         assert_eq!(select_row(&decision, 3, 0), Some(2));

@@ -166,7 +166,7 @@ pub(crate) fn request(deadline: Duration) -> RouteRequest {
         unhashed_tokens: 0,
         limits_answer: true,
         body: Bytes::from_static(b"{}"),
-        session: 0,
+        keys: Default::default(),
         other_forms: Vec::new(),
     }
 }

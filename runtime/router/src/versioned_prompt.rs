@@ -86,11 +86,11 @@ impl<'a> Suitable<'a> {
 
     /// Whether workers that have less than the wanted context may take the request, where those that have it cannot for this
     /// reason.
-    pub(crate) fn may_take_least(&self, reason: NoCandidate) -> bool {
+    pub(crate) fn may_take_least(&self, reason: &NoCandidate) -> bool {
         match reason {
             NoCandidate::Unavailable => true,
             NoCandidate::Busy => !self.prompts.iter().any(|prompt| prompt.context.is_limit_set),
-            NoCandidate::TooLong { .. } | NoCandidate::Unable(_) => false,
+            NoCandidate::TooLong { .. } | NoCandidate::Unable(_) | NoCandidate::Rejected(_) => false,
         }
     }
 }
@@ -147,9 +147,9 @@ pub(crate) fn convert_blocks(
     }
 }
 
-/// Converts the optional columns that count KV blocks, after [`convert_blocks`]: of the load of all routers, this router's
-/// part is converted already.
-pub(crate) fn convert_optional_blocks(
+/// Converts the columns that the policy wants and that count KV blocks, after [`convert_blocks`]: of the load of all
+/// routers, this router's part is converted already. Columns that were not filled are empty.
+pub(crate) fn convert_wanted_blocks(
     workers: &ReadyWorkers,
     rows: &[usize],
     block_size: u32,
@@ -157,8 +157,14 @@ pub(crate) fn convert_optional_blocks(
 ) {
     for (row, size) in other_sizes(workers, rows, block_size) {
         let own = columns.decode_blocks[row];
-        let others = columns.decode_blocks_all[row].saturating_sub(own);
-        columns.decode_blocks_all[row] = own.saturating_add(converted(others, size, block_size));
+        if let Some(all) = columns.decode_blocks_all.get_mut(row) {
+            *all = own.saturating_add(converted(all.saturating_sub(own), size, block_size));
+        }
+        for column in [&mut columns.kv_blocks_active, &mut columns.kv_blocks_evictable] {
+            if let Some(blocks) = column.get_mut(row) {
+                *blocks = converted(*blocks, size, block_size);
+            }
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use crate::{
+    affinity::AffinityTable,
     event_stream::EventStreamConfig,
     fetch::watch,
     kv_source::KvSource,
@@ -63,6 +64,7 @@ pub(crate) struct SessionContext {
     pub(crate) load: LoadTable,
     pub(crate) parity: ParityTable,
     pub(crate) latency: LatencyTable,
+    pub(crate) affinity: AffinityTable,
     pub(crate) links: LinkConfig,
     /// How many workers are present.
     pub(crate) present: Arc<AtomicU64>,
@@ -145,13 +147,15 @@ impl Drop for WorkerSession {
         self.reports.latency_gauges.set(MeasuredLatency::default());
         self.shared.load.forget_reports(self.slot);
         self.shared.latency.forget(self.slot);
+        self.shared.affinity.forget(self.slot);
         self.shared.plane.forget(&self.card.id);
     }
 }
 
 impl Reports {
     fn receive(&self, mut report: WorkerReport, shared: &SessionContext) {
-        shared.load.report(self.slot, &report);
+        let at_ms = shared.load.clock_ms(std::time::Instant::now());
+        shared.load.report(self.slot, &report, at_ms);
         self.source.borrow_mut().report(&report.parity);
         if let Some(digest) = report.kv_digest {
             self.source.borrow().report_held(report.next_kv_batch, digest);

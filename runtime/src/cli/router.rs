@@ -98,6 +98,9 @@ pub(crate) struct FrontendOptions {
     /// policies.
     #[arg(long, env = "SIGNALBOX_POLICY_DIR", value_name = "FOLDER")]
     pub(crate) policy_dir: Option<PathBuf>,
+    /// A header of clients that policies may tell apart, hashed, as the key `header:NAME`; can be given several times.
+    #[arg(long = "policy-header", env = "SIGNALBOX_POLICY_HEADERS", value_delimiter = ',', value_parser = header_name, value_name = "NAME")]
+    pub(crate) policy_headers: Vec<String>,
     /// HTTP threads. The default is the number of cores.
     #[arg(long, env = "SIGNALBOX_HTTP_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) http_threads: Option<u16>,
@@ -128,6 +131,18 @@ pub(crate) struct FrontendOptions {
     /// Seconds that requests under way may take to end after a stop signal.
     #[arg(long, env = "SIGNALBOX_GRACE_S", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=3_600))]
     pub(crate) grace_s: u32,
+}
+
+/// The name of a header, in lower case.
+fn header_name(text: &str) -> Result<String, String> {
+    const LONGEST: usize = 64;
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if text.is_empty() || text.len() > LONGEST || !text.chars().all(is_allowed) {
+        return Err(format!(
+            "give the name of a header: 1 to {LONGEST} letters, digits, `-` or `_`"
+        ));
+    }
+    Ok(text.to_ascii_lowercase())
 }
 
 /// Like a worker's name, with room for the number of an incarnation.

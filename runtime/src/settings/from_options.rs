@@ -144,6 +144,7 @@ fn router(
         ping_after: (options.ping_after_s > 0).then(|| seconds(options.ping_after_s)),
         admin_token: options.admin_token,
         namespace: planes.namespace.clone(),
+        policy_headers: options.policy_headers,
         ..HttpConfig::default()
     };
     if let Some(threads) = options.http_threads {

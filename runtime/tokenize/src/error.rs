@@ -184,6 +184,7 @@ impl From<TextError> for WireError {
             kind,
             message: error.to_string(),
             param: error.param_name().map(str::to_owned),
+            retry_after_s: None,
             engine: None,
         }
     }

@@ -110,6 +110,8 @@ pub struct TokenLogprobs {
 /// The results of one step. The runner clears and reuses it. Each list is in the order of the events.
 #[derive(Debug, Default)]
 pub struct StepOutput {
+    /// Prompt tokens that the step computed.
+    pub prefill_tokens: u32,
     /// Sequences whose whole prompt is now in the KV cache, with the number of prompt tokens that were cached before.
     pub prefilled: Vec<(SequenceId, u32)>,
     /// Tokens of prompts whose log probabilities were asked for, each once and in order, and before the sequence's first
@@ -123,6 +125,28 @@ pub struct StepOutput {
     pub failed: Vec<(SequenceId, WireError)>,
     /// Changes of the KV cache.
     pub kv_events: Vec<KvEvent>,
+}
+
+impl StepOutput {
+    /// Empties it and keeps its buffers, for the next step.
+    pub fn clear(&mut self) {
+        let Self {
+            prefill_tokens,
+            prefilled,
+            prompt_tokens,
+            tokens,
+            finished,
+            failed,
+            kv_events,
+        } = self;
+        *prefill_tokens = 0;
+        prefilled.clear();
+        prompt_tokens.clear();
+        tokens.clear();
+        finished.clear();
+        failed.clear();
+        kv_events.clear();
+    }
 }
 
 /// When the runner steps the engine again.

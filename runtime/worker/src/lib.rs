@@ -8,6 +8,7 @@
 //! - [`runner`]: the thread that steps engines. Requests go in, pieces of answers come out.
 //! - [`engine`]: the trait of an engine. [`sim`] implements it without a GPU.
 //! - [`token_limits`]: which tokens a sequence must not generate.
+//! - [`step_rates`]: how fast an engine computes, as its load reports say.
 //! - [`block_pool`]: the KV blocks of an engine and their contents.
 //! - [`openai`]: drives an engine next door in place of an engine of this crate.
 //! - [`hub`]: fetches the tokenizer of such an engine, if no file of it is on the machine.
@@ -25,4 +26,5 @@ pub mod openai;
 pub mod runner;
 pub mod service;
 pub mod sim;
+pub mod step_rates;
 pub mod token_limits;

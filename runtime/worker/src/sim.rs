@@ -356,6 +356,7 @@ impl StepEngine for SimEngine {
         self.continue_running(&mut plan);
         self.admit(&mut plan);
         let work = self.work();
+        output.prefill_tokens += work.prefill_tokens;
         self.sample(output);
         self.pool.drain_events(&mut output.kv_events);
         let cache_tokens = u64::from(self.config.kv_blocks) * u64::from(self.config.block_size);
@@ -373,6 +374,7 @@ impl StepEngine for SimEngine {
             active_kv_blocks: self.pool.active(),
             used_kv_blocks: self.pool.used(),
             total_kv_blocks: self.pool.capacity(),
+            ..LoadReport::default()
         }
     }
 }

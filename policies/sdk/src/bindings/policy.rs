@@ -7,20 +7,90 @@
 #[allow(dead_code, clippy::all)]
 pub mod signalbox {
     pub mod policy {
+        /// The one import that a policy may have.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod diagnostics {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            /// How much a message matters.
+            #[repr(u8)]
+            #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+            pub enum Level {
+                /// For the author of the policy.
+                Debug,
+                /// For the operator.
+                Info,
+                /// For the operator: something is wrong.
+                Warn,
+            }
+            impl ::core::fmt::Debug for Level {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    match self {
+                        Level::Debug => f.debug_tuple("Level::Debug").finish(),
+                        Level::Info => f.debug_tuple("Level::Info").finish(),
+                        Level::Warn => f.debug_tuple("Level::Warn").finish(),
+                    }
+                }
+            }
+            impl Level {
+                #[doc(hidden)]
+                pub unsafe fn _lift(val: u8) -> Level {
+                    if !cfg!(debug_assertions) {
+                        return unsafe { ::core::mem::transmute(val) };
+                    }
+                    match val {
+                        0 => Level::Debug,
+                        1 => Level::Info,
+                        2 => Level::Warn,
+                        _ => panic!("invalid enum discriminant"),
+                    }
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Writes a message to the router's log. The host keeps at most 1,024 bytes of it, and at most 16 messages of one
+            /// call and 10 a second of one instance; it counts the others. A message of `warn` right before a trap is the reason
+            /// that the fault states.
+            #[allow(async_fn_in_trait)]
+            pub fn log(level: Level, message: &str) -> () {
+                unsafe {
+                    let vec0 = message;
+                    let ptr0 = vec0.as_ptr().cast::<u8>();
+                    let len0 = vec0.len();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "signalbox:policy/diagnostics@0.2.0")]
+                    unsafe extern "C" {
+                        #[link_name = "log"]
+                        fn wit_import1(_: i32, _: *mut u8, _: usize);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import1(_: i32, _: *mut u8, _: usize) {
+                        unreachable!()
+                    }
+                    wit_import1(level.clone() as i32, ptr0.cast_mut(), len0);
+                }
+            }
+        }
         /// What a policy receives and what it returns.
         ///
         /// The data of the workers are numbers in flat columns. A record for each worker would cost fifteen times as much to
-        /// hand over, a host call for each worker eighty times as much.
+        /// hand over, a host call for each worker eighty times as much. Records, flags and variants of an interface never
+        /// change, so a policy asks for what it reads by name (`info`): a new name changes no interface.
+        ///
+        /// A *key* is a hash of 64 bits: equal for equal things, on every router and after every restart, and 0 where there is
+        /// nothing to hash.
         #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
         pub mod types {
             #[used]
             #[doc(hidden)]
             static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
             use super::super::super::_rt;
-            /// The request to place. A policy has no clock, and no randomness but `seed`. The same calls in the same order
-            /// therefore return the same decisions, and a recorded decision can be replayed.
-            #[repr(C)]
-            #[derive(Clone, Copy)]
+            /// The request to place. A policy has no clock but `now-ms`, and no randomness but `seed`. The same calls in the same
+            /// order therefore return the same decisions, and a recorded decision can be replayed.
+            #[derive(Clone)]
             pub struct Request {
                 /// Tokens in the prompt, after the chat template.
                 pub prompt_tokens: u32,
@@ -28,18 +98,24 @@ pub mod signalbox {
                 pub prompt_blocks: u32,
                 /// Tokens in one KV block; at least 1.
                 pub block_size: u32,
-                /// Most output tokens of all choices together: the client's limit or the default, times the choices.
-                pub expected_output_tokens: u32,
+                /// Most output tokens of one choice, as the client set it; `none` where the client set no limit.
+                pub max_output_tokens: ::core::option::Option<u32>,
                 /// Higher is more urgent; 0 is ordinary.
                 pub priority: i32,
-                /// Hash of the client's session or user; 0 for none. A session has the same hash on every router.
-                pub session: u64,
-                /// Hash of the LoRA adapter that the request names; 0 for the base model.
-                pub lora: u64,
+                /// How many workers failed the request before this decision.
+                pub attempt: u32,
+                /// Milliseconds of the router's monotonic clock.
+                pub now_ms: u64,
                 /// A fresh random number for this decision: the only randomness that a policy has.
                 pub seed: u64,
                 /// Decisions that this router made for this model before this one, on all threads.
                 pub decision_number: u64,
+                /// One number for each name in `info.request-counts`.
+                pub counts: _rt::Vec<u32>,
+                /// One number for each name in `info.request-numbers`.
+                pub numbers: _rt::Vec<f32>,
+                /// One key for each name in `info.request-keys`.
+                pub keys: _rt::Vec<u64>,
             }
             impl ::core::fmt::Debug for Request {
                 fn fmt(
@@ -50,74 +126,31 @@ pub mod signalbox {
                         .field("prompt-tokens", &self.prompt_tokens)
                         .field("prompt-blocks", &self.prompt_blocks)
                         .field("block-size", &self.block_size)
-                        .field("expected-output-tokens", &self.expected_output_tokens)
+                        .field("max-output-tokens", &self.max_output_tokens)
                         .field("priority", &self.priority)
-                        .field("session", &self.session)
-                        .field("lora", &self.lora)
+                        .field("attempt", &self.attempt)
+                        .field("now-ms", &self.now_ms)
                         .field("seed", &self.seed)
                         .field("decision-number", &self.decision_number)
+                        .field("counts", &self.counts)
+                        .field("numbers", &self.numbers)
+                        .field("keys", &self.keys)
                         .finish()
                 }
             }
-            wit_bindgen::rt::bitflags::bitflags! {
-                #[doc =
-                " The columns of `candidates` that a policy wants. Any other column is `none`, and costs nothing."]
-                #[derive(PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Clone, Copy)] pub
-                struct Columns : u16 { #[doc = " Wants `candidates.traits`."] const
-                TRAITS = 1 << 0; #[doc = " Wants `candidates.overlap-device`."] const
-                OVERLAP_DEVICE = 1 << 1; #[doc = " Wants `candidates.overlap-host`."]
-                const OVERLAP_HOST = 1 << 2; #[doc = " Wants `candidates.overlap-disk`."]
-                const OVERLAP_DISK = 1 << 3; #[doc =
-                " Wants `candidates.prefill-tokens`."] const PREFILL_TOKENS = 1 << 4;
-                #[doc = " Wants `candidates.decode-blocks`."] const DECODE_BLOCKS = 1 <<
-                5; #[doc = " Wants `candidates.requests`."] const REQUESTS = 1 << 6;
-                #[doc = " Wants `candidates.prefill-tokens-all`."] const
-                PREFILL_TOKENS_ALL = 1 << 7; #[doc =
-                " Wants `candidates.decode-blocks-all`."] const DECODE_BLOCKS_ALL = 1 <<
-                8; #[doc = " Wants `candidates.requests-all`."] const REQUESTS_ALL = 1 <<
-                9; #[doc = " Wants `candidates.kv-blocks-total`."] const KV_BLOCKS_TOTAL
-                = 1 << 10; #[doc = " Wants `candidates.kv-blocks-used`."] const
-                KV_BLOCKS_USED = 1 << 11; #[doc = " Wants `candidates.queue-depth`."]
-                const QUEUE_DEPTH = 1 << 12; }
-            }
-            /// The workers that can take the request, as columns: row i of each column is candidate i. There is at least
-            /// one candidate, and every column that is present has as many rows as `worker`. The order of the rows means
-            /// nothing and may differ from one decision to the next.
+            /// The workers that can take the request, as columns: row i of each column is candidate i. There is at least one
+            /// candidate. The order of the rows means nothing and may differ from one decision to the next. Column j of a list
+            /// begins at `j * count` and has `count` rows.
             #[derive(Clone)]
             pub struct Candidates {
-                /// The worker's number: the same for as long as the worker is present, and different for each worker.
-                pub worker: _rt::Vec<u32>,
-                /// A sum of bits. 1: the worker takes prefills. 2: the worker takes decodes. 4: the overlap is approximate: the
-                /// router does not use the worker's KV events, and learned it from its own decisions. 8: the router is
-                /// rebuilding its index of the worker, so the overlap may be too low. A policy ignores higher bits.
-                pub traits: ::core::option::Option<_rt::Vec<u32>>,
-                /// Leading KV blocks of the prompt that the worker holds in device memory.
-                pub overlap_device: ::core::option::Option<_rt::Vec<u32>>,
-                /// KV blocks of the prompt after those, that the worker holds in host memory.
-                pub overlap_host: ::core::option::Option<_rt::Vec<u32>>,
-                /// KV blocks of the prompt after those two, that the worker holds on disk.
-                pub overlap_disk: ::core::option::Option<_rt::Vec<u32>>,
-                /// Prompt tokens of this router's requests at the worker that wait for their first output token.
-                pub prefill_tokens: ::core::option::Option<_rt::Vec<u32>>,
-                /// KV blocks of this router's requests at the worker.
-                pub decode_blocks: ::core::option::Option<_rt::Vec<u32>>,
-                /// This router's requests in flight at the worker.
-                pub requests: ::core::option::Option<_rt::Vec<u32>>,
-                /// As `prefill-tokens`, for all routers together, this one included.
-                pub prefill_tokens_all: ::core::option::Option<_rt::Vec<u32>>,
-                /// As `decode-blocks`, for all routers together, this one included.
-                pub decode_blocks_all: ::core::option::Option<_rt::Vec<u32>>,
-                /// As `requests`, for all routers together, this one included.
-                pub requests_all: ::core::option::Option<_rt::Vec<u32>>,
-                /// KV blocks that fit in the worker's device memory; 0 when unknown.
-                pub kv_blocks_total: ::core::option::Option<_rt::Vec<u32>>,
-                /// KV blocks in use, as the worker last reported.
-                pub kv_blocks_used: ::core::option::Option<_rt::Vec<u32>>,
-                /// Requests that wait in the engine, as the worker last reported.
-                pub queue_depth: ::core::option::Option<_rt::Vec<u32>>,
-                /// The signals that `info.extra` names, one whole column after the other in that order: signal j of
-                /// candidate i is `extra[j * n + i]`, for n candidates. Empty when `info.extra` is empty.
-                pub extra: _rt::Vec<f32>,
+                /// The number of rows.
+                pub count: u32,
+                /// The columns that `info.counts` names, one whole column after the other in that order.
+                pub counts: _rt::Vec<u32>,
+                /// The columns that `info.numbers` names, likewise.
+                pub numbers: _rt::Vec<f32>,
+                /// The columns that `info.keys` names, likewise.
+                pub keys: _rt::Vec<u64>,
             }
             impl ::core::fmt::Debug for Candidates {
                 fn fmt(
@@ -125,34 +158,78 @@ pub mod signalbox {
                     f: &mut ::core::fmt::Formatter<'_>,
                 ) -> ::core::fmt::Result {
                     f.debug_struct("Candidates")
-                        .field("worker", &self.worker)
-                        .field("traits", &self.traits)
-                        .field("overlap-device", &self.overlap_device)
-                        .field("overlap-host", &self.overlap_host)
-                        .field("overlap-disk", &self.overlap_disk)
-                        .field("prefill-tokens", &self.prefill_tokens)
-                        .field("decode-blocks", &self.decode_blocks)
-                        .field("requests", &self.requests)
-                        .field("prefill-tokens-all", &self.prefill_tokens_all)
-                        .field("decode-blocks-all", &self.decode_blocks_all)
-                        .field("requests-all", &self.requests_all)
-                        .field("kv-blocks-total", &self.kv_blocks_total)
-                        .field("kv-blocks-used", &self.kv_blocks_used)
-                        .field("queue-depth", &self.queue_depth)
-                        .field("extra", &self.extra)
+                        .field("count", &self.count)
+                        .field("counts", &self.counts)
+                        .field("numbers", &self.numbers)
+                        .field("keys", &self.keys)
+                        .finish()
+                }
+            }
+            /// Two workers: one for the prefill, one for the decode.
+            #[repr(C)]
+            #[derive(Clone, Copy)]
+            pub struct Pair {
+                /// The row of the worker that computes the prompt.
+                pub prefill: u32,
+                /// The row of the worker that generates the answer.
+                pub decode: u32,
+            }
+            impl ::core::fmt::Debug for Pair {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Pair")
+                        .field("prefill", &self.prefill)
+                        .field("decode", &self.decode)
+                        .finish()
+                }
+            }
+            /// An answer to the client in place of a worker's.
+            #[derive(Clone)]
+            pub struct Rejection {
+                /// The HTTP status: 429 or 503.
+                pub status: u16,
+                /// Seconds after which the client may try again, at most 3,600; 0 for no advice.
+                pub retry_after_s: u32,
+                /// What the client is told: a lower-case fragment, at most 200 bytes.
+                pub reason: _rt::String,
+            }
+            impl ::core::fmt::Debug for Rejection {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Rejection")
+                        .field("status", &self.status)
+                        .field("retry-after-s", &self.retry_after_s)
+                        .field("reason", &self.reason)
                         .finish()
                 }
             }
             /// A policy's decision.
             #[derive(Clone)]
             pub enum Decision {
-                /// A cost for each candidate, in the order of the rows. The lowest cost wins; the host breaks ties from
-                /// `request.seed`. `+inf` rules a candidate out. A NaN, a `-inf`, a number of costs other than the number
-                /// of candidates, or `+inf` for every candidate is a fault.
+                /// A cost for each candidate, in the order of the rows: the milliseconds that the request is expected to wait for
+                /// its answer. The lowest cost wins; the host breaks ties from `request.seed`. `+inf` rules a candidate out. A
+                /// NaN, a `-inf`, a number of costs other than the number of candidates, or `+inf` for every candidate is a
+                /// fault. Where several policies decide together, their costs add up; a policy that decides alone may count in
+                /// any unit.
                 Costs(_rt::Vec<f32>),
                 /// The row of the candidate that gets the request, for policies whose choice is not a lowest cost. Rows
                 /// count from 0; any other number is a fault.
                 Pick(u32),
+                /// A worker for each phase. This host does not split a request between workers yet: the answer is a fault.
+                Pair(Pair),
+                /// Hold the request back for at most so many milliseconds, then ask again. This host does not hold requests back
+                /// yet: the answer is a fault.
+                Wait(u32),
+                /// Place the request nowhere: the client gets this error. Another status than 429 and 503, or a longer time or
+                /// reason than `rejection` allows, is a fault.
+                Reject(Rejection),
+                /// No opinion: the next policy of the model decides, and after the last one the fallback, a built-in formula. It
+                /// is no fault.
+                Abstain,
             }
             impl ::core::fmt::Debug for Decision {
                 fn fmt(
@@ -166,24 +243,94 @@ pub mod signalbox {
                         Decision::Pick(e) => {
                             f.debug_tuple("Decision::Pick").field(e).finish()
                         }
+                        Decision::Pair(e) => {
+                            f.debug_tuple("Decision::Pair").field(e).finish()
+                        }
+                        Decision::Wait(e) => {
+                            f.debug_tuple("Decision::Wait").field(e).finish()
+                        }
+                        Decision::Reject(e) => {
+                            f.debug_tuple("Decision::Reject").field(e).finish()
+                        }
+                        Decision::Abstain => f.debug_tuple("Decision::Abstain").finish(),
                     }
                 }
             }
-            /// A policy's description of itself.
+            /// A policy's description of itself. It names what the policy reads, and each name costs some 20 ns per decision and
+            /// a third of a nanosecond per candidate. All lists together have at most 32 names. The host refuses a policy that
+            /// names anything it does not know, unless `optional` has the name too.
             #[derive(Clone)]
             pub struct Info {
                 /// Its name: 1 to 64 lower-case letters, digits, `-`, `_` and `.`, a letter or digit first.
                 pub name: _rt::String,
                 /// Its version, such as `1.2.0`: 1 to 64 letters, digits, `.`, `-` and `+`.
                 pub version: _rt::String,
-                /// The columns that it needs. Name only those that it uses: each costs some 50 ns per decision.
-                pub columns: Columns,
-                /// Signals beside the columns, by name, at most 8. The host refuses a policy that names any other signal
-                /// than these: `kv-use`, the used share of the worker's KV blocks (0 to 1; 0 when unknown);
-                /// `overlap-share`, the share of the prompt's KV blocks that the worker holds on any tier (0 to 1);
-                /// `approximate`, 1 when the overlap is approximate (bit 4 of `candidates.traits`) and 0 when it follows from
-                /// the worker's KV events.
-                pub extra: _rt::Vec<_rt::String>,
+                /// Columns of whole numbers.
+                ///
+                /// - `overlap-device`: leading KV blocks of the prompt that the worker holds in device memory. `overlap-host`: KV
+                ///   blocks of the prompt after those, that it holds in host memory. `overlap-disk`: those after these two, on
+                ///   disk.
+                /// - `prefill-tokens`: prompt tokens of this router's requests at the worker that wait for their first output
+                ///   token. `decode-blocks`: KV blocks of this router's requests at the worker. `requests`: this router's requests
+                ///   in flight there.
+                /// - `prefill-tokens-all`, `decode-blocks-all`, `requests-all`: the same for all routers together, this one
+                ///   included.
+                /// - `kv-blocks-total`: KV blocks that fit in the worker's device memory; 0 when unknown. `kv-blocks-used`: KV
+                ///   blocks in use, cached ones included: the worker's last report, or what the router's index credits it with,
+                ///   whichever is more.
+                /// - as the worker last reported, 0 before: `running`, its sequences in prefill or decode; `queue-depth`, requests
+                ///   that wait in the engine; `kv-blocks-active`, KV blocks of running sequences; `kv-blocks-evictable`, KV blocks
+                ///   in use that no running sequence needs.
+                /// - `max-running`: sequences that the worker computes at once. `max-requests`: requests that it takes, running and
+                ///   waiting together. `context-length`: tokens of its context.
+                /// - `traits`: a sum of bits. 1: the worker takes prefills. 2: the worker takes decodes. 4: the overlap is
+                ///   approximate: the router does not use the worker's KV events, and learned it from its own decisions. 8: the
+                ///   router is rebuilding its index of the worker, so the overlap may be too low. A policy ignores higher bits.
+                pub counts: _rt::Vec<_rt::String>,
+                /// Columns of numbers.
+                ///
+                /// - `kv-use`: the used share of the worker's KV blocks (0 to 1; 0 when unknown). `overlap-share`: the share of the
+                ///   prompt's KV blocks that the worker holds on any tier (0 to 1). `approximate`: 1 when the overlap is approximate
+                ///   (bit 4 of `traits`), 0 when it follows from the worker's KV events.
+                /// - as this router measured them over the worker's latest streams, 0 before the first: `ttft-ms`, the mean time
+                ///   to the first token; `uncached-prompt-tokens`, the mean prompt tokens that were computed for it; `itl-ms`, the
+                ///   mean time between two tokens of an answer.
+                /// - `prefill-tokens-per-s`: prompt tokens that the worker computes in a second of prefill. `decode-step-ms`: how
+                ///   long one of its decode steps takes. Both are the worker's own measurements; for a worker that reports none,
+                ///   they follow from the router's (`uncached-prompt-tokens`, `ttft-ms` and `itl-ms`); 0 before the first.
+                /// - `report-age-ms`: milliseconds since the worker's last report; 0 before the first.
+                /// - `affinity-age-ms`: milliseconds since this router last placed a request of the same `session` on the worker, at
+                ///   least 1; 0 where it placed none there in the last ten minutes.
+                /// - `number:LABEL`: the worker's label of that name as a number; 0 where it is absent or no number.
+                pub numbers: _rt::Vec<_rt::String>,
+                /// Columns of keys.
+                ///
+                /// - `worker`: the worker's id. `zone`: its label `zone`.
+                /// - `label:LABEL`: the text of its label of that name.
+                pub keys: _rt::Vec<_rt::String>,
+                /// Numbers of the request.
+                ///
+                /// - `expected-output-tokens`: most output tokens of all choices together: the client's limit or the default,
+                ///   times the choices. `choices`: the choices that the client wants.
+                /// - `other-routers`: the number of other routers whose load counts in the columns of all routers.
+                pub request_counts: _rt::Vec<_rt::String>,
+                /// Further numbers of the request.
+                ///
+                /// - `deadline-ms`: milliseconds until the request's deadline.
+                pub request_numbers: _rt::Vec<_rt::String>,
+                /// Keys of the request.
+                ///
+                /// - `session`: the session that the client names by the header `x-session-id` or the member `session_id`; where it
+                ///   names none, its `cache-key`, else its `user`; where it names none of these and the prompt's tokens are
+                ///   unknown, how the conversation begins.
+                /// - `user`: the member `user`, or `metadata.user_id`. `cache-key`: the member `prompt_cache_key`.
+                ///   `safety-identifier`: the member of that name. `tenant`: the header `x-tenant-id`.
+                /// - `lora`: the LoRA adapter that the request names. `cache-salt`: the member `cache_salt`.
+                /// - `header:NAME`: the header of that name, in lower case, if the operator shows it to policies
+                ///   (`--policy-header`); 0 otherwise.
+                pub request_keys: _rt::Vec<_rt::String>,
+                /// Of all names above, those that the policy can do without. A host that does not know one of them sends zeroes.
+                pub optional: _rt::Vec<_rt::String>,
             }
             impl ::core::fmt::Debug for Info {
                 fn fmt(
@@ -193,8 +340,13 @@ pub mod signalbox {
                     f.debug_struct("Info")
                         .field("name", &self.name)
                         .field("version", &self.version)
-                        .field("columns", &self.columns)
-                        .field("extra", &self.extra)
+                        .field("counts", &self.counts)
+                        .field("numbers", &self.numbers)
+                        .field("keys", &self.keys)
+                        .field("request-counts", &self.request_counts)
+                        .field("request-numbers", &self.request_numbers)
+                        .field("request-keys", &self.request_keys)
+                        .field("optional", &self.optional)
                         .finish()
                 }
             }
@@ -202,8 +354,10 @@ pub mod signalbox {
             #[repr(C)]
             #[derive(Clone, Copy)]
             pub struct Outcome {
-                /// The number of the worker that had the request, as in `candidates.worker`.
-                pub worker: u32,
+                /// The `worker` key of the worker that had the request.
+                pub worker: u64,
+                /// The decision's `request.decision-number`.
+                pub decision_number: u64,
                 /// Tokens in the prompt.
                 pub prompt_tokens: u32,
                 /// Tokens of the prompt that the worker found in its KV cache.
@@ -226,6 +380,7 @@ pub mod signalbox {
                 ) -> ::core::fmt::Result {
                     f.debug_struct("Outcome")
                         .field("worker", &self.worker)
+                        .field("decision-number", &self.decision_number)
                         .field("prompt-tokens", &self.prompt_tokens)
                         .field("cached-tokens", &self.cached_tokens)
                         .field("overlap-blocks", &self.overlap_blocks)
@@ -336,8 +491,13 @@ pub mod exports {
                         let super::super::super::super::signalbox::policy::types::Info {
                             name: name2,
                             version: version2,
-                            columns: columns2,
-                            extra: extra2,
+                            counts: counts2,
+                            numbers: numbers2,
+                            keys: keys2,
+                            request_counts: request_counts2,
+                            request_numbers: request_numbers2,
+                            request_keys: request_keys2,
+                            optional: optional2,
                         } = result0;
                         let vec3 = (name2.into_bytes()).into_boxed_slice();
                         let ptr3 = vec3.as_ptr().cast::<u8>();
@@ -355,43 +515,237 @@ pub mod exports {
                         *ptr1
                             .add(2 * ::core::mem::size_of::<*const u8>())
                             .cast::<*mut u8>() = ptr4.cast_mut();
-                        let flags5 = columns2;
-                        *ptr1
-                            .add(4 * ::core::mem::size_of::<*const u8>())
-                            .cast::<u16>() = ((flags5.bits() >> 0) as i32) as u16;
-                        let vec7 = extra2;
-                        let len7 = vec7.len();
-                        let layout7 = _rt::alloc::Layout::from_size_align(
-                                vec7.len() * (2 * ::core::mem::size_of::<*const u8>()),
+                        let vec6 = counts2;
+                        let len6 = vec6.len();
+                        let layout6 = _rt::alloc::Layout::from_size_align(
+                                vec6.len() * (2 * ::core::mem::size_of::<*const u8>()),
                                 ::core::mem::size_of::<*const u8>(),
                             )
                             .unwrap();
-                        let (result7, _cleanup7) = wit_bindgen::rt::Cleanup::new(
-                            layout7,
+                        let (result6, _cleanup6) = wit_bindgen::rt::Cleanup::new(
+                            layout6,
                         );
-                        if let Some(cleanup) = _cleanup7 {
+                        if let Some(cleanup) = _cleanup6 {
                             cleanup.forget();
                         }
-                        for (i, e) in vec7.into_iter().enumerate() {
-                            let base = result7
+                        for (i, e) in vec6.into_iter().enumerate() {
+                            let base = result6
                                 .add(i * (2 * ::core::mem::size_of::<*const u8>()));
                             {
-                                let vec6 = (e.into_bytes()).into_boxed_slice();
-                                let ptr6 = vec6.as_ptr().cast::<u8>();
-                                let len6 = vec6.len();
-                                ::core::mem::forget(vec6);
+                                let vec5 = (e.into_bytes()).into_boxed_slice();
+                                let ptr5 = vec5.as_ptr().cast::<u8>();
+                                let len5 = vec5.len();
+                                ::core::mem::forget(vec5);
                                 *base
                                     .add(::core::mem::size_of::<*const u8>())
-                                    .cast::<usize>() = len6;
-                                *base.add(0).cast::<*mut u8>() = ptr6.cast_mut();
+                                    .cast::<usize>() = len5;
+                                *base.add(0).cast::<*mut u8>() = ptr5.cast_mut();
                             }
                         }
                         *ptr1
-                            .add(6 * ::core::mem::size_of::<*const u8>())
-                            .cast::<usize>() = len7;
-                        *ptr1
                             .add(5 * ::core::mem::size_of::<*const u8>())
-                            .cast::<*mut u8>() = result7;
+                            .cast::<usize>() = len6;
+                        *ptr1
+                            .add(4 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>() = result6;
+                        let vec8 = numbers2;
+                        let len8 = vec8.len();
+                        let layout8 = _rt::alloc::Layout::from_size_align(
+                                vec8.len() * (2 * ::core::mem::size_of::<*const u8>()),
+                                ::core::mem::size_of::<*const u8>(),
+                            )
+                            .unwrap();
+                        let (result8, _cleanup8) = wit_bindgen::rt::Cleanup::new(
+                            layout8,
+                        );
+                        if let Some(cleanup) = _cleanup8 {
+                            cleanup.forget();
+                        }
+                        for (i, e) in vec8.into_iter().enumerate() {
+                            let base = result8
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let vec7 = (e.into_bytes()).into_boxed_slice();
+                                let ptr7 = vec7.as_ptr().cast::<u8>();
+                                let len7 = vec7.len();
+                                ::core::mem::forget(vec7);
+                                *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len7;
+                                *base.add(0).cast::<*mut u8>() = ptr7.cast_mut();
+                            }
+                        }
+                        *ptr1
+                            .add(7 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>() = len8;
+                        *ptr1
+                            .add(6 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>() = result8;
+                        let vec10 = keys2;
+                        let len10 = vec10.len();
+                        let layout10 = _rt::alloc::Layout::from_size_align(
+                                vec10.len() * (2 * ::core::mem::size_of::<*const u8>()),
+                                ::core::mem::size_of::<*const u8>(),
+                            )
+                            .unwrap();
+                        let (result10, _cleanup10) = wit_bindgen::rt::Cleanup::new(
+                            layout10,
+                        );
+                        if let Some(cleanup) = _cleanup10 {
+                            cleanup.forget();
+                        }
+                        for (i, e) in vec10.into_iter().enumerate() {
+                            let base = result10
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let vec9 = (e.into_bytes()).into_boxed_slice();
+                                let ptr9 = vec9.as_ptr().cast::<u8>();
+                                let len9 = vec9.len();
+                                ::core::mem::forget(vec9);
+                                *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len9;
+                                *base.add(0).cast::<*mut u8>() = ptr9.cast_mut();
+                            }
+                        }
+                        *ptr1
+                            .add(9 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>() = len10;
+                        *ptr1
+                            .add(8 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>() = result10;
+                        let vec12 = request_counts2;
+                        let len12 = vec12.len();
+                        let layout12 = _rt::alloc::Layout::from_size_align(
+                                vec12.len() * (2 * ::core::mem::size_of::<*const u8>()),
+                                ::core::mem::size_of::<*const u8>(),
+                            )
+                            .unwrap();
+                        let (result12, _cleanup12) = wit_bindgen::rt::Cleanup::new(
+                            layout12,
+                        );
+                        if let Some(cleanup) = _cleanup12 {
+                            cleanup.forget();
+                        }
+                        for (i, e) in vec12.into_iter().enumerate() {
+                            let base = result12
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let vec11 = (e.into_bytes()).into_boxed_slice();
+                                let ptr11 = vec11.as_ptr().cast::<u8>();
+                                let len11 = vec11.len();
+                                ::core::mem::forget(vec11);
+                                *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len11;
+                                *base.add(0).cast::<*mut u8>() = ptr11.cast_mut();
+                            }
+                        }
+                        *ptr1
+                            .add(11 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>() = len12;
+                        *ptr1
+                            .add(10 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>() = result12;
+                        let vec14 = request_numbers2;
+                        let len14 = vec14.len();
+                        let layout14 = _rt::alloc::Layout::from_size_align(
+                                vec14.len() * (2 * ::core::mem::size_of::<*const u8>()),
+                                ::core::mem::size_of::<*const u8>(),
+                            )
+                            .unwrap();
+                        let (result14, _cleanup14) = wit_bindgen::rt::Cleanup::new(
+                            layout14,
+                        );
+                        if let Some(cleanup) = _cleanup14 {
+                            cleanup.forget();
+                        }
+                        for (i, e) in vec14.into_iter().enumerate() {
+                            let base = result14
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let vec13 = (e.into_bytes()).into_boxed_slice();
+                                let ptr13 = vec13.as_ptr().cast::<u8>();
+                                let len13 = vec13.len();
+                                ::core::mem::forget(vec13);
+                                *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len13;
+                                *base.add(0).cast::<*mut u8>() = ptr13.cast_mut();
+                            }
+                        }
+                        *ptr1
+                            .add(13 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>() = len14;
+                        *ptr1
+                            .add(12 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>() = result14;
+                        let vec16 = request_keys2;
+                        let len16 = vec16.len();
+                        let layout16 = _rt::alloc::Layout::from_size_align(
+                                vec16.len() * (2 * ::core::mem::size_of::<*const u8>()),
+                                ::core::mem::size_of::<*const u8>(),
+                            )
+                            .unwrap();
+                        let (result16, _cleanup16) = wit_bindgen::rt::Cleanup::new(
+                            layout16,
+                        );
+                        if let Some(cleanup) = _cleanup16 {
+                            cleanup.forget();
+                        }
+                        for (i, e) in vec16.into_iter().enumerate() {
+                            let base = result16
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let vec15 = (e.into_bytes()).into_boxed_slice();
+                                let ptr15 = vec15.as_ptr().cast::<u8>();
+                                let len15 = vec15.len();
+                                ::core::mem::forget(vec15);
+                                *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len15;
+                                *base.add(0).cast::<*mut u8>() = ptr15.cast_mut();
+                            }
+                        }
+                        *ptr1
+                            .add(15 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>() = len16;
+                        *ptr1
+                            .add(14 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>() = result16;
+                        let vec18 = optional2;
+                        let len18 = vec18.len();
+                        let layout18 = _rt::alloc::Layout::from_size_align(
+                                vec18.len() * (2 * ::core::mem::size_of::<*const u8>()),
+                                ::core::mem::size_of::<*const u8>(),
+                            )
+                            .unwrap();
+                        let (result18, _cleanup18) = wit_bindgen::rt::Cleanup::new(
+                            layout18,
+                        );
+                        if let Some(cleanup) = _cleanup18 {
+                            cleanup.forget();
+                        }
+                        for (i, e) in vec18.into_iter().enumerate() {
+                            let base = result18
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let vec17 = (e.into_bytes()).into_boxed_slice();
+                                let ptr17 = vec17.as_ptr().cast::<u8>();
+                                let len17 = vec17.len();
+                                ::core::mem::forget(vec17);
+                                *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len17;
+                                *base.add(0).cast::<*mut u8>() = ptr17.cast_mut();
+                            }
+                        }
+                        *ptr1
+                            .add(17 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>() = len18;
+                        *ptr1
+                            .add(16 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>() = result18;
                         ptr1
                     }
                 }
@@ -412,10 +766,10 @@ pub mod exports {
                             .cast::<usize>();
                         _rt::cabi_dealloc(l2, l3, 1);
                         let l4 = *arg0
-                            .add(5 * ::core::mem::size_of::<*const u8>())
+                            .add(4 * ::core::mem::size_of::<*const u8>())
                             .cast::<*mut u8>();
                         let l5 = *arg0
-                            .add(6 * ::core::mem::size_of::<*const u8>())
+                            .add(5 * ::core::mem::size_of::<*const u8>())
                             .cast::<usize>();
                         let base8 = l4;
                         let len8 = l5;
@@ -435,6 +789,150 @@ pub mod exports {
                             len8 * (2 * ::core::mem::size_of::<*const u8>()),
                             ::core::mem::size_of::<*const u8>(),
                         );
+                        let l9 = *arg0
+                            .add(6 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>();
+                        let l10 = *arg0
+                            .add(7 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>();
+                        let base13 = l9;
+                        let len13 = l10;
+                        for i in 0..len13 {
+                            let base = base13
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let l11 = *base.add(0).cast::<*mut u8>();
+                                let l12 = *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l11, l12, 1);
+                            }
+                        }
+                        _rt::cabi_dealloc(
+                            base13,
+                            len13 * (2 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        );
+                        let l14 = *arg0
+                            .add(8 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>();
+                        let l15 = *arg0
+                            .add(9 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>();
+                        let base18 = l14;
+                        let len18 = l15;
+                        for i in 0..len18 {
+                            let base = base18
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let l16 = *base.add(0).cast::<*mut u8>();
+                                let l17 = *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l16, l17, 1);
+                            }
+                        }
+                        _rt::cabi_dealloc(
+                            base18,
+                            len18 * (2 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        );
+                        let l19 = *arg0
+                            .add(10 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>();
+                        let l20 = *arg0
+                            .add(11 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>();
+                        let base23 = l19;
+                        let len23 = l20;
+                        for i in 0..len23 {
+                            let base = base23
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let l21 = *base.add(0).cast::<*mut u8>();
+                                let l22 = *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l21, l22, 1);
+                            }
+                        }
+                        _rt::cabi_dealloc(
+                            base23,
+                            len23 * (2 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        );
+                        let l24 = *arg0
+                            .add(12 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>();
+                        let l25 = *arg0
+                            .add(13 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>();
+                        let base28 = l24;
+                        let len28 = l25;
+                        for i in 0..len28 {
+                            let base = base28
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let l26 = *base.add(0).cast::<*mut u8>();
+                                let l27 = *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l26, l27, 1);
+                            }
+                        }
+                        _rt::cabi_dealloc(
+                            base28,
+                            len28 * (2 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        );
+                        let l29 = *arg0
+                            .add(14 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>();
+                        let l30 = *arg0
+                            .add(15 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>();
+                        let base33 = l29;
+                        let len33 = l30;
+                        for i in 0..len33 {
+                            let base = base33
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let l31 = *base.add(0).cast::<*mut u8>();
+                                let l32 = *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l31, l32, 1);
+                            }
+                        }
+                        _rt::cabi_dealloc(
+                            base33,
+                            len33 * (2 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        );
+                        let l34 = *arg0
+                            .add(16 * ::core::mem::size_of::<*const u8>())
+                            .cast::<*mut u8>();
+                        let l35 = *arg0
+                            .add(17 * ::core::mem::size_of::<*const u8>())
+                            .cast::<usize>();
+                        let base38 = l34;
+                        let len38 = l35;
+                        for i in 0..len38 {
+                            let base = base38
+                                .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                            {
+                                let l36 = *base.add(0).cast::<*mut u8>();
+                                let l37 = *base
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l36, l37, 1);
+                            }
+                        }
+                        _rt::cabi_dealloc(
+                            base38,
+                            len38 * (2 * ::core::mem::size_of::<*const u8>()),
+                            ::core::mem::size_of::<*const u8>(),
+                        );
                     }
                 }
                 #[doc(hidden)]
@@ -442,392 +940,188 @@ pub mod exports {
                 pub unsafe fn _export_decide_cabi<T_: Guest>(arg0: *mut u8) -> *mut u8 {
                     unsafe {
                         #[cfg(target_arch = "wasm32")] _rt::run_ctors_once();
-                        let result67 = {
+                        let result29 = {
                             let l0 = *arg0.add(0).cast::<i32>();
                             let l1 = *arg0.add(4).cast::<i32>();
                             let l2 = *arg0.add(8).cast::<i32>();
-                            let l3 = *arg0.add(12).cast::<i32>();
-                            let l4 = *arg0.add(16).cast::<i32>();
-                            let l5 = *arg0.add(24).cast::<i64>();
-                            let l6 = *arg0.add(32).cast::<i64>();
-                            let l7 = *arg0.add(40).cast::<i64>();
-                            let l8 = *arg0.add(48).cast::<i64>();
-                            let l9 = *arg0.add(56).cast::<*mut u8>();
-                            let l10 = *arg0
+                            let l3 = i32::from(*arg0.add(12).cast::<u8>());
+                            let l5 = *arg0.add(20).cast::<i32>();
+                            let l6 = *arg0.add(24).cast::<i32>();
+                            let l7 = *arg0.add(32).cast::<i64>();
+                            let l8 = *arg0.add(40).cast::<i64>();
+                            let l9 = *arg0.add(48).cast::<i64>();
+                            let l10 = *arg0.add(56).cast::<*mut u8>();
+                            let l11 = *arg0
                                 .add(56 + 1 * ::core::mem::size_of::<*const u8>())
                                 .cast::<usize>();
-                            let len11 = l10;
-                            let l12 = i32::from(
-                                *arg0
-                                    .add(56 + 2 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l16 = i32::from(
-                                *arg0
-                                    .add(56 + 5 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l20 = i32::from(
-                                *arg0
-                                    .add(56 + 8 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l24 = i32::from(
-                                *arg0
-                                    .add(56 + 11 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l28 = i32::from(
-                                *arg0
-                                    .add(56 + 14 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l32 = i32::from(
-                                *arg0
-                                    .add(56 + 17 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l36 = i32::from(
-                                *arg0
-                                    .add(56 + 20 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l40 = i32::from(
-                                *arg0
-                                    .add(56 + 23 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l44 = i32::from(
-                                *arg0
-                                    .add(56 + 26 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l48 = i32::from(
-                                *arg0
-                                    .add(56 + 29 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l52 = i32::from(
-                                *arg0
-                                    .add(56 + 32 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l56 = i32::from(
-                                *arg0
-                                    .add(56 + 35 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l60 = i32::from(
-                                *arg0
-                                    .add(56 + 38 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<u8>(),
-                            );
-                            let l64 = *arg0
-                                .add(56 + 41 * ::core::mem::size_of::<*const u8>())
+                            let len12 = l11;
+                            let l13 = *arg0
+                                .add(56 + 2 * ::core::mem::size_of::<*const u8>())
                                 .cast::<*mut u8>();
-                            let l65 = *arg0
-                                .add(56 + 42 * ::core::mem::size_of::<*const u8>())
+                            let l14 = *arg0
+                                .add(56 + 3 * ::core::mem::size_of::<*const u8>())
                                 .cast::<usize>();
-                            let len66 = l65;
+                            let len15 = l14;
+                            let l16 = *arg0
+                                .add(56 + 4 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>();
+                            let l17 = *arg0
+                                .add(56 + 5 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>();
+                            let len18 = l17;
+                            let l19 = *arg0
+                                .add(56 + 6 * ::core::mem::size_of::<*const u8>())
+                                .cast::<i32>();
+                            let l20 = *arg0
+                                .add(56 + 7 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>();
+                            let l21 = *arg0
+                                .add(56 + 8 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>();
+                            let len22 = l21;
+                            let l23 = *arg0
+                                .add(56 + 9 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>();
+                            let l24 = *arg0
+                                .add(56 + 10 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>();
+                            let len25 = l24;
+                            let l26 = *arg0
+                                .add(56 + 11 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>();
+                            let l27 = *arg0
+                                .add(56 + 12 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>();
+                            let len28 = l27;
                             T_::decide(
                                 super::super::super::super::signalbox::policy::types::Request {
                                     prompt_tokens: l0 as u32,
                                     prompt_blocks: l1 as u32,
                                     block_size: l2 as u32,
-                                    expected_output_tokens: l3 as u32,
-                                    priority: l4,
-                                    session: l5 as u64,
-                                    lora: l6 as u64,
-                                    seed: l7 as u64,
-                                    decision_number: l8 as u64,
+                                    max_output_tokens: match l3 {
+                                        0 => None,
+                                        1 => {
+                                            let e = {
+                                                let l4 = *arg0.add(16).cast::<i32>();
+                                                l4 as u32
+                                            };
+                                            Some(e)
+                                        }
+                                        _ => _rt::invalid_enum_discriminant(),
+                                    },
+                                    priority: l5,
+                                    attempt: l6 as u32,
+                                    now_ms: l7 as u64,
+                                    seed: l8 as u64,
+                                    decision_number: l9 as u64,
+                                    counts: <_ as From<
+                                        _rt::Vec<_>,
+                                    >>::from(
+                                        _rt::Vec::from_raw_parts(l10.cast(), len12, len12),
+                                    ),
+                                    numbers: <_ as From<
+                                        _rt::Vec<_>,
+                                    >>::from(
+                                        _rt::Vec::from_raw_parts(l13.cast(), len15, len15),
+                                    ),
+                                    keys: <_ as From<
+                                        _rt::Vec<_>,
+                                    >>::from(_rt::Vec::from_raw_parts(l16.cast(), len18, len18)),
                                 },
                                 super::super::super::super::signalbox::policy::types::Candidates {
-                                    worker: <_ as From<
+                                    count: l19 as u32,
+                                    counts: <_ as From<
                                         _rt::Vec<_>,
-                                    >>::from(_rt::Vec::from_raw_parts(l9.cast(), len11, len11)),
-                                    traits: match l12 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l13 = *arg0
-                                                    .add(56 + 3 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l14 = *arg0
-                                                    .add(56 + 4 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len15 = l14;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l13.cast(), len15, len15))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    overlap_device: match l16 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l17 = *arg0
-                                                    .add(56 + 6 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l18 = *arg0
-                                                    .add(56 + 7 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len19 = l18;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l17.cast(), len19, len19))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    overlap_host: match l20 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l21 = *arg0
-                                                    .add(56 + 9 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l22 = *arg0
-                                                    .add(56 + 10 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len23 = l22;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l21.cast(), len23, len23))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    overlap_disk: match l24 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l25 = *arg0
-                                                    .add(56 + 12 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l26 = *arg0
-                                                    .add(56 + 13 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len27 = l26;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l25.cast(), len27, len27))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    prefill_tokens: match l28 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l29 = *arg0
-                                                    .add(56 + 15 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l30 = *arg0
-                                                    .add(56 + 16 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len31 = l30;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l29.cast(), len31, len31))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    decode_blocks: match l32 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l33 = *arg0
-                                                    .add(56 + 18 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l34 = *arg0
-                                                    .add(56 + 19 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len35 = l34;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l33.cast(), len35, len35))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    requests: match l36 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l37 = *arg0
-                                                    .add(56 + 21 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l38 = *arg0
-                                                    .add(56 + 22 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len39 = l38;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l37.cast(), len39, len39))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    prefill_tokens_all: match l40 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l41 = *arg0
-                                                    .add(56 + 24 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l42 = *arg0
-                                                    .add(56 + 25 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len43 = l42;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l41.cast(), len43, len43))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    decode_blocks_all: match l44 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l45 = *arg0
-                                                    .add(56 + 27 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l46 = *arg0
-                                                    .add(56 + 28 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len47 = l46;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l45.cast(), len47, len47))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    requests_all: match l48 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l49 = *arg0
-                                                    .add(56 + 30 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l50 = *arg0
-                                                    .add(56 + 31 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len51 = l50;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l49.cast(), len51, len51))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    kv_blocks_total: match l52 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l53 = *arg0
-                                                    .add(56 + 33 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l54 = *arg0
-                                                    .add(56 + 34 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len55 = l54;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l53.cast(), len55, len55))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    kv_blocks_used: match l56 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l57 = *arg0
-                                                    .add(56 + 36 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l58 = *arg0
-                                                    .add(56 + 37 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len59 = l58;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l57.cast(), len59, len59))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    queue_depth: match l60 {
-                                        0 => None,
-                                        1 => {
-                                            let e = {
-                                                let l61 = *arg0
-                                                    .add(56 + 39 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>();
-                                                let l62 = *arg0
-                                                    .add(56 + 40 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>();
-                                                let len63 = l62;
-                                                <_ as From<
-                                                    _rt::Vec<_>,
-                                                >>::from(_rt::Vec::from_raw_parts(l61.cast(), len63, len63))
-                                            };
-                                            Some(e)
-                                        }
-                                        _ => _rt::invalid_enum_discriminant(),
-                                    },
-                                    extra: <_ as From<
+                                    >>::from(
+                                        _rt::Vec::from_raw_parts(l20.cast(), len22, len22),
+                                    ),
+                                    numbers: <_ as From<
                                         _rt::Vec<_>,
-                                    >>::from(_rt::Vec::from_raw_parts(l64.cast(), len66, len66)),
+                                    >>::from(
+                                        _rt::Vec::from_raw_parts(l23.cast(), len25, len25),
+                                    ),
+                                    keys: <_ as From<
+                                        _rt::Vec<_>,
+                                    >>::from(_rt::Vec::from_raw_parts(l26.cast(), len28, len28)),
                                 },
                             )
                         };
                         _rt::cabi_dealloc(
                             arg0,
-                            64 + 42 * ::core::mem::size_of::<*const u8>(),
+                            64 + 12 * ::core::mem::size_of::<*const u8>(),
                             8,
                         );
-                        let ptr68 = (&raw mut _RET_AREA.0).cast::<u8>();
-                        use super::super::super::super::signalbox::policy::types::Decision as V70;
-                        match result67 {
-                            V70::Costs(e) => {
-                                *ptr68.add(0).cast::<u8>() = (0i32) as u8;
-                                let vec69 = <_ as Into<_rt::Vec<_>>>::into(e)
+                        let ptr30 = (&raw mut _RET_AREA.0).cast::<u8>();
+                        use super::super::super::super::signalbox::policy::types::Decision as V35;
+                        match result29 {
+                            V35::Costs(e) => {
+                                *ptr30.add(0).cast::<u8>() = (0i32) as u8;
+                                let vec31 = <_ as Into<_rt::Vec<_>>>::into(e)
                                     .into_boxed_slice();
-                                let ptr69 = vec69.as_ptr().cast::<u8>();
-                                let len69 = vec69.len();
-                                ::core::mem::forget(vec69);
-                                *ptr68
+                                let ptr31 = vec31.as_ptr().cast::<u8>();
+                                let len31 = vec31.len();
+                                ::core::mem::forget(vec31);
+                                *ptr30
                                     .add(2 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<usize>() = len69;
-                                *ptr68
+                                    .cast::<usize>() = len31;
+                                *ptr30
                                     .add(::core::mem::size_of::<*const u8>())
-                                    .cast::<*mut u8>() = ptr69.cast_mut();
+                                    .cast::<*mut u8>() = ptr31.cast_mut();
                             }
-                            V70::Pick(e) => {
-                                *ptr68.add(0).cast::<u8>() = (1i32) as u8;
-                                *ptr68
+                            V35::Pick(e) => {
+                                *ptr30.add(0).cast::<u8>() = (1i32) as u8;
+                                *ptr30
                                     .add(::core::mem::size_of::<*const u8>())
                                     .cast::<i32>() = _rt::as_i32(e);
                             }
+                            V35::Pair(e) => {
+                                *ptr30.add(0).cast::<u8>() = (2i32) as u8;
+                                let super::super::super::super::signalbox::policy::types::Pair {
+                                    prefill: prefill32,
+                                    decode: decode32,
+                                } = e;
+                                *ptr30
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<i32>() = _rt::as_i32(prefill32);
+                                *ptr30
+                                    .add(4 + 1 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<i32>() = _rt::as_i32(decode32);
+                            }
+                            V35::Wait(e) => {
+                                *ptr30.add(0).cast::<u8>() = (3i32) as u8;
+                                *ptr30
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<i32>() = _rt::as_i32(e);
+                            }
+                            V35::Reject(e) => {
+                                *ptr30.add(0).cast::<u8>() = (4i32) as u8;
+                                let super::super::super::super::signalbox::policy::types::Rejection {
+                                    status: status33,
+                                    retry_after_s: retry_after_s33,
+                                    reason: reason33,
+                                } = e;
+                                *ptr30
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<u16>() = (_rt::as_i32(status33)) as u16;
+                                *ptr30
+                                    .add(4 + 1 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<i32>() = _rt::as_i32(retry_after_s33);
+                                let vec34 = (reason33.into_bytes()).into_boxed_slice();
+                                let ptr34 = vec34.as_ptr().cast::<u8>();
+                                let len34 = vec34.len();
+                                ::core::mem::forget(vec34);
+                                *ptr30
+                                    .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len34;
+                                *ptr30
+                                    .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = ptr34.cast_mut();
+                            }
+                            V35::Abstain => {
+                                *ptr30.add(0).cast::<u8>() = (5i32) as u8;
+                            }
                         }
-                        ptr68
+                        ptr30
                     }
                 }
                 #[doc(hidden)]
@@ -847,6 +1141,18 @@ pub mod exports {
                                 let len3 = l2;
                                 _rt::cabi_dealloc(base3, len3 * 4, 4);
                             }
+                            1 => {}
+                            2 => {}
+                            3 => {}
+                            4 => {
+                                let l4 = *arg0
+                                    .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l5 = *arg0
+                                    .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                _rt::cabi_dealloc(l4, l5, 1);
+                            }
                             _ => {}
                         }
                     }
@@ -858,8 +1164,8 @@ pub mod exports {
                     fn configure(
                         settings: _rt::String,
                     ) -> ::core::result::Result<(), _rt::String>;
-                    /// Returns the policy's name and version, and the columns it needs. The columns may depend on the settings, since
-                    /// the host calls `configure` first.
+                    /// Returns the policy's name and version, and what it reads. That may depend on the settings, since the host calls
+                    /// `configure` first.
                     #[allow(async_fn_in_trait)]
                     fn describe() -> Info;
                     /// Chooses among the candidates.
@@ -868,43 +1174,43 @@ pub mod exports {
                 }
                 #[doc(hidden)]
                 #[macro_export]
-                macro_rules! __export_signalbox_policy_routing_0_1_0_cabi {
+                macro_rules! __export_signalbox_policy_routing_0_2_0_cabi {
                     ($ty:ident with_types_in $($path_to_types:tt)*) => {
                         const _ : () = { #[unsafe (export_name =
-                        "signalbox:policy/routing@0.1.0#configure")] unsafe extern "C" fn
+                        "signalbox:policy/routing@0.2.0#configure")] unsafe extern "C" fn
                         export_configure(arg0 : * mut u8, arg1 : usize,) -> * mut u8 {
                         unsafe { $($path_to_types)*:: _export_configure_cabi::<$ty >
                         (arg0, arg1) } } #[unsafe (export_name =
-                        "cabi_post_signalbox:policy/routing@0.1.0#configure")] unsafe
+                        "cabi_post_signalbox:policy/routing@0.2.0#configure")] unsafe
                         extern "C" fn _post_return_configure(arg0 : * mut u8,) { unsafe {
                         $($path_to_types)*:: __post_return_configure::<$ty > (arg0) } }
                         #[unsafe (export_name =
-                        "signalbox:policy/routing@0.1.0#describe")] unsafe extern "C" fn
+                        "signalbox:policy/routing@0.2.0#describe")] unsafe extern "C" fn
                         export_describe() -> * mut u8 { unsafe { $($path_to_types)*::
                         _export_describe_cabi::<$ty > () } } #[unsafe (export_name =
-                        "cabi_post_signalbox:policy/routing@0.1.0#describe")] unsafe
+                        "cabi_post_signalbox:policy/routing@0.2.0#describe")] unsafe
                         extern "C" fn _post_return_describe(arg0 : * mut u8,) { unsafe {
                         $($path_to_types)*:: __post_return_describe::<$ty > (arg0) } }
-                        #[unsafe (export_name = "signalbox:policy/routing@0.1.0#decide")]
+                        #[unsafe (export_name = "signalbox:policy/routing@0.2.0#decide")]
                         unsafe extern "C" fn export_decide(arg0 : * mut u8,) -> * mut u8
                         { unsafe { $($path_to_types)*:: _export_decide_cabi::<$ty >
                         (arg0) } } #[unsafe (export_name =
-                        "cabi_post_signalbox:policy/routing@0.1.0#decide")] unsafe extern
+                        "cabi_post_signalbox:policy/routing@0.2.0#decide")] unsafe extern
                         "C" fn _post_return_decide(arg0 : * mut u8,) { unsafe {
                         $($path_to_types)*:: __post_return_decide::<$ty > (arg0) } } };
                     };
                 }
                 #[doc(hidden)]
-                pub use __export_signalbox_policy_routing_0_1_0_cabi;
+                pub use __export_signalbox_policy_routing_0_2_0_cabi;
                 #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
                 #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
                 struct _RetArea(
                     [::core::mem::MaybeUninit<
                         u8,
-                    >; 7 * ::core::mem::size_of::<*const u8>()],
+                    >; 18 * ::core::mem::size_of::<*const u8>()],
                 );
                 static mut _RET_AREA: _RetArea = _RetArea(
-                    [::core::mem::MaybeUninit::uninit(); 7
+                    [::core::mem::MaybeUninit::uninit(); 18
                         * ::core::mem::size_of::<*const u8>()],
                 );
             }
@@ -1031,38 +1337,39 @@ macro_rules! __export_policy_impl {
     };
     ($ty:ident with_types_in $($path_to_types_root:tt)*) => {
         $($path_to_types_root)*::
-        exports::signalbox::policy::routing::__export_signalbox_policy_routing_0_1_0_cabi!($ty
+        exports::signalbox::policy::routing::__export_signalbox_policy_routing_0_2_0_cabi!($ty
         with_types_in $($path_to_types_root)*:: exports::signalbox::policy::routing);
         const _ : () = { #[rustfmt::skip] #[cfg(target_arch = "wasm32")] #[unsafe
         (link_section =
-        "component-type:wit-bindgen:0.63.0:signalbox:policy@0.1.0:policy:imports and exports")]
+        "component-type:wit-bindgen:0.63.0:signalbox:policy@0.2.0:policy:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1206] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1154] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb9\x08\x01A\x02\x01\
-A\x08\x01B\x10\x01r\x09\x0dprompt-tokensy\x0dprompt-blocksy\x0ablock-sizey\x16ex\
-pected-output-tokensy\x08priorityz\x07sessionw\x04loraw\x04seedw\x0fdecision-num\
-berw\x04\0\x07request\x03\0\0\x01n\x0d\x06traits\x0eoverlap-device\x0coverlap-ho\
-st\x0coverlap-disk\x0eprefill-tokens\x0ddecode-blocks\x08requests\x12prefill-tok\
-ens-all\x11decode-blocks-all\x0crequests-all\x0fkv-blocks-total\x0ekv-blocks-use\
-d\x0bqueue-depth\x04\0\x07columns\x03\0\x02\x01py\x01k\x04\x01pv\x01r\x0f\x06wor\
-ker\x04\x06traits\x05\x0eoverlap-device\x05\x0coverlap-host\x05\x0coverlap-disk\x05\
-\x0eprefill-tokens\x05\x0ddecode-blocks\x05\x08requests\x05\x12prefill-tokens-al\
-l\x05\x11decode-blocks-all\x05\x0crequests-all\x05\x0fkv-blocks-total\x05\x0ekv-\
-blocks-used\x05\x0bqueue-depth\x05\x05extra\x06\x04\0\x0acandidates\x03\0\x07\x01\
-q\x02\x05costs\x01\x06\0\x04pick\x01y\0\x04\0\x08decision\x03\0\x09\x01ps\x01r\x04\
-\x04names\x07versions\x07columns\x03\x05extra\x0b\x04\0\x04info\x03\0\x0c\x01r\x08\
-\x06workery\x0dprompt-tokensy\x0dcached-tokensy\x0eoverlap-blocksy\x0doutput-tok\
-ensy\x07ttft-msv\x08total-msv\x09completed\x7f\x04\0\x07outcome\x03\0\x0e\x03\0\x1c\
-signalbox:policy/types@0.1.0\x05\0\x02\x03\0\0\x07request\x02\x03\0\0\x0acandida\
-tes\x02\x03\0\0\x08decision\x02\x03\0\0\x04info\x01B\x0f\x02\x03\x02\x01\x01\x04\
-\0\x07request\x03\0\0\x02\x03\x02\x01\x02\x04\0\x0acandidates\x03\0\x02\x02\x03\x02\
-\x01\x03\x04\0\x08decision\x03\0\x04\x02\x03\x02\x01\x04\x04\0\x04info\x03\0\x06\
-\x01j\0\x01s\x01@\x01\x08settingss\0\x08\x04\0\x09configure\x01\x09\x01@\0\0\x07\
-\x04\0\x08describe\x01\x0a\x01@\x02\x07request\x01\x0acandidates\x03\0\x05\x04\0\
-\x06decide\x01\x0b\x04\0\x1esignalbox:policy/routing@0.1.0\x05\x05\x04\0\x1dsign\
-albox:policy/policy@0.1.0\x04\0\x0b\x0c\x01\0\x06policy\x03\0\0\0G\x09producers\x01\
-\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x85\x08\x01A\x02\x01\
+A\x0a\x01B\x04\x01m\x03\x05debug\x04info\x04warn\x04\0\x05level\x03\0\0\x01@\x02\
+\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x03\0\"signalbox:policy/dia\
+gnostics@0.2.0\x05\0\x01B\x13\x01ky\x01py\x01pv\x01pw\x01r\x0c\x0dprompt-tokensy\
+\x0dprompt-blocksy\x0ablock-sizey\x11max-output-tokens\0\x08priorityz\x07attempt\
+y\x06now-msw\x04seedw\x0fdecision-numberw\x06counts\x01\x07numbers\x02\x04keys\x03\
+\x04\0\x07request\x03\0\x04\x01r\x04\x05county\x06counts\x01\x07numbers\x02\x04k\
+eys\x03\x04\0\x0acandidates\x03\0\x06\x01r\x02\x07prefilly\x06decodey\x04\0\x04p\
+air\x03\0\x08\x01r\x03\x06status{\x0dretry-after-sy\x06reasons\x04\0\x09rejectio\
+n\x03\0\x0a\x01q\x06\x05costs\x01\x02\0\x04pick\x01y\0\x04pair\x01\x09\0\x04wait\
+\x01y\0\x06reject\x01\x0b\0\x07abstain\0\0\x04\0\x08decision\x03\0\x0c\x01ps\x01\
+r\x09\x04names\x07versions\x06counts\x0e\x07numbers\x0e\x04keys\x0e\x0erequest-c\
+ounts\x0e\x0frequest-numbers\x0e\x0crequest-keys\x0e\x08optional\x0e\x04\0\x04in\
+fo\x03\0\x0f\x01r\x09\x06workerw\x0fdecision-numberw\x0dprompt-tokensy\x0dcached\
+-tokensy\x0eoverlap-blocksy\x0doutput-tokensy\x07ttft-msv\x08total-msv\x09comple\
+ted\x7f\x04\0\x07outcome\x03\0\x11\x03\0\x1csignalbox:policy/types@0.2.0\x05\x01\
+\x02\x03\0\x01\x07request\x02\x03\0\x01\x0acandidates\x02\x03\0\x01\x08decision\x02\
+\x03\0\x01\x04info\x01B\x0f\x02\x03\x02\x01\x02\x04\0\x07request\x03\0\0\x02\x03\
+\x02\x01\x03\x04\0\x0acandidates\x03\0\x02\x02\x03\x02\x01\x04\x04\0\x08decision\
+\x03\0\x04\x02\x03\x02\x01\x05\x04\0\x04info\x03\0\x06\x01j\0\x01s\x01@\x01\x08s\
+ettingss\0\x08\x04\0\x09configure\x01\x09\x01@\0\0\x07\x04\0\x08describe\x01\x0a\
+\x01@\x02\x07request\x01\x0acandidates\x03\0\x05\x04\0\x06decide\x01\x0b\x04\0\x1e\
+signalbox:policy/routing@0.2.0\x05\x06\x04\0\x1dsignalbox:policy/policy@0.2.0\x04\
+\0\x0b\x0c\x01\0\x06policy\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwi\
+t-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
         };
     };
 }
@@ -1071,30 +1378,30 @@ pub use __export_policy_impl as export;
 #[rustfmt::skip]
 #[cfg(target_arch = "wasm32")]
 #[unsafe(
-    link_section = "component-type:wit-bindgen:0.63.0:signalbox:policy@0.1.0:policy-with-all-of-its-exports-removed:encoded world"
+    link_section = "component-type:wit-bindgen:0.63.0:signalbox:policy@0.2.0:policy-with-all-of-its-exports-removed:encoded world"
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1021] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xe0\x06\x01A\x02\x01\
-A\x02\x01B\x10\x01r\x09\x0dprompt-tokensy\x0dprompt-blocksy\x0ablock-sizey\x16ex\
-pected-output-tokensy\x08priorityz\x07sessionw\x04loraw\x04seedw\x0fdecision-num\
-berw\x04\0\x07request\x03\0\0\x01n\x0d\x06traits\x0eoverlap-device\x0coverlap-ho\
-st\x0coverlap-disk\x0eprefill-tokens\x0ddecode-blocks\x08requests\x12prefill-tok\
-ens-all\x11decode-blocks-all\x0crequests-all\x0fkv-blocks-total\x0ekv-blocks-use\
-d\x0bqueue-depth\x04\0\x07columns\x03\0\x02\x01py\x01k\x04\x01pv\x01r\x0f\x06wor\
-ker\x04\x06traits\x05\x0eoverlap-device\x05\x0coverlap-host\x05\x0coverlap-disk\x05\
-\x0eprefill-tokens\x05\x0ddecode-blocks\x05\x08requests\x05\x12prefill-tokens-al\
-l\x05\x11decode-blocks-all\x05\x0crequests-all\x05\x0fkv-blocks-total\x05\x0ekv-\
-blocks-used\x05\x0bqueue-depth\x05\x05extra\x06\x04\0\x0acandidates\x03\0\x07\x01\
-q\x02\x05costs\x01\x06\0\x04pick\x01y\0\x04\0\x08decision\x03\0\x09\x01ps\x01r\x04\
-\x04names\x07versions\x07columns\x03\x05extra\x0b\x04\0\x04info\x03\0\x0c\x01r\x08\
-\x06workery\x0dprompt-tokensy\x0dcached-tokensy\x0eoverlap-blocksy\x0doutput-tok\
-ensy\x07ttft-msv\x08total-msv\x09completed\x7f\x04\0\x07outcome\x03\0\x0e\x03\0\x1c\
-signalbox:policy/types@0.1.0\x05\0\x04\0=signalbox:policy/policy-with-all-of-its\
--exports-removed@0.1.0\x04\0\x0b,\x01\0&policy-with-all-of-its-exports-removed\x03\
-\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.262.0\x10wit-\
-bindgen-rust\x060.63.0";
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 969] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xac\x06\x01A\x02\x01\
+A\x04\x01B\x04\x01m\x03\x05debug\x04info\x04warn\x04\0\x05level\x03\0\0\x01@\x02\
+\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\x02\x03\0\"signalbox:policy/dia\
+gnostics@0.2.0\x05\0\x01B\x13\x01ky\x01py\x01pv\x01pw\x01r\x0c\x0dprompt-tokensy\
+\x0dprompt-blocksy\x0ablock-sizey\x11max-output-tokens\0\x08priorityz\x07attempt\
+y\x06now-msw\x04seedw\x0fdecision-numberw\x06counts\x01\x07numbers\x02\x04keys\x03\
+\x04\0\x07request\x03\0\x04\x01r\x04\x05county\x06counts\x01\x07numbers\x02\x04k\
+eys\x03\x04\0\x0acandidates\x03\0\x06\x01r\x02\x07prefilly\x06decodey\x04\0\x04p\
+air\x03\0\x08\x01r\x03\x06status{\x0dretry-after-sy\x06reasons\x04\0\x09rejectio\
+n\x03\0\x0a\x01q\x06\x05costs\x01\x02\0\x04pick\x01y\0\x04pair\x01\x09\0\x04wait\
+\x01y\0\x06reject\x01\x0b\0\x07abstain\0\0\x04\0\x08decision\x03\0\x0c\x01ps\x01\
+r\x09\x04names\x07versions\x06counts\x0e\x07numbers\x0e\x04keys\x0e\x0erequest-c\
+ounts\x0e\x0frequest-numbers\x0e\x0crequest-keys\x0e\x08optional\x0e\x04\0\x04in\
+fo\x03\0\x0f\x01r\x09\x06workerw\x0fdecision-numberw\x0dprompt-tokensy\x0dcached\
+-tokensy\x0eoverlap-blocksy\x0doutput-tokensy\x07ttft-msv\x08total-msv\x09comple\
+ted\x7f\x04\0\x07outcome\x03\0\x11\x03\0\x1csignalbox:policy/types@0.2.0\x05\x01\
+\x04\0=signalbox:policy/policy-with-all-of-its-exports-removed@0.2.0\x04\0\x0b,\x01\
+\0&policy-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocess\
+ed-by\x02\x0dwit-component\x070.262.0\x10wit-bindgen-rust\x060.63.0";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

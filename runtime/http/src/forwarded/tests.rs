@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use signalbox_protocol::name_hash;
 use signalbox_router::PromptForm;
 use signalbox_tokenize::{ChatPrompt, MessagePreparation, ModelArtifacts, ModelText};
 
@@ -53,7 +54,7 @@ fn a_chat_has_the_tokens_of_its_messages() {
     let messages = json!([{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]);
     let chat = prepared(Endpoint::Chat, json!({"messages": messages}));
     assert_eq!((chat.tokens, chat.unhashed), (chat_tokens(&messages), None));
-    assert_eq!((chat.unhashed_tokens, chat.generation.session), (0, 0));
+    assert_eq!((chat.unhashed_tokens, chat.generation.keys.session), (0, 0));
     let silent = json!({"messages": messages, "add_generation_prompt": false});
     let silent = prepared(Endpoint::Chat, silent).tokens;
     assert!(chat_tokens(&messages).starts_with(&silent) && silent.len() < chat_tokens(&messages).len());
@@ -273,7 +274,7 @@ fn a_request_without_a_prompt_counts_as_load_only() {
 fn an_unhashed_conversation_keeps_its_session_over_its_turns() {
     let image = json!({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}});
     let user = |text: &str| json!({"role": "user", "content": [{"type": "text", "text": text}, image]});
-    let session = |body: Value| prepared(Endpoint::Chat, body).generation.session;
+    let session = |body: Value| prepared(Endpoint::Chat, body).generation.keys.session;
     let system = json!({"role": "system", "content": "be brief"});
     let first = session(json!({"messages": [system, user("what is this?")]}));
     let answer = json!({"role": "assistant", "content": "a cat"});
@@ -289,7 +290,7 @@ fn an_unhashed_conversation_keeps_its_session_over_its_turns() {
     let hashed = json!({"messages": [{"role": "user", "content": "hi"}]});
     assert_eq!(session(hashed), 0);
     let metadata = json!({"messages": [], "metadata": {"user_id": "u"}});
-    let session = prepared(Endpoint::Messages, metadata).generation.session;
+    let session = prepared(Endpoint::Messages, metadata).generation.keys.session;
     assert_eq!(session, name_hash("u"));
 }
 

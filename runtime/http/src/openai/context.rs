@@ -63,6 +63,7 @@ fn too_long(what: String, context_length: u32, param: &str, right: &str) -> Wire
         // Client libraries look for "this model's maximum context length is".
         message: format!("{what}; this model's maximum context length is {context_length} tokens: {right}"),
         param: Some(param.into()),
+        retry_after_s: None,
         engine: None,
     }
 }

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use signalbox_protocol::{SamplingParams, WireError, name_hash};
+use signalbox_protocol::{SamplingParams, WireError};
+use signalbox_router::RequestKeys;
 
 use super::{
     fields::{Fields, integer, wrong},
     refused,
 };
+use crate::client_keys::BodyNames;
 
 /// Largest repetition penalty: with more, logits leave the range of their type.
 const MAX_REPETITION_PENALTY: f64 = 100.0;
@@ -37,7 +39,7 @@ const MAX_BAD_WORD_BYTES: usize = 256;
 const MAX_NAME_BYTES: usize = 512;
 
 /// The names of these parameters.
-pub(super) const NAMES: [&str; 25] = [
+pub(super) const NAMES: [&str; 27] = [
     "model",
     "temperature",
     "top_p",
@@ -54,6 +56,8 @@ pub(super) const NAMES: [&str; 25] = [
     "stream_options",
     "user",
     "prompt_cache_key",
+    "session_id",
+    "safety_identifier",
     "cache_salt",
     "priority",
     "logprobs",
@@ -84,8 +88,8 @@ pub(crate) struct GenerationParams {
     pub(crate) return_token_ids: bool,
     /// Separates the KV cache of tenants; empty for none.
     pub(crate) cache_salt: String,
-    /// Hash of the conversation's or user's name; 0 for none.
-    pub(crate) session: u64,
+    /// Hashes of what the client names.
+    pub(crate) keys: RequestKeys,
     /// A greater number is more urgent; 0 if the client sets none.
     pub(crate) priority: i32,
 }
@@ -156,7 +160,7 @@ impl GenerationParams {
             continuous_usage,
             return_token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
             cache_salt: name(fields, "cache_salt")?.unwrap_or_default(),
-            session: session(fields)?,
+            keys: names_in(fields)?.keys(),
             priority: fields
                 .integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?
                 .map_or(0, urgency),
@@ -327,11 +331,14 @@ fn list<T>(
         .collect()
 }
 
-/// The conversation: `prompt_cache_key`, which is more exact and newer than `user`, or else `user`.
-fn session(fields: &mut Fields) -> Result<u64, WireError> {
-    let user = fields.text("user")?;
-    let name = fields.text("prompt_cache_key")?.or(user);
-    Ok(name.map_or(0, |name| name_hash(&name)))
+/// What the client names.
+fn names_in(fields: &mut Fields) -> Result<BodyNames, WireError> {
+    Ok(BodyNames {
+        session_id: fields.text("session_id")?,
+        user: fields.text("user")?,
+        prompt_cache_key: fields.text("prompt_cache_key")?,
+        safety_identifier: fields.text("safety_identifier")?,
+    })
 }
 
 /// The number of likeliest tokens to be returned beside each token.

@@ -53,7 +53,7 @@ fn a_bare_request_gets_openais_defaults() {
     assert_eq!(request.generation.sampling, SamplingParams::default());
     assert_eq!(request.generation.max_tokens, None);
     assert_eq!(
-        (request.generation.stream, request.generation.session),
+        (request.generation.stream, request.generation.keys.session),
         (false, 0)
     );
     let request = completion(json!({})).unwrap();
@@ -104,7 +104,7 @@ fn every_parameter_of_generation_is_taken() {
         ("tenant", 3),
         "a lower priority of a client is more urgent"
     );
-    assert_ne!(generation.session, 0);
+    assert_ne!(generation.keys.session, 0);
 }
 
 #[test]

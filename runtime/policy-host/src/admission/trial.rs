@@ -1,8 +1,10 @@
 //! Trial decisions: generated requests and candidates, always the same, in every size that a policy meets later.
 
+use std::sync::Arc;
+
 use crate::{
-    candidates::{Candidates, candidate_traits, for_each_column},
-    features::RequestFeatures,
+    candidates::{Candidates, candidate_traits, for_each_column, value_of},
+    features::{RequestFeatures, RequestKeys},
 };
 
 /// Numbers of candidates: the smallest, a machine, a rack, and the largest that is measured.
@@ -42,14 +44,30 @@ fn decision(
     let kind = (round % 4) as usize;
     let block_size = [16, 32, 64, 1][kind];
     let prompt_blocks = numbers.below([64, 512, 4096, 2][kind]);
+    let expected_output_tokens = numbers.below(2048);
+    let mut key = |present: bool| if present { numbers.next() } else { 0 };
+    let keys = RequestKeys {
+        session: key(true),
+        user: key(kind != 0),
+        cache_key: key(kind == 1),
+        safety_identifier: key(kind == 2),
+        tenant: key(kind == 3),
+        lora: key(kind == 3),
+        cache_salt: key(kind == 2),
+        headers: Arc::default(),
+    };
     let request = RequestFeatures {
         prompt_tokens: prompt_blocks * block_size + numbers.below(block_size),
         prompt_blocks,
         block_size,
-        expected_output_tokens: numbers.below(2048),
+        max_output_tokens: (kind != 2).then_some(expected_output_tokens),
+        expected_output_tokens,
+        choices: 1 + numbers.below(2),
         priority: numbers.below(5) as i32 - 2,
-        session: numbers.next(),
-        lora: if kind == 3 { numbers.next() } else { 0 },
+        attempt: (round % 2) as u32,
+        now_ms: 60_000 + decision_number.wrapping_sub(FIRST_DECISION) * 10,
+        deadline_ms: numbers.below(600_000) as f32,
+        keys,
         seed: numbers.next(),
         decision_number,
         other_routers: (round % 3) as u32,
@@ -79,7 +97,7 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    fn generate(&mut self, value: fn(&mut Self) -> u32) -> u32 {
+    fn generate<T>(&mut self, value: fn(&mut Self) -> T) -> T {
         value(self)
     }
 
@@ -113,17 +131,21 @@ impl Trial<'_> {
         own.saturating_add(self.up_to(most))
     }
 
+    fn key(&mut self) -> u64 {
+        self.numbers.next()
+    }
+
     fn traits(&mut self) -> u32 {
         candidate_traits::PREFILL | candidate_traits::DECODE | (self.up_to(3) << 2)
     }
 }
 
 macro_rules! define_rows {
-    ($($(#[$doc:meta])* $presence:ident $column:ident: $flag:ident, trial $value:expr;)*) => {
+    ($($(#[$doc:meta])* $group:ident $space:ident $column:ident: $name:literal, trial $value:expr;)*) => {
         /// The values of one candidate.
         #[derive(Default)]
         struct Row {
-            $($column: u32,)*
+            $($column: value_of!($space),)*
         }
 
         impl Trial<'_> {

@@ -14,7 +14,7 @@ fn admitted(guest: &str, settings: &str) -> Arc<PolicyComponent> {
 fn fault_of(guest: &str) -> PolicyFault {
     let mut decision = Decision {
         costs: vec![7.0],
-        pick: None,
+        ..Decision::default()
     };
     let mut instance = test_support::admitted(guest).instantiate().expect(guest);
     let fault = instance
@@ -159,7 +159,7 @@ fn a_learning_policy_receives_outcomes_and_passes_its_state_on() {
     let reason = first
         .explain(&test_support::request(0), &test_support::idle(2), 1)
         .expect("explain");
-    assert_eq!(reason.as_deref(), Some("worker 2 answers in 20.0 ms"));
+    assert_eq!(reason.as_deref(), Some("it answers in 20.0 ms"));
 
     let snapshot = first.snapshot().expect("snapshot").expect("something");
     let mut second = test_support::admitted("learner").instantiate().expect("instance");
@@ -192,7 +192,7 @@ fn a_policy_without_the_optional_interfaces_receives_no_such_calls() {
 }
 
 #[test]
-fn extra_signals_come_in_the_order_of_the_description() {
+fn numbers_come_in_the_order_of_the_description() {
     let mut candidates = test_support::idle(3);
     candidates.kv_blocks_total = vec![0, 100, 100];
     candidates.kv_blocks_used = vec![50, 50, 200];
@@ -205,6 +205,52 @@ fn extra_signals_come_in_the_order_of_the_description() {
         .expect("decision");
     // The size of the first cache is unknown. A share is at most 1.
     assert_eq!(decision.costs, [0.0 + 0.1, 0.5 + 0.5, 1.0 + 1.0]);
+}
+
+#[test]
+fn a_policy_may_abstain_and_reject() {
+    let mut decision = Decision::default();
+    let mut opinion = |answer: &str| {
+        let settings = format!(r#"{{"answer": "{answer}"}}"#);
+        let mut instance = admitted("answers", &settings).instantiate().expect("instance");
+        let opinion = instance.decide(&test_support::request(0), &test_support::idle(2), &mut decision);
+        (opinion, decision.rejection.take())
+    };
+    assert_eq!(opinion("abstain"), (Ok(Opinion::Abstained), None));
+    let (answered, rejection) = opinion("reject");
+    assert_eq!(answered, Ok(Opinion::Decided));
+    let rejection = rejection.expect("rejected");
+    assert_eq!(
+        (rejection.is_overload, rejection.retry_after_s, &*rejection.reason),
+        (true, Some(7), "this team has had its share")
+    );
+    for (answer, reason) in [
+        ("pair", "does not split"),
+        ("wait", "does not hold requests back"),
+    ] {
+        let (fault, _) = opinion(answer);
+        let fault = fault.expect_err(answer);
+        assert!(fault.blamed() && fault.to_string().contains(reason), "{fault}");
+    }
+}
+
+#[test]
+fn a_panic_is_a_fault_with_its_message() {
+    let fault = fault_of("trap").to_string();
+    assert!(
+        fault.contains("as told") && fault.contains("unreachable"),
+        "{fault}"
+    );
+}
+
+#[test]
+fn a_policy_that_logs_much_still_decides() {
+    let mut instance = admitted("answers", r#"{"answer": "log"}"#)
+        .instantiate()
+        .expect("instance");
+    let mut decision = Decision::default();
+    let opinion = instance.decide(&test_support::request(0), &test_support::idle(2), &mut decision);
+    assert_eq!((opinion, decision.costs), (Ok(Opinion::Decided), vec![0.0; 2]));
 }
 
 #[test]
@@ -227,16 +273,12 @@ proptest! {
     /// P-1 for any request: as many costs as candidates, none NaN, or a pick among the candidates.
     #[test]
     fn answers_name_only_candidates(
-        rows in prop::collection::vec(any::<[u32; Candidates::COLUMNS]>(), 1..70),
+        rows in 1_usize..70, values in prop::collection::vec(any::<u32>(), 200),
         tokens in any::<u32>(), blocks in any::<u32>(), block_size in any::<u32>(),
         seed in any::<u64>(), decision_number in any::<u64>(),
     ) {
-        let mut candidates = Candidates { worker: (0..rows.len() as u32).collect(), ..Candidates::default() };
-        for row in &rows {
-            for (column, value) in candidates.columns_mut().into_iter().zip(row) {
-                column.push(*value);
-            }
-        }
+        let (mut candidates, mut values) = (Candidates::default(), values.into_iter().cycle());
+        (0..rows).for_each(|_| candidates.push_row(|| values.next().unwrap_or_default()));
         let request = RequestFeatures {
             prompt_tokens: tokens, prompt_blocks: blocks, block_size, seed, decision_number, ..Default::default()
         };

@@ -258,7 +258,7 @@ fn the_state_of_a_policy_survives_a_swap_to_another_activation() {
         runner
             .explain(&test_support::request(0), &test_support::idle(3), 1)
             .as_deref(),
-        Some("worker 2 answers in 30.0 ms")
+        Some("it answers in 30.0 ms")
     );
     // A policy that refuses the state starts without it.
     registry

@@ -13,4 +13,10 @@ pub(super) struct RequestState {
     pub(super) answer: Vec<u32>,
     /// When the client received the latest of them.
     pub(super) latest_token: Option<Duration>,
+    /// How often it was placed.
+    pub(super) attempts: u32,
+    /// When it was placed last.
+    pub(super) placed_at: Duration,
+    /// When the first token since then came, and the tokens that were generated up to it.
+    pub(super) first_token_at: Option<(Duration, u32)>,
 }

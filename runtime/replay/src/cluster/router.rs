@@ -8,6 +8,11 @@ use signalbox_router::{NoCandidate, OfflinePlacement, OfflineRequest, OfflineRou
 
 use super::record::DecisionRecord;
 
+/// Virtual time as routers count it.
+pub(super) fn milliseconds(now: Duration) -> u64 {
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[derive(Debug)]
 pub(super) struct VirtualRouter {
     pub(super) offline: OfflineRouter,
@@ -31,6 +36,8 @@ impl VirtualRouter {
         blocks: &[SequenceHash],
         output_tokens: u32,
         session: u64,
+        attempt: u32,
+        now: Duration,
         record: &mut DecisionRecord,
     ) -> Result<OfflinePlacement, NoCandidate> {
         let request = OfflineRequest {
@@ -38,6 +45,8 @@ impl VirtualRouter {
             blocks,
             expected_output_tokens: output_tokens,
             session,
+            attempt,
+            now_ms: milliseconds(now),
         };
         let started = Instant::now();
         let placed = self.offline.decide(request);

@@ -9,6 +9,8 @@ use signalbox_worker::{
     sim::{SimConfig, SimEngine},
 };
 
+use signalbox_worker::step_rates::StepRates;
+
 use super::{ClusterConfig, ReplayError, WorkerShape};
 use crate::prompt::MODEL;
 
@@ -23,6 +25,9 @@ pub(super) struct VirtualWorker {
     step: Option<StepOutput>,
     /// The buffers of the step before.
     spare: StepOutput,
+    /// How long the step under way takes.
+    takes: Duration,
+    rates: StepRates,
     last_report: Duration,
     pub(super) record: WorkerRecord,
 }
@@ -99,6 +104,8 @@ impl VirtualWorker {
             in_flight: 0,
             step: None,
             spare: StepOutput::default(),
+            takes: Duration::ZERO,
+            rates: StepRates::default(),
             last_report: now,
             record: WorkerRecord {
                 joined: now,
@@ -131,6 +138,7 @@ impl VirtualWorker {
             StepStatus::BusyFor(takes) => takes,
             StepStatus::Busy | StepStatus::Idle => Duration::ZERO,
         };
+        self.takes = takes;
         self.record.busy += takes;
         Some(takes)
     }
@@ -138,17 +146,14 @@ impl VirtualWorker {
     /// The results of the step that ends now. Give them back with [`Self::reuse`].
     pub(super) fn end_step(&mut self) -> Option<StepOutput> {
         let output = self.step.take()?;
+        self.rates.add(self.takes, &output);
         self.in_flight -= output.finished.len() + output.failed.len();
         Some(output)
     }
 
     /// Takes back the buffers of a step.
     pub(super) fn reuse(&mut self, mut output: StepOutput) {
-        output.prefilled.clear();
-        output.tokens.clear();
-        output.finished.clear();
-        output.failed.clear();
-        output.kv_events.clear();
+        output.clear();
         self.spare = output;
     }
 
@@ -158,7 +163,7 @@ impl VirtualWorker {
             return None;
         }
         self.last_report = now;
-        Some(self.engine.load())
+        Some(self.rates.report(self.engine.load()))
     }
 
     /// It has left. A step under way has no results.

@@ -2,13 +2,117 @@
 
 use std::sync::Arc;
 
-use signalbox_protocol::{ReplicaLoad, WorkerCard};
+use signalbox_policy_host::ColumnGroups;
+use signalbox_protocol::{LoadReport, ReplicaLoad, WorkerCard, WorkerReport, name_hash};
 
 use super::*;
 use crate::{
     roster::Roster,
     test_support::{card, join},
 };
+
+/// Fills every column, and the labels `gpu` and `price`, at 500 ms.
+fn fill_all(workers: &ReadyWorkers, load: &LoadTable, rows: &[usize], columns: &mut Candidates) {
+    let wanted = Wanted {
+        groups: ColumnGroups::ALL,
+        labels: &["gpu".into()],
+        number_labels: &["price".into()],
+    };
+    let sources = Sources {
+        workers,
+        load,
+        latency: &LatencyTable::default(),
+        affinity: &AffinityTable::default(),
+        rows,
+        session: 0,
+        now_ms: 500,
+    };
+    fill_wanted(wanted, &sources, columns);
+}
+
+#[test]
+fn labels_reports_and_measurements_are_columns() {
+    let mut roster = Roster::default();
+    let labels = |labels: &[(&str, &str)]| {
+        let labels = labels
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()));
+        labels.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let cards = [
+        ("a", labels(&[("gpu", "h100"), ("price", "2.5"), ("zone", "z1")])),
+        ("b", labels(&[("gpu", "l4"), ("price", "cheap")])),
+        ("c", labels(&[("gpu", "h100")])),
+    ];
+    let slots = cards.map(|(name, labels)| {
+        let card = WorkerCard {
+            labels,
+            ..(*card(name, 1)).clone()
+        };
+        join(&mut roster, &Arc::new(card))
+    });
+    let model = roster.view().models["m"].clone();
+    let load = LoadTable::default();
+    let report = WorkerReport {
+        load: LoadReport {
+            running: 3,
+            active_kv_blocks: 40,
+            used_kv_blocks: 100,
+            prefill_tokens_per_s: 8_000,
+            decode_step_us: 12_500,
+            ..LoadReport::default()
+        },
+        ..WorkerReport::default()
+    };
+    load.report(slots[2], &report, 380);
+    let (latency, affinity) = (LatencyTable::default(), AffinityTable::default());
+    latency.add_ttft(slots[0], 0.2, 1_000);
+    latency.add_itl(slots[0], 0.03);
+    affinity.note(9, slots[2], 100);
+    let (mut columns, mut rows) = (Candidates::default(), Vec::new());
+    let may_use = Some(|worker: &WorkerEntry| worker.slot != slots[1]);
+    let overlaps = OverlapScores::default();
+    assemble(&model.workers, &load, &overlaps, may_use, &mut columns, &mut rows).unwrap();
+    let wanted = Wanted {
+        groups: ColumnGroups::ALL,
+        labels: &["gpu".into(), "absent".into()],
+        number_labels: &["price".into()],
+    };
+    let sources = Sources {
+        workers: &model.workers,
+        load: &load,
+        latency: &latency,
+        affinity: &affinity,
+        rows: &rows,
+        session: 9,
+        now_ms: 500,
+    };
+    fill_wanted(wanted, &sources, &mut columns);
+    assert_eq!(columns.worker_key, [name_hash("a"), name_hash("c")]);
+    assert_eq!(columns.zone, [name_hash("z1"), 0]);
+    assert_eq!(columns.labels[0].1, [name_hash("h100"); 2]);
+    assert_eq!(columns.labels[1].1, [0; 2]);
+    assert_eq!(columns.number_labels[0].1, [2.5, 0.0]);
+    assert_eq!(columns.running, [0, 3]);
+    assert_eq!(
+        (columns.kv_blocks_active[1], columns.kv_blocks_evictable[1]),
+        (40, 60)
+    );
+    assert_eq!(columns.report_age_ms, [0.0, 120.0]);
+    assert_eq!(columns.affinity_age_ms, [0.0, 400.0]);
+    // The first worker measures nothing itself: 1,000 tokens in 200 ms.
+    let rounded = |column: &[f32]| {
+        column
+            .iter()
+            .map(|value| value.round() as u32)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(rounded(&columns.prefill_tokens_per_s), [5_000, 8_000]);
+    assert_eq!(rounded(&columns.decode_step_ms), [30, 13]);
+    assert_eq!(rounded(&columns.ttft_ms), [200, 0]);
+    // A number that is none; asked for again, with all workers.
+    assert_eq!(&*model.workers.label(&"price".into()).1, [2.5, 0.0, 0.0]);
+}
 
 #[test]
 fn a_full_worker_is_busy_and_an_excluded_one_unavailable() {
@@ -74,7 +178,7 @@ fn a_row_keeps_its_values_when_another_worker_is_left_out() {
     let (mut columns, mut rows) = (Candidates::default(), Vec::new());
     let may_use = Some(|worker: &WorkerEntry| worker.slot != slots[1]);
     assemble(&model.workers, &load, &overlaps, may_use, &mut columns, &mut rows).unwrap();
-    fill_optional(&model.workers, &load, &rows, &mut columns);
+    fill_all(&model.workers, &load, &rows, &mut columns);
     drop(reservations);
     assert_eq!(rows, [0, 2]);
     assert_eq!(columns.worker, [slots[0].0, slots[2].0]);
@@ -102,7 +206,7 @@ fn the_traits_mark_an_overlap_that_is_approximate_or_partial() {
     let anyone = None::<fn(&WorkerEntry) -> bool>;
     let overlaps = OverlapScores::default();
     assemble(&model.workers, &load, &overlaps, anyone, &mut columns, &mut rows).unwrap();
-    fill_optional(&model.workers, &load, &rows, &mut columns);
+    fill_all(&model.workers, &load, &rows, &mut columns);
     let both = candidate_traits::PREFILL | candidate_traits::DECODE;
     assert_eq!(
         columns.traits,

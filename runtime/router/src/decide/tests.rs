@@ -53,9 +53,11 @@ impl Rig {
             prompts: &[prompt(version(), PROMPT.len() as u32, &blocks)],
             expected_output_tokens: 16,
             choices: 1,
+            max_output_tokens: None,
             priority: 0,
-            session: 0,
-            lora: 0,
+            attempt: 0,
+            deadline_ms: 1_000.0,
+            keys: &RequestKeys::default(),
         };
         self.decider.decide(&self.model, demand, may_use)
     }
@@ -206,9 +208,11 @@ fn a_decision_among_two_versions_credits_each_with_its_own_blocks() {
             prompts,
             expected_output_tokens: 16,
             choices: 1,
+            max_output_tokens: None,
             priority: 0,
-            session: 0,
-            lora: 0,
+            attempt: 0,
+            deadline_ms: 1_000.0,
+            keys: &RequestKeys::default(),
         };
         rig.decider
             .decide(&rig.model, demand, None::<fn(&WorkerEntry) -> bool>)

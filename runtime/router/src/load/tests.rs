@@ -62,7 +62,7 @@ fn blocks_in_use_are_the_greater_of_the_reported_and_the_indexed_ones() {
     let used = || table.own(WORKER).map(|(_, used)| used);
     let mut report = WorkerReport::default();
     report.load.used_kv_blocks = 7;
-    table.report(WORKER, &report);
+    table.report(WORKER, &report, 1);
     assert_eq!(used(), Some(7));
     table.set_indexed_blocks(WORKER, 9);
     assert_eq!(used(), Some(9));

@@ -6,8 +6,9 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
+use parking_lot::RwLock;
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{BlockHasher, LoraAdapter, WorkerCard, WorkerRole};
+use signalbox_protocol::{BlockHasher, LoraAdapter, WorkerCard, WorkerRole, name_hash};
 use signalbox_tokenize::ModelText;
 
 use crate::rivals::IdConflict;
@@ -61,7 +62,22 @@ pub(crate) struct ReadyWorkers {
     entries: Vec<WorkerEntry>,
     columns: WorkerColumns,
     shortest_context: u32,
+    /// The labels that policies asked for. They are few, so that a list is the quickest look-up.
+    labels: RwLock<Vec<LabelRows>>,
 }
+
+/// A label of all workers, each in the order of the workers.
+#[derive(Debug)]
+pub(crate) struct LabelRows {
+    name: Arc<str>,
+    /// Its hash; 0 for none.
+    keys: Arc<[u64]>,
+    /// Its text as a number; 0 for none.
+    numbers: Arc<[f32]>,
+}
+
+/// Most labels that are kept at hand. A policy names at most 32; at the limit all are looked up anew.
+const MAX_LABELS: usize = 128;
 
 /// The properties of workers that do not change while they are present. Each column has one row for each worker, in
 /// the order of the workers.
@@ -72,6 +88,13 @@ pub(crate) struct WorkerColumns {
     /// Most requests that a worker accepts, running and waiting together.
     pub(crate) most_requests: Vec<u32>,
     pub(crate) roles: Vec<WorkerRole>,
+    /// Sequences that a worker computes at once.
+    pub(crate) max_sequences: Vec<u32>,
+    pub(crate) context_lengths: Vec<u32>,
+    /// The hashes of the workers' ids.
+    pub(crate) keys: Vec<u64>,
+    /// The hashes of their labels `zone`; 0 for none.
+    pub(crate) zones: Vec<u64>,
 }
 
 impl ReadyWorkers {
@@ -82,6 +105,43 @@ impl ReadyWorkers {
     /// The workers with their versions.
     pub(crate) fn served(&self) -> impl Iterator<Item = Served<'_>> {
         self.entries.iter().filter_map(WorkerEntry::served)
+    }
+
+    /// The hashes of the label of this name, and the label as numbers. The first call for a label makes them.
+    pub(crate) fn label(&self, name: &Arc<str>) -> (Arc<[u64]>, Arc<[f32]>) {
+        let of = |rows: &LabelRows| (rows.keys.clone(), rows.numbers.clone());
+        let find = |labels: &[LabelRows]| labels.iter().find(|rows| rows.name == *name).map(of);
+        if let Some(found) = find(&self.labels.read()) {
+            return found;
+        }
+        let mut labels = self.labels.write();
+        if labels.len() >= MAX_LABELS {
+            labels.clear();
+        }
+        let text = |worker: &WorkerEntry| worker.card.labels.get(&**name).cloned().unwrap_or_default();
+        let number = |worker| {
+            text(worker)
+                .trim()
+                .parse::<f32>()
+                .ok()
+                .filter(|number| number.is_finite())
+        };
+        let rows = LabelRows {
+            name: name.clone(),
+            keys: self
+                .entries
+                .iter()
+                .map(|worker| name_hash(&text(worker)))
+                .collect(),
+            numbers: self
+                .entries
+                .iter()
+                .map(|worker| number(worker).unwrap_or(0.0))
+                .collect(),
+        };
+        let found = of(&rows);
+        labels.push(rows);
+        found
     }
 
     /// The context length that every worker has at least.
@@ -109,12 +169,18 @@ impl FromIterator<WorkerEntry> for ReadyWorkers {
             let most_requests = capacity.max_sequences.saturating_add(capacity.max_waiting);
             columns.most_requests.push(most_requests);
             columns.roles.push(worker.card.role);
+            columns.max_sequences.push(capacity.max_sequences);
+            columns.context_lengths.push(worker.card.context_length);
+            columns.keys.push(name_hash(worker.card.id.as_str()));
+            let zone = worker.card.labels.get("zone");
+            columns.zones.push(zone.map_or(0, |zone| name_hash(zone)));
         }
         let contexts = entries.iter().map(|worker| worker.card.context_length);
         Self {
             shortest_context: contexts.min().unwrap_or(0),
             entries,
             columns,
+            labels: RwLock::default(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use signalbox_kv_index::WorkerSlot;
+use signalbox_policy_host::ColumnGroups;
 use signalbox_protocol::{CacheTier, KvEvent, WorkerCard};
 
 use super::*;
@@ -126,11 +127,13 @@ fn columns_are_converted_into_blocks_of_one_size() {
     assert_eq!(columns.kv_blocks_total, [10, 20, 5]);
     assert_eq!(columns.kv_blocks_used, [10, 20, 5]);
     assert_eq!(columns.requests, [3; 3], "requests are no blocks");
-    columns.resize_optional();
+    columns.resize_groups(ColumnGroups::ALL);
     // Other routers have ten blocks there too, in the worker's own size.
     columns.decode_blocks_all = vec![20, 30, 15];
-    convert_optional_blocks(&model.workers, &rows, 16, &mut columns);
+    columns.kv_blocks_active = vec![4; 3];
+    convert_wanted_blocks(&model.workers, &rows, 16, &mut columns);
     assert_eq!(columns.decode_blocks_all, [20, 40, 10]);
+    assert_eq!(columns.kv_blocks_active, [4, 8, 2]);
 }
 
 proptest! {

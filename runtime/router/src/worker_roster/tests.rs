@@ -48,6 +48,7 @@ impl Fleet {
             load: LoadTable::default(),
             parity: Default::default(),
             latency: Default::default(),
+            affinity: Default::default(),
             links: LinkConfig::default(),
             present: Arc::default(),
         };

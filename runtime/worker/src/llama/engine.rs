@@ -112,7 +112,7 @@ impl LlamaEngine {
         self.context
             .decode(&mut self.batch)
             .map_err(|error| error.to_string())?;
-        self.schedule.computed(&mut self.ops, &mut output.prefilled);
+        output.prefill_tokens += self.schedule.computed(&mut self.ops, &mut output.prefilled);
         self.score_prompts(output);
         self.sample_tokens(output);
         self.schedule.finish(&mut self.ops, &mut output.finished);

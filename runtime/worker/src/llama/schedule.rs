@@ -302,13 +302,16 @@ impl<S> Schedule<S> {
     }
 
     /// Records that the planned chunks are computed. Appends to `prefilled` the sequences whose prefill is done, with
-    /// the number of their prompt tokens that were found in the cache.
-    pub(super) fn computed(&mut self, ops: &mut Vec<CellOp>, prefilled: &mut Vec<(SequenceId, u32)>) {
+    /// the number of their prompt tokens that were found in the cache. Returns the number of prompt tokens that were
+    /// computed.
+    pub(super) fn computed(&mut self, ops: &mut Vec<CellOp>, prefilled: &mut Vec<(SequenceId, u32)>) -> u32 {
+        let mut prompt_tokens = 0;
         for chunk in &self.chunks {
             let (sequence, cells) = &mut self.running[chunk.index];
             let end = chunk.start + chunk.count;
             if !sequence.prefill_reported {
                 sequence.prefilled += chunk.count;
+                prompt_tokens += chunk.count;
             }
             self.cache
                 .computed(cells, end, &sequence.tokens, &sequence.hashes, ops);
@@ -318,6 +321,7 @@ impl<S> Schedule<S> {
                 prefilled.push((sequence.id, found));
             }
         }
+        prompt_tokens
     }
 
     /// The sequence of the chunk at index `chunk`, and its sampler. The sampler is `None` if the sequence has generated
@@ -378,6 +382,7 @@ impl<S> Schedule<S> {
             active_kv_blocks: pool.active(),
             used_kv_blocks: pool.used(),
             total_kv_blocks: pool.capacity(),
+            ..LoadReport::default()
         }
     }
 

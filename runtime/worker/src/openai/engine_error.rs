@@ -21,6 +21,7 @@ pub(crate) fn wire_error(status: StatusCode, body: &Bytes) -> WireError {
         },
         message,
         param: text("param"),
+        retry_after_s: None,
         engine: Some(Box::new(EngineError {
             status: status.as_u16(),
             body: json!({"error": error}).to_string(),

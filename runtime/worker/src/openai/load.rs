@@ -53,6 +53,8 @@ impl RankLoad {
             // Engines do not report the blocks that they keep for later requests.
             used_kv_blocks: used,
             total_kv_blocks: self.kv_blocks,
+            // Only routers see how fast an engine next door computes.
+            ..LoadReport::default()
         }
     }
 }

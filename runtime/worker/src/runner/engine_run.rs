@@ -19,7 +19,10 @@ use super::{
     intake::{PreparedRequest, engine_stopped},
     open_requests::OpenRequests,
 };
-use crate::engine::{SequenceId, StepEngine, StepOutput, StepStatus};
+use crate::{
+    engine::{SequenceId, StepEngine, StepOutput, StepStatus},
+    step_rates::StepRates,
+};
 
 /// Interval between checks for closed streams and passed deadlines during a simulated step. Well below the 50 ms in
 /// which a cancelled request must free the engine.
@@ -50,6 +53,7 @@ pub(super) struct EngineRun {
     load: watch::Sender<LoadReport>,
     state: watch::Sender<RunnerState>,
     gauges: Gauges,
+    rates: StepRates,
 }
 
 /// When to call [`EngineRun::advance`] again.
@@ -86,6 +90,7 @@ impl EngineRun {
             load: load_sender,
             state: state_sender,
             gauges: Gauges::new(),
+            rates: StepRates::default(),
         };
         (run, load, state)
     }
@@ -177,17 +182,14 @@ impl EngineRun {
         }
         self.requests.deliver(&self.text, &self.output, &mut self.cancels);
         self.cancel();
-        self.output.prefilled.clear();
-        self.output.prompt_tokens.clear();
-        self.output.tokens.clear();
-        self.output.finished.clear();
-        self.output.failed.clear();
+        self.rates.add(step_time, &self.output);
+        self.output.clear();
         self.gauges.record_step(step_time);
         self.publish_load();
     }
 
     fn publish_load(&mut self) {
-        let load = self.engine.load();
+        let load = self.rates.report(self.engine.load());
         let changed = self.load.send_if_modified(|published| {
             let changed = *published != load;
             *published = load;
