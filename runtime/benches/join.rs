@@ -25,7 +25,9 @@ use signalbox_protocol::{
     WorkerRole,
 };
 use signalbox_request_plane::{LinkConfig, ServerConfig};
-use signalbox_router::{EventState, PromptForm, ReplicaHandle, RouteRequest, Router, RouterConfig};
+use signalbox_router::{
+    EventState, PromptForm, ReplicaHandle, RequestKeys, RouteRequest, Router, RouterConfig,
+};
 use signalbox_tokenize::{ModelArtifacts, ModelText};
 use signalbox_worker::{
     runner::EngineThread,
@@ -185,6 +187,6 @@ fn request(form: PromptForm) -> RouteRequest {
         tokens: vec![1; 64],
         unhashed_tokens: 0,
         body: Bytes::new(),
-        session: 0,
+        keys: RequestKeys::default(),
     }
 }
