@@ -1,5 +1,5 @@
-//! `replica-synced` decides as `kv-aware` does where there are other routers, also where there are none: it counts the
-//! load of all routers, and lets candidates that are nearly as good as the best share the requests.
+//! `replica-synced` is `kv-linear` for several routers: it counts the load of all routers, and lets candidates that are
+//! nearly as good as the best share the requests, also where it knows of no other router.
 
 use signalbox_policy_sdk::{
     Candidates, DEFAULT_SPREAD, Decision, Info, Key, KvCost, Load, Policy, Request, Settings,
@@ -27,7 +27,7 @@ impl Default for ReplicaSynced {
 
 impl Policy for ReplicaSynced {
     fn configure(&mut self, settings: &mut Settings) -> Result<(), String> {
-        self.cost = KvCost::from_settings(settings)?;
+        self.cost = KvCost::from_settings(settings, KvCost::default())?;
         self.spread = settings.number("spread", DEFAULT_SPREAD, 0.0..=10.0)?;
         Ok(())
     }
@@ -40,7 +40,8 @@ impl Policy for ReplicaSynced {
 
     fn decide(&mut self, request: &Request, candidates: &Candidates) -> Decision {
         let mut costs = self.cost.costs(request, candidates, Load::OfAllRouters);
-        draw_among_near_ties(&mut costs, self.spread, request, candidates);
+        let width = self.spread * request.prompt_blocks.max(1) as f32;
+        draw_among_near_ties(&mut costs, width, request, candidates);
         Decision::Costs(costs)
     }
 }

@@ -5,17 +5,16 @@
 
 use crate::{Candidates, Key, Request};
 
-/// Candidates whose cost differs by less than this share of the prompt's own blocks count as nearly equal. A request
+/// Candidates whose cost differs by less than this share of the prompt's own cost count as nearly equal. A request
 /// of another router that this one does not see yet changes a worker's cost by about a whole prompt, so a difference
 /// of a tenth is below what a router can know.
 pub const DEFAULT_SPREAD: f32 = 0.1;
 
-/// Adds to each cost a surcharge that is drawn for each candidate and decision, below `spread` as a share of the prompt's
-/// blocks: near ties change places, larger differences stay. It reads [`Key::Worker`].
-pub fn draw_among_near_ties(costs: &mut [f32], spread: f32, request: &Request, candidates: &Candidates) {
-    let spread = spread * request.prompt_blocks.max(1) as f32;
+/// Adds to each cost a surcharge that is drawn for each candidate and decision, below `width`: near ties change places,
+/// larger differences stay. It reads [`Key::Worker`].
+pub fn draw_among_near_ties(costs: &mut [f32], width: f32, request: &Request, candidates: &Candidates) {
     for (cost, &worker) in costs.iter_mut().zip(candidates.keys(Key::Worker)) {
-        *cost += spread * draw(request.seed, worker);
+        *cost += width * draw(request.seed, worker);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The cost of placing a request, in KV blocks of work. `kv-aware` and `replica-synced` share it.
+//! The cost of placing a request, in KV blocks of work. `kv-linear` and `replica-synced` share it.
 //!
 //! The formula is that of NVIDIA Dynamo's KV router (its default scorer), so that results compare. It has two
 //! additions: a short overlap counts as none, and a full KV cache has a cost.
@@ -14,8 +14,8 @@
 //! ```
 //!
 //! The additions matter when all requests share a system prompt of one block. Without them, every new prompt goes to
-//! the worker that had the system prompt first: its cache overflows while the other caches stay empty. The settings
-//! `{"min_overlap": 0, "fill_weight": 0}` give Dynamo's formula.
+//! the worker that had the system prompt first: its cache overflows while the other caches stay empty. [`KvCost::DYNAMO`]
+//! is without them.
 
 use crate::{Candidates, Count, Request, Settings};
 
@@ -68,19 +68,26 @@ impl Load {
 impl Default for KvCost {
     fn default() -> Self {
         Self {
-            overlap_credit: 1.0,
-            credit_decay: 0.0,
-            host_weight: 0.75,
-            disk_weight: 0.25,
-            prefill_load_scale: 1.0,
-            request_weight: 0.0,
             min_overlap: 0.1,
             fill_weight: 0.5,
+            ..Self::DYNAMO
         }
     }
 }
 
 impl KvCost {
+    /// Dynamo's formula with its default weights.
+    pub const DYNAMO: Self = Self {
+        overlap_credit: 1.0,
+        credit_decay: 0.0,
+        host_weight: 0.75,
+        disk_weight: 0.25,
+        prefill_load_scale: 1.0,
+        request_weight: 0.0,
+        min_overlap: 0.0,
+        fill_weight: 0.0,
+    };
+
     /// The columns that the formula needs with these weights.
     #[must_use]
     pub fn columns(&self, load: Load) -> Vec<Count> {
@@ -96,12 +103,11 @@ impl KvCost {
         columns
     }
 
-    /// Reads the weights from the settings; a weight that is not set has its default.
+    /// Reads the weights from the settings; a weight that is not set is that of `default`.
     ///
     /// # Errors
     /// A weight is not a number, or outside 0 to 1,000 (0 to 1 for host, disk and the least overlap).
-    pub fn from_settings(settings: &mut Settings) -> Result<Self, String> {
-        let default = Self::default();
+    pub fn from_settings(settings: &mut Settings, default: Self) -> Result<Self, String> {
         Ok(Self {
             overlap_credit: settings.number("overlap_credit", default.overlap_credit, 0.0..=1000.0)?,
             credit_decay: settings.number("credit_decay", default.credit_decay, 0.0..=1000.0)?,
@@ -309,8 +315,11 @@ mod tests {
             disk_weight: 0.0,
             ..KvCost::default()
         };
-        assert_eq!(KvCost::from_settings(&mut settings), Ok(expected));
+        assert_eq!(
+            KvCost::from_settings(&mut settings, KvCost::default()),
+            Ok(expected)
+        );
         let mut settings = Settings::parse(r#"{"host_weight": 2}"#).expect("valid");
-        assert!(KvCost::from_settings(&mut settings).is_err());
+        assert!(KvCost::from_settings(&mut settings, KvCost::DYNAMO).is_err());
     }
 }

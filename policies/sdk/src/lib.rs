@@ -32,8 +32,11 @@ pub use candidates::Candidates;
 pub use columns::{Count, Key, Number, RequestCount, RequestKey, RequestNumber, traits};
 pub use draw::{DEFAULT_SPREAD, draw_among_near_ties};
 pub use kv_cost::{KvCost, Load};
+pub use predicted_ttft::{RequestLength, StepCurves, TtftCost, WorkerRows};
+pub use recent_placements::RecentPlacements;
 pub use request::{NamedValues, Request};
 pub use settings::Settings;
+pub use worker_speed::{MeasuredRows, WorkerSpeeds};
 
 #[doc(hidden)]
 pub mod bindings;
@@ -44,8 +47,13 @@ mod draw;
 pub mod guest;
 mod kv_cost;
 pub mod log;
+mod predicted_ttft;
+mod recent_placements;
 mod request;
+mod row_memory;
 mod settings;
+mod ttft_settings;
+mod worker_speed;
 
 /// A routing policy. Each instance holds one value of this type; each router thread has an instance for as long as the
 /// policy is active.

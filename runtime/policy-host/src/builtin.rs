@@ -4,7 +4,7 @@
 
 /// The built-in components, each with its name.
 #[must_use]
-pub const fn builtin_policies() -> [(&'static str, &'static [u8]); 3] {
+pub const fn builtin_policies() -> [(&'static str, &'static [u8]); 4] {
     [
         (
             "round-robin",
@@ -13,6 +13,10 @@ pub const fn builtin_policies() -> [(&'static str, &'static [u8]); 3] {
         (
             "kv-aware",
             include_bytes!("../../../policies/built/kv-aware.wasm"),
+        ),
+        (
+            "kv-linear",
+            include_bytes!("../../../policies/built/kv-linear.wasm"),
         ),
         (
             "replica-synced",

@@ -5,21 +5,21 @@ use crate::{
     features::{Decision, RequestFeatures},
 };
 
-/// The policy that decides when a component cannot: `kv-aware` with its default settings and the load of this router
-/// alone, in native code. It never fails, so a policy's fault never fails a request.
+/// The policy that decides when a component cannot: `kv-linear` with `{"min_overlap": 0.1, "fill_weight": 0.5}` and the
+/// load of this router alone, in native code. It needs no curve of the workers, and no memory. It never fails, so a policy's fault never fails a request.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Fallback;
 
 /// The label of the fallback's decisions.
 pub(crate) const LABEL: &str = concat!("fallback@", env!("CARGO_PKG_VERSION"));
 
-/// Credit for a block in host memory: `kv-aware`'s default.
+/// Credit for a block in host memory: `kv-linear`'s.
 const HOST_WEIGHT: f32 = 0.75;
-/// Credit for a block on disk: `kv-aware`'s default.
+/// Credit for a block on disk: `kv-linear`'s.
 const DISK_WEIGHT: f32 = 0.25;
-/// Smallest share of the prompt that counts as overlap: `kv-aware`'s default.
+/// Smallest share of the prompt that counts as overlap: `kv-linear`'s.
 const MIN_OVERLAP: f32 = 0.1;
-/// Cost of a full KV cache, in blocks: `kv-aware`'s default.
+/// Cost of a full KV cache, in blocks: `kv-linear`'s.
 const FILL_WEIGHT: f32 = 0.5;
 
 impl Fallback {

@@ -32,7 +32,7 @@ fn main() -> anyhow::Result<()> {
             .peekable();
         named.peek().is_none() || named.any(|argument| argument == name)
     };
-    let policies = ["kv-aware", "round-robin", "replica-synced"].map(str::to_owned);
+    let policies = ["kv-aware", "kv-linear", "round-robin", "replica-synced"].map(str::to_owned);
     let sizes = ["8", "64", "512", "1024"].map(str::to_owned);
     println!(
         "{:<16}{:>10}{:>16}{:>16}",

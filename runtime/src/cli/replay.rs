@@ -85,7 +85,7 @@ pub(crate) struct ReplayOptions {
 const EXAMPLES: &str = "Examples:
   runtime replay trace.jsonl --policy round-robin --policy kv-aware
   runtime replay trace.jsonl --policy kv-aware --policy mine.wasm --seed 0 --seed 1 --seed 2 --speed 2
-  runtime replay --generate rate=4,turns=3,groups=20 --policy 'kv-aware={\"overlap_credit\":2}'
+  runtime replay --generate rate=4,turns=3,groups=20 --policy 'kv-aware={\"pressure_ms\":2}'
   runtime replay trace.jsonl --blocks 16384,65536 --worker-speed 1,2       half the GPUs larger and faster
   runtime replay trace.jsonl --routers 2 --event-lag-ms 20 --sync-lag-ms 5 --at 600:fail:3 --at 900:join";
 

@@ -91,7 +91,7 @@ async fn an_activation_has_a_revision_and_a_stale_one_is_refused() {
             "{message}"
         );
     }
-    let settings = json!({"overlap_credit": 2});
+    let settings = json!({"pressure_ms": 2});
     let body = json!({"policy": "kv-aware", "settings": settings, "revision": revision});
     let second = put(body).await.json();
     assert_eq!(second["active"]["settings"], settings);

@@ -25,7 +25,7 @@ fn the_built_in_policies_are_admitted_with_their_names_and_versions() {
         assert_eq!((component.name(), component.version()), (name, "1.0.0"));
         assert_eq!(component.size_bytes(), wasm.len());
         assert_eq!(component.digest().len(), 64);
-        assert!(wasm.len() < 128 << 10, "{name} has {} bytes", wasm.len());
+        assert!(wasm.len() < 160 << 10, "{name} has {} bytes", wasm.len());
     }
 }
 
@@ -222,8 +222,8 @@ fn settings_are_refused_in_the_policys_own_words() {
         other => panic!("{other}"),
     };
     check(
-        r#"{"overlap_credit": -1}"#,
-        "\"overlap_credit\" must be a number from 0 to 1000",
+        r#"{"pressure_ms": -1}"#,
+        "\"pressure_ms\" must be a number from 0 to 1000",
     );
     check(r#"{"overlap": 1}"#, "no setting \"overlap\"");
     // The policy does not receive settings that are not a JSON object.
@@ -242,9 +242,9 @@ fn settings_are_refused_in_the_policys_own_words() {
 
 #[test]
 fn a_component_is_reconfigured_without_its_bytes() {
-    let (_, kv_aware) = builtin_policies()[1];
+    let (_, kv_linear) = builtin_policies()[2];
     let engine = test_support::engine();
-    let component = engine.admit(kv_aware, "").expect("kv-aware");
+    let component = engine.admit(kv_linear, "").expect("kv-linear");
     let other = engine
         .reconfigure(&component, r#"{"prefill_load_scale": 0}"#)
         .expect("settings");

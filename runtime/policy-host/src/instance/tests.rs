@@ -79,17 +79,18 @@ fn a_loop_is_stopped_although_the_clock_slept() {
     assert_eq!(fault, Err(PolicyFault::Deadline { budget_ms: 2 }));
 }
 
-/// `kv-aware` that counts this router's load only, as the fallback does. It wants no optional column.
-fn kv_aware_alone() -> PolicyInstance {
+/// `kv-linear` with the fallback's weights and this router's load only. It wants no optional column.
+fn kv_linear_alone() -> PolicyInstance {
     let mut builtin = builtin_policies().into_iter();
-    let (_, wasm) = builtin.find(|(name, _)| *name == "kv-aware").expect("kv-aware");
-    let component = test_support::engine().admit(wasm, r#"{"replicas": false}"#);
-    component.expect("kv-aware").instantiate().expect("instance")
+    let (_, wasm) = builtin.find(|(name, _)| *name == "kv-linear").expect("kv-linear");
+    let settings = r#"{"replicas": false, "min_overlap": 0.1, "fill_weight": 0.5}"#;
+    let component = test_support::engine().admit(wasm, settings);
+    component.expect("kv-linear").instantiate().expect("instance")
 }
 
 #[test]
 fn a_policy_is_not_called_without_candidates_or_with_uneven_columns() {
-    let mut instance = kv_aware_alone();
+    let mut instance = kv_linear_alone();
     let mut decision = Decision::default();
     let mut decide =
         |candidates: &Candidates| instance.decide(&test_support::request(0), candidates, &mut decision);
@@ -109,7 +110,7 @@ fn a_policy_is_not_called_without_candidates_or_with_uneven_columns() {
 
     let mut without_optional = Candidates::default();
     without_optional.resize(3);
-    decide(&without_optional).expect("kv-aware wants no optional column");
+    decide(&without_optional).expect("kv-linear wants no optional column");
     let mut instance = test_support::admitted("replica-synced")
         .instantiate()
         .expect("instance");
@@ -121,8 +122,8 @@ fn a_policy_is_not_called_without_candidates_or_with_uneven_columns() {
 }
 
 #[test]
-fn the_fallback_decides_as_kv_aware_does() {
-    let mut instance = kv_aware_alone();
+fn the_fallback_decides_as_kv_linear_does() {
+    let mut instance = kv_linear_alone();
     let (mut of_policy, mut of_fallback) = (Decision::default(), Decision::default());
     for (request, candidates) in trial_requests(&[1, 5, 64], 16) {
         instance

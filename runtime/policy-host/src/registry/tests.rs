@@ -57,14 +57,14 @@ fn the_same_bytes_again_are_the_same_record() {
     let other = upload(r#"{"forget": true}"#).record;
     assert_eq!(other.version, first.version);
     assert_eq!(other.settings["forget"], true);
-    assert_eq!(registry.list().len(), 4);
+    assert_eq!(registry.list().len(), 5);
 }
 
 #[test]
 fn settings_belong_to_the_activation() {
     let registry = registry();
     registry
-        .activate(MODEL, "kv-aware", Some(r#"{"overlap_credit": 2}"#))
+        .activate(MODEL, "kv-aware", Some(r#"{"pressure_ms": 2}"#))
         .expect("activate");
     registry.activate("other", "kv-aware", None).expect("activate");
     let settings = |model| {
@@ -77,12 +77,12 @@ fn settings_belong_to_the_activation() {
     };
     assert_eq!(
         (settings(MODEL).as_str(), settings("other").as_str()),
-        (r#"{"overlap_credit": 2}"#, "")
+        (r#"{"pressure_ms": 2}"#, "")
     );
     // To activate the active version with equal settings changes nothing, even when they are spelled differently.
     assert_eq!(
         registry
-            .activate(MODEL, "kv-aware", Some(r#"{ "overlap_credit":2 }"#))
+            .activate(MODEL, "kv-aware", Some(r#"{ "pressure_ms":2 }"#))
             .expect("activate")
             .number,
         2
@@ -122,7 +122,7 @@ fn refusals_change_nothing() {
         assert!(refusal.contains("cannot name a policy"), "{refusal}");
     }
     assert_eq!(active(&registry), "round-robin@1.0.0");
-    assert_eq!(registry.list().len(), 3);
+    assert_eq!(registry.list().len(), 4);
     assert!(matches!(
         PolicyRegistry::for_tests("nobody"),
         Err(RegistryError::Unknown { .. })
@@ -137,7 +137,7 @@ fn the_name_of_a_built_in_policy_is_for_that_policy_only() {
         other => panic!("{other:?} instead of a conflict"),
     };
     let learner = learner(1);
-    for name in ["kv-aware", "round-robin", "replica-synced"] {
+    for name in ["kv-aware", "kv-linear", "round-robin", "replica-synced"] {
         let refusal = refusal(registry.store(name, Arc::clone(&learner), None));
         assert!(
             refusal.contains(name) && refusal.contains("another name"),
@@ -149,7 +149,7 @@ fn the_name_of_a_built_in_policy_is_for_that_policy_only() {
             registry.store(name, Arc::clone(&learner), Some("9.9.9")),
         );
     }
-    assert_eq!(registry.list().len(), 3);
+    assert_eq!(registry.list().len(), 4);
     let (_, own) = test_support::builtin()
         .into_iter()
         .find(|(name, _)| *name == "kv-aware")
@@ -289,12 +289,13 @@ fn records_list_the_models_that_a_version_decides_for() {
         names,
         [
             ("kv-aware", "stored"),
+            ("kv-linear", "stored"),
             ("replica-synced", "stored"),
             ("round-robin", "active")
         ]
     );
-    assert_eq!(records[2].models, ["a", "b"]);
-    let json = serde_json::to_value(&records[2]).expect("JSON");
+    assert_eq!(records[3].models, ["a", "b"]);
+    let json = serde_json::to_value(&records[3]).expect("JSON");
     assert_eq!(json["settings"], serde_json::json!({}));
     assert!(json.get("reason").is_none());
 }
@@ -321,10 +322,10 @@ fn a_full_store_drops_the_oldest_unneeded_version() {
             .any(|record| record.digest == learner(salt).digest())
     };
     assert!(
-        !stored(1) && !stored(2) && !stored(3),
+        (1..=4).all(|salt| !stored(salt)),
         "the oldest unneeded ones are still there"
     );
-    assert!(stored(4) && stored(63));
+    assert!(stored(5) && stored(63));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::{
 fn policy(name: &str) -> &'static ReplayPolicy {
     static POLICIES: OnceLock<Vec<ReplayPolicy>> = OnceLock::new();
     let policies = POLICIES.get_or_init(|| {
-        let names = ["round-robin", "kv-aware", "replica-synced"];
+        let names = ["round-robin", "kv-aware", "kv-linear", "replica-synced"];
         let choices = names.map(|name| name.parse().unwrap());
         ReplayPolicy::load_all(&choices).unwrap()
     });

@@ -146,7 +146,7 @@ async fn what_is_activated_at_one_decides_at_the_other(a: &Router, b: &Router) {
     );
     let record = a.upload("mine", component(1)).await.unwrap();
     assert_eq!(record.version, "1.0.0");
-    let settings = json!({"overlap_credit": 2});
+    let settings = json!({"pressure_ms": 2});
     let change = a
         .replicator
         .activate(MODEL, "mine", settings.as_object().cloned(), None)
@@ -207,10 +207,7 @@ async fn a_rollback_goes_back_everywhere(a: &Router, b: &Router) {
     a.reaches("kv-aware@1.0.0", back.revision).await;
     let back = a.replicator.rollback(MODEL).await.unwrap();
     assert_eq!(&*back.active.label, "mine@1.0.0");
-    assert_eq!(
-        back.active.component.settings_json(),
-        json!({"overlap_credit": 2})
-    );
+    assert_eq!(back.active.component.settings_json(), json!({"pressure_ms": 2}));
     b.reaches("mine@1.0.0", back.revision).await;
     let back = b.replicator.rollback(MODEL).await.unwrap();
     a.reaches("round-robin@1.0.0", back.revision).await;
