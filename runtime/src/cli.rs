@@ -18,7 +18,7 @@ mod worker;
 
 pub(crate) use doctor::DoctorOptions;
 pub(crate) use planes::PlaneOptions;
-pub(crate) use replay::{ChangeKind, ReplayOptions};
+pub(crate) use replay::{ChangeKind, ReplayAction, ReplayCommand, ReplayOptions, TuneOptions};
 pub(crate) use router::{FrontendOptions, ServeOptions, Switch, UpOptions};
 pub(crate) use worker::{EngineChoice, EngineOptions, RequestTransport, UpstreamOptions, WorkerOptions};
 
@@ -71,7 +71,7 @@ pub(crate) enum Command {
     /// Examine engines or workers: whether routers can know what their KV caches hold, and what prevents it.
     Doctor(Box<DoctorOptions>),
     /// Judge policies on a trace or on made-up traffic: a whole cluster in virtual time.
-    Replay(Box<ReplayOptions>),
+    Replay(Box<ReplayCommand>),
     /// Check policies.
     #[command(subcommand)]
     Policy(PolicyCommand),

@@ -15,9 +15,11 @@ use signalbox_replay::{
 };
 
 use crate::{
-    cli::{ChangeKind, ReplayOptions},
+    cli::{ChangeKind, ReplayAction, ReplayCommand, ReplayOptions},
     console,
 };
+
+mod tune;
 
 /// How often the progress is written anew.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -66,8 +68,16 @@ impl Traffic {
     }
 }
 
+/// Replays, or searches for settings.
+pub(crate) fn run(command: &ReplayCommand) -> anyhow::Result<()> {
+    match &command.action {
+        Some(ReplayAction::Tune(options)) => tune::run(options),
+        None => compare(&command.options),
+    }
+}
+
 /// Replays, and prints the table or the JSON.
-pub(crate) fn run(options: &ReplayOptions) -> anyhow::Result<()> {
+fn compare(options: &ReplayOptions) -> anyhow::Result<()> {
     let traffic = Traffic::read(options)?;
     let policies = ReplayPolicy::load_all(&options.policies)?;
     let cluster = cluster(options);

@@ -6,6 +6,7 @@
 //!
 //! - [`Trace`] is the traffic: read from a file, or made by a [`Workload`].
 //! - [`replay`] runs it on the cluster of a [`ClusterConfig`] with a [`ReplayPolicy`], and returns a [`RunRecord`].
+//! - [`Search`] looks for the settings of a policy that reach an aim best.
 //! - [`run_all`] does so for several policies and seeds. [`Figures`] says what a run meant for clients and workers,
 //!   [`Comparison`] how two policies differ.
 //!
@@ -24,6 +25,7 @@ mod prompt;
 mod report;
 mod runs;
 mod trace;
+mod tune;
 mod workload;
 
 pub use cluster::{
@@ -37,4 +39,5 @@ pub use policy::{PolicyChoice, PolicyError, ReplayPolicy};
 pub use report::{Report, table};
 pub use runs::{Plan, Run, run_all};
 pub use trace::{Arrival, BlockContent, BlockScope, LineFault, Trace, TraceError, TraceRequest};
+pub use tune::{Goal, Guards, Outcome, Search, SettingRange, Trial, TuneError, Tuned, halves, tune_table};
 pub use workload::{Workload, WorkloadError};

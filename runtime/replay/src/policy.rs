@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr};
 
+use serde_json::{Map, Value};
 use signalbox_policy_host::{
     EngineError, PolicyEngine, PolicyLimits, PolicyRegistry, RegistryError, builtin_policies,
 };
@@ -114,6 +115,32 @@ impl ReplayPolicy {
 }
 
 impl PolicyChoice {
+    /// The policy's name, or the file of its component.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same policy with these settings in addition to its own, or in place of them.
+    #[must_use]
+    pub fn with_settings(&self, more: &Map<String, Value>) -> Self {
+        // Settings that are no object stay as they are: the policy refuses them.
+        let own = serde_json::from_str::<Map<String, Value>>(&self.settings);
+        let Ok(mut settings) = own.or_else(|error| match self.settings.as_str() {
+            "" => Ok(Map::new()),
+            _ => Err(error),
+        }) else {
+            return self.clone();
+        };
+        settings.extend(more.clone());
+        let settings = Value::Object(settings).to_string();
+        Self {
+            label: format!("{}={settings}", self.name),
+            name: self.name.clone(),
+            settings,
+        }
+    }
+
     /// Makes the policy decide for `model`.
     fn activate(&self, registry: &PolicyRegistry, model: &str) -> Result<(), PolicyError> {
         let refused = |source| PolicyError::Refused {
@@ -155,6 +182,9 @@ mod tests {
             (choice.name.as_str(), choice.settings.as_str()),
             ("kv-aware", r#"{"min_overlap":0}"#)
         );
+        let more = serde_json::json!({"spread": 1});
+        let with_more = choice.with_settings(more.as_object().unwrap());
+        assert_eq!(with_more.settings, r#"{"min_overlap":0,"spread":1}"#);
         assert_eq!("a=b.wasm".parse::<PolicyChoice>().unwrap().name, "a=b.wasm");
         assert!("={}".parse::<PolicyChoice>().is_err());
     }

@@ -2,8 +2,45 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use clap::Args;
-use signalbox_replay::{Change, PolicyChoice, Workload};
+use clap::{Args, Subcommand};
+use signalbox_replay::{Change, Goal, PolicyChoice, SettingRange, Workload};
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct ReplayCommand {
+    #[command(subcommand)]
+    pub(crate) action: Option<ReplayAction>,
+    #[command(flatten)]
+    pub(crate) options: ReplayOptions,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReplayAction {
+    /// Search for the settings of a policy that reach an aim best on a trace.
+    Tune(Box<TuneOptions>),
+}
+
+/// Options of `runtime replay tune`.
+#[derive(Debug, Args)]
+#[command(after_help = TUNE_EXAMPLES)]
+pub(crate) struct TuneOptions {
+    /// What is to be as low as possible: mean_ttft_ms, p90_ttft_ms, p99_ttft_ms or mean_e2e_ms. p99 TTFT, mean end to end
+    /// and the largest share of one worker may not become worse than with the policy's own settings.
+    #[arg(long, default_value = "mean_ttft_ms", value_name = "FIGURE")]
+    pub(crate) goal: Goal,
+    /// A setting to vary and its range. Given several times, all of them. The default is the ranges of the built-in policy;
+    /// those of a component must be given.
+    #[arg(long = "setting", value_name = "NAME=LOW..HIGH")]
+    pub(crate) settings: Vec<SettingRange>,
+    /// Settings to try beside the policy's own. Each costs a replay of half the traffic for each seed.
+    #[arg(long, default_value_t = 40, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) trials: u16,
+    /// Write the settings that were chosen to this file, as the JSON object that an activation takes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) replay: ReplayOptions,
+}
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -89,6 +126,10 @@ const EXAMPLES: &str = "Examples:
   runtime replay trace.jsonl --blocks 16384,65536 --worker-speed 1,2       half the GPUs larger and faster
   runtime replay trace.jsonl --routers 2 --event-lag-ms 20 --sync-lag-ms 5 --at 600:fail:3 --at 900:join";
 
+const TUNE_EXAMPLES: &str = "Examples:
+  runtime replay tune trace.jsonl --policy kv-aware --goal mean_ttft_ms --write settings.json
+  runtime replay tune trace.jsonl --policy mine.wasm --setting weight=0..4 --setting window=10..1000 --trials 80";
+
 /// A change of the workers, and when it takes place.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct TimedChange {
@@ -157,7 +198,10 @@ mod tests {
         let arguments = ["runtime", "replay"].iter().chain(arguments);
         match Cli::try_parse_from(arguments) {
             Ok(cli) => match cli.command {
-                Command::Replay(options) => Ok(*options),
+                Command::Replay(command) => match command.action {
+                    Some(ReplayAction::Tune(options)) => Ok(options.replay),
+                    None => Ok(command.options),
+                },
                 other => Err(format!("{other:?}")),
             },
             Err(error) => Err(error.to_string()),
@@ -210,6 +254,23 @@ mod tests {
             parse(&["--generate", "rate=3"]).unwrap().generate.unwrap().rate,
             3.0
         );
+    }
+
+    #[test]
+    fn a_search_takes_the_options_of_a_replay_and_ranges() {
+        let options = parse(&["tune", "t", "--policy=a", "--setting", "x=0..1", "--workers=3"]).unwrap();
+        assert_eq!((options.workers, options.trace), (3, Some("t".into())));
+        assert!(
+            parse(&["tune", "t", "--setting", "x=1..0"])
+                .unwrap_err()
+                .contains("LOW..HIGH")
+        );
+        assert!(
+            parse(&["tune", "t", "--goal", "speed"])
+                .unwrap_err()
+                .contains("mean_ttft_ms")
+        );
+        assert!(parse(&["tune"]).unwrap_err().contains("TRACE"));
     }
 
     #[test]
