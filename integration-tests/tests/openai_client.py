@@ -78,7 +78,7 @@ def errors():
 
     assert raised(openai.BadRequestError, max_tokens=-1).param == "max_tokens"
     assert raised(openai.BadRequestError, temperature=9).type == "invalid_request_error"
-    assert raised(openai.BadRequestError, extra_body={"min_p": 0.5}).param == "min_p"
+    assert raised(openai.BadRequestError, extra_body={"typical_p": 0.5}).param == "typical_p"
     assert raised(openai.NotFoundError, model="nobody").param == "model"
     long = [{"role": "user", "content": "word " * 200_000}]
     assert raised(openai.BadRequestError, messages=long).code == "context_length_exceeded"

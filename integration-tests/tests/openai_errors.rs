@@ -139,6 +139,21 @@ async fn a_wrong_parameter_is_named() -> anyhow::Result<()> {
             json!([{"role": "user", "content": 7}]),
             "messages[0].content",
         ),
+        ("stop_token_ids", json!([9_999_999]), "stop_token_ids[0]"),
+        ("min_tokens", json!(9_999_999), "min_tokens"),
+        ("response_format", json!({"type": "xml"}), "response_format.type"),
+        (
+            "response_format",
+            json!({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "strin"}}}),
+            "response_format.json_schema.schema",
+        ),
+        (
+            "structured_outputs",
+            json!({"regex": "a("}),
+            "structured_outputs.regex",
+        ),
+        ("tools", json!([{"type": "function"}]), "tools[0].function"),
+        ("tool_choice", json!("required"), "tool_choice"),
     ];
     for (name, value, param) in cases {
         let mut body = json!({"model": cluster.model, "messages": [{"role": "user", "content": "x"}]});
@@ -154,12 +169,10 @@ async fn a_wrong_parameter_is_named() -> anyhow::Result<()> {
 #[tokio::test]
 async fn unsupported_parameters_are_refused_by_name() -> anyhow::Result<()> {
     let cluster = cluster().await?;
-    let tool = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
     for (name, value) in [
-        ("tools", tool),
-        ("response_format", json!({"type": "json_object"})),
+        ("functions", json!([{"name": "f", "parameters": {}}])),
         ("modalities", json!(["text", "audio"])),
-        ("repetition_penalty", json!(1.2)),
+        ("length_penalty", json!(1.2)),
         ("guided_regex", json!("a+")),
         ("chat_template", json!("{{ messages }}")),
     ] {

@@ -32,6 +32,16 @@ fn shared() -> Vec<(&'static str, Value)> {
         ("cache_salt", json!("tenant \"a\"")),
         ("priority", json!(i32::MIN)),
         ("priority", json!(i32::MAX)),
+        ("min_tokens", json!(2)),
+        ("stop_token_ids", json!([5, 6])),
+        ("bad_words", json!(["never", " so"])),
+        ("min_p", json!(0.05)),
+        ("repetition_penalty", json!(1.1)),
+        ("return_token_ids", json!(true)),
+        ("response_format", json!({"type": "json_object"})),
+        ("structured_outputs", json!({"regex": "[ab]{3}"})),
+        ("structured_outputs", json!({"choice": ["yes", "no"]})),
+        ("structured_outputs", json!({"grammar": "start: \"a\" | \"b\""})),
     ]
 }
 
@@ -44,6 +54,7 @@ fn chat_only() -> Vec<(&'static str, Value)> {
             "messages",
             json!([{"role": "system", "content": "x"}, {"role": "user", "content": [{"type": "text", "text": "y"}]}]),
         ),
+        ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
     ]
 }
 

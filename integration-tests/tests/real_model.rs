@@ -1,4 +1,5 @@
-//! The main promise, with a real language model: a repeated prompt is faster.
+//! With a real language model: a repeated prompt is faster, parameters have their effect, and answers that have to be JSON or
+//! tool calls are.
 //!
 //! This needs a binary built with `--features llama`, and the model that `make` fetches.
 
@@ -138,5 +139,68 @@ async fn a_bias_chooses_the_token() -> anyhow::Result<()> {
         "token 777 each time: {biased:?}"
     );
     assert_ne!(plain, biased);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_small_model_calls_a_tool() -> anyhow::Result<()> {
+    let cluster = cluster().await?;
+    let weather = json!({"type": "function", "function": {
+        "name": "get_weather",
+        "description": "The weather in a city now",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 30},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city", "unit"],
+            "additionalProperties": false,
+        },
+    }});
+    let named = json!({"type": "function", "function": {"name": "get_weather"}});
+    for choice in [json!("required"), named] {
+        let body = json!({
+            "model": cluster.model, "temperature": 0, "max_tokens": 200, "tools": [weather], "tool_choice": choice,
+            "parallel_tool_calls": false,
+            "messages": [{"role": "user", "content": "What is the weather in Paris, in celsius?"}],
+        });
+        let reply = cluster.api.post(CHAT, &body).await?;
+        ensure!(reply.status == 200, "{} {}", reply.status, reply.text());
+        let answer = reply.json()?;
+        println!("{answer}");
+        let answer = &answer["choices"][0];
+        assert_eq!(answer["finish_reason"], "tool_calls", "{answer}");
+        assert!(answer["message"]["content"].is_null(), "{answer}");
+        let call = &answer["message"]["tool_calls"][0];
+        assert_eq!(call["function"]["name"], "get_weather");
+        let arguments = call["function"]["arguments"].as_str().unwrap();
+        let arguments: serde_json::Value = serde_json::from_str(arguments)?;
+        assert!(
+            ["celsius", "fahrenheit"].contains(&arguments["unit"].as_str().unwrap()),
+            "{arguments}"
+        );
+        assert!(
+            arguments["city"].as_str().unwrap().contains("Paris"),
+            "{arguments}"
+        );
+
+        let mut streamed = body.clone();
+        streamed["stream"] = json!(true);
+        let streamed = cluster.api.stream(CHAT, &streamed).await?.rest().await?;
+        assert!(streamed.is_whole());
+        let chunks = streamed.chunks()?;
+        let deltas: Vec<_> = chunks
+            .iter()
+            .map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"][0]["function"])
+            .filter(|function| function.is_object())
+            .collect();
+        assert_eq!(deltas[0]["name"], "get_weather");
+        let joined: String = deltas
+            .iter()
+            .map(|function| function["arguments"].as_str().unwrap_or_default())
+            .collect();
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&joined)?, arguments);
+    }
     Ok(())
 }

@@ -169,6 +169,7 @@ fn request(form: PromptForm) -> RouteRequest {
             overlap_blocks: 0,
             wants_token_ids: false,
             continuation: None,
+            constraint: None,
             sampling: SamplingParams {
                 max_tokens: 1,
                 ..SamplingParams::default()
@@ -180,6 +181,7 @@ fn request(form: PromptForm) -> RouteRequest {
                 echo: None,
                 return_token_ids: false,
                 continuous_usage: false,
+                tools: None,
                 created: 1,
                 part: None,
             },

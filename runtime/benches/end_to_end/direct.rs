@@ -49,6 +49,7 @@ impl Direct {
                 overlap_blocks: 0,
                 wants_token_ids: false,
                 continuation: None,
+                constraint: None,
                 sampling: SamplingParams {
                     max_tokens,
                     ..SamplingParams::default()
@@ -60,6 +61,7 @@ impl Direct {
                     echo: None,
                     return_token_ids: false,
                     continuous_usage: false,
+                    tools: None,
                     created: 1,
                     part: None,
                 },

@@ -2,12 +2,12 @@
 
 use signalbox_protocol::{AnswerPart, Endpoint, WireError};
 use signalbox_router::ModelView;
-use signalbox_tokenize::TextError;
+use signalbox_tokenize::{ChatPrompt, TextError};
 
 use crate::{
     openai::{
         ChatRequest, CompletionRequest, DefaultLength, Fields, GenerationParams, Prompt, check_least,
-        check_stop_tokens, check_vocabulary, fit_context, prompt_too_long,
+        check_stop_tokens, check_vocabulary, fit_context, prompt_too_long, with_tools,
     },
     prepared::Prepared,
 };
@@ -53,12 +53,21 @@ fn no_such_route(endpoint: Endpoint, model: &str) -> WireError {
 fn chat(name: String, fields: &mut Fields, model: &ModelView) -> Result<Prepared, WireError> {
     let ChatRequest {
         generation,
-        messages,
+        mut messages,
+        tools,
         rendering,
     } = ChatRequest::take(name, fields)?;
+    let renders_tools = model.text.renders_tools();
+    if let (Some(tools), false) = (&tools, renders_tools) {
+        messages = with_tools(&messages, tools);
+    }
+    let prompt = ChatPrompt {
+        tools: tools.as_ref().filter(|_| renders_tools),
+        ..rendering.prompt(&messages)
+    };
     let tokens = model
         .text
-        .encode_chat_within(&rendering.prompt(&messages), model.context_length as usize)
+        .encode_chat_within(&prompt, model.context_length as usize)
         .map_err(|error| text_error(error, model, "messages"))?;
     fit(
         generation,

@@ -131,6 +131,8 @@ fn generation(endpoint: Endpoint, name: String, fields: &mut Fields) -> Generati
         stream,
         include_usage: stream && lenient::include_usage(fields),
         continuous_usage: false,
+        constraint: None,
+        tools: None,
         return_token_ids: false,
         cache_salt: lenient::text(fields, "cache_salt")
             .filter(|salt| salt.len() <= MAX_SALT_BYTES)

@@ -12,6 +12,8 @@ mod fields;
 mod json;
 mod refused;
 mod sampling;
+mod tool_prompt;
+mod tools;
 
 pub(crate) use chat::ChatRequest;
 pub(crate) use completions::{CompletionRequest, Prompt};
@@ -20,6 +22,7 @@ pub(crate) use context::{
 };
 pub(crate) use fields::{Fields, integer};
 pub(crate) use sampling::{GenerationParams, take_model, token_id, urgency};
+pub(crate) use tool_prompt::with_tools;
 
 /// The parameters of a chat that are checked.
 pub(crate) const CHAT_NAMES: [&[&str]; 3] = [&sampling::NAMES, &chat::NAMES, &refused::NAMES];

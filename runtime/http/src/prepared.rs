@@ -102,6 +102,7 @@ impl Prepared {
                 overlap_blocks: 0,
                 wants_token_ids: false,
                 continuation: None,
+                constraint: generation.constraint,
                 sampling: generation.sampling,
                 format: AnswerFormat {
                     endpoint,
@@ -110,6 +111,7 @@ impl Prepared {
                     echo: self.echo,
                     return_token_ids: generation.return_token_ids,
                     continuous_usage: generation.continuous_usage,
+                    tools: generation.tools,
                     created,
                     part: self.part,
                 },

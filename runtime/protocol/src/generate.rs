@@ -36,10 +36,59 @@ pub struct GenerateRequest {
     /// What another worker has delivered of this answer, which this worker continues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continuation: Option<Continuation>,
+    /// What the answer's text must obey.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<Constraint>,
     /// How to choose tokens and when to stop.
     pub sampling: SamplingParams,
     /// The format of the answer's bytes.
     pub format: AnswerFormat,
+}
+
+/// What an answer's text must obey from its first to its last byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Constraint {
+    /// The client's member that asks for it, for errors.
+    pub param: String,
+    /// What it is.
+    pub kind: ConstraintKind,
+}
+
+/// The kinds of constraints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConstraintKind {
+    /// An object of JSON.
+    JsonObject,
+    /// A value of JSON that obeys this JSON schema.
+    JsonSchema(String),
+    /// A match of this regular expression.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A text of this grammar, in Lark's syntax.
+    Grammar(String),
+}
+
+/// How an answer's text becomes tool calls.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolOutput {
+    /// The model decides whether to call tools, and writes calls in the way of its family.
+    Auto {
+        /// Whether only the first call counts.
+        one_call: bool,
+    },
+    /// The text is an array of calls.
+    Required {
+        /// Whether only the first call counts.
+        one_call: bool,
+    },
+    /// The text is the arguments of a call of this tool.
+    Named {
+        /// The tool.
+        name: String,
+    },
 }
 
 /// The beginning of an answer that a lost worker delivered. The tokens that travel beside the request are those of the
@@ -62,9 +111,12 @@ impl GenerateRequest {
             || sampling.min_p > 0.0
             || changes_logits(sampling.repetition_penalty);
         let formats = self.format.return_token_ids || self.format.continuous_usage;
-        (samples || formats)
-            .then_some(Ability::SamplingLimits)
-            .into_iter()
+        let needed = [
+            (samples || formats).then_some(Ability::SamplingLimits),
+            self.constraint.is_some().then_some(Ability::Constraints),
+            self.format.tools.is_some().then_some(Ability::ToolCalls),
+        ];
+        needed.into_iter().flatten()
     }
 }
 
@@ -198,6 +250,9 @@ pub struct AnswerFormat {
     /// `stream_options.continuous_usage_stats`: whether each event has the token counts so far.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub continuous_usage: bool,
+    /// How the text becomes tool calls, if the request has tools that may be called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<ToolOutput>,
     /// The answer's `created`: seconds since the Unix epoch.
     pub created: u64,
     /// What the answer is a part of, if the client's request has several prompts.

@@ -38,7 +38,8 @@ pub use call::Call;
 pub use endpoint::Endpoint;
 pub use error::{EngineError, ErrorKind, WireError};
 pub use generate::{
-    AnswerFormat, AnswerPart, Continuation, FinishReason, GenerateRequest, SamplingParams, StreamSummary,
+    AnswerFormat, AnswerPart, Constraint, ConstraintKind, Continuation, FinishReason, GenerateRequest,
+    SamplingParams, StreamSummary, ToolOutput,
 };
 pub use ids::{InvalidWorkerId, MAX_NAME_LEN, RequestId, WorkerEpoch, WorkerId, is_name, name_hash};
 pub use kv_digest::KvDigest;

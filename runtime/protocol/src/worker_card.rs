@@ -60,6 +60,10 @@ pub struct WorkerCard {
 pub enum Ability {
     /// The sampling parameters from `min_tokens` on, token ids in the answer, and its token counts in each event.
     SamplingLimits,
+    /// Constraints of the answer's text.
+    Constraints,
+    /// Tool calls in the answer.
+    ToolCalls,
 }
 
 impl Ability {
@@ -70,6 +74,10 @@ impl Ability {
                 "min_tokens, stop_token_ids, bad_words, min_p, repetition_penalty, return_token_ids or \
                  continuous_usage_stats"
             }
+            Self::Constraints => {
+                "structured output (response_format, structured_outputs or a tool that must be called)"
+            }
+            Self::ToolCalls => "tool calls",
         }
     }
 }

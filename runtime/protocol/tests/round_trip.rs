@@ -10,11 +10,11 @@ use std::fmt::Debug;
 use proptest::{collection, option, prelude::*, sample::select};
 use serde::{Serialize, de::DeserializeOwned};
 use signalbox_protocol::{
-    Ability, AnswerFormat, AnswerPart, Call, Continuation, Endpoint, EngineError, ErrorKind, FinishReason,
-    GenerateRequest, KvDigest, LoadReport, LoraAdapter, Parity, ParityState, PlaneState, PlaneStatus,
-    ReplicaLoad, ReplicaMessage, ReplicaUpdate, RequestId, RouterCard, SamplingParams, SequenceHash,
-    StreamSummary, WireError, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerId, WorkerReport, WorkerRole,
-    WorkerShare,
+    Ability, AnswerFormat, AnswerPart, Call, Constraint, ConstraintKind, Continuation, Endpoint, EngineError,
+    ErrorKind, FinishReason, GenerateRequest, KvDigest, LoadReport, LoraAdapter, Parity, ParityState,
+    PlaneState, PlaneStatus, ReplicaLoad, ReplicaMessage, ReplicaUpdate, RequestId, RouterCard,
+    SamplingParams, SequenceHash, StreamSummary, ToolOutput, WireError, WorkerCapacity, WorkerCard,
+    WorkerEpoch, WorkerId, WorkerReport, WorkerRole, WorkerShare,
 };
 
 /// Text with quotes, control characters and characters of several bytes.
@@ -97,11 +97,18 @@ fn format() -> impl Strategy<Value = AnswerFormat> {
         any::<bool>(),
         any::<bool>(),
         option::of(text()),
-        any::<(bool, bool, u64)>(),
+        (any::<(bool, bool, u64)>(), option::of(tools())),
         option::of(any::<u32>().prop_map(|first_choice| AnswerPart { first_choice })),
     )
         .prop_map(
-            |(endpoint, stream, include_usage, echo, (return_token_ids, continuous_usage, created), part)| {
+            |(
+                endpoint,
+                stream,
+                include_usage,
+                echo,
+                ((return_token_ids, continuous_usage, created), tools),
+                part,
+            )| {
                 AnswerFormat {
                     endpoint,
                     stream,
@@ -109,6 +116,7 @@ fn format() -> impl Strategy<Value = AnswerFormat> {
                     echo,
                     return_token_ids,
                     continuous_usage,
+                    tools,
                     created,
                     part,
                 }
@@ -123,6 +131,25 @@ fn continuation() -> impl Strategy<Value = Continuation> {
     })
 }
 
+fn constraint() -> impl Strategy<Value = Constraint> {
+    let kind = prop_oneof![
+        Just(ConstraintKind::JsonObject),
+        text().prop_map(ConstraintKind::JsonSchema),
+        text().prop_map(ConstraintKind::Regex),
+        collection::vec(text(), 0..3).prop_map(ConstraintKind::Choice),
+        text().prop_map(ConstraintKind::Grammar),
+    ];
+    (text(), kind).prop_map(|(param, kind)| Constraint { param, kind })
+}
+
+fn tools() -> impl Strategy<Value = ToolOutput> {
+    prop_oneof![
+        any::<bool>().prop_map(|one_call| ToolOutput::Auto { one_call }),
+        any::<bool>().prop_map(|one_call| ToolOutput::Required { one_call }),
+        text().prop_map(|name| ToolOutput::Named { name }),
+    ]
+}
+
 fn generate() -> impl Strategy<Value = GenerateRequest> {
     let id = "[!-~]{1,64}".prop_map(|id| RequestId::from_client(&id).unwrap());
     let names = (id, text(), any::<u64>(), text(), text());
@@ -131,13 +158,14 @@ fn generate() -> impl Strategy<Value = GenerateRequest> {
         any::<u32>(),
         any::<bool>(),
         option::of(continuation()),
+        option::of(constraint()),
         sampling(),
         format(),
     );
     (names, rest).prop_map(
         |(
             (id, model, deadline_ms, lora, cache_salt),
-            (priority, overlap_blocks, wants_token_ids, continuation, sampling, format),
+            (priority, overlap_blocks, wants_token_ids, continuation, constraint, sampling, format),
         )| GenerateRequest {
             id,
             model,
@@ -148,6 +176,7 @@ fn generate() -> impl Strategy<Value = GenerateRequest> {
             overlap_blocks,
             wants_token_ids,
             continuation,
+            constraint,
             sampling,
             format,
         },
@@ -262,7 +291,14 @@ fn replica_message() -> impl Strategy<Value = ReplicaMessage> {
 
 fn worker_card() -> impl Strategy<Value = WorkerCard> {
     let names = (worker_id(), epoch(), text(), text(), text(), text());
-    let abilities = collection::vec(select(vec![Ability::SamplingLimits]), 0..3);
+    let abilities = collection::vec(
+        select(vec![
+            Ability::SamplingLimits,
+            Ability::Constraints,
+            Ability::ToolCalls,
+        ]),
+        0..3,
+    );
     let model = (
         any::<bool>(),
         any::<bool>(),
@@ -401,6 +437,7 @@ fn a_bias_for_no_token_is_refused() {
         overlap_blocks: 0,
         wants_token_ids: false,
         continuation: None,
+        constraint: None,
         sampling: SamplingParams {
             logit_bias: [(5, 1.0)].into(),
             ..SamplingParams::default()
@@ -412,6 +449,7 @@ fn a_bias_for_no_token_is_refused() {
             echo: None,
             return_token_ids: false,
             continuous_usage: false,
+            tools: None,
             created: 0,
             part: None,
         },

@@ -51,6 +51,7 @@ fn generate() -> CallParts {
         overlap_blocks: 0,
         wants_token_ids: false,
         continuation: None,
+        constraint: None,
         sampling: signalbox_protocol::SamplingParams::default(),
         format: signalbox_protocol::AnswerFormat {
             endpoint: Endpoint::Chat,
@@ -59,6 +60,7 @@ fn generate() -> CallParts {
             echo: None,
             return_token_ids: false,
             continuous_usage: false,
+            tools: None,
             created: 0,
             part: None,
         },

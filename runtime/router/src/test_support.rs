@@ -150,6 +150,7 @@ pub(crate) fn request(deadline: Duration) -> RouteRequest {
             overlap_blocks: 0,
             wants_token_ids: false,
             continuation: None,
+            constraint: None,
             sampling: SamplingParams::default(),
             format: AnswerFormat {
                 endpoint: Endpoint::Chat,
@@ -158,6 +159,7 @@ pub(crate) fn request(deadline: Duration) -> RouteRequest {
                 echo: None,
                 return_token_ids: false,
                 continuous_usage: false,
+                tools: None,
                 created: 0,
                 part: None,
             },

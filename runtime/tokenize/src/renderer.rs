@@ -88,6 +88,14 @@ impl ChatRenderer {
         matches!(self.source, Source::Templates(_))
     }
 
+    /// Whether a template describes tools.
+    pub(crate) fn renders_tools(&self) -> bool {
+        match &self.source {
+            Source::Templates(templates) => templates.tools.is_some() || templates.chat.names_tools(),
+            Source::None | Source::Engine(_) => false,
+        }
+    }
+
     /// Renders the chat.
     ///
     /// # Errors

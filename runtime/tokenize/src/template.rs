@@ -42,6 +42,7 @@ pub(crate) struct ChatTemplate {
     content_format: ContentFormat,
     has_developer_role: bool,
     names_content: bool,
+    names_tools: bool,
 }
 
 /// The message of a template's `raise_exception`.
@@ -95,6 +96,7 @@ impl ChatTemplate {
             // As vLLM decides it: the word in quotes, not in a comment or a variable's name.
             has_developer_role: source.contains("'developer'") || source.contains("\"developer\""),
             names_content: source.contains("content"),
+            names_tools: source.contains("tools"),
         })
     }
 
@@ -111,6 +113,11 @@ impl ChatTemplate {
     /// Whether the template reads a message's content at all.
     pub(crate) fn names_content(&self) -> bool {
         self.names_content
+    }
+
+    /// Whether the template reads the tools of a request.
+    pub(crate) fn names_tools(&self) -> bool {
+        self.names_tools
     }
 
     /// The prompt for `messages`. Of the template's `variables`, the last one of a name counts.

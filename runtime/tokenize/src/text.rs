@@ -181,6 +181,11 @@ impl ModelText {
         self.renderer.has_template()
     }
 
+    /// Whether the chat template describes a request's tools to the model.
+    pub fn renders_tools(&self) -> bool {
+        self.renderer.renders_tools()
+    }
+
     /// The largest token id plus one. A model's logits may be padded beyond it.
     pub fn vocab_size(&self) -> u32 {
         self.pieces.len()

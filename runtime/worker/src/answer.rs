@@ -17,7 +17,9 @@ mod logprobs;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod tool_calls;
 
+pub(crate) use self::tool_calls::{AnswerPart, ToolCallParser, is_mark};
 pub use self::{
     logprobs::TokenEntry,
     stop::{StopMatcher, StopScan},
@@ -36,6 +38,14 @@ pub struct Answer {
     /// `"prompt_token_ids":[…]`, if the request asks for it.
     prompt_ids: Option<Arc<[u8]>>,
     prompt_tokens: u32,
+}
+
+/// A tool call of an answer.
+#[derive(Debug, Default)]
+struct ToolCall {
+    id: String,
+    name: String,
+    arguments: String,
 }
 
 /// Why a choice ends.
@@ -86,7 +96,9 @@ pub struct ChoiceWriter {
     entries: Vec<TokenEntry>,
     first_offset: usize,
     wants_logprobs: bool,
-    finish: Option<FinishReason>,
+    /// The tool calls so far. A stream needs only their number.
+    calls: Vec<ToolCall>,
+    finish: Option<&'static str>,
     /// `stop_reason` as JSON: which stop text or token ended the choice.
     stop_reason: Option<Vec<u8>>,
 }
@@ -171,6 +183,7 @@ impl Answer {
             entries: Vec::new(),
             first_offset: offset,
             wants_logprobs,
+            calls: Vec::new(),
             finish: None,
             stop_reason: None,
         }
@@ -281,6 +294,69 @@ impl ChoiceWriter {
         self.end_event(out);
     }
 
+    /// Begins a tool call with this id.
+    pub(crate) fn push_call(&mut self, id: String, name: String, out: &mut Vec<u8>) {
+        self.start(out);
+        if self.stream {
+            self.begin_call_event(self.calls.len(), out);
+            out.extend_from_slice(b"\"id\":");
+            push_string(out, &id);
+            out.extend_from_slice(b",\"type\":\"function\",\"function\":{\"name\":");
+            push_string(out, &name);
+            out.extend_from_slice(b",\"arguments\":\"\"");
+            self.end_call_event(out);
+        }
+        self.calls.push(ToolCall {
+            id,
+            name,
+            arguments: String::new(),
+        });
+    }
+
+    /// Appends to the arguments of the last tool call.
+    pub(crate) fn push_arguments(&mut self, text: &str, out: &mut Vec<u8>) {
+        if self.stream {
+            self.begin_call_event(self.calls.len().saturating_sub(1), out);
+            out.extend_from_slice(b"\"function\":{\"arguments\":");
+            push_string(out, text);
+            self.end_call_event(out);
+        } else if let Some(call) = self.calls.last_mut() {
+            call.arguments.push_str(text);
+        }
+    }
+
+    fn begin_call_event(&self, index: usize, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.stem);
+        out.extend_from_slice(b"\"delta\":{\"tool_calls\":[{\"index\":");
+        push_display(out, index);
+        out.push(b',');
+    }
+
+    fn end_call_event(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"}}]},\"logprobs\":null,\"finish_reason\":null");
+        self.end_event(out);
+    }
+
+    fn push_whole_calls(&self, out: &mut Vec<u8>) {
+        if self.calls.is_empty() {
+            return;
+        }
+        out.extend_from_slice(b",\"tool_calls\":[");
+        for (index, call) in self.calls.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(b"{\"id\":");
+            push_string(out, &call.id);
+            out.extend_from_slice(b",\"type\":\"function\",\"function\":{\"name\":");
+            push_string(out, &call.name);
+            out.extend_from_slice(b",\"arguments\":");
+            push_string(out, &call.arguments);
+            out.extend_from_slice(b"}}");
+        }
+        out.push(b']');
+    }
+
     /// Finishes the choice, after its last piece.
     pub fn finish(&mut self, end: ChoiceEnd<'_>, out: &mut Vec<u8>) {
         self.start(out);
@@ -294,6 +370,10 @@ impl ChoiceWriter {
                 (FinishReason::Stop, Some(json))
             }
         };
+        let reason = match reason {
+            FinishReason::Stop if !self.calls.is_empty() => "tool_calls",
+            reason => reason.as_str(),
+        };
         (self.finish, self.stop_reason) = (Some(reason), stop_reason);
         if !self.stream {
             return;
@@ -306,7 +386,7 @@ impl ChoiceWriter {
             push_string(out, &self.echo.take().unwrap_or_default());
         }
         out.extend_from_slice(b",\"logprobs\":null,\"finish_reason\":");
-        push_string(out, reason.as_str());
+        push_string(out, reason);
         self.push_stop_reason(out);
         self.end_event(out);
     }
@@ -352,8 +432,14 @@ impl ChoiceWriter {
         push_display(out, self.index);
         if self.chat {
             out.extend_from_slice(b",\"message\":{\"role\":\"assistant\",\"content\":");
-            push_string(out, &self.text);
-            out.extend_from_slice(b",\"refusal\":null}");
+            if self.text.is_empty() && !self.calls.is_empty() {
+                out.extend_from_slice(b"null");
+            } else {
+                push_string(out, &self.text);
+            }
+            out.extend_from_slice(b",\"refusal\":null");
+            self.push_whole_calls(out);
+            out.push(b'}');
         } else {
             out.extend_from_slice(b",\"text\":");
             match &self.echo {
@@ -365,7 +451,7 @@ impl ChoiceWriter {
         self.push_logprobs(&self.entries, self.first_offset, out);
         out.extend_from_slice(b",\"finish_reason\":");
         match self.finish {
-            Some(reason) => push_string(out, reason.as_str()),
+            Some(reason) => push_string(out, reason),
             None => out.extend_from_slice(b"null"),
         }
         self.push_stop_reason(out);

@@ -119,7 +119,7 @@ pub struct StepOutput {
     pub prompt_tokens: Vec<PromptToken>,
     /// The generated tokens, at most one per sequence.
     pub tokens: Vec<SampledToken>,
-    /// Sequences that reached `max_tokens` or the context length. The engine has freed their resources.
+    /// Sequences that reached `max_tokens`, the context length, or the end of their grammar. The engine has freed their resources.
     pub finished: Vec<(SequenceId, FinishReason)>,
     /// Sequences that the engine cannot continue. The engine has freed their resources.
     pub failed: Vec<(SequenceId, WireError)>,

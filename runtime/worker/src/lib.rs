@@ -7,6 +7,7 @@
 //! - [`backend`]: the trait of what computes the answers.
 //! - [`runner`]: the thread that steps engines. Requests go in, pieces of answers come out.
 //! - [`engine`]: the trait of an engine. [`sim`] implements it without a GPU.
+//! - [`grammar`]: which tokens may follow, where an answer obeys a schema or grammar.
 //! - [`token_limits`]: which tokens a sequence must not generate.
 //! - [`step_rates`]: how fast an engine computes, as its load reports say.
 //! - [`block_pool`]: the KV blocks of an engine and their contents.
@@ -18,6 +19,7 @@ pub mod answer;
 pub mod backend;
 pub mod block_pool;
 pub mod engine;
+pub mod grammar;
 mod http_client;
 pub mod hub;
 #[cfg(any(test, feature = "llama"))]

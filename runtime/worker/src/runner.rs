@@ -31,7 +31,7 @@ use crate::{
 
 use self::{
     engine_thread::{EngineMailbox, Message},
-    intake::{Intake, engine_stopped},
+    intake::{Intake, PreparedRequest, engine_stopped},
 };
 
 mod choice;
@@ -73,22 +73,17 @@ impl RunnerHandle {
     /// Submits a request to the engine without waiting. If the request cannot be taken, it fails through `sink` with
     /// the reason.
     pub fn submit(&self, request: &GenerateRequest, tokens: Vec<u32>, sink: impl AnswerSink + 'static) {
-        let request = match self.intake.prepare(request, tokens, Box::new(sink)) {
-            Ok(Some(request)) => request,
+        let prepared = match self.intake.prepare(request, tokens, Box::new(sink)) {
+            Ok(Some(prepared)) => prepared,
             Ok(None) => return,
             Err((sink, error)) => return sink.fail(error),
         };
-        let message = Message::Request(self.number, Box::new(request));
-        let (message, error) = match self.mailbox.messages.try_send(message) {
-            Ok(()) => return,
-            Err(TrySendError::Full(message)) => {
-                let text = "the worker's queue of requests is full; try again later";
-                (message, WireError::new(ErrorKind::Overloaded, text))
-            }
-            Err(TrySendError::Disconnected(message)) => (message, engine_stopped()),
-        };
-        if let Message::Request(_, request) = message {
-            request.fail(error);
+        let (mailbox, number) = (self.mailbox.clone(), self.number);
+        match request.constraint.clone() {
+            None => pass_on(&mailbox, number, prepared),
+            Some(constraint) => self.intake.constrain(prepared, constraint, move |prepared| {
+                pass_on(&mailbox, number, prepared);
+            }),
         }
     }
 
@@ -116,6 +111,22 @@ impl RunnerHandle {
         let mut state = self.state.clone();
         // An error means that the state's sender was dropped with the engine.
         let _ = state.wait_for(|state| *state != RunnerState::Running).await;
+    }
+}
+
+/// Puts a request into the queue of engine `number`, or fails it.
+fn pass_on(mailbox: &EngineMailbox, number: usize, request: PreparedRequest) {
+    let message = Message::Request(number, Box::new(request));
+    let (message, error) = match mailbox.messages.try_send(message) {
+        Ok(()) => return,
+        Err(TrySendError::Full(message)) => {
+            let text = "the worker's queue of requests is full; try again later";
+            (message, WireError::new(ErrorKind::Overloaded, text))
+        }
+        Err(TrySendError::Disconnected(message)) => (message, engine_stopped()),
+    };
+    if let Message::Request(_, request) = message {
+        request.fail(error);
     }
 }
 
@@ -162,7 +173,7 @@ impl From<EngineInfo> for BackendInfo {
             engine_version: String::new(),
             reads_body: false,
             continues_answers: true,
-            abilities: vec![Ability::SamplingLimits],
+            abilities: vec![Ability::SamplingLimits, Ability::Constraints, Ability::ToolCalls],
             kv_events: true,
             block_size: info.block_size,
             context_length: info.context_length,

@@ -16,7 +16,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use signalbox_protocol::{ErrorKind, FinishReason, LoadReport, WireError, WorkerCapacity};
+use signalbox_protocol::{ErrorKind, LoadReport, WireError, WorkerCapacity};
 
 use crate::{
     block_pool::BlockPool,
@@ -236,7 +236,13 @@ impl SimEngine {
                 continue;
             }
             let position = sequence.generated();
-            let token = sequence.next_token(&self.vocabulary);
+            let Some(token) = sequence.next_token(&self.vocabulary) else {
+                let message = "the vocabulary has no token that the grammar allows here";
+                output
+                    .failed
+                    .push((sequence.id, WireError::new(ErrorKind::Internal, message)));
+                continue;
+            };
             let logprobs = sequence
                 .logprobs
                 .map(|top| sequence.source.logprobs(position, top, &self.vocabulary));
@@ -249,12 +255,15 @@ impl SimEngine {
         }
         let pool = &mut self.pool;
         self.running.retain_mut(|sequence| {
+            let failed = output.failed.iter().any(|(id, _)| *id == sequence.id);
             let done = sequence.is_done();
-            if done {
+            if done || failed {
                 sequence.release(pool);
-                output.finished.push((sequence.id, FinishReason::Length));
             }
-            !done
+            if done && !failed {
+                output.finished.push((sequence.id, sequence.finish_reason()));
+            }
+            !done && !failed
         });
     }
 }

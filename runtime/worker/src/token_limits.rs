@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::grammar::Grammar;
+
 /// The limits of a sequence, which its choices share.
 #[derive(Debug, Clone, Default)]
 pub struct TokenLimits {
@@ -14,6 +16,8 @@ pub struct TokenLimits {
     pub min_tokens: u32,
     /// The tokens of each forbidden text, at least one.
     pub bad_words: Arc<[Vec<u32>]>,
+    /// What the answer obeys, after the tokens of another engine.
+    pub grammar: Option<Grammar>,
 }
 
 /// The limits of a sequence and the tokens that it has generated.
@@ -64,6 +68,7 @@ mod tests {
             end_tokens: [2, 7].into(),
             min_tokens,
             bad_words: bad_words.iter().map(|word| word.to_vec()).collect(),
+            grammar: None,
         }
     }
 

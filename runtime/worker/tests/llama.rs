@@ -13,8 +13,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use signalbox_protocol::{BlockHasher, ErrorKind, FinishReason, KvEvent, SamplingParams, SequenceHash};
+use signalbox_protocol::{
+    BlockHasher, Constraint, ConstraintKind, ErrorKind, FinishReason, KvEvent, SamplingParams, SequenceHash,
+};
+use signalbox_tokenize::{ChatPrompt, ModelArtifacts, ModelText};
 use signalbox_worker::engine::{NewSequence, SampledToken, SequenceId, StepEngine, StepOutput, StepStatus};
+use signalbox_worker::grammar::GrammarCompiler;
 use signalbox_worker::llama::{LlamaConfig, LlamaEngine, LlamaError};
 use signalbox_worker::token_limits::TokenLimits;
 
@@ -70,6 +74,10 @@ impl Rig {
     }
 
     fn submit(&mut self, tokens: Vec<u32>, sampling: SamplingParams) -> SequenceId {
+        self.submit_with(tokens, sampling, TokenLimits::default())
+    }
+
+    fn submit_with(&mut self, tokens: Vec<u32>, sampling: SamplingParams, limits: TokenLimits) -> SequenceId {
         let id = SequenceId(self.submitted);
         self.submitted += 1;
         let blocks = self.hasher.hash(&tokens);
@@ -81,7 +89,7 @@ impl Rig {
                 blocks,
                 hasher: self.hasher,
                 sampling,
-                limits: TokenLimits::default(),
+                limits,
             })
             .unwrap();
         id
@@ -488,18 +496,7 @@ fn limits_and_penalties_have_their_effect() {
     let mut rig = Rig::new(|_| ());
     let prompt = text(1, 50);
     let mut answer = |sampling: SamplingParams, limits: TokenLimits| {
-        let id = SequenceId(rig.submitted);
-        rig.submitted += 1;
-        let sequence = NewSequence {
-            id,
-            tokens: prompt.clone(),
-            generated: 0,
-            blocks: rig.hasher.hash(&prompt),
-            hasher: rig.hasher,
-            sampling,
-            limits,
-        };
-        rig.engine.submit(sequence).unwrap();
+        let id = rig.submit_with(prompt.clone(), sampling, limits);
         rig.run();
         rig.answer(id)
     };
@@ -548,4 +545,111 @@ fn limits_and_penalties_have_their_effect() {
     };
     let tokens = answer(penalised, TokenLimits::default());
     assert!(tokens[0] == 777 && !tokens[1..].contains(&777), "{tokens:?}");
+}
+
+/// The model's text, and an engine for chats with it.
+fn chat_rig() -> (std::sync::Arc<ModelText>, Rig) {
+    let artifacts = ModelArtifacts::from_gguf(&model()).unwrap();
+    let text = ModelText::load(&artifacts).unwrap();
+    (std::sync::Arc::new(text), Rig::new(|_| ()))
+}
+
+#[test]
+fn answers_obey_a_json_schema() {
+    let (text, mut rig) = chat_rig();
+    let schema = serde_json::json!({
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 20},
+            "country": {"type": "string", "maxLength": 20},
+            "population": {"type": "integer", "minimum": 0, "maximum": 50_000_000},
+            "coast": {"type": "boolean"},
+            "kind": {"enum": ["capital", "town", "village"]},
+        },
+        "required": ["city", "country", "population", "coast", "kind"],
+        "additionalProperties": false,
+    });
+    let constraint = Constraint {
+        param: "response_format".into(),
+        kind: ConstraintKind::JsonSchema(schema.to_string()),
+    };
+    let compiler = GrammarCompiler::of(&text);
+    // SIGNALBOX_TEST_ANSWERS=100 takes minutes on a busy machine.
+    let answers = std::env::var_os("SIGNALBOX_TEST_ANSWERS");
+    let answers = answers.map_or(16, |count| count.to_str().unwrap().parse::<u64>().unwrap());
+    let mut cut = 0;
+    for batch in 0..answers.div_ceil(8) {
+        let count = 8.min(answers - batch * 8);
+        let ids: Vec<_> = (0..count)
+            .map(|seed| {
+                let ask = format!(
+                    "Describe a city whose name begins with {} as JSON.",
+                    (b'A' + (batch * 8 + seed) as u8 % 26) as char
+                );
+                let messages = serde_json::json!([{"role": "user", "content": ask}]);
+                let sampling = SamplingParams {
+                    max_tokens: 120,
+                    seed: Some(batch * 8 + seed),
+                    ..SamplingParams::default()
+                };
+                let limits = TokenLimits {
+                    grammar: Some(compiler.compile(&constraint).unwrap()),
+                    ..TokenLimits::default()
+                };
+                rig.submit_with(
+                    text.encode_chat(&ChatPrompt::new(&messages)).unwrap(),
+                    sampling,
+                    limits,
+                )
+            })
+            .collect();
+        rig.run();
+        for id in ids {
+            let answer = text.decode(&rig.answer(id)).unwrap();
+            if rig.finished[&id] == FinishReason::Length {
+                cut += 1;
+                continue;
+            }
+            let value: serde_json::Value = serde_json::from_str(&answer).expect(&answer);
+            assert!(value["city"].as_str().unwrap().chars().count() <= 20, "{answer}");
+            assert!(
+                (0..=50_000_000).contains(&value["population"].as_i64().unwrap()),
+                "{answer}"
+            );
+            assert!(
+                value["coast"].is_boolean() && value["country"].is_string(),
+                "{answer}"
+            );
+            assert!(
+                ["capital", "town", "village"].contains(&value["kind"].as_str().unwrap()),
+                "{answer}"
+            );
+            assert_eq!(value.as_object().unwrap().len(), 5, "{answer}");
+        }
+    }
+    assert_eq!(cut, 0, "answers that max_tokens cut");
+}
+
+#[test]
+fn sequences_with_and_without_a_grammar_share_steps() {
+    let (text, mut rig) = chat_rig();
+    let prompt = text.encode_prompt("The answer is").unwrap();
+    let constraint = Constraint {
+        param: "structured_outputs.choice".into(),
+        kind: ConstraintKind::Choice(vec!["yes, certainly".into(), "no, never".into()]),
+    };
+    let plain = rig.submit(prompt.clone(), greedy(12));
+    rig.run();
+    let limits = TokenLimits {
+        grammar: Some(GrammarCompiler::of(&text).compile(&constraint).unwrap()),
+        ..TokenLimits::default()
+    };
+    let free = rig.submit(prompt.clone(), greedy(12));
+    let chosen = rig.submit_with(prompt, greedy(12), limits);
+    rig.run();
+    assert_eq!(rig.answer(free)[0], rig.answer(plain)[0]);
+    assert_eq!(rig.finished[&chosen], FinishReason::Stop);
+    let answer = text.decode(&rig.answer(chosen)).unwrap();
+    assert!(["yes, certainly", "no, never"].contains(&&*answer), "{answer}");
+    assert_eq!(rig.most_tokens_in_a_step, 2);
 }

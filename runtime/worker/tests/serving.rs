@@ -73,6 +73,7 @@ fn generate(tokens: Vec<u32>, max_tokens: u32, stream: bool) -> CallParts {
         overlap_blocks: 0,
         wants_token_ids: false,
         continuation: None,
+        constraint: None,
         sampling: SamplingParams {
             max_tokens,
             ..SamplingParams::default()
@@ -84,6 +85,7 @@ fn generate(tokens: Vec<u32>, max_tokens: u32, stream: bool) -> CallParts {
             echo: None,
             return_token_ids: false,
             continuous_usage: false,
+            tools: None,
             created: 1,
             part: None,
         },

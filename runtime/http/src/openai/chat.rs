@@ -7,6 +7,7 @@ use signalbox_tokenize::ChatPrompt;
 use super::{
     fields::{Fields, wrong},
     sampling::{GenerationParams, max_tokens, top_logprobs},
+    tools::tools,
 };
 
 /// Most messages of one conversation. A template runs once per message, and its cost is not linear for all models.
@@ -16,7 +17,7 @@ const MAX_MESSAGES: usize = 4_096;
 const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// Parameters that only chats have.
-pub(super) const NAMES: [&str; 8] = [
+pub(super) const NAMES: [&str; 11] = [
     "messages",
     "max_completion_tokens",
     "top_logprobs",
@@ -25,6 +26,9 @@ pub(super) const NAMES: [&str; 8] = [
     "add_generation_prompt",
     "continue_final_message",
     "add_special_tokens",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
 ];
 
 /// The roles of OpenAI's API. Templates ignore others or print them as they are; models were not trained on either.
@@ -37,6 +41,8 @@ pub(crate) struct ChatRequest {
     pub(crate) generation: GenerationParams,
     /// OpenAI's array: each an object with a `role` and, where the role needs one, a text `content`.
     pub(crate) messages: Value,
+    /// The tools that the prompt describes.
+    pub(crate) tools: Option<Value>,
     /// How the chat becomes a prompt.
     pub(crate) rendering: Rendering,
 }
@@ -97,8 +103,24 @@ impl ChatRequest {
             let message = "echo asks for the prompt in the answer, which chats do not have; leave it out";
             return Err(WireError::invalid_param("echo", message));
         }
+        let tools = tools(fields)?.map(|chosen| {
+            generation.tools = Some(chosen.output);
+            (chosen.tools, chosen.constraint)
+        });
+        let tools = match tools {
+            Some((_, Some(_))) if generation.constraint.is_some() => {
+                let message = "tool_choice asks for a call, and another member constrains the answer; leave one of them out";
+                return Err(WireError::invalid_param("tool_choice", message));
+            }
+            Some((tools, constraint)) => {
+                generation.constraint = constraint.or(generation.constraint);
+                Some(tools)
+            }
+            None => None,
+        };
         Ok(Self {
             generation,
+            tools,
             messages: messages(fields)?,
             rendering: Rendering::take(fields)?,
         })

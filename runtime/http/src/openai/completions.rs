@@ -16,7 +16,15 @@ const MAX_LOGPROBS: i64 = 20;
 const MAX_PROMPTS: usize = 2_048;
 
 /// Parameters that only plain completions have.
-pub(super) const NAMES: [&str; 5] = ["prompt", "echo", "suffix", "best_of", "add_special_tokens"];
+pub(super) const NAMES: [&str; 7] = [
+    "prompt",
+    "echo",
+    "suffix",
+    "best_of",
+    "tools",
+    "tool_choice",
+    "add_special_tokens",
+];
 
 /// A text or token sequence to be continued.
 #[derive(Debug, PartialEq)]
@@ -53,6 +61,13 @@ impl CompletionRequest {
             let message =
                 "suffix asks for text that fits before it, which the engines do not support; leave it out";
             return Err(WireError::invalid_param("suffix", message));
+        }
+        for name in ["tools", "tool_choice"] {
+            let is_neutral = |value: &Value| value == "none" || value.as_array().is_some_and(Vec::is_empty);
+            if fields.take(name)?.is_some_and(|value| !is_neutral(&value)) {
+                let message = format!("{name} is for chats; leave it out, or use /v1/chat/completions");
+                return Err(WireError::invalid_param(name, message));
+            }
         }
         let n = generation.sampling.n;
         best_of(fields, n)?;

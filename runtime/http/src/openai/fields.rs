@@ -22,8 +22,15 @@ const MAX_PARAM_VALUES: usize = 2_048;
 /// The parameters that hold the prompt.
 const CONTENT: [&str; 3] = ["messages", "prompt", "input"];
 
-/// The parameters that become part of the prompt beside its messages.
-const TOOLS: [&str; 4] = ["tools", "documents", "system", "chat_template_kwargs"];
+/// The parameters that become part of the prompt beside its messages, and those with a schema of the answer.
+const TOOLS: [&str; 6] = [
+    "tools",
+    "documents",
+    "system",
+    "chat_template_kwargs",
+    "response_format",
+    "structured_outputs",
+];
 
 /// The known parameters of one request body. Taking a parameter removes it; `null` counts as absent.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Parameters that the router recognises and no engine supports.
 //!
 //! Ignoring such a parameter would give an answer that the client did not ask for, so the request is refused. A value
-//! that changes nothing (an empty tool list, a penalty of 1) is accepted, since client libraries send such values by
+//! that changes nothing (an empty list, a penalty of 1) is accepted, since client libraries send such values by
 //! default.
 
 use serde_json::Value;
@@ -29,14 +29,10 @@ enum Neutral {
 }
 
 /// Refused parameters of both endpoints: name, values that change nothing, and what other values ask for.
-const REFUSED: [(&str, Neutral, &str); 66] = [
-    // Tools and shapes of the answer
-    ("tools", Neutral::Empty, "tool calls"),
-    ("tool_choice", Neutral::Word("none"), "tool calls"),
+const REFUSED: [(&str, Neutral, &str); 62] = [
+    // Older and other shapes of the answer
     ("functions", Neutral::Empty, "function calls"),
     ("function_call", Neutral::Word("none"), "function calls"),
-    ("response_format", Neutral::Type("text"), "structured output"),
-    ("structured_outputs", Neutral::Empty, "structured output"),
     ("guided_json", Neutral::Never, "guided decoding"),
     ("guided_regex", Neutral::Never, "guided decoding"),
     ("guided_choice", Neutral::Empty, "guided decoding"),
@@ -202,8 +198,8 @@ mod tests {
     fn values_that_change_nothing_are_accepted() {
         for body in [
             "{}",
-            r#"{"tools":null,"tool_choice":"none","functions":[]}"#,
-            r#"{"tools":[],"response_format":{"type":"text"},"modalities":["text"]}"#,
+            r#"{"audio":null,"function_call":"none","functions":[]}"#,
+            r#"{"guided_choice":[],"modalities":["text"]}"#,
             r#"{"typical_p":1,"length_penalty":1.0,"use_beam_search":false}"#,
             r#"{"reasoning_effort":"none","thinking":{"type":"disabled"},"skip_special_tokens":true}"#,
         ] {
@@ -214,9 +210,7 @@ mod tests {
     #[test]
     fn values_that_ask_for_something_are_refused_by_name() {
         for (body, param) in [
-            (r#"{"tools":[{"type":"function"}]}"#, "tools"),
-            (r#"{"tool_choice":"auto"}"#, "tool_choice"),
-            (r#"{"response_format":{"type":"json_object"}}"#, "response_format"),
+            (r#"{"functions":[{"name":"f"}]}"#, "functions"),
             (r#"{"modalities":["text","audio"]}"#, "modalities"),
             (r#"{"audio":{}}"#, "audio"),
             (r#"{"guided_json":{}}"#, "guided_json"),
@@ -241,8 +235,8 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_list_too_large_to_keep_is_refused_as_tools() {
-        let body = format!(r#"{{"tools":[{}0]}}"#, "0,".repeat(10_000));
-        assert_eq!(checked(&body).unwrap_err().param.as_deref(), Some("tools"));
+    fn a_list_too_large_to_keep_is_refused_by_its_name() {
+        let body = format!(r#"{{"functions":[{}0]}}"#, "0,".repeat(10_000));
+        assert_eq!(checked(&body).unwrap_err().param.as_deref(), Some("functions"));
     }
 }

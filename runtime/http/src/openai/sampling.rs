@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use signalbox_protocol::{SamplingParams, WireError};
+use signalbox_protocol::{Constraint, SamplingParams, ToolOutput, WireError};
 use signalbox_router::RequestKeys;
 
 use super::{
     fields::{Fields, integer, wrong},
-    refused,
+    refused, tools,
 };
 use crate::client_keys::BodyNames;
 
@@ -39,7 +39,7 @@ const MAX_BAD_WORD_BYTES: usize = 256;
 const MAX_NAME_BYTES: usize = 512;
 
 /// The names of these parameters.
-pub(super) const NAMES: [&str; 27] = [
+pub(super) const NAMES: [&str; 29] = [
     "model",
     "temperature",
     "top_p",
@@ -67,6 +67,8 @@ pub(super) const NAMES: [&str; 27] = [
     "min_p",
     "repetition_penalty",
     "return_token_ids",
+    "response_format",
+    "structured_outputs",
 ];
 
 /// What is to be generated, apart from the prompt.
@@ -86,6 +88,10 @@ pub(crate) struct GenerationParams {
     pub(crate) continuous_usage: bool,
     /// The ids of the prompt's and the answer's tokens in the answer.
     pub(crate) return_token_ids: bool,
+    /// What the answer's text must obey.
+    pub(crate) constraint: Option<Constraint>,
+    /// How the text becomes tool calls.
+    pub(crate) tools: Option<ToolOutput>,
     /// Separates the KV cache of tenants; empty for none.
     pub(crate) cache_salt: String,
     /// Hashes of what the client names.
@@ -158,6 +164,8 @@ impl GenerationParams {
             stream,
             include_usage,
             continuous_usage,
+            constraint: tools::constraint(fields)?,
+            tools: None,
             return_token_ids: fields.flag("return_token_ids")?.unwrap_or(false),
             cache_salt: name(fields, "cache_salt")?.unwrap_or_default(),
             keys: names_in(fields)?.keys(),

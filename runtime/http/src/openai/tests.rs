@@ -238,7 +238,7 @@ fn wrong_values_of_shared_parameters_are_refused_by_name() {
         (json!({"user": 1}), "user", "a string"),
         (json!({"cache_salt": ""}), "cache_salt", "0 bytes"),
         (json!({"priority": 1u64 << 40}), "priority", "integer"),
-        (json!({"tools": [{}]}), "tools", "leave it out"),
+        (json!({"guided_json": {}}), "guided_json", "leave it out"),
     ] {
         check_refused(chat(more.clone()), param, part);
         check_refused(completion(more), param, part);

@@ -14,6 +14,7 @@ fn answer(format: AnswerFormat) -> Answer {
         overlap_blocks: 0,
         wants_token_ids: false,
         continuation: None,
+        constraint: None,
         sampling: SamplingParams::default(),
         format,
     };
@@ -32,6 +33,7 @@ fn format(chat: bool, stream: bool) -> AnswerFormat {
         echo: None,
         return_token_ids: false,
         continuous_usage: false,
+        tools: None,
         created: 1_700_000_000,
         part: None,
     }
@@ -218,6 +220,7 @@ fn continuous_usage_counts_the_tokens_so_far() {
     let answer = answer(AnswerFormat {
         include_usage: true,
         continuous_usage: true,
+        tools: None,
         ..format(true, true)
     });
     let mut choice = answer.choice(0, false);

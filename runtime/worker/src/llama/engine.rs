@@ -109,14 +109,34 @@ impl LlamaEngine {
             return Ok(());
         }
         self.fill_batch()?;
-        self.context
-            .decode(&mut self.batch)
-            .map_err(|error| error.to_string())?;
+        self.decode()?;
         output.prefill_tokens += self.schedule.computed(&mut self.ops, &mut output.prefilled);
         self.score_prompts(output);
         self.sample_tokens(output);
         self.schedule.finish(&mut self.ops, &mut output.finished);
         self.apply_ops()
+    }
+
+    /// Computes the batch. Meanwhile another thread computes what the grammars allow next, so that one sequence with a grammar
+    /// does not hold up the others.
+    fn decode(&mut self) -> Result<(), String> {
+        let (context, batch) = (&mut self.context, &mut self.batch);
+        let with_grammar: Vec<_> = self
+            .schedule
+            .samplers()
+            .filter(|sampler| sampler.has_grammar())
+            .collect();
+        let decoded = if with_grammar.is_empty() {
+            context.decode(batch)
+        } else {
+            std::thread::scope(|scope| {
+                let prepare = || with_grammar.into_iter().for_each(TokenSampler::prepare);
+                // Without a thread, each is prepared when its token is sampled.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, prepare);
+                context.decode(batch)
+            })
+        };
+        decoded.map_err(|error| error.to_string())
     }
 
     fn apply_ops(&mut self) -> Result<(), String> {
@@ -197,7 +217,11 @@ impl LlamaEngine {
             let Some(sampler) = sampler else { continue };
             match sampler.sample(&self.context, index, &mut self.candidates) {
                 Some((token, logprobs)) => {
+                    let is_complete = sampler.is_complete();
                     self.schedule.push(chunk, token);
+                    if is_complete {
+                        self.schedule.complete(chunk);
+                    }
                     output.tokens.push(SampledToken {
                         sequence,
                         token,

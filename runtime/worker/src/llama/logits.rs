@@ -6,12 +6,14 @@
 use hashbrown::{HashMap, HashSet};
 use signalbox_protocol::SamplingParams;
 
+use crate::grammar::{AllowedTokens, Grammar};
 use crate::token_limits::{BannedTokens, TokenLimits};
 
 /// The changes of one sequence's logits.
 #[derive(Debug)]
 pub(super) struct LogitChanges {
     banned: Option<BannedTokens>,
+    grammar: Option<Grammar>,
     biases: Vec<(u32, f32)>,
     presence: f32,
     frequency: f32,
@@ -23,11 +25,12 @@ pub(super) struct LogitChanges {
 
 impl LogitChanges {
     /// The changes that `params` and `limits` ask for. `None` if they ask for none.
-    pub(super) fn new(params: &SamplingParams, limits: TokenLimits, prompt: &[u32]) -> Option<Self> {
+    pub(super) fn new(params: &SamplingParams, mut limits: TokenLimits, prompt: &[u32]) -> Option<Self> {
         let repetition = params.repetition_penalty;
         #[expect(clippy::float_cmp, reason = "only the very number 1 changes nothing")]
         let repetition = (repetition != 1.0).then(|| (repetition, prompt.iter().copied().collect()));
         let changes = Self {
+            grammar: limits.grammar.take(),
             banned: BannedTokens::new(limits),
             biases: params
                 .logit_bias
@@ -39,7 +42,11 @@ impl LogitChanges {
             repetition,
             counts: HashMap::new(),
         };
-        (changes.banned.is_some() || changes.penalises() || !changes.biases.is_empty()).then_some(changes)
+        (changes.banned.is_some()
+            || changes.grammar.is_some()
+            || changes.penalises()
+            || !changes.biases.is_empty())
+        .then_some(changes)
     }
 
     fn penalises(&self) -> bool {
@@ -51,8 +58,32 @@ impl LogitChanges {
         if let Some(banned) = &mut self.banned {
             banned.push(token);
         }
+        if let Some(grammar) = &mut self.grammar {
+            grammar.push(token);
+        }
         if self.penalises() {
             *self.counts.entry(token).or_default() += 1;
+        }
+    }
+
+    /// Whether the sequence has a grammar.
+    pub(super) fn has_grammar(&self) -> bool {
+        self.grammar.is_some()
+    }
+
+    /// The grammar of the sequence.
+    pub(super) fn grammar(&mut self) -> Option<&mut Grammar> {
+        self.grammar.as_mut()
+    }
+
+    /// The tokens that may be next by the grammar: all if there is none.
+    ///
+    /// # Errors
+    /// The grammar has become too complex.
+    pub(super) fn allowed(&mut self) -> Result<Option<AllowedTokens<'_>>, TooComplex> {
+        match &mut self.grammar {
+            None => Ok(None),
+            Some(grammar) => grammar.allowed().map(Some).ok_or(TooComplex),
         }
     }
 
@@ -85,6 +116,10 @@ impl LogitChanges {
         }
     }
 }
+
+/// A grammar that has become too complex for its bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooComplex;
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,7 @@ use signalbox_protocol::{SamplingParams, WireError};
 
 use super::logits::LogitChanges;
 use crate::engine::TokenLogprobs;
+use crate::grammar::Grammar;
 use crate::token_limits::TokenLimits;
 
 /// Most alternatives reported with a token. The limit is OpenAI's.
@@ -77,6 +78,27 @@ impl TokenSampler {
         })
     }
 
+    /// Computes what the grammar allows next, if there is one. For another thread, while the logits are computed.
+    pub(super) fn prepare(&mut self) {
+        if let Some(grammar) = self.grammar() {
+            grammar.prepare();
+        }
+    }
+
+    /// Whether there is a grammar to prepare.
+    pub(super) fn has_grammar(&self) -> bool {
+        self.changes.as_ref().is_some_and(LogitChanges::has_grammar)
+    }
+
+    /// Whether the grammar allows nothing more.
+    pub(super) fn is_complete(&mut self) -> bool {
+        self.grammar().is_some_and(|grammar| grammar.is_complete())
+    }
+
+    fn grammar(&mut self) -> Option<&mut Grammar> {
+        self.changes.as_mut().and_then(LogitChanges::grammar)
+    }
+
     /// Samples from the logits at `index` of the last batch. `candidates` is a buffer that sequences share. `None` if the
     /// logits are not finite, or no token is left to choose from.
     pub(super) fn sample(
@@ -85,7 +107,7 @@ impl TokenSampler {
         index: i32,
         candidates: &mut Candidates,
     ) -> Option<(u32, Option<TokenLogprobs>)> {
-        let token = match &self.changes {
+        let token = match &mut self.changes {
             None => self.chain.sample(context, index),
             Some(changes) => candidates.choose(context.get_logits_ith(index), changes, &mut self.chain)?,
         };
@@ -114,7 +136,7 @@ impl Candidates {
     fn choose(
         &mut self,
         logits: &[f32],
-        changes: &LogitChanges,
+        changes: &mut LogitChanges,
         chain: &mut LlamaSampler,
     ) -> Option<LlamaToken> {
         let array = &mut self.0;
@@ -129,11 +151,12 @@ impl Candidates {
                 candidate.set_logit(change(candidate.logit()));
             }
         });
-        if array
-            .data
-            .iter()
-            .all(|candidate| candidate.logit() == f32::NEG_INFINITY)
-        {
+        let allowed = changes.allowed().ok()?;
+        array.data.retain(|candidate| {
+            candidate.logit() != f32::NEG_INFINITY
+                && allowed.is_none_or(|allowed| allowed.contains(candidate.id().0 as u32))
+        });
+        if array.data.is_empty() {
             return None;
         }
         array.apply_sampler(chain);

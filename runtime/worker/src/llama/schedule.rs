@@ -59,6 +59,8 @@ pub(super) struct Sequence<S> {
     prefilled: u32,
     /// Whether the end of the prefill was reported.
     prefill_reported: bool,
+    /// Whether the answer is complete before `max_tokens`.
+    is_complete: bool,
     sampler: S,
 }
 
@@ -124,6 +126,7 @@ impl<S> Sequence<S> {
             scored: 0,
             prefilled: 0,
             prefill_reported: false,
+            is_complete: false,
             sampler,
         }
     }
@@ -337,14 +340,33 @@ impl<S> Schedule<S> {
         self.running[self.chunks[chunk].index].0.push(token);
     }
 
-    /// Ends the sequences that reached `max_tokens` or the context length. Call it after the last [`Self::push`] of a
+    /// The sequence of the chunk at index `chunk` is complete: nothing can follow its last token.
+    pub(super) fn complete(&mut self, chunk: usize) {
+        self.running[self.chunks[chunk].index].0.is_complete = true;
+    }
+
+    /// The samplers of the planned chunks that give a token.
+    pub(super) fn samplers(&mut self) -> impl Iterator<Item = &mut S> {
+        let chunks = &self.chunks;
+        let sampled = |index| chunks.iter().any(|chunk| chunk.is_last && chunk.index == index);
+        let running = self.running.iter_mut().enumerate();
+        running.filter_map(move |(index, (sequence, _))| sampled(index).then_some(&mut sequence.sampler))
+    }
+
+    /// Ends the sequences that are complete, or reached `max_tokens` or the context length. Call it after the last [`Self::push`] of a
     /// step.
     pub(super) fn finish(&mut self, ops: &mut Vec<CellOp>, finished: &mut Vec<(SequenceId, FinishReason)>) {
         for index in (0..self.running.len()).rev() {
             let (sequence, _) = &self.running[index];
             let full = sequence.tokens.len() >= self.limits.context_length as usize;
-            if sequence.prefill_reported && (full || sequence.generated() >= sequence.max_tokens) {
-                finished.push((sequence.id, FinishReason::Length));
+            let is_long = full || sequence.generated() >= sequence.max_tokens;
+            if sequence.prefill_reported && (sequence.is_complete || is_long) {
+                let reason = if sequence.is_complete {
+                    FinishReason::Stop
+                } else {
+                    FinishReason::Length
+                };
+                finished.push((sequence.id, reason));
                 self.stop(index, ops);
             }
         }

@@ -5,13 +5,25 @@ use std::collections::VecDeque;
 
 use std::sync::Arc;
 
-use signalbox_protocol::{FinishReason, SamplingParams};
+use signalbox_protocol::{FinishReason, SamplingParams, ToolOutput};
 use signalbox_tokenize::{ModelText, TokenDecoder};
 
 use crate::{
-    answer::{ChoiceEnd, ChoiceWriter, StopMatcher, StopScan, TokenEntry},
+    answer::{
+        AnswerPart, ChoiceEnd, ChoiceWriter, StopMatcher, StopScan, TokenEntry, ToolCallParser, is_mark,
+    },
     engine::TokenLogprobs,
 };
+
+/// The tool calls of a choice.
+#[derive(Debug)]
+struct ChoiceCalls {
+    parser: ToolCallParser,
+    /// The beginning of the calls' ids. An answer that another worker continues has the same ones.
+    id: String,
+    /// A buffer, empty between calls.
+    parts: Vec<AnswerPart>,
+}
 
 #[derive(Debug)]
 pub(super) struct Choice {
@@ -27,6 +39,8 @@ pub(super) struct Choice {
     /// Log probabilities of the tokens in the next piece. Between calls it has those of the prompt only, before the first
     /// piece.
     piece_logprobs: Vec<TokenEntry>,
+    /// Finds tool calls, if the request has tools.
+    calls: Option<ChoiceCalls>,
     ignore_eos: bool,
     stop_tokens: Arc<[u32]>,
     /// Number of tokens, of which the first `min_tokens` may not end the choice.
@@ -48,12 +62,25 @@ impl Choice {
             emitted: 0,
             pending_logprobs: VecDeque::new(),
             piece_logprobs: Vec::new(),
+            calls: None,
             ignore_eos: sampling.ignore_eos,
             stop_tokens,
             tokens: 0,
             min_tokens: sampling.min_tokens,
             unchecked: 0,
             finished: false,
+        }
+    }
+
+    /// Finds tool calls in the choice's text, as `output` says. `id` begins their ids.
+    pub(super) fn with_calls(self, output: &ToolOutput, id: String) -> Self {
+        Self {
+            calls: Some(ChoiceCalls {
+                parser: ToolCallParser::new(output.clone()),
+                id,
+                parts: Vec::new(),
+            }),
+            ..self
         }
     }
 
@@ -124,6 +151,9 @@ impl Choice {
             let entry = entry(text, token, logprobs);
             self.pending_logprobs.push_back((position, entry));
         }
+        if self.calls.is_some() && text.is_special(token) && is_mark(text.piece(token)) {
+            self.pending.push_str(&String::from_utf8_lossy(text.piece(token)));
+        }
         self.decoder.push(text, token, &mut self.pending);
         if self.tokens <= self.min_tokens {
             self.unchecked = self.pending.len();
@@ -151,6 +181,7 @@ impl Choice {
             return self.stop(start, index, out);
         }
         self.emit(self.pending.len(), out);
+        self.finish_calls(out);
         // The rest are tokens without text, such as special ones that did not end the answer.
         let rest = self.pending_logprobs.drain(..).map(|(_, entry)| entry);
         self.piece_logprobs.extend(rest);
@@ -162,6 +193,7 @@ impl Choice {
     /// Finishes the choice at stop text `index`, which begins at byte `start` of the pending text.
     fn stop(&mut self, start: usize, index: usize, out: &mut Vec<u8>) {
         self.emit(start, out);
+        self.finish_calls(out);
         self.writer
             .finish(ChoiceEnd::StopText(self.stops.stop_text(index)), out);
         self.finished = true;
@@ -179,10 +211,39 @@ impl Choice {
         {
             self.piece_logprobs.push(entry);
         }
-        self.writer
-            .push(&self.pending[..length], &mut self.piece_logprobs, out);
+        if let Some(calls) = &mut self.calls {
+            calls.parser.push(&self.pending[..length], &mut calls.parts);
+            self.write_parts(out);
+        } else {
+            self.writer
+                .push(&self.pending[..length], &mut self.piece_logprobs, out);
+        }
         self.pending.drain(..length);
         self.unchecked = self.unchecked.saturating_sub(length);
+    }
+}
+
+impl Choice {
+    /// Writes what the parser found.
+    fn write_parts(&mut self, out: &mut Vec<u8>) {
+        let Some(calls) = &mut self.calls else { return };
+        for part in calls.parts.drain(..) {
+            match part {
+                AnswerPart::Text(text) => self.writer.push(&text, &mut self.piece_logprobs, out),
+                AnswerPart::Call { index, name } => {
+                    self.writer.push_call(format!("{}{index}", calls.id), name, out);
+                }
+                AnswerPart::Arguments { text, .. } => self.writer.push_arguments(&text, out),
+            }
+        }
+    }
+
+    /// Writes what the parser held back.
+    fn finish_calls(&mut self, out: &mut Vec<u8>) {
+        if let Some(calls) = &mut self.calls {
+            calls.parser.finish(&mut calls.parts);
+            self.write_parts(out);
+        }
     }
 }
 

@@ -9,13 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use signalbox_protocol::{BlockHasher, Endpoint, ErrorKind, GenerateRequest, SamplingParams, WireError};
+use parking_lot::Mutex;
+use signalbox_protocol::{
+    BlockHasher, Constraint, Endpoint, ErrorKind, GenerateRequest, SamplingParams, WireError, name_hash,
+};
 use signalbox_tokenize::ModelText;
 
 use super::{choice::Choice, open_requests::OpenRequest, sink::AnswerSink};
 use crate::{
     answer::Answer,
     engine::{EngineInfo, NewSequence, SequenceId},
+    grammar::{Grammar, GrammarCompiler, compile_later},
     token_limits::TokenLimits,
 };
 
@@ -51,6 +55,29 @@ impl PreparedRequest {
             .map(|request| (request, std::mem::take(&mut self.sequences)))
     }
 
+    /// Gives each of its sequences the grammar, behind the tokens that another engine generated. Returns whether nothing can
+    /// follow those.
+    fn constrain(&mut self, mut grammar: Grammar) -> bool {
+        if let Some(first) = self.sequences.first() {
+            let generated = first.tokens.len().saturating_sub(first.generated);
+            first.tokens[generated..]
+                .iter()
+                .for_each(|token| grammar.push(*token));
+        }
+        for sequence in &mut self.sequences {
+            sequence.limits.grammar = Some(grammar.clone());
+        }
+        grammar.is_complete()
+    }
+
+    /// Ends a request whose whole answer another worker delivered.
+    fn end(mut self) {
+        if let Some(request) = self.request.take() {
+            let usage = request.usage();
+            request.sink.end(usage);
+        }
+    }
+
     /// Fails the request before the engine takes it.
     pub(super) fn fail(mut self, error: WireError) {
         if let Some(request) = self.request.take() {
@@ -81,6 +108,41 @@ impl Intake {
             text,
             fingerprint,
             next_number: AtomicU64::new(0),
+        }
+    }
+
+    /// Compiles the grammar of a request on another thread, and then passes the request on. If the grammar is refused, or too
+    /// many requests wait for theirs, the request fails.
+    pub(super) fn constrain(
+        &self,
+        request: PreparedRequest,
+        constraint: Constraint,
+        pass_on: impl FnOnce(PreparedRequest) + Send + 'static,
+    ) {
+        let text = self.text.clone();
+        // The job is given back if it cannot wait. Dropped, it would fail its request as one of a stopped engine.
+        let waiting = Arc::new(Mutex::new(None));
+        let taken = waiting.clone();
+        let job = move || {
+            let Some(mut request): Option<PreparedRequest> = taken.lock().take() else {
+                return;
+            };
+            match GrammarCompiler::of(&text).compile(&constraint) {
+                Ok(grammar) => {
+                    if request.constrain(grammar) {
+                        request.end();
+                    } else {
+                        pass_on(request);
+                    }
+                }
+                Err(error) => request.fail(error),
+            }
+        };
+        *waiting.lock() = Some(request);
+        if let Err(error) = compile_later(Box::new(job))
+            && let Some(request) = waiting.lock().take()
+        {
+            request.fail(error);
         }
     }
 
@@ -119,7 +181,13 @@ impl Intake {
         let writer = |index| answer.choice(index, sampling.logprobs.is_some());
         let stop_tokens: Arc<[u32]> = sampling.stop_token_ids.as_slice().into();
         let mut choices: Vec<_> = (0..sampling.n)
-            .map(|index| Choice::new(writer(index), sampling, stop_tokens.clone()))
+            .map(|index| {
+                let choice = Choice::new(writer(index), sampling, stop_tokens.clone());
+                match &request.format.tools {
+                    Some(output) => choice.with_calls(output, call_id(request, index)),
+                    None => choice,
+                }
+            })
             .collect();
         let limits = token_limits(sampling, &self.text);
         let left = sampling.max_tokens.saturating_sub(generated as u32);
@@ -242,6 +310,11 @@ impl Intake {
     }
 }
 
+/// What the ids of a choice's tool calls begin with: equal for the same request, so that another worker continues with them.
+fn call_id(request: &GenerateRequest, choice: u32) -> String {
+    format!("call_{:016x}_", name_hash(&format!("{}/{choice}", request.id)))
+}
+
 /// The tokens that `sampling` forbids.
 fn token_limits(sampling: &SamplingParams, text: &ModelText) -> TokenLimits {
     let eos = text.eos_tokens().iter().filter(|_| !sampling.ignore_eos);
@@ -249,6 +322,7 @@ fn token_limits(sampling: &SamplingParams, text: &ModelText) -> TokenLimits {
         end_tokens: eos.chain(&sampling.stop_token_ids).copied().collect(),
         min_tokens: sampling.min_tokens,
         bad_words: bad_words(&sampling.bad_words, text),
+        grammar: None,
     }
 }
 

@@ -22,6 +22,7 @@ use crate::{
 mod continuation;
 mod endings;
 mod scored;
+mod structured;
 
 /// Long enough for a loaded machine: only a hang takes so long.
 const HANG: Duration = Duration::from_secs(60);
@@ -45,6 +46,7 @@ pub(super) fn request(stream: bool, sampling: SamplingParams) -> GenerateRequest
         overlap_blocks: 0,
         wants_token_ids: false,
         continuation: None,
+        constraint: None,
         sampling,
         format: AnswerFormat {
             endpoint: Endpoint::Chat,
@@ -53,6 +55,7 @@ pub(super) fn request(stream: bool, sampling: SamplingParams) -> GenerateRequest
             echo: None,
             return_token_ids: false,
             continuous_usage: false,
+            tools: None,
             created: 1,
             part: None,
         },

@@ -1,11 +1,12 @@
 //! One sequence of the simulated engine: its progress and the KV blocks it holds.
 
-use signalbox_protocol::{BlockHasher, SequenceHash};
+use signalbox_protocol::{BlockHasher, FinishReason, SequenceHash};
 
 use super::tokens::TokenSource;
 use crate::{
     block_pool::{BlockPool, BlockTable, OutOfBlocks},
     engine::{NewSequence, SequenceId},
+    grammar::Grammar,
     token_limits::BannedTokens,
 };
 
@@ -19,6 +20,12 @@ pub(super) struct Sequence {
     banned: Option<BannedTokens>,
     /// Whether to report the log probabilities of the prompt's tokens.
     pub(super) prompt_logprobs: bool,
+    /// What it obeys.
+    grammar: Option<Grammar>,
+    /// Fewest tokens, if its grammar allows more.
+    min_tokens: usize,
+    /// Whether it ended before its length.
+    ended: bool,
     /// The prompt, then the generated tokens.
     tokens: Vec<u32>,
     prompt_tokens: usize,
@@ -46,7 +53,9 @@ impl Sequence {
         let mut tokens = new.tokens;
         let prompt_tokens = tokens.len();
         tokens.reserve_exact(max_length - prompt_tokens);
-        let mut banned = BannedTokens::new(new.limits);
+        let mut limits = new.limits;
+        let grammar = limits.grammar.take();
+        let mut banned = BannedTokens::new(limits);
         if let Some(banned) = &mut banned {
             let delivered = &tokens[prompt_tokens.saturating_sub(new.generated)..];
             delivered.iter().for_each(|token| banned.push(*token));
@@ -57,6 +66,9 @@ impl Sequence {
             prompt_logprobs: new.sampling.prompt_logprobs,
             source,
             banned,
+            grammar,
+            min_tokens: (new.sampling.min_tokens as usize).saturating_sub(new.generated),
+            ended: false,
             tokens,
             prompt_tokens,
             max_length,
@@ -161,7 +173,7 @@ impl Sequence {
 
     /// Whether the sequence has all its tokens.
     pub(super) fn is_done(&self) -> bool {
-        self.tokens.len() >= self.max_length && (self.generated() > 0 || self.remaining() == 0)
+        self.ended || self.tokens.len() >= self.max_length && (self.generated() > 0 || self.remaining() == 0)
     }
 
     /// Number of tokens: those of the prompt and the generated ones.
@@ -174,14 +186,41 @@ impl Sequence {
         self.tokens.len() - self.prompt_tokens
     }
 
-    /// The next token, out of `vocabulary`.
-    pub(super) fn next_token(&self, vocabulary: &[u32]) -> u32 {
+    /// The next token, out of `vocabulary`. `None` if the grammar allows none of them.
+    pub(super) fn next_token(&mut self, vocabulary: &[u32]) -> Option<u32> {
+        let position = self.generated();
         let is_allowed = |token| self.banned.as_ref().is_none_or(|banned| !banned.bans(token));
-        self.source.token(self.generated(), vocabulary, is_allowed)
+        let Some(grammar) = &mut self.grammar else {
+            return Some(self.source.token(position, vocabulary, is_allowed));
+        };
+        let closing = grammar.closing_tokens();
+        let allowed = grammar.allowed()?;
+        let is_allowed = |token: u32| allowed.contains(token) && is_allowed(token);
+        // Half of the tokens end what is open, so that answers end.
+        let closing = closing.iter().copied().find(|token| is_allowed(*token));
+        if let (Some(closing), true) = (closing, self.source.is_even(position)) {
+            return Some(closing);
+        }
+        let token = self.source.token(position, vocabulary, is_allowed);
+        is_allowed(token).then_some(token).or(closing)
+    }
+
+    /// Why the sequence ends.
+    pub(super) fn finish_reason(&self) -> FinishReason {
+        if self.ended {
+            FinishReason::Stop
+        } else {
+            FinishReason::Length
+        }
     }
 
     pub(super) fn push(&mut self, token: u32) {
         self.tokens.push(token);
+        if let Some(grammar) = &mut self.grammar {
+            grammar.push(token);
+            let may_end = self.tokens.len() - self.prompt_tokens >= self.min_tokens && grammar.may_end();
+            self.ended = may_end || grammar.is_complete();
+        }
         if let Some(banned) = &mut self.banned {
             banned.push(token);
         }

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;
-use signalbox_protocol::{BlockHasher, KvEvent, SamplingParams, SequenceHash};
+use signalbox_protocol::{BlockHasher, FinishReason, KvEvent, SamplingParams, SequenceHash};
 
 use super::*;
 use crate::{engine::NewSequence, token_limits::TokenLimits};

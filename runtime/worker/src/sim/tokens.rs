@@ -84,6 +84,11 @@ impl TokenSource {
             .unwrap_or(vocabulary[first])
     }
 
+    /// One of two cases, at random.
+    pub(super) fn is_even(self, position: usize) -> bool {
+        scramble(self.random(position) ^ 1) & 1 == 0
+    }
+
     /// Simulated log probabilities for [`Self::token`]. That token is always the likeliest, all probabilities together
     /// are below 1, and the alternatives are distinct tokens.
     pub(super) fn logprobs(self, position: usize, top: u32, vocabulary: &[u32]) -> TokenLogprobs {

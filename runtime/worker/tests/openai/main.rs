@@ -81,6 +81,7 @@ impl Fixture {
             overlap_blocks: 0,
             wants_token_ids: false,
             continuation: None,
+            constraint: None,
             sampling: SamplingParams::default(),
             format: AnswerFormat {
                 endpoint,
@@ -89,6 +90,7 @@ impl Fixture {
                 echo: None,
                 return_token_ids: false,
                 continuous_usage: false,
+                tools: None,
                 created: 1,
                 part: None,
             },
