@@ -36,10 +36,12 @@ fn no_such_route(endpoint: Endpoint, model: &str) -> WireError {
     let lacks = match endpoint {
         Endpoint::Embeddings => "makes no embeddings",
         Endpoint::Rerank | Endpoint::Score => "rates no documents",
-        Endpoint::Tokenize | Endpoint::Detokenize => "offers no tokenizer",
-        Endpoint::Responses | Endpoint::Messages | Endpoint::Chat | Endpoint::Completions => {
-            "has no such API"
-        }
+        Endpoint::Responses
+        | Endpoint::Messages
+        | Endpoint::Chat
+        | Endpoint::Completions
+        | Endpoint::Tokenize
+        | Endpoint::Detokenize => "has no such API",
     };
     let message = format!(
         "{model} is served by an engine that {lacks}, so {} cannot be used; use {} or {}",
@@ -168,7 +170,7 @@ fn fit(
 }
 
 /// Errors of the template or the tokenizer are about the prompt: `param` names the parameter that holds it.
-fn text_error(error: TextError, model: &ModelView, param: &str) -> WireError {
+pub(crate) fn text_error(error: TextError, model: &ModelView, param: &str) -> WireError {
     if let TextError::TooLong { least } = error {
         return prompt_too_long(&format!("at least {least}"), model.context_length, param);
     }

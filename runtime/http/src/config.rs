@@ -26,6 +26,10 @@ pub struct HttpConfig {
     pub request_timeout: Duration,
     /// How long a stream may have no bytes until its head is sent, and a comment from then on as often; `None` for never.
     pub ping_after: Option<Duration>,
+    /// Origins whose web pages may use the API, such as `https://chat.example`, or `*`; none by default.
+    pub cors_origins: Vec<String>,
+    /// Whether OpenAI's listener has `/metrics` too.
+    pub public_metrics: bool,
     /// The token that requests to the admin listener carry as `Authorization: Bearer`.
     pub admin_token: Option<String>,
     /// This deployment's name in `/health`.
@@ -51,6 +55,8 @@ impl Default for HttpConfig {
             request_timeout: Duration::from_secs(600),
             // Common proxies wait 60 s for a byte. The sooner a head is sent, the more errors are events.
             ping_after: Some(Duration::from_secs(15)),
+            cors_origins: Vec::new(),
+            public_metrics: false,
             admin_token: None,
             namespace: "signalbox".into(),
             policy_headers: Vec::new(),
@@ -71,6 +77,8 @@ impl std::fmt::Debug for HttpConfig {
             .field("body_timeout", &self.body_timeout)
             .field("request_timeout", &self.request_timeout)
             .field("ping_after", &self.ping_after)
+            .field("cors_origins", &self.cors_origins)
+            .field("public_metrics", &self.public_metrics)
             .field("admin_token", &self.admin_token.as_ref().map(|_| "(set)"))
             .field("namespace", &self.namespace)
             .field("policy_headers", &self.policy_headers)

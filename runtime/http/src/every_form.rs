@@ -11,6 +11,7 @@ use crate::{
     checked, forwarded,
     openai::{CHAT_NAMES, COMPLETION_NAMES, Fields, take_model},
     prepared::Prepared,
+    tokenizer_calls,
 };
 
 /// A prompt of a request, made ready for at least one form.
@@ -152,6 +153,9 @@ pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Fields, WireError
         Endpoint::Completions => {
             let [a, b, c] = COMPLETION_NAMES;
             Fields::parse(body, &[a, b, c, common, prompt])
+        }
+        Endpoint::Tokenize | Endpoint::Detokenize => {
+            Fields::parse(body, &[common, prompt, &tokenizer_calls::NAMES])
         }
         _ => Fields::parse(body, &[common, prompt]),
     }

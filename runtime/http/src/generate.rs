@@ -26,6 +26,7 @@ use crate::{
     late_answer::LateAnswer,
     metrics::{Expected, RequestRecord},
     prompt_router::PromptRouter,
+    read_request::Asked,
     running_answers::shutting_down,
 };
 
@@ -48,6 +49,14 @@ struct Opened {
     expected: Expected,
 }
 
+/// A request that is read.
+enum Read {
+    /// It is routed.
+    Opened(Opened),
+    /// The router has the answer, a JSON document.
+    Answered(String),
+}
+
 /// Answers a request to `endpoint`.
 pub(crate) async fn respond(
     endpoint: Endpoint,
@@ -60,7 +69,13 @@ pub(crate) async fn respond(
     let mut record = RequestRecord::begin(&frontend.metrics, endpoint, id, in_flight);
     let opened = open(endpoint, &request, payload, &frontend, &mut record);
     let opened = match until_cut_off(&frontend, opened).await {
-        Ok(opened) => opened,
+        Ok(Read::Opened(opened)) => opened,
+        Ok(Read::Answered(document)) => {
+            record.finish(200, None);
+            let mut response = HttpResponse::Ok();
+            insert_id(&mut response, &record);
+            return response.content_type("application/json").body(document);
+        }
         Err(error) => return fail(error, &mut record),
     };
     let (is_stream, deadline, expected) = (opened.is_stream, opened.router.deadline, opened.expected);
@@ -160,7 +175,7 @@ async fn open(
     payload: Payload,
     frontend: &Data<Frontend>,
     record: &mut RequestRecord,
-) -> Result<Opened, WireError> {
+) -> Result<Read, WireError> {
     if frontend.shared.traffic.is_draining() {
         return Err(shutting_down());
     }
@@ -179,7 +194,10 @@ async fn open(
     if let Some(model) = &read.model {
         record.served_by_model(model.clone());
     }
-    let prompts = read.prompts?;
+    let prompts = match read.asked? {
+        Asked::Prompts(prompts) => prompts,
+        Asked::Document(document) => return Ok(Read::Answered(document)),
+    };
     let (mut is_stream, mut include_usage, mut expected) = (false, false, Expected::default());
     for prompt in prompts.iter().filter_map(EveryForm::first) {
         if let Some(reason) = prompt.unhashed {
@@ -190,14 +208,14 @@ async fn open(
         expected.prompt_tokens += prompt.tokens.len();
         expected.choices = expected.choices.saturating_add(prompt.generation.sampling.n);
     }
-    Ok(Opened {
+    Ok(Read::Opened(Opened {
         router,
         model: read.model.unwrap_or_default(),
         prompts,
         is_stream,
         include_usage,
         expected,
-    })
+    }))
 }
 
 /// Routes the request, up to the worker's first bytes. Of several prompts, the others are routed as their answers are read.

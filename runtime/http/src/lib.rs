@@ -17,8 +17,9 @@
 //!                                                 │                              │
 //!          ┌▶ checked ─▶ openai (check) ┐         │                              ▼
 //!          │                            ├◀───────────────────────────────── read_request
-//!          └▶ forwarded (lenient) ──────┘─▶ prepared ─▶ router replica ─▶ answer, document (bytes out)
-//!                                                 ├▶ models, health
+//!          └▶ forwarded (lenient) ──────┘─▶ prepared ─▶ prompt_router (the router replica, once a prompt)
+//!                                                           ─▶ joined_answer, late_answer ─▶ answer, document (bytes out)
+//!                                     routes ─▶ models, health, openapi
 //!                                                 └▶ admin (guard, policies, fleet)
 //!
 //! error, dialect: make every error's body
@@ -35,6 +36,7 @@ mod client_keys;
 mod config;
 mod connection;
 mod connection_limits;
+mod cors;
 mod dialect;
 mod document;
 mod error;
@@ -49,6 +51,7 @@ mod listener;
 mod metrics;
 mod models;
 mod openai;
+mod openapi;
 mod prepare_pool;
 mod prepared;
 mod prompt_router;
@@ -56,6 +59,8 @@ mod read_request;
 mod routes;
 mod running_answers;
 mod server;
+mod slashes;
+mod tokenizer_calls;
 mod traffic;
 mod worker_status;
 

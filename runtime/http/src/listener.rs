@@ -36,6 +36,8 @@ use tokio::{io::AsyncWriteExt, time::timeout};
 use crate::{
     connection::{Connection, ConnectionHandle, Exchange, HEAD_TIMEOUT, KEEP_ALIVE, LINGER, bare_answer},
     connection_limits::AddressLimit,
+    cors::{self, Cors},
+    slashes,
 };
 
 /// How long steps of connections held their HTTP thread: the steps of at least [`RECORDED`].
@@ -64,6 +66,7 @@ pub(crate) struct Listener {
     /// Most connections, divided among the threads. Further ones wait to be accepted.
     pub(crate) max_connections: usize,
     pub(crate) per_address: Arc<AddressLimit>,
+    pub(crate) cors: Cors,
 }
 
 /// Serves `routes` with the settings that streaming needs.
@@ -80,7 +83,9 @@ pub(crate) fn serve(
         threads,
         max_connections,
         per_address,
+        cors,
     } = listener;
+    let cors = Arc::new(cors);
     let address = socket.local_addr()?;
     let builder = Server::build()
         .workers(threads)
@@ -108,7 +113,10 @@ pub(crate) fn serve(
             .on_connect_ext(|connection: &Connection, data| {
                 data.insert(connection.handle());
             })
-            .finish(apply_fn_factory(app, exchange));
+            .finish(apply_fn_factory(app, {
+                let cors = Arc::clone(&cors);
+                move |request: Request, app: &_| exchange(request, app, &cors)
+            }));
         let http = apply_fn_factory(http, move |connection, http: &_| {
             Timed::new(Service::call(http, connection), name)
         });
@@ -135,8 +143,9 @@ async fn admit(
 ///
 /// A client of HTTP/1.0 does not know chunks: its streamed answer is a bare body that ends with the connection.
 fn exchange<S>(
-    request: Request,
+    mut request: Request,
     app: &S,
+    cors: &Cors,
 ) -> impl Future<Output = Result<Response<AnswerOf>, S::Error>> + use<S>
 where
     S: Service<Request, Response = ServiceResponse>,
@@ -147,9 +156,21 @@ where
         Some(connection) => connection.begin(is_chunked),
         None => Exchange::none(),
     };
-    let answering = app.call(request);
+    slashes::merge(&mut request);
+    let origin = cors.allowed(&request);
+    let preflight = origin.as_ref().and_then(|_| cors::preflight(&request));
+    let answering = match preflight {
+        Some(preflight) => Err(preflight),
+        None => Ok(app.call(request)),
+    };
     async move {
-        let mut response = Response::from(answering.await?);
+        let mut response = match answering {
+            Ok(answering) => Response::from(answering.await?),
+            Err(preflight) => preflight.map_body(|_, ()| BoxBody::new(())),
+        };
+        if let Some(origin) = origin {
+            cors::allow(origin, response.headers_mut());
+        }
         let ends_by_closing = !knows_chunks && response.body().size() == BodySize::Stream;
         if ends_by_closing {
             response.head_mut().no_chunking(true);

@@ -15,12 +15,12 @@ mod sampling;
 mod tool_prompt;
 mod tools;
 
-pub(crate) use chat::ChatRequest;
-pub(crate) use completions::{CompletionRequest, Prompt};
+pub(crate) use chat::{ChatRequest, Rendering, messages};
+pub(crate) use completions::{CompletionRequest, Prompt, token_ids};
 pub(crate) use context::{
     DefaultLength, check_least, check_stop_tokens, check_vocabulary, fit_context, prompt_too_long,
 };
-pub(crate) use fields::{Fields, integer};
+pub(crate) use fields::{Fields, integer, wrong};
 pub(crate) use sampling::{GenerationParams, take_model, token_id, urgency};
 pub(crate) use tool_prompt::with_tools;
 

@@ -13,7 +13,7 @@ use crate::{
     client_keys::HeaderKeys,
     every_form::EveryForm,
     frontend::Frontend,
-    read_request::{ReadRequest, read_request},
+    read_request::{Asked, ReadRequest, read_request},
 };
 
 /// What the prompts of one request have in common.
@@ -102,7 +102,9 @@ impl PromptRouter {
             {
                 return Err(error);
             }
-            let mut prompts = self.read().await?.prompts?;
+            let Asked::Prompts(mut prompts) = self.read().await?.asked? else {
+                return Err(error);
+            };
             if number >= prompts.len() {
                 return Err(error);
             }

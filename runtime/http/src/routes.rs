@@ -1,40 +1,55 @@
 //! The route table of both listeners.
 
 use actix_web::{
-    FromRequest, Handler, HttpRequest, Resource, Responder, Route,
+    FromRequest, Handler, HttpRequest, HttpResponse, Resource, Responder, Route,
     middleware::from_fn,
     web::{self, Data, PathConfig, Payload, ServiceConfig},
 };
+use bytes::Bytes;
+use metrics_exporter_prometheus::PrometheusHandle;
 use signalbox_protocol::Endpoint;
 
 use crate::{
     admin::{self, Admin},
     error,
     frontend::Frontend,
-    generate, health, models,
+    generate, health, models, openapi,
 };
 
 /// The routes that vLLM and SGLang also have without the version.
 const UNVERSIONED: [(&str, Endpoint); 2] = [("/rerank", Endpoint::Rerank), ("/score", Endpoint::Score)];
 
 /// The APIs of OpenAI, Anthropic and the engines, and the health checks of load balancers.
-pub(crate) fn public(config: &mut ServiceConfig, frontend: Frontend) {
+/// With `metrics`, the metrics too.
+pub(crate) fn public(config: &mut ServiceConfig, frontend: Frontend, metrics: Option<PrometheusHandle>) {
     let answered = Endpoint::ALL.map(|endpoint| (endpoint.path(), endpoint));
-    for (path, endpoint) in answered.into_iter().chain(UNVERSIONED) {
+    let answered = answered.into_iter().chain(UNVERSIONED);
+    let document = openapi::document(answered.clone(), metrics.is_some());
+    let document = Bytes::from(document.to_string());
+    for (path, endpoint) in answered {
         config.service(answered_by_worker(path, endpoint));
+    }
+    config.service(readable("/openapi.json", move || {
+        let answer = HttpResponse::Ok()
+            .content_type("application/json")
+            .body(document.clone());
+        async move { answer }
+    }));
+    if let Some(metrics) = metrics {
+        let page = move |request: HttpRequest, frontend: Data<Frontend>| {
+            public_metrics(request, frontend, metrics.clone())
+        };
+        config.service(readable("/metrics", page));
     }
     config
         .app_data(Data::new(frontend))
         .app_data(path_config())
-        .service(resource("/v1/models", "GET", [web::get().to(models::list)]))
-        .service(resource(
-            "/v1/models/{id:.+}",
-            "GET",
-            [web::get().to(models::one)],
-        ))
-        .service(health_check("/health", health::health))
-        .service(health_check("/live", health::live))
-        .service(health_check("/ready", health::ready))
+        .service(readable("/v1/models", models::list))
+        .service(readable("/tokenizer_info", models::tokenizer))
+        .service(readable("/v1/models/{id:.+}", models::one))
+        .service(readable("/health", health::health))
+        .service(readable("/live", health::live))
+        .service(readable("/ready", health::ready))
         .default_service(web::to(error::not_found));
 }
 
@@ -72,6 +87,20 @@ pub(crate) fn admin(config: &mut ServiceConfig, state: Admin) {
         .service(guarded);
 }
 
+/// The metrics, written on the pool: a page of many workers takes longer than an HTTP thread may be held.
+async fn public_metrics(
+    request: HttpRequest,
+    frontend: Data<Frontend>,
+    metrics: PrometheusHandle,
+) -> HttpResponse {
+    let router = frontend.router.clone();
+    let write = move || admin::fleet::rendered(&router, &metrics);
+    match frontend.shared.prepare_pool.report(write).await {
+        Ok(page) => admin::fleet::metrics_text(page),
+        Err(error) => error::response(error, &error::request_id(&request)),
+    }
+}
+
 /// A path whose requests a worker answers.
 fn answered_by_worker(path: &str, endpoint: Endpoint) -> Resource {
     let handler = move |request: HttpRequest, payload: Payload, frontend: Data<Frontend>| {
@@ -89,14 +118,14 @@ pub(crate) fn resource<const N: usize>(path: &str, allowed: &'static str, routes
         .default_service(web::to(other))
 }
 
-/// A path that load balancers look at, by either method.
-pub(crate) fn health_check<H, A>(path: &str, check: H) -> Resource
+/// A path that is read by GET, or looked at by HEAD.
+pub(crate) fn readable<H, A>(path: &str, read: H) -> Resource
 where
     H: Handler<A> + Clone,
     H::Output: Responder + 'static,
     A: FromRequest + 'static,
 {
-    let routes = [web::get().to(check.clone()), web::head().to(check)];
+    let routes = [web::get().to(read.clone()), web::head().to(read)];
     resource(path, "GET, HEAD", routes)
 }
 

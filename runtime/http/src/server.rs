@@ -18,6 +18,7 @@ use crate::{
     body::BodyBudget,
     config::HttpConfig,
     connection_limits::AddressLimit,
+    cors::Cors,
     frontend::{Frontend, Shared},
     listener::{self, Listener},
     metrics,
@@ -139,16 +140,19 @@ impl HttpServer {
         let upkeep = upkeep(metrics.clone());
         let admin_token = AdminToken::new(config.admin_token.clone());
         let public = {
-            let (config, router) = (config.clone(), router.clone());
+            let (config, router, metrics) = (config.clone(), router.clone(), metrics.clone());
             let listener = Listener {
                 name: "public",
                 socket: public,
                 threads: config.threads.max(1),
                 max_connections: config.max_connections,
                 per_address: AddressLimit::new(config.max_connections_per_address),
+                cors: Cors::new(config.cors_origins.clone()),
             };
             listener::serve(listener, move |app| {
-                routes::public(app, Frontend::start(&config, router.clone(), shared.clone()));
+                let frontend = Frontend::start(&config, router.clone(), shared.clone());
+                let page = config.public_metrics.then(|| metrics.clone());
+                routes::public(app, frontend, page);
             })
         };
         let admin = {
@@ -158,6 +162,7 @@ impl HttpServer {
                 threads: 1,
                 max_connections: MAX_ADMIN_CONNECTIONS,
                 per_address: AddressLimit::new(None),
+                cors: Cors::default(),
             };
             let token = admin_token.clone();
             listener::serve(listener, move |app| {

@@ -7,6 +7,7 @@ mod connections;
 mod forwarded;
 mod lora;
 mod prompts;
+mod reading;
 
 use std::{
     net::SocketAddr,

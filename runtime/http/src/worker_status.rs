@@ -20,9 +20,10 @@ use tokio::task::JoinHandle;
 use crate::{
     admin::fleet::metrics_text,
     connection_limits::AddressLimit,
+    cors::Cors,
     error, health,
     listener::{self, Listener},
-    routes::{health_check, resource},
+    routes::{readable, resource},
     server::{HttpError, MAX_ADMIN_CONNECTIONS, bind, upkeep},
 };
 
@@ -84,6 +85,7 @@ impl WorkerStatusServer {
             threads: 1,
             max_connections: MAX_ADMIN_CONNECTIONS,
             per_address: AddressLimit::new(None),
+            cors: Cors::default(),
         };
         let server = listener::serve(listener, move |app| {
             routes(app, metrics.clone(), readiness.clone());
@@ -114,8 +116,8 @@ fn routes(config: &mut ServiceConfig, metrics: PrometheusHandle, readiness: Work
     config
         .app_data(Data::new(metrics))
         .app_data(Data::new(readiness))
-        .service(health_check("/live", health::live))
-        .service(health_check("/ready", ready))
+        .service(readable("/live", health::live))
+        .service(readable("/ready", ready))
         .service(resource("/metrics", "GET", [web::get().to(exported)]))
         .default_service(web::to(error::not_found));
 }

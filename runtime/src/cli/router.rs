@@ -125,6 +125,18 @@ pub(crate) struct FrontendOptions {
     /// often. Errors after it are events. 0 is never.
     #[arg(long, env = "SIGNALBOX_PING_AFTER_S", default_value_t = 15, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=3_600))]
     pub(crate) ping_after_s: u32,
+    /// An origin whose web pages may use the OpenAI API (CORS), such as https://chat.example, or * for all; can be given
+    /// several times, in the environment separated by spaces.
+    #[arg(
+        long,
+        env = "SIGNALBOX_CORS_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ' '
+    )]
+    pub(crate) cors_origin: Vec<String>,
+    /// Serve /metrics beside the OpenAI API too.
+    #[arg(long, env = "SIGNALBOX_PUBLIC_METRICS")]
+    pub(crate) public_metrics: bool,
     /// Limit on the memory of the KV index, in MiB. A full index forgets the blocks that were not used for longest.
     #[arg(long, env = "SIGNALBOX_INDEX_MIB", default_value_t = 1024, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=262_144))]
     pub(crate) index_mib: u32,

@@ -142,6 +142,8 @@ fn router(
         body_budget_bytes: options.body_memory_mib as usize * MIB,
         request_timeout: seconds(options.request_timeout_s),
         ping_after: (options.ping_after_s > 0).then(|| seconds(options.ping_after_s)),
+        cors_origins: options.cors_origin,
+        public_metrics: options.public_metrics,
         admin_token: options.admin_token,
         namespace: planes.namespace.clone(),
         policy_headers: options.policy_headers,

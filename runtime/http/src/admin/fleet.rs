@@ -1,10 +1,11 @@
 //! `GET /admin/v1/workers`, `GET /admin/v1/index` and `GET /metrics`.
 
 use actix_web::{HttpResponse, web::Data};
+use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Map, Value, json};
 use signalbox_protocol::Parity;
 use signalbox_router::{
-    EventState, IndexView, IndexedWorkerView, InstanceView, MeasuredLatency, WorkerPhase,
+    EventState, IndexView, IndexedWorkerView, InstanceView, MeasuredLatency, Router, WorkerPhase,
 };
 
 use super::{Admin, present_series::present_series};
@@ -100,10 +101,15 @@ fn event_state_name(state: EventState) -> &'static str {
 
 /// All metrics in Prometheus' text format, those of departed workers aside.
 pub(crate) async fn metrics(admin: Data<Admin>) -> HttpResponse {
-    let instances = admin.router.instances();
+    metrics_text(rendered(&admin.router, &admin.metrics))
+}
+
+/// The page of [`metrics`].
+pub(crate) fn rendered(router: &Router, metrics: &PrometheusHandle) -> String {
+    let instances = router.instances();
     let names = |instance: &InstanceView| [instance.card.id.to_string(), instance.card.address.clone()];
     let present = instances.iter().flat_map(names).collect();
-    metrics_text(present_series(&admin.metrics.render(), &present))
+    present_series(&metrics.render(), &present)
 }
 
 /// Metrics in Prometheus' text format.

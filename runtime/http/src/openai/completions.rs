@@ -116,7 +116,7 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, WireError> {
         Some(other) => return Err(wrong("prompt", &other, RIGHT)),
     };
     if !matches!(items[0], Value::String(_) | Value::Array(_)) {
-        return Ok(vec![token_ids("prompt", &items)?]);
+        return Ok(vec![Prompt::Tokens(token_ids("prompt", &items)?)]);
     }
     if items.len() > MAX_PROMPTS {
         let message = format!("prompt has {} prompts; give at most {MAX_PROMPTS}", items.len());
@@ -127,7 +127,9 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, WireError> {
         let param = format!("prompt[{i}]");
         match item {
             Value::String(text) if are_texts => Ok(Prompt::Text(text)),
-            Value::Array(tokens) if !are_texts && !tokens.is_empty() => token_ids(&param, &tokens),
+            Value::Array(tokens) if !are_texts && !tokens.is_empty() => {
+                token_ids(&param, &tokens).map(Prompt::Tokens)
+            }
             other if are_texts => Err(wrong(&param, &other, "a string, as the first prompt is")),
             other => Err(wrong(
                 &param,
@@ -139,7 +141,8 @@ fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, WireError> {
     prompts.collect()
 }
 
-fn token_ids(param: &str, items: &[Value]) -> Result<Prompt, WireError> {
+/// Token ids, which the parameter `param` holds.
+pub(crate) fn token_ids(param: &str, items: &[Value]) -> Result<Vec<u32>, WireError> {
     let tokens = items.iter().enumerate().map(|(i, item)| {
         token_id(item).ok_or_else(|| {
             wrong(
@@ -149,5 +152,5 @@ fn token_ids(param: &str, items: &[Value]) -> Result<Prompt, WireError> {
             )
         })
     });
-    Ok(Prompt::Tokens(tokens.collect::<Result<_, _>>()?))
+    tokens.collect()
 }

@@ -20,7 +20,7 @@ const MAX_TOOL_VALUES: usize = 1 << 16;
 const MAX_PARAM_VALUES: usize = 2_048;
 
 /// The parameters that hold the prompt.
-const CONTENT: [&str; 3] = ["messages", "prompt", "input"];
+const CONTENT: [&str; 4] = ["messages", "prompt", "input", "tokens"];
 
 /// The parameters that become part of the prompt beside its messages, and those with a schema of the answer.
 const TOOLS: [&str; 6] = [
@@ -66,6 +66,11 @@ impl Fields {
         Err(WireError::new(ErrorKind::InvalidRequest, message))
     }
 
+    /// Whether the body does not have the parameter.
+    pub(crate) fn is_absent(&self, name: &str) -> bool {
+        self.given.iter().all(|(given, _)| *given != name)
+    }
+
     /// The parameter's value, of any type.
     pub(crate) fn take(&mut self, name: &str) -> Result<Option<Value>, WireError> {
         let Some(place) = self.given.iter().position(|(given, _)| *given == name) else {
@@ -85,7 +90,7 @@ impl Fields {
     }
 
     /// A string.
-    pub(super) fn text(&mut self, name: &str) -> Result<Option<String>, WireError> {
+    pub(crate) fn text(&mut self, name: &str) -> Result<Option<String>, WireError> {
         match self.take(name)? {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -94,7 +99,7 @@ impl Fields {
     }
 
     /// `true` or `false`.
-    pub(super) fn flag(&mut self, name: &str) -> Result<Option<bool>, WireError> {
+    pub(crate) fn flag(&mut self, name: &str) -> Result<Option<bool>, WireError> {
         match self.take(name)? {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
@@ -144,7 +149,7 @@ impl Fields {
 }
 
 /// An error for a parameter whose value is not `right`.
-pub(super) fn wrong(param: &str, value: &Value, right: &str) -> WireError {
+pub(crate) fn wrong(param: &str, value: &Value, right: &str) -> WireError {
     WireError::invalid_param(param, format!("{param} is {}; give {right}", describe(value)))
 }
 

@@ -228,7 +228,16 @@ async fn a_stream_passes_unchanged_and_its_error_has_the_shape_of_the_route() {
 #[actix_rt::test]
 async fn engines_of_this_repository_refuse_the_routes_that_they_lack() {
     let rig = Rig::serving("own").await;
-    for endpoint in Endpoint::ALL.into_iter().skip(2) {
+    let answered = [
+        Endpoint::Chat,
+        Endpoint::Completions,
+        Endpoint::Tokenize,
+        Endpoint::Detokenize,
+    ];
+    for endpoint in Endpoint::ALL {
+        if answered.contains(&endpoint) {
+            continue;
+        }
         let body = r#"{"model":"own","input":"x","messages":[]}"#;
         let reply = rig.public(&post(endpoint.path(), body)).await;
         let message = if endpoint == Endpoint::Messages {
