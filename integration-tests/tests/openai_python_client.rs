@@ -1,17 +1,18 @@
-//! OpenAI's and Anthropic's own client libraries work with Signalbox.
+//! The client libraries that most programs use work with Signalbox: OpenAI's, Anthropic's, langchain-openai and litellm.
+//! `integration-tests/clients` runs many more.
 
 use std::{path::PathBuf, process::Stdio};
 
 use anyhow::ensure;
 use signalbox_integration_tests::{Cluster, NextDoor, fake_engine::EngineOptions, workspace_root};
 
-/// The interpreter that has the packages `openai` and `anthropic`.
+/// The interpreter that has the packages `openai`, `anthropic`, `langchain-openai` and `litellm`.
 fn python() -> anyhow::Result<PathBuf> {
     let chosen = std::env::var_os("SIGNALBOX_PYTHON").map(PathBuf::from);
     let path = chosen.unwrap_or_else(|| workspace_root().join(".local/venv/bin/python"));
     ensure!(
         path.is_file(),
-        "{} does not exist: `make test` makes it, or `python3 -m venv .local/venv && .local/venv/bin/pip install openai anthropic`; \
+        "{} does not exist: `make test` makes it, or `python3 -m venv .local/venv && .local/venv/bin/pip install openai anthropic langchain-openai litellm`; \
          or name another interpreter in SIGNALBOX_PYTHON",
         path.display()
     );
@@ -39,6 +40,44 @@ async fn run(script: &str, cluster: &Cluster) -> anyhow::Result<()> {
         "all checks passed"
     );
     cluster.idle().await
+}
+
+/// Runs the checks of a client program that `integration-tests/clients` has.
+async fn run_program(program: &str, cluster: &Cluster) -> anyhow::Result<()> {
+    let script = format!("{}/clients/programs/{program}", env!("CARGO_MANIFEST_DIR"));
+    let output = tokio::process::Command::new(python()?)
+        .arg(script)
+        .env("SIGNALBOX_BASE", cluster.api.base())
+        .env("SIGNALBOX_MODEL", &cluster.model)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    let (lines, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success() && lines.contains("\"ok\": true"),
+        "{}\n{lines}\n{errors}\n{}",
+        output.status,
+        cluster.process.output()
+    );
+    cluster.idle().await
+}
+
+#[tokio::test]
+async fn langchain_and_litellm_work() -> anyhow::Result<()> {
+    let cluster = Cluster::sim(&["--workers=2", "--speedup=10"]).await?;
+    run_program("langchain.py", &cluster).await?;
+    run_program("litellm_library.py", &cluster).await
+}
+
+#[tokio::test]
+async fn the_official_client_has_several_prompts_and_their_scores() -> anyhow::Result<()> {
+    let cluster = Cluster::sim(&["--workers=2", "--speedup=10"]).await?;
+    run_program("openai_python.py", &cluster).await
 }
 
 #[tokio::test]
