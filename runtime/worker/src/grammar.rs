@@ -3,8 +3,8 @@
 //! The library `llguidance` compiles JSON schemas, regular expressions and Lark grammars, and computes which tokens of the
 //! vocabulary may follow. This module gives it the model's vocabulary and bounds what a client's grammar may cost:
 //!
-//! - A grammar is at most [`MAX_GRAMMAR_BYTES`] long, nested at most [`MAX_NESTING`] deep, and compiled with the library's
-//!   fuel, for some tens of milliseconds. It is compiled on a thread of its own ([`compile_later`]), so that neither
+//! - A grammar is at most [`MAX_GRAMMAR_BYTES`] long, nested at most `MAX_NESTING` deep, and compiled with the library's
+//!   fuel, for some tens of milliseconds. It is compiled on a thread of its own, so that neither
 //!   connections nor running answers wait.
 //! - Each step of a sequence has fuel for some 20 ms, and the sequence's states have a bound.
 
