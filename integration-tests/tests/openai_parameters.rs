@@ -38,7 +38,7 @@ fn shared() -> Vec<(&'static str, Value)> {
         ("min_p", json!(0.05)),
         ("repetition_penalty", json!(1.1)),
         ("return_token_ids", json!(true)),
-        ("response_format", json!({"type": "json_object"})),
+        ("response_format", json!({"type": "text"})),
         ("structured_outputs", json!({"regex": "[ab]{3}"})),
         ("structured_outputs", json!({"choice": ["yes", "no"]})),
         ("structured_outputs", json!({"grammar": "start: \"a\" | \"b\""})),
