@@ -222,7 +222,7 @@ fn sources<T>(
     names: &[String],
     mut known: impl FnMut(&str) -> Option<T>,
 ) -> Result<Vec<Source<T>>, String> {
-    let mut source = |name: &String| {
+    let source = |name: &String| {
         let found = known(name);
         if found.is_some() || info.optional.contains(name) {
             return Ok(found);
@@ -233,7 +233,7 @@ fn sources<T>(
             known_names(list).join(", ")
         ))
     };
-    names.iter().map(|name| source(name)).collect()
+    names.iter().map(source).collect()
 }
 
 fn known_names(list: &str) -> Vec<&'static str> {
