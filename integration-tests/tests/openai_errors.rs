@@ -225,7 +225,7 @@ async fn unknown_paths_and_wrong_methods_are_404_and_405() -> anyhow::Result<()>
         for path in [
             "/",
             "/v2/chat",
-            "/v1/chat/completions/",
+            "/v1/chat/completion",
             "/admin/v1/nothing",
             "/%ff",
         ] {

@@ -25,6 +25,10 @@ pub(crate) struct Begun {
 
 /// The answer.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every request has one prompt; a box would cost each an allocation"
+)]
 pub(crate) enum BegunAnswer {
     One(AnswerStream),
     Joined(Box<JoinedAnswer<AnswerStream>>),

@@ -81,15 +81,11 @@ impl EveryForm {
     ) -> Option<RouteRequest> {
         let (endpoint, lora) = (self.endpoint, self.lora);
         let mut requests = self.forms.into_iter().map(|(form, prepared)| {
-            prepared.into_route_request(
-                form,
-                endpoint,
-                lora.clone(),
-                body.clone(),
-                id.clone(),
-                deadline_ms,
-                created,
-            )
+            let (lora, body) = (lora.clone(), body.clone());
+            let mut request =
+                prepared.into_route_request(form, endpoint, lora, body, id.clone(), deadline_ms);
+            request.generate.format.created = created;
+            request
         });
         let mut first = requests.next()?;
         first.other_forms = requests.collect();

@@ -76,7 +76,7 @@ impl Unhashed {
 
 impl Prepared {
     /// The request for the router, made ready for `form`. `lora` is the LoRA adapter that the model's name means, or empty.
-    /// `deadline_ms` counts from now on; `created` is the answer's date, in seconds since the Unix epoch.
+    /// `deadline_ms` counts from now on. The caller sets the answer's date.
     pub(crate) fn into_route_request(
         self,
         form: PromptForm,
@@ -85,7 +85,6 @@ impl Prepared {
         body: Bytes,
         id: RequestId,
         deadline_ms: u64,
-        created: u64,
     ) -> RouteRequest {
         let generation = self.generation;
         RouteRequest {
@@ -112,7 +111,7 @@ impl Prepared {
                     return_token_ids: generation.return_token_ids,
                     continuous_usage: generation.continuous_usage,
                     tools: generation.tools,
-                    created,
+                    created: 0,
                     part: self.part,
                 },
             },

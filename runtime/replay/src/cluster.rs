@@ -27,7 +27,7 @@ use std::{
 
 use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{ReplicaLoad, SamplingParams, WorkerReport};
-use signalbox_router::{NoCandidate, OfflineRouter};
+use signalbox_router::{NoCandidate, OfflineRequest, OfflineRouter};
 use signalbox_worker::{
     engine::{NewSequence, SequenceId, StepOutput},
     sim::{SimError, scramble},
@@ -290,15 +290,15 @@ impl<'a> Simulation<'a> {
         let blocks = self.prompts.hashes(&tokens);
         let number = index % self.routers.len();
         let left = request.output_tokens - state.answer.len() as u32;
-        let placed = self.routers[number].decide(
-            tokens.len() as u32,
-            &blocks,
-            left,
-            request.session,
-            state.attempts,
-            self.now,
-            &mut self.record.decisions,
-        );
+        let offline = OfflineRequest {
+            prompt_tokens: tokens.len() as u32,
+            blocks: &blocks,
+            expected_output_tokens: left,
+            session: request.session,
+            attempt: state.attempts,
+            now_ms: milliseconds(self.now),
+        };
+        let placed = self.routers[number].decide(offline, &mut self.record.decisions);
         let placement = match placed {
             Ok(placement) => placement,
             Err(NoCandidate::Busy | NoCandidate::Rejected(_)) => {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{ReplicaLoad, SequenceHash};
+use signalbox_protocol::ReplicaLoad;
 use signalbox_router::{NoCandidate, OfflinePlacement, OfflineRequest, OfflineRouter};
 
 use super::record::DecisionRecord;
@@ -32,22 +32,9 @@ impl VirtualRouter {
     /// Decides, and measures the time that the decision takes on this machine.
     pub(super) fn decide(
         &mut self,
-        prompt_tokens: u32,
-        blocks: &[SequenceHash],
-        output_tokens: u32,
-        session: u64,
-        attempt: u32,
-        now: Duration,
+        request: OfflineRequest<'_>,
         record: &mut DecisionRecord,
     ) -> Result<OfflinePlacement, NoCandidate> {
-        let request = OfflineRequest {
-            prompt_tokens,
-            blocks,
-            expected_output_tokens: output_tokens,
-            session,
-            attempt,
-            now_ms: milliseconds(now),
-        };
         let started = Instant::now();
         let placed = self.offline.decide(request);
         let took: Duration = started.elapsed();
