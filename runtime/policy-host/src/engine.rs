@@ -119,7 +119,7 @@ fn pool(limits: PolicyLimits) -> InstanceAllocationStrategy {
         // A policy that imports the log has two small ones beside its own, which connect it.
         .total_core_instances(instances * 4)
         .total_memories(instances)
-        .total_tables(instances * 2)
+        .total_tables(instances * 4)
         .max_core_instances_per_component(MAX_CORE_INSTANCES_PER_POLICY)
         .max_memories_per_component(MAX_MEMORIES_PER_POLICY)
         .max_memory_size(limits.max_memory_bytes)
