@@ -1,6 +1,7 @@
 //! The admin API: policies, workers, the KV index, metrics. It has its own listener, which is on loopback unless a
 //! token guards it.
 
+pub(crate) mod decisions;
 pub(crate) mod fleet;
 mod guard;
 pub(crate) mod policies;

@@ -55,7 +55,7 @@ pub(crate) fn public(config: &mut ServiceConfig, frontend: Frontend, metrics: Op
 
 /// The admin API and the metrics, behind the guard.
 pub(crate) fn admin(config: &mut ServiceConfig, state: Admin) {
-    use admin::{fleet, policies, upload};
+    use admin::{decisions, fleet, policies, upload};
     let guarded = web::scope("")
         .wrap(from_fn(admin::guarded))
         .service(resource(
@@ -77,6 +77,11 @@ pub(crate) fn admin(config: &mut ServiceConfig, state: Admin) {
             "/admin/v1/workers",
             "GET",
             [web::get().to(fleet::workers)],
+        ))
+        .service(resource(
+            "/admin/v1/decisions",
+            "GET",
+            [web::get().to(decisions::list)],
         ))
         .service(resource("/admin/v1/index", "GET", [web::get().to(fleet::index)]))
         .service(resource("/metrics", "GET", [web::get().to(fleet::metrics)]))

@@ -248,6 +248,14 @@ macro_rules! define_candidates {
                 })*
             }
 
+            /// Takes over all columns of `other`. Keeps the buffers.
+            pub fn copy_from(&mut self, other: &Self) {
+                self.worker.clone_from(&other.worker);
+                $(self.$column.clone_from(&other.$column);)*
+                self.labels.clone_from(&other.labels);
+                self.number_labels.clone_from(&other.number_labels);
+            }
+
             /// The name and the length of the first column among the required ones and these groups that does not have
             /// a row for each candidate.
             pub(crate) fn uneven_column(&self, groups: ColumnGroups) -> Option<(&'static str, usize)> {

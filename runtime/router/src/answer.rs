@@ -20,6 +20,7 @@ use crate::{
     continuation::{Continuation, Interrupted},
     latency::StreamTimer,
     load::Reservation,
+    outcome::OutcomeReporter,
 };
 
 #[cfg(test)]
@@ -91,6 +92,8 @@ pub(crate) struct AnswerObservers {
     pub(crate) timer: Option<StreamTimer>,
     /// `None` if the router does not learn the worker's KV blocks.
     pub(crate) learned: Option<LearnedAnswer>,
+    /// What became of the request, also if it ends with an error.
+    pub(crate) outcome: Option<OutcomeReporter>,
 }
 
 impl AnswerObservers {
@@ -100,6 +103,9 @@ impl AnswerObservers {
         }
         if let Some(learned) = self.learned {
             learned.ended(summary);
+        }
+        if let Some(outcome) = self.outcome {
+            outcome.ended(summary);
         }
     }
 }
@@ -238,6 +244,9 @@ impl OpenAnswer {
         Poll::Ready(match Pin::new(&mut self.response).poll_next(cx) {
             Poll::Ready(Some(Ok(ResponseEvent::Data { tokens, ids, bytes }))) => {
                 self.reservation.generated(tokens);
+                if let Some(outcome) = &mut self.observers.outcome {
+                    outcome.generated(tokens);
+                }
                 Event::Piece { tokens, ids, bytes }
             }
             Poll::Ready(Some(Ok(ResponseEvent::End(summary)))) => {

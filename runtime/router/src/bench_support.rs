@@ -149,6 +149,7 @@ impl BenchRouter {
             context: ContextNeed::default(),
         };
         let demand = Demand {
+            request: None,
             prompts: &[prompt],
             expected_output_tokens: 64,
             choices: 1,

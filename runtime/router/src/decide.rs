@@ -9,13 +9,18 @@ use std::{
 use metrics::{Counter, Histogram};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use signalbox_kv_index::{OverlapScores, SharedKvIndex};
-use signalbox_policy_host::{Candidates, Decision, Fallback, PolicyRegistry, RequestFeatures, RequestKeys};
+use signalbox_policy_host::{
+    Candidates, Decision, Fallback, Outcome, PolicyRegistry, RequestFeatures, RequestKeys,
+};
+use signalbox_protocol::{RequestId, name_hash};
 
 use crate::{
     affinity::AffinityTable,
     candidates::{NoCandidate, Sources, assemble, fill_wanted},
+    decision_log::{Decided, DecisionLog},
     latency::LatencyTable,
     load::{LoadTable, Reservation},
+    outcome::Awaited,
     roster::{ModelEntry, RosterView, WorkerEntry},
     runners::Runners,
     selection::select_row,
@@ -25,13 +30,15 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// Most counters that a thread keeps at hand, one per policy version. At the limit all are dropped, and each costs one
-/// look-up in the registry of metrics again.
+/// Most counters and names that a thread keeps at hand, one per policy version or model. At the limit all are dropped, and
+/// each counter costs one look-up in the registry of metrics again.
 const MAX_COUNTERS: usize = 64;
 
 /// What a decision reads of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Demand<'a> {
+    /// The request's id, for the record of the decision.
+    pub(crate) request: Option<&'a RequestId>,
     /// The prompt for the workers of each version of the model: usually there is one.
     pub(crate) prompts: &'a [VersionedPrompt<'a>],
     pub(crate) expected_output_tokens: u32,
@@ -59,6 +66,7 @@ pub(crate) struct Placement {
     /// Prompt tokens beyond those blocks.
     pub(crate) uncached_tokens: u32,
     pub(crate) reservation: Reservation,
+    pub(crate) awaited: Awaited,
 }
 
 /// Makes the decisions of one thread: its policy runners, and the buffers it fills anew for each decision.
@@ -80,6 +88,10 @@ pub(crate) struct Decider {
     decision: Decision,
     counters: Vec<(Arc<str>, Counter)>,
     seconds: Histogram,
+    /// `None` where decisions are not recorded.
+    log: Option<DecisionLog>,
+    /// The names of models, each allocated once.
+    models: Vec<Arc<str>>,
 }
 
 impl Decider {
@@ -108,6 +120,8 @@ impl Decider {
             decision: Decision::default(),
             counters: Vec::new(),
             seconds: metrics::histogram!("signalbox_decision_seconds"),
+            log: None,
+            models: Vec::new(),
         }
     }
 
@@ -117,6 +131,21 @@ impl Decider {
             latency,
             affinity,
             ..self
+        }
+    }
+
+    /// The same decider, which records its decisions.
+    pub(crate) fn with_log(self, log: DecisionLog) -> Self {
+        Self {
+            log: Some(log),
+            ..self
+        }
+    }
+
+    /// Gives the policy of a model the outcomes of requests that this decider placed, oldest first.
+    pub(crate) fn observe(&mut self, model: &str, outcomes: &[Outcome]) {
+        if let Some(runner) = self.runners.kept(model) {
+            runner.observe(outcomes);
         }
     }
 
@@ -195,6 +224,7 @@ impl Decider {
             },
             &mut self.decision,
         );
+        let observes = runner.observes();
         if let Some(rejection) = self.decision.rejection.take() {
             self.count(&decided.by);
             return Err(NoCandidate::Rejected(rejection));
@@ -225,14 +255,56 @@ impl Decider {
             self.affinity.note(demand.keys.session, worker.slot, now_ms);
         }
         self.count(&decided.by);
-        self.seconds.record(started.elapsed());
+        let took = started.elapsed();
+        self.seconds.record(took);
+        let name = self.name_of(model);
+        let known = Outcome {
+            worker: name_hash(worker.card.id.as_str()),
+            decision_number: request.decision_number,
+            prompt_tokens: prompt.tokens,
+            overlap_blocks,
+            ..Outcome::default()
+        };
+        let ticket = self.log.as_ref().map(|log| {
+            log.record(Decided {
+                took_ns: u32::try_from(took.as_nanos()).unwrap_or(u32::MAX),
+                request: demand.request,
+                model: &name,
+                policy: &decided.by,
+                features: request,
+                ids: &model.workers.columns().ids,
+                rows: &self.rows,
+                columns: &self.columns,
+                decision: &self.decision,
+                chosen: &worker.card.id,
+                chosen_row: row,
+            })
+        });
         Ok(Placement {
             worker,
             policy: decided.by,
             overlap_blocks,
             uncached_tokens,
             reservation,
+            awaited: Awaited {
+                ticket,
+                observed: observes.then_some(name),
+                known,
+            },
         })
+    }
+
+    /// The model's name, allocated once.
+    fn name_of(&mut self, model: &ModelEntry) -> Arc<str> {
+        if let Some(name) = self.models.iter().find(|name| ***name == *model.name) {
+            return name.clone();
+        }
+        if self.models.len() >= MAX_COUNTERS {
+            self.models.clear();
+        }
+        let name: Arc<str> = model.name.as_str().into();
+        self.models.push(name.clone());
+        name
     }
 
     /// Fills `self.columns` and `self.rows` with the workers that suit the request and can take it now: those with the context

@@ -195,6 +195,7 @@ impl OfflineRouter {
             ..RequestKeys::default()
         };
         let demand = Demand {
+            request: None,
             prompts: &[prompt],
             expected_output_tokens: request.expected_output_tokens,
             choices: 1,

@@ -29,6 +29,7 @@ use crate::{
     latency::LatencyTable,
     links::Links,
     load::Reservation,
+    outcome::{OutcomeQueue, OutcomeReporter},
     parity::ParityTable,
     prepared_request::{FormedRequest, PreparedRequest},
     roster::{ModelEntry, PromptForm, RosterView, WorkerEntry},
@@ -51,6 +52,10 @@ fn any_has(model: &ModelEntry, ability: Ability) -> bool {
 /// often.
 const UNUSED_RUNNERS_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How often policies that learn receive the outcomes of requests: often enough to follow a worker that slows down, and
+/// seldom enough that a call has many outcomes.
+const OBSERVE_INTERVAL: Duration = Duration::from_millis(250);
+
 /// Handle of this thread's replica; not `Send`.
 #[derive(Debug, Clone)]
 pub struct ReplicaHandle {
@@ -68,6 +73,7 @@ struct ReplicaState {
     parity: ParityTable,
     latency: LatencyTable,
     kept_bytes: KeptBytes,
+    outcomes: OutcomeQueue,
 }
 
 /// An answer whose first event has arrived.
@@ -106,6 +112,7 @@ impl Actor for RouterReplica {
         let changes = ctx.address().recipient();
         self.router.roster_listeners.register(changes);
         self.state.update_links();
+        ctx.run_interval(OBSERVE_INTERVAL, |replica, _| replica.state.observe());
         ctx.run_interval(UNUSED_RUNNERS_INTERVAL, |replica, _| {
             let state = &replica.state;
             state.decider.borrow_mut().drop_unused_runners(&state.view.load());
@@ -129,13 +136,15 @@ impl ReplicaHandle {
             view: router.view.clone(),
             decider: RefCell::new(
                 Decider::new(index, load, router.policies().clone())
-                    .with_tables(router.latency.clone(), router.affinity.clone()),
+                    .with_tables(router.latency.clone(), router.affinity.clone())
+                    .with_log(router.decisions.add()),
             ),
             links: RefCell::new(Links::new(router.links.clone())),
             learner: router.learner.clone(),
             parity: router.parity.clone(),
             latency: router.latency.clone(),
             kept_bytes: router.kept_bytes.clone(),
+            outcomes: OutcomeQueue::default(),
         });
         let actor = RouterReplica {
             state: state.clone(),
@@ -159,6 +168,13 @@ impl ReplicaHandle {
 }
 
 impl ReplicaState {
+    /// Gives policies the outcomes of the requests that have ended.
+    fn observe(&self) {
+        for (model, outcomes) in self.outcomes.take() {
+            self.decider.borrow_mut().observe(&model, &outcomes);
+        }
+    }
+
     /// Opens links to workers that joined, and closes links to workers that left.
     fn update_links(&self) {
         self.links.borrow_mut().follow(&self.view.load().workers);
@@ -294,6 +310,7 @@ impl ReplicaState {
             ..request.keys.clone()
         };
         let demand = Demand {
+            request: Some(&generate.id),
             prompts,
             expected_output_tokens: sampling.max_tokens.saturating_mul(sampling.n),
             choices: sampling.n,
@@ -339,7 +356,9 @@ impl ReplicaState {
             overlap_blocks,
             uncached_tokens,
             mut reservation,
+            awaited,
         } = placement;
+        let mut outcome = OutcomeReporter::new(awaited, self.outcomes.clone());
         let learned = self
             .learner
             .decided(&worker, worker.version.block_size, overlap_blocks);
@@ -357,7 +376,7 @@ impl ReplicaState {
         // The tokens go back into the request, for another worker if this one fails.
         request.tokens = parts.tokens;
         let (mut response, sent) = (opened?, Instant::now());
-        let first = first_bytes(&mut response, &mut reservation).await?;
+        let first = first_bytes(&mut response, &mut reservation, &mut outcome).await?;
         let generate = &formed.request.generate;
         let timer = generate.format.stream.then(|| {
             let choices = generate.sampling.n;
@@ -376,7 +395,11 @@ impl ReplicaState {
             first,
             response,
             reservation,
-            observers: AnswerObservers { timer, learned },
+            observers: AnswerObservers {
+                timer,
+                learned,
+                outcome: Some(outcome),
+            },
         })
     }
 }
@@ -415,12 +438,14 @@ impl Reroute for ReplicaState {
 async fn first_bytes(
     response: &mut ResponseStream,
     reservation: &mut Reservation,
+    outcome: &mut OutcomeReporter,
 ) -> Result<FirstPiece, LinkError> {
     let mut generated = 0_u32;
     loop {
         match response.next().await.transpose() {
             Ok(Some(ResponseEvent::Data { tokens, ids, bytes })) => {
                 reservation.generated(tokens);
+                outcome.generated(tokens);
                 generated = generated.saturating_add(tokens);
                 if !bytes.is_empty() {
                     return Ok(FirstPiece {

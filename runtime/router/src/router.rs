@@ -19,6 +19,7 @@ use crate::{
     affinity::AffinityTable,
     block_learner::{self, BlockLearnerHandle},
     continuation::KeptBytes,
+    decision_log::{DecisionFilter, DecisionLogs, DecisionView},
     index_figures,
     latency::{self, LatencyTable, MeasuredLatency},
     load::{EventState, LoadTable},
@@ -65,6 +66,7 @@ pub struct Router {
     pub(crate) parity: ParityTable,
     pub(crate) latency: LatencyTable,
     pub(crate) affinity: AffinityTable,
+    pub(crate) decisions: DecisionLogs,
     pub(crate) kept_bytes: KeptBytes,
     /// Held so that the learner runs, and is started again if it fails.
     pub(crate) learner: BlockLearnerHandle,
@@ -246,6 +248,7 @@ impl Router {
             parity,
             latency,
             affinity,
+            decisions: DecisionLogs::default(),
             kept_bytes: KeptBytes::default(),
             learner,
             links: config.links,
@@ -308,6 +311,11 @@ impl Router {
             }
         };
         view.workers.iter().map(instance).collect()
+    }
+
+    /// The latest decisions of all threads that pass the filter, the latest first.
+    pub fn decisions(&self, filter: &DecisionFilter) -> Vec<DecisionView> {
+        self.decisions.find(filter)
     }
 
     /// The ids that two workers have, each of which answers. One of the two gets no requests.

@@ -56,6 +56,11 @@ impl Runners {
         &mut kept.runner
     }
 
+    /// The runner of a model's policy, if there is one. Nothing is started.
+    pub(crate) fn kept(&mut self, model: &str) -> Option<&mut PolicyRunner> {
+        self.kept.get_mut(model).map(|kept| &mut kept.runner)
+    }
+
     /// Drops runners that made no decision for long. One whose policy keeps state stays while its model `is_served`.
     pub(crate) fn drop_unused(&mut self, now: Instant, is_served: impl Fn(&str) -> bool) {
         self.kept.retain(|model, kept| {

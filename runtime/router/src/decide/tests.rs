@@ -50,6 +50,7 @@ impl Rig {
     ) -> Result<Placement, NoCandidate> {
         let blocks = self.blocks();
         let demand = Demand {
+            request: None,
             prompts: &[prompt(version(), PROMPT.len() as u32, &blocks)],
             expected_output_tokens: 16,
             choices: 1,
@@ -205,6 +206,7 @@ fn a_decision_among_two_versions_credits_each_with_its_own_blocks() {
     let prompts = [prompt(version(), 40, &large), prompt(other, 40, &small)];
     let mut decide = |prompts: &[VersionedPrompt<'_>]| {
         let demand = Demand {
+            request: None,
             prompts,
             expected_output_tokens: 16,
             choices: 1,

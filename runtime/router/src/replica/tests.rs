@@ -55,6 +55,7 @@ impl Rig {
                 learner: BlockLearnerHandle::start(index.clone(), load.clone()),
                 parity: ParityTable::default(),
                 latency: LatencyTable::default(),
+                outcomes: Default::default(),
                 kept_bytes: KeptBytes::default(),
             }),
             index,

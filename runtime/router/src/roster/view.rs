@@ -8,7 +8,7 @@ use std::{
 
 use parking_lot::RwLock;
 use signalbox_kv_index::WorkerSlot;
-use signalbox_protocol::{BlockHasher, LoraAdapter, WorkerCard, WorkerRole, name_hash};
+use signalbox_protocol::{BlockHasher, LoraAdapter, WorkerCard, WorkerId, WorkerRole, name_hash};
 use signalbox_tokenize::ModelText;
 
 use crate::rivals::IdConflict;
@@ -91,6 +91,7 @@ pub(crate) struct WorkerColumns {
     /// Sequences that a worker computes at once.
     pub(crate) max_sequences: Vec<u32>,
     pub(crate) context_lengths: Vec<u32>,
+    pub(crate) ids: Arc<[WorkerId]>,
     /// The hashes of the workers' ids.
     pub(crate) keys: Vec<u64>,
     /// The hashes of their labels `zone`; 0 for none.
@@ -161,7 +162,10 @@ impl Deref for ReadyWorkers {
 impl FromIterator<WorkerEntry> for ReadyWorkers {
     fn from_iter<T: IntoIterator<Item = WorkerEntry>>(workers: T) -> Self {
         let entries: Vec<_> = workers.into_iter().collect();
-        let mut columns = WorkerColumns::default();
+        let mut columns = WorkerColumns {
+            ids: entries.iter().map(|worker| worker.card.id.clone()).collect(),
+            ..WorkerColumns::default()
+        };
         for worker in &entries {
             let capacity = worker.card.capacity;
             columns.slots.push(worker.slot.0);
