@@ -104,7 +104,7 @@ pub(crate) async fn metrics(admin: Data<Admin>) -> HttpResponse {
     metrics_text(rendered(&admin.router, &admin.metrics))
 }
 
-/// The page of [`metrics`].
+/// The page of [`metrics()`].
 pub(crate) fn rendered(router: &Router, metrics: &PrometheusHandle) -> String {
     let instances = router.instances();
     let names = |instance: &InstanceView| [instance.card.id.to_string(), instance.card.address.clone()];
