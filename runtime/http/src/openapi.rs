@@ -317,6 +317,41 @@ pub(crate) const GENERATION: &[Member] = &[
     ),
     ("user", r#"{"type": ["string", "null"]}"#),
     ("prompt_cache_key", r#"{"type": ["string", "null"]}"#),
+    ("session_id", r#"{"type": ["string", "null"]}"#),
+    ("safety_identifier", r#"{"type": ["string", "null"]}"#),
+    ("min_tokens", r#"{"type": ["integer", "null"], "minimum": 0}"#),
+    (
+        "stop_token_ids",
+        r#"{"type": ["array", "null"], "maxItems": 256, "items": {"type": "integer", "minimum": 0}}"#,
+    ),
+    (
+        "bad_words",
+        r#"{"type": ["array", "null"], "items": {"type": "string", "minLength": 1}}"#,
+    ),
+    (
+        "min_p",
+        r#"{"type": ["number", "null"], "minimum": 0, "maximum": 1}"#,
+    ),
+    (
+        "repetition_penalty",
+        r#"{"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 100}"#,
+    ),
+    ("return_token_ids", FLAG),
+    (
+        "response_format",
+        r#"{"type": ["object", "null"], "required": ["type"], "properties": {
+            "type": {"enum": ["text", "json_object", "json_schema"]},
+            "json_schema": {"type": "object", "required": ["schema"], "properties": {"schema": {"type": "object"}}}}}"#,
+    ),
+    (
+        "structured_outputs",
+        r#"{"type": ["object", "null"], "description": "One of its members is set.", "properties": {
+            "json": {"anyOf": [{"type": "object"}, {"type": "string"}, {"type": "null"}]},
+            "json_object": {"type": ["boolean", "null"]},
+            "regex": {"type": ["string", "null"]},
+            "choice": {"type": ["array", "null"], "items": {"type": "string"}},
+            "grammar": {"type": ["string", "null"], "description": "In Lark's syntax."}}}"#,
+    ),
     (
         "cache_salt",
         r#"{"type": ["string", "null"], "minLength": 1, "maxLength": 128}"#,
@@ -352,6 +387,20 @@ pub(crate) const CHAT: &[Member] = &[
     ("add_generation_prompt", FLAG),
     ("continue_final_message", FLAG),
     ("add_special_tokens", FLAG),
+    (
+        "tools",
+        r#"{"type": ["array", "null"], "maxItems": 128, "items": {"type": "object", "required": ["type", "function"],
+            "properties": {"type": {"const": "function"}, "function": {"type": "object", "required": ["name"], "properties": {
+                "name": {"type": "string", "minLength": 1, "maxLength": 128}, "description": {"type": ["string", "null"]},
+                "parameters": {"type": ["object", "null"]}}}}}}"#,
+    ),
+    (
+        "tool_choice",
+        r#"{"anyOf": [{"enum": ["none", "auto", "required", null]}, {"type": "object", "required": ["type", "function"],
+            "properties": {"type": {"const": "function"}, "function": {"type": "object", "required": ["name"], "properties": {
+                "name": {"type": "string"}}}}}]}"#,
+    ),
+    ("parallel_tool_calls", FLAG),
 ];
 
 /// The parameters of completions alone.
@@ -375,6 +424,8 @@ pub(crate) const COMPLETION: &[Member] = &[
         r#"{"type": ["integer", "null"], "minimum": 1, "description": "Equal to n."}"#,
     ),
     ("add_special_tokens", FLAG),
+    ("tools", r#"{"type": ["array", "null"], "maxItems": 0}"#),
+    ("tool_choice", r#"{"enum": ["none", null]}"#),
 ];
 
 /// The parameters of `/tokenize`.
