@@ -49,6 +49,7 @@ async fn run_program(program: &str, cluster: &Cluster) -> anyhow::Result<()> {
         .arg(script)
         .env("SIGNALBOX_BASE", cluster.api.base())
         .env("SIGNALBOX_MODEL", &cluster.model)
+        .env("SIGNALBOX_ABLE", "text,json,tools,min_tokens")
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .stdin(Stdio::null())
         .kill_on_drop(true)

@@ -26,12 +26,12 @@ def plain():
 
 @check("JSON schema", needs="json")
 def json_schema():
-    assert structured(instructor.Mode.JSON_SCHEMA).name
+    assert isinstance(structured(instructor.Mode.JSON_SCHEMA).name, str)
 
 
 @check("tools", needs="tools")
 def tools():
-    assert structured(instructor.Mode.TOOLS).name
+    assert isinstance(structured(instructor.Mode.TOOLS).name, str)
 
 
 run()

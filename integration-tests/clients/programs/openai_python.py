@@ -98,7 +98,7 @@ def unknown_model():
 @check(".parse", needs="json")
 def parse():
     answer = client.chat.completions.parse(model=model, messages=messages, response_format=Colour, max_tokens=100)
-    assert answer.choices[0].message.parsed.name
+    assert isinstance(answer.choices[0].message.parsed.name, str)
 
 
 @check("tools", needs="tools")

@@ -40,13 +40,13 @@ def history():
 @check("JSON schema", needs="json")
 def json_schema():
     agent = Agent(chat_model, output_type=NativeOutput(Colour))
-    assert agent.run_sync("Name a colour.", model_settings={"max_tokens": 100}).output.name
+    assert isinstance(agent.run_sync("Name a colour.", model_settings={"max_tokens": 100}).output.name, str)
 
 
 @check("tools", needs="tools")
 def tools():
     agent = Agent(chat_model, output_type=Colour)
-    assert agent.run_sync("Name a colour.", model_settings={"max_tokens": 100}).output.name
+    assert isinstance(agent.run_sync("Name a colour.", model_settings={"max_tokens": 100}).output.name, str)
 
 
 run()
