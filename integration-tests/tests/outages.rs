@@ -416,7 +416,9 @@ async fn a_worker_that_restarts_while_etcd_is_away_starts_with_an_empty_cache() 
     let (status, overlap) = ask().await?;
     assert!(
         status == 200 && overlap != "0",
-        "nothing was dropped: {status} {overlap}"
+        "nothing was dropped: {status} {overlap}\n{:?}\n{}",
+        router.workers().await?,
+        router.process.output()
     );
     Ok(())
 }

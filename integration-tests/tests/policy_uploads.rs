@@ -178,7 +178,7 @@ async fn a_built_in_name_and_an_unknown_member_of_the_query_are_refused() -> any
     let reply = upload(&cluster, "name=mine&setings=%7B%7D", round_robin()?).await?;
     assert_eq!(reply.status, 400, "{}", reply.text());
     let listed = cluster.admin.get(UPLOAD).await?.json()?;
-    assert_eq!(listed["policies"].as_array().map(Vec::len), Some(3), "{listed}");
+    assert_eq!(listed["policies"].as_array().map(Vec::len), Some(4), "{listed}");
     Ok(())
 }
 

@@ -268,14 +268,12 @@ impl WorkerRoster {
         if self.rivals.withdraw(id, epoch) {
             return info!(worker.id = %id, "the later incarnation of a worker is no longer listed");
         }
-        let session = self
-            .sessions
-            .get(id)
-            .filter(|session| session.card.epoch == epoch);
-        let (answers, card) = (
-            session.is_some_and(answers),
-            session.map(|session| session.card.clone()),
-        );
+        // Of the incarnation that is present: it may have taken the place of the one that discovery no longer lists.
+        let session = self.sessions.get(id);
+        let answers = session.is_some_and(answers);
+        let card = session
+            .filter(|session| session.card.epoch == epoch)
+            .map(|session| session.card.clone());
         match self.roster.depart(id, epoch, departure, answers) {
             Departed::Left => {
                 self.withdrawn.extend(card.map(|card| (id.clone(), card)));
