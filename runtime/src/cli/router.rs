@@ -125,7 +125,7 @@ pub(crate) struct FrontendOptions {
     /// often. Errors after it are events. 0 is never.
     #[arg(long, env = "SIGNALBOX_PING_AFTER_S", default_value_t = 15, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=3_600))]
     pub(crate) ping_after_s: u32,
-    /// An origin whose web pages may use the OpenAI API (CORS), such as https://chat.example, or * for all; can be given
+    /// An origin whose web pages may use the OpenAI API (CORS), such as `https://chat.example`, or * for all; can be given
     /// several times, in the environment separated by spaces.
     #[arg(
         long,
