@@ -150,6 +150,8 @@ async fn a_stream_goes_on_beside_the_worst_bodies() -> anyhow::Result<()> {
         .iter()
         .filter(|(_, body, _)| body.len() > 16 * 1024)
         .count();
+    // After each body: a thread of the pool ends when it has had nothing to do for a while.
+    let mut names = Vec::new();
     for (number, (path, body, statuses)) in bodies.into_iter().enumerate() {
         let bytes = body.len();
         let posted = cluster.api.send(Method::POST, path, &[JSON], body);
@@ -179,8 +181,8 @@ async fn a_stream_goes_on_beside_the_worst_bodies() -> anyhow::Result<()> {
             "body {number}: {}",
             reply.text()
         );
+        names.extend(thread_names(cluster.process.pid())?);
     }
-    let names = thread_names(cluster.process.pid())?;
     for lane in ["large", "huge"] {
         assert!(names.contains(&format!("prepare-{lane}")), "{lane}: {names:?}");
     }
