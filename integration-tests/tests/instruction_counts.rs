@@ -18,7 +18,7 @@ use signalbox_integration_tests::workspace_root;
 /// Most instructions that a path may take per run: the count when it was last made cheaper, plus a tenth for other
 /// compilers and C libraries. A change that makes a path cheaper lowers its bound.
 const BOUNDS: [(&str, u64); 4] = [
-    // `kv-aware`, the predicted TTFT, among 64 workers, with its record: 63,640
+    // `kv-aware`, the predicted TTFT, among 64 workers: 63,640
     ("decision", 70_000),
     // 1,000 blocks of 64 workers: 12,140
     ("lookup", 13_400),
