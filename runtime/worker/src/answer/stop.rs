@@ -57,7 +57,7 @@ impl StopMatcher {
 }
 
 /// Length in bytes of the longest suffix of `text` that is a proper prefix of `stop`.
-fn partial_match(text: &str, stop: &str) -> usize {
+pub(super) fn partial_match(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len().saturating_sub(1));
     (1..=longest)
         .rev()
