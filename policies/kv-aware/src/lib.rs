@@ -8,7 +8,7 @@
 use signalbox_policy_sdk::{
     Candidates, Count, DEFAULT_SPREAD, Decision, Info, Key, MeasuredRows, Number, Policy, RecentPlacements,
     Request, RequestCount, RequestLength, Settings, StepCurves, TtftCost, WorkerRows, WorkerSpeeds,
-    draw_among_near_ties, export_policy,
+    draw_among_near_ties, explain_costs, export_policy,
 };
 
 /// The cost formula, and what it learned of the workers. Settings: those of [`TtftCost`], `replicas` and `spread`.
@@ -137,19 +137,9 @@ impl Policy for KvAware {
     /// The costs that it names lack `churn`, since the decision itself has changed what was placed lately.
     fn explain(&self, request: &Request, candidates: &Candidates, chosen: usize) -> String {
         let costs = self.costs(request, candidates, &vec![0.0; candidates.len()]);
-        let tiers = [Count::OverlapDevice, Count::OverlapHost, Count::OverlapDisk];
-        let overlap: u32 = tiers.map(|tier| candidates.counts(tier)[chosen]).iter().sum();
-        let rival = (0..costs.len())
-            .filter(|&row| row != chosen)
-            .min_by(|&a, &b| costs[a].total_cmp(&costs[b]));
-        let reason = format!(
-            "it holds {overlap} of {} blocks and costs {:.0} ms",
-            request.prompt_blocks, costs[chosen]
-        );
-        match rival {
-            Some(row) => format!("{reason}; the next best costs {:.0} ms", costs[row]),
-            None => format!("{reason}; there is no other"),
-        }
+        explain_costs(request, candidates, &costs, chosen, |cost| {
+            format!("{cost:.0} ms")
+        })
     }
 }
 
@@ -171,8 +161,8 @@ mod tests {
         .with_count(RequestCount::OtherRouters, 0)
     }
 
-    /// Two workers that hold so many blocks of the prompt. The first one is idle; so many tokens wait at the second one,
-    /// of this router and of all.
+    /// Two workers that hold `overlap` blocks of the prompt. The first one is idle. At the second one wait
+    /// `prefill_tokens` of this router, `prefill_tokens_all` of all.
     fn candidates(overlap: [u32; 2], prefill_tokens: u32, prefill_tokens_all: u32) -> Candidates {
         measured(overlap, prefill_tokens, prefill_tokens_all, [0.0; 2])
     }

@@ -5,8 +5,8 @@
 //! as good as the best share the requests, by a random draw for each decision.
 
 use signalbox_policy_sdk::{
-    Candidates, Count, DEFAULT_SPREAD, Decision, Info, Key, KvCost, Load, Policy, Request, RequestCount,
-    Settings, draw_among_near_ties, export_policy,
+    Candidates, DEFAULT_SPREAD, Decision, Info, Key, KvCost, Load, Policy, Request, RequestCount, Settings,
+    draw_among_near_ties, explain_costs, export_policy,
 };
 
 /// The cost formula on one set of load columns. Settings: those of [`KvCost`], `replicas` and `spread`.
@@ -75,19 +75,7 @@ impl Policy for KvLinear {
 
     fn explain(&self, request: &Request, candidates: &Candidates, chosen: usize) -> String {
         let costs = self.costs(request, candidates);
-        let tiers = [Count::OverlapDevice, Count::OverlapHost, Count::OverlapDisk];
-        let overlap: u32 = tiers.map(|tier| candidates.counts(tier)[chosen]).iter().sum();
-        let rival = (0..costs.len())
-            .filter(|&row| row != chosen)
-            .min_by(|&a, &b| costs[a].total_cmp(&costs[b]));
-        let reason = format!(
-            "it holds {overlap} of {} blocks and costs {:.1}",
-            request.prompt_blocks, costs[chosen]
-        );
-        match rival {
-            Some(row) => format!("{reason}; the next best costs {:.1}", costs[row]),
-            None => format!("{reason}; there is no other"),
-        }
+        explain_costs(request, candidates, &costs, chosen, |cost| format!("{cost:.1}"))
     }
 }
 
@@ -95,6 +83,8 @@ export_policy!(KvLinear, explaining);
 
 #[cfg(test)]
 mod tests {
+    use signalbox_policy_sdk::Count;
+
     use super::*;
 
     fn request() -> Request {
@@ -129,7 +119,7 @@ mod tests {
         policy
     }
 
-    /// The row that gets a request where there are so many other routers.
+    /// The row that gets a request where there are this many other routers.
     fn best(policy: &KvLinear, request: &Request, candidates: &Candidates, other_routers: u32) -> usize {
         let request = request
             .clone()

@@ -31,6 +31,7 @@ pub use bindings::policy::signalbox::policy::types::{Decision, Outcome, Pair, Re
 pub use candidates::Candidates;
 pub use columns::{Count, Key, Number, RequestCount, RequestKey, RequestNumber, traits};
 pub use draw::{DEFAULT_SPREAD, draw_among_near_ties};
+pub use explain::explain_costs;
 pub use kv_cost::{KvCost, Load};
 pub use predicted_ttft::{RequestLength, StepCurves, TtftCost, WorkerRows};
 pub use recent_placements::RecentPlacements;
@@ -43,6 +44,7 @@ pub mod bindings;
 mod candidates;
 mod columns;
 mod draw;
+mod explain;
 #[doc(hidden)]
 pub mod guest;
 mod kv_cost;
