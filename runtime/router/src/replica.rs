@@ -42,12 +42,6 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
-/// Whether a ready worker of the model honours what needs the ability.
-fn any_has(model: &ModelEntry, ability: Ability) -> bool {
-    model.workers.is_empty()
-        || (0..model.workers.len()).any(|place| model.workers[place].card.has_all(std::iter::once(ability)))
-}
-
 /// How often policy instances that are not used any more are looked for. They may stay for minutes, so this need not be
 /// often.
 const UNUSED_RUNNERS_INTERVAL: Duration = Duration::from_secs(60);
@@ -321,20 +315,19 @@ impl ReplicaState {
             keys: &keys,
         };
         let (links, failed) = (self.links.borrow(), attempts.failed());
-        let continues = request.generate.continuation.is_some();
-        let mut needs = request.generate.needs().peekable();
-        let needs_ability = needs.peek().copied();
-        if let Some(ability) = needs.find(|ability| !any_has(model, *ability)) {
+        let continues = generate.continuation.is_some();
+        if let Some(ability) = generate.needs().find(|ability| !any_has(model, *ability)) {
             return Err(NoCandidate::Unable(ability));
         }
+        let needs_ability = generate.needs().next().is_some();
         let may_take = |worker: &WorkerEntry| {
             !failed.contains(&worker.slot)
                 && (!continues || worker.card.continues_answers)
-                && (needs_ability.is_none() || worker.card.has_all(request.generate.needs()))
+                && worker.card.has_all(generate.needs())
         };
         let mut decider = self.decider.borrow_mut();
         if links.are_all_up() {
-            let may_use = (!failed.is_empty() || continues || needs_ability.is_some()).then_some(may_take);
+            let may_use = (!failed.is_empty() || continues || needs_ability).then_some(may_take);
             return decider.decide(model, demand, may_use);
         }
         let is_up = |worker: &WorkerEntry| may_take(worker) && links.is_up(worker);
@@ -430,6 +423,12 @@ impl Reroute for ReplicaState {
             Ok(continued)
         })
     }
+}
+
+/// Whether a worker of the model honours what needs the ability. Without workers, the lack of them is what to report.
+fn any_has(model: &ModelEntry, ability: Ability) -> bool {
+    let mut workers = model.workers.iter();
+    workers.len() == 0 || workers.any(|worker| worker.card.has_all(std::iter::once(ability)))
 }
 
 /// The first bytes of an answer, and the tokens up to them. Pieces without bytes come before those of a whole answer, and
