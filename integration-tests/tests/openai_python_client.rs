@@ -19,52 +19,50 @@ fn python() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Runs a script of checks against a router; it prints one line if all of them pass.
-async fn run(script: &str, cluster: &Cluster) -> anyhow::Result<()> {
-    let script = format!("{}/tests/{script}", env!("CARGO_MANIFEST_DIR"));
+/// Runs a script of `integration-tests` and returns what it prints, which has to be a success.
+async fn output_of(
+    script: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+    cluster: &Cluster,
+) -> anyhow::Result<String> {
     let output = tokio::process::Command::new(python()?)
-        .args([script.as_str(), cluster.api.base(), &cluster.model])
+        .arg(format!("{}/{script}", env!("CARGO_MANIFEST_DIR")))
+        .args(arguments)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()
         .await?;
-    let errors = String::from_utf8_lossy(&output.stderr);
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),
-        "{}\n{errors}\n{}",
+        "{}\n{printed}\n{}\n{}",
         output.status,
+        String::from_utf8_lossy(&output.stderr),
         cluster.process.output()
     );
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout).trim(),
-        "all checks passed"
-    );
+    Ok(printed)
+}
+
+/// Runs a script of checks against a router; it prints one line if all of them pass.
+async fn run(script: &str, cluster: &Cluster) -> anyhow::Result<()> {
+    let arguments = [cluster.api.base(), &cluster.model];
+    let printed = output_of(&format!("tests/{script}"), &arguments, &[], cluster).await?;
+    assert_eq!(printed.trim(), "all checks passed");
     cluster.idle().await
 }
 
 /// Runs the checks of a client program that `integration-tests/clients` has.
 async fn run_program(program: &str, cluster: &Cluster) -> anyhow::Result<()> {
-    let script = format!("{}/clients/programs/{program}", env!("CARGO_MANIFEST_DIR"));
-    let output = tokio::process::Command::new(python()?)
-        .arg(script)
-        .env("SIGNALBOX_BASE", cluster.api.base())
-        .env("SIGNALBOX_MODEL", &cluster.model)
-        .env("SIGNALBOX_ABLE", "text,json,tools,min_tokens")
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await?;
-    let (lines, errors) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(
-        output.status.success() && lines.contains("\"ok\": true"),
-        "{}\n{lines}\n{errors}\n{}",
-        output.status,
-        cluster.process.output()
-    );
+    let environment = [
+        ("SIGNALBOX_BASE", cluster.api.base()),
+        ("SIGNALBOX_MODEL", &cluster.model),
+        ("SIGNALBOX_ABLE", "text,json,tools,min_tokens"),
+        ("PYTHONDONTWRITEBYTECODE", "1"),
+    ];
+    let printed = output_of(&format!("clients/programs/{program}"), &[], &environment, cluster).await?;
+    assert!(printed.contains("\"ok\": true"), "{printed}");
     cluster.idle().await
 }
 
