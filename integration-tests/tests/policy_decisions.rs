@@ -1,4 +1,4 @@
-//! Why a request went where it went, and what policies that learn are told of it.
+//! Why a request went where it went, and which outcomes policies that learn receive.
 
 use std::path::Path;
 
@@ -41,12 +41,12 @@ async fn a_decision_is_shown_with_its_reason_its_columns_and_its_outcome() -> an
         (&decision["worker"], &decision["model"]),
         (&json!(worker), &json!(cluster.model))
     );
-    let told = decision["explanation"].as_str().unwrap_or_default();
+    let explanation = decision["explanation"].as_str().unwrap_or_default();
     assert!(
-        told.starts_with(&format!(
+        explanation.starts_with(&format!(
             "kv-aware@1.0.0 chose {worker}, one of 3 candidates, at a cost of"
         )),
-        "{told}"
+        "{explanation}"
     );
     let candidates = decision["candidates"].as_array().cloned().unwrap_or_default();
     assert_eq!(candidates.len(), 3);
@@ -78,7 +78,7 @@ async fn a_decision_is_shown_with_its_reason_its_columns_and_its_outcome() -> an
     Ok(())
 }
 
-/// The guest `learner` costs a worker by the mean time to the first token that it was told of.
+/// The guest `learner` costs a worker by the mean time to the first token of the outcomes that it received.
 #[tokio::test]
 async fn a_policy_that_learns_is_told_what_became_of_requests() -> anyhow::Result<()> {
     let cluster = Cluster::sim(&["--workers=2", "--speedup=1", "--http-threads=1"]).await?;
@@ -98,6 +98,6 @@ async fn a_policy_that_learns_is_told_what_became_of_requests() -> anyhow::Resul
         let cost = latest.and_then(|latest| latest["candidates"][1]["cost"].as_f64());
         Ok(cost.filter(|cost| *cost > 10.0))
     };
-    eventually("both workers cost what the policy was told", learned).await?;
+    eventually("both workers cost what the outcomes say", learned).await?;
     Ok(())
 }

@@ -17,9 +17,9 @@ use signalbox_protocol::{RequestId, WorkerId};
 
 /// Decisions that a thread keeps. With 64 candidates each takes some 4 KB.
 const MAX_RECORDS: usize = 256;
-/// Decisions among at most so many candidates keep all rows. Copying more costs more than 0.3 µs.
+/// Most candidates of a decision that always keeps all rows. Copying more costs more than 0.3 µs.
 const MAX_ROWS: usize = 128;
-/// Of decisions among more candidates, one in so many keeps all rows.
+/// Of the decisions among more candidates, one in 16 keeps all rows.
 const SAMPLED: u64 = 16;
 
 /// The rings of all threads. Clone = handle.
@@ -107,7 +107,7 @@ pub struct DecisionFilter {
     pub policy: Option<String>,
     /// About this request.
     pub request: Option<String>,
-    /// At most so many, the latest first.
+    /// Most decisions to show; the latest come first.
     pub limit: usize,
 }
 

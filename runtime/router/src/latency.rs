@@ -101,8 +101,8 @@ impl LatencyTable {
         }
     }
 
-    /// Counts one stream whose times the caller knows, in seconds: the time to its first token, for which so many prompt
-    /// tokens were computed.
+    /// Counts one stream whose times the caller knows, in seconds: the time to its first token, and the prompt
+    /// tokens that were computed for it.
     pub(crate) fn add_ttft(&self, worker: WorkerSlot, seconds: f32, uncached_prompt_tokens: u32) {
         if let Some(latency) = self.0.get(worker.0 as usize) {
             latency.add_prefill((seconds, uncached_prompt_tokens as f32));

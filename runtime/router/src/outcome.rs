@@ -74,7 +74,7 @@ impl OutcomeReporter {
         }
     }
 
-    /// A piece of the answer has arrived, with so many tokens.
+    /// A piece of the answer has arrived, with `tokens` tokens.
     pub(crate) fn generated(&mut self, tokens: u32) {
         let known = &mut self.awaited.known;
         if tokens > 0 && known.ttft_ms == 0.0 {
