@@ -1,13 +1,16 @@
 //! Requests to the engines of this repository: every parameter is checked, and the prompt fits the model's context.
 
+use std::sync::Arc;
+
+use serde_json::Value;
 use signalbox_protocol::{AnswerPart, Endpoint, WireError};
 use signalbox_router::ModelView;
 use signalbox_tokenize::{ChatPrompt, TextError};
 
 use crate::{
     openai::{
-        ChatRequest, CompletionRequest, DefaultLength, Fields, GenerationParams, Prompt, check_least,
-        check_stop_tokens, check_vocabulary, fit_context, prompt_too_long, with_tools,
+        ChatRequest, CompletionRequest, DefaultLength, Fields, GenerationParams, Prompt, Rendering,
+        check_least, check_stop_tokens, check_vocabulary, fit_context, prompt_too_long, with_tools,
     },
     prepared::Prepared,
 };
@@ -55,24 +58,15 @@ fn no_such_route(endpoint: Endpoint, model: &str) -> WireError {
 fn chat(name: String, fields: &mut Fields, model: &ModelView) -> Result<Prepared, WireError> {
     let ChatRequest {
         generation,
-        mut messages,
+        messages,
         tools,
         rendering,
     } = ChatRequest::take(name, fields)?;
-    let renders_tools = model.text.renders_tools();
-    if let (Some(tools), false) = (&tools, renders_tools) {
-        messages = with_tools(&messages, tools);
-    }
-    let prompt = ChatPrompt {
-        tools: tools.as_ref().filter(|_| renders_tools),
-        ..rendering.prompt(&messages)
-    };
-    let tokens = model
-        .text
-        .encode_chat_within(&prompt, model.context_length as usize)
+    let context = model.context_length as usize;
+    let tokens = chat_tokens(messages, tools.as_ref(), &rendering, model, context)
         .map_err(|error| text_error(error, model, "messages"))?;
     fit(
-        generation,
+        Arc::new(generation),
         tokens,
         None,
         model,
@@ -81,18 +75,48 @@ fn chat(name: String, fields: &mut Fields, model: &ModelView) -> Result<Prepared
     )
 }
 
+/// The tokens of a chat, at most `limit`. Tools are described in the system message if the model's template has no place for
+/// them.
+pub(crate) fn chat_tokens(
+    mut messages: Value,
+    tools: Option<&Value>,
+    rendering: &Rendering,
+    model: &ModelView,
+    limit: usize,
+) -> Result<Vec<u32>, TextError> {
+    let renders_tools = model.text.renders_tools();
+    if let (Some(tools), false) = (tools, renders_tools) {
+        messages = with_tools(&messages, tools);
+    }
+    let prompt = ChatPrompt {
+        tools: tools.filter(|_| renders_tools),
+        ..rendering.prompt(&messages)
+    };
+    model.text.encode_chat_within(&prompt, limit)
+}
+
 fn completions(name: String, fields: &mut Fields, model: &ModelView) -> Result<Vec<Prepared>, WireError> {
-    let request = CompletionRequest::take(name, fields)?;
-    let is_one = request.prompts.len() == 1;
+    let CompletionRequest {
+        generation,
+        prompts,
+        echo,
+        add_special_tokens,
+    } = CompletionRequest::take(name, fields)?;
+    let style = CompletionStyle {
+        generation: Arc::new(generation),
+        echo,
+        add_special_tokens,
+    };
+    let is_one = prompts.len() == 1;
     let mut first_choice = 0;
-    let mut prepared = Vec::with_capacity(request.prompts.len());
-    for (i, prompt) in request.prompts.iter().enumerate() {
+    let mut prepared = Vec::with_capacity(prompts.len());
+    for (i, prompt) in prompts.into_iter().enumerate() {
         let param = if is_one {
             "prompt".to_owned()
         } else {
             format!("prompt[{i}]")
         };
-        let mut completion = completion(&request, prompt, &param, model)?;
+        let mut completion = completion(&style, prompt, &param, model)?;
         if !is_one {
             completion.part = Some(AnswerPart { first_choice });
             first_choice += completion.generation.sampling.n;
@@ -102,32 +126,39 @@ fn completions(name: String, fields: &mut Fields, model: &ModelView) -> Result<V
     Ok(prepared)
 }
 
+/// What the completions of a request's prompts have in common.
+struct CompletionStyle {
+    generation: Arc<GenerationParams>,
+    echo: bool,
+    add_special_tokens: bool,
+}
+
 /// The completion of one prompt, which the parameter `param` holds.
 fn completion(
-    request: &CompletionRequest,
-    prompt: &Prompt,
+    style: &CompletionStyle,
+    prompt: Prompt,
     param: &str,
     model: &ModelView,
 ) -> Result<Prepared, WireError> {
-    let generation = request.generation.clone();
+    let generation = Arc::clone(&style.generation);
     let text = |error| text_error(error, model, param);
     let (tokens, echo) = match prompt {
         Prompt::Text(prompt) => {
             let context = model.context_length as usize;
             let tokens = model
                 .text
-                .encode_prompt_within(prompt, request.add_special_tokens, context);
-            (tokens.map_err(text)?, request.echo.then(|| prompt.clone()))
+                .encode_prompt_within(&prompt, style.add_special_tokens, context);
+            (tokens.map_err(text)?, style.echo.then_some(prompt))
         }
         Prompt::Tokens(tokens) => {
             check_vocabulary(
                 param,
-                tokens,
+                &tokens,
                 &generation.sampling.logit_bias,
                 model.text.vocab_size(),
             )?;
-            let echo = request.echo.then(|| model.text.decode(tokens)).transpose();
-            (tokens.clone(), echo.map_err(text)?)
+            let echo = style.echo.then(|| model.text.decode(&tokens)).transpose();
+            (tokens, echo.map_err(text)?)
         }
     };
     let default = DefaultLength::Tokens(DEFAULT_COMPLETION_TOKENS);
@@ -135,7 +166,7 @@ fn completion(
 }
 
 fn fit(
-    mut generation: GenerationParams,
+    generation: Arc<GenerationParams>,
     tokens: Vec<u32>,
     echo: Option<String>,
     model: &ModelView,
@@ -151,16 +182,17 @@ fn fit(
     let vocabulary = model.text.vocab_size();
     check_vocabulary(param, &[], &generation.sampling.logit_bias, vocabulary)?;
     check_stop_tokens(&generation.sampling.stop_token_ids, vocabulary)?;
-    generation.sampling.max_tokens = fit_context(
+    let max_tokens = fit_context(
         tokens.len(),
         generation.max_tokens,
         default,
         model.context_length,
         param,
     )?;
-    check_least(generation.sampling.min_tokens, generation.sampling.max_tokens)?;
+    check_least(generation.sampling.min_tokens, max_tokens)?;
     Ok(Prepared {
         generation,
+        max_tokens,
         tokens,
         unhashed_tokens: 0,
         unhashed: None,

@@ -12,6 +12,8 @@ mod lenient;
 mod prompt;
 mod responses;
 
+use std::sync::Arc;
+
 use signalbox_protocol::{Endpoint, SamplingParams};
 use signalbox_router::ModelView;
 
@@ -96,7 +98,7 @@ pub(crate) fn prepare(
     }
     let prompt_tokens = u32::try_from(prompt.tokens.len()).unwrap_or(u32::MAX);
     let rest = model.context_length.saturating_sub(prompt_tokens);
-    generation.sampling.max_tokens = match endpoint {
+    let max_tokens = match endpoint {
         Endpoint::Completions => generation
             .max_tokens
             .unwrap_or(DEFAULT_COMPLETION_TOKENS)
@@ -106,7 +108,8 @@ pub(crate) fn prepare(
     };
     generation.sampling.n = generation.sampling.n.saturating_mul(prompt.prompts.max(1));
     Prepared {
-        generation,
+        generation: Arc::new(generation),
+        max_tokens,
         tokens: prompt.tokens,
         unhashed_tokens,
         unhashed: prompt.unhashed,

@@ -23,6 +23,7 @@ pub(crate) use context::{
 pub(crate) use fields::{Fields, integer, wrong};
 pub(crate) use sampling::{GenerationParams, take_model, token_id, urgency};
 pub(crate) use tool_prompt::with_tools;
+pub(crate) use tools::described_tools;
 
 /// The parameters of a chat that are checked.
 pub(crate) const CHAT_NAMES: [&[&str]; 3] = [&sampling::NAMES, &chat::NAMES, &refused::NAMES];

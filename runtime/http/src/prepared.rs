@@ -1,7 +1,9 @@
 //! A request that is ready to be routed.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use signalbox_protocol::{AnswerFormat, AnswerPart, Endpoint, GenerateRequest, RequestId};
+use signalbox_protocol::{AnswerFormat, AnswerPart, Endpoint, GenerateRequest, RequestId, SamplingParams};
 use signalbox_router::{PromptForm, RouteRequest};
 
 use crate::openai::GenerationParams;
@@ -9,7 +11,10 @@ use crate::openai::GenerationParams;
 /// What routing, and an engine of this repository, need to know of a request.
 #[derive(Debug, Clone)]
 pub(crate) struct Prepared {
-    pub(crate) generation: GenerationParams,
+    /// What the prompts of one request have in common.
+    pub(crate) generation: Arc<GenerationParams>,
+    /// The most tokens of each choice.
+    pub(crate) max_tokens: u32,
     /// The prompt's tokens; empty if they are unknown.
     pub(crate) tokens: Vec<u32>,
     /// About how many tokens the engine computes beside `tokens`.
@@ -86,7 +91,7 @@ impl Prepared {
         id: RequestId,
         deadline_ms: u64,
     ) -> RouteRequest {
-        let generation = self.generation;
+        let generation = Arc::unwrap_or_clone(self.generation);
         RouteRequest {
             form,
             limits_answer: generation.max_tokens.is_some(),
@@ -102,7 +107,10 @@ impl Prepared {
                 wants_token_ids: false,
                 continuation: None,
                 constraint: generation.constraint,
-                sampling: generation.sampling,
+                sampling: SamplingParams {
+                    max_tokens: self.max_tokens,
+                    ..generation.sampling
+                },
                 format: AnswerFormat {
                     endpoint,
                     stream: generation.stream,

@@ -183,6 +183,7 @@ async fn join(
     let card = serde_json::json!({
         "id": "worker-0", "epoch": 1, "model": model, "address": server.address(), "engine": "sim",
         "reads_body": reads_body, "block_size": 16, "context_length": 512, "artifacts_digest": artifacts.digest(), "role": "aggregated",
+        "abilities": ["sampling_limits", "constraints", "tool_calls", "answer_parts", "prompt_logprobs"],
         "kv_events": false, "capacity": {"kv_blocks": 64, "max_sequences": 8, "max_waiting": 8},
     });
     let card: Arc<WorkerCard> = Arc::new(serde_json::from_value(card).unwrap());

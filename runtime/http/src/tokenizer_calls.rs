@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use signalbox_protocol::{Endpoint, WireError};
 use signalbox_router::ModelView;
-use signalbox_tokenize::{ChatPrompt, TextError};
+use signalbox_tokenize::TextError;
 
 use crate::{
-    checked::text_error,
-    openai::{Fields, Rendering, check_vocabulary, messages, token_ids, wrong},
+    checked::{chat_tokens, text_error},
+    openai::{Fields, Rendering, check_vocabulary, described_tools, messages, token_ids, wrong},
 };
 
 /// Most tokens of a text: a request whose text certainly has more is refused.
@@ -82,12 +82,9 @@ fn chat(fields: &mut Fields, model: &ModelView) -> Result<Vec<u32>, WireError> {
     }
     let messages = messages(fields)?;
     let rendering = Rendering::take(fields)?;
-    let tools = fields.take("tools")?;
-    let prompt = ChatPrompt {
-        tools: tools.as_ref(),
-        ..rendering.prompt(&messages)
-    };
-    let tokens = model.text.encode_chat_within(&prompt, MAX_TOKENS);
+    let tools = described_tools(fields)?;
+    let tools = (!tools.is_empty()).then_some(Value::Array(tools));
+    let tokens = chat_tokens(messages, tools.as_ref(), &rendering, model, MAX_TOKENS);
     tokens.map_err(|error| refusal(error, model, "messages"))
 }
 

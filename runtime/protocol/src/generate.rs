@@ -115,6 +115,8 @@ impl GenerateRequest {
             (samples || formats).then_some(Ability::SamplingLimits),
             self.constraint.is_some().then_some(Ability::Constraints),
             self.format.tools.is_some().then_some(Ability::ToolCalls),
+            self.format.part.is_some().then_some(Ability::AnswerParts),
+            (sampling.prompt_logprobs || sampling.max_tokens == 0).then_some(Ability::PromptLogprobs),
         ];
         needed.into_iter().flatten()
     }

@@ -64,6 +64,10 @@ pub enum Ability {
     Constraints,
     /// Tool calls in the answer.
     ToolCalls,
+    /// An answer that is a part of one, whose request has several prompts.
+    AnswerParts,
+    /// The log probabilities of a prompt's tokens, and no answer behind them.
+    PromptLogprobs,
 }
 
 impl Ability {
@@ -78,6 +82,10 @@ impl Ability {
                 "structured output (response_format, structured_outputs or a tool that must be called)"
             }
             Self::ToolCalls => "tool calls",
+            Self::AnswerParts => "several prompts in one request",
+            Self::PromptLogprobs => {
+                "the log probabilities of a prompt (echo with logprobs, or max_tokens of 0)"
+            }
         }
     }
 }
@@ -129,6 +137,13 @@ pub struct WorkerCapacity {
     pub max_sequences: u32,
     /// Requests that may wait beyond those. The worker fails more requests as overloaded.
     pub max_waiting: u32,
+}
+
+impl WorkerCapacity {
+    /// The most sequences that the worker takes, running and waiting together.
+    pub fn most_requests(self) -> u32 {
+        self.max_sequences.saturating_add(self.max_waiting)
+    }
 }
 
 #[cfg(test)]

@@ -304,7 +304,12 @@ impl<'a> Simulation<'a> {
             Err(NoCandidate::Busy | NoCandidate::Rejected(_)) => {
                 return self.end_request(index, RequestOutcome::Shed);
             }
-            Err(NoCandidate::Unavailable | NoCandidate::Unable(_) | NoCandidate::TooLong { .. }) => {
+            Err(
+                NoCandidate::Unavailable
+                | NoCandidate::Unable(_)
+                | NoCandidate::TooManyChoices { .. }
+                | NoCandidate::TooLong { .. },
+            ) => {
                 return self.end_request(index, RequestOutcome::Failed);
             }
         };

@@ -21,6 +21,13 @@ pub enum NoCandidate {
     Busy,
     /// No ready worker of the model honours a part of the request.
     Unable(Ability),
+    /// The request has more choices than any ready worker of the model takes at once.
+    TooManyChoices {
+        /// The request's choices.
+        choices: u32,
+        /// The most that a worker takes.
+        most: u32,
+    },
     /// The prompt does not fit into the context of any ready worker.
     TooLong {
         /// The longest of these contexts, in tokens.

@@ -34,6 +34,13 @@ pub(crate) fn no_candidate(reason: NoCandidate, model: &str) -> WireError {
                 ability.asked()
             ),
         ),
+        NoCandidate::TooManyChoices { choices, most } => WireError::invalid_param(
+            "n",
+            format!(
+                "n is {choices}, and no worker of the model {model:?} takes more than {most} choices, running and waiting \
+                 together; ask for at most {most}"
+            ),
+        ),
         NoCandidate::Rejected(rejection) => {
             let kind = if rejection.is_overload {
                 ErrorKind::Overloaded

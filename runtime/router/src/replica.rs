@@ -12,7 +12,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use signalbox_kv_index::WorkerSlot;
 use signalbox_policy_host::RequestKeys;
-use signalbox_protocol::{Ability, Call, GenerateRequest, ParityState, WireError, WorkerId, name_hash};
+use signalbox_protocol::{
+    Ability, Call, GenerateRequest, ParityState, WireError, WorkerCard, WorkerId, name_hash,
+};
 use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream, TokenIds};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
@@ -319,15 +321,22 @@ impl ReplicaState {
         if let Some(ability) = generate.needs().find(|ability| !any_has(model, *ability)) {
             return Err(NoCandidate::Unable(ability));
         }
-        let needs_ability = generate.needs().next().is_some();
+        let choices = sampling.n;
+        if choices > 1
+            && let Some(most) = most_choices(model).filter(|most| choices > *most)
+        {
+            return Err(NoCandidate::TooManyChoices { choices, most });
+        }
+        let is_choosy = choices > 1 || generate.needs().next().is_some();
         let may_take = |worker: &WorkerEntry| {
             !failed.contains(&worker.slot)
                 && (!continues || worker.card.continues_answers)
+                && choices_at(&worker.card) >= choices
                 && worker.card.has_all(generate.needs())
         };
         let mut decider = self.decider.borrow_mut();
         if links.are_all_up() {
-            let may_use = (!failed.is_empty() || continues || needs_ability).then_some(may_take);
+            let may_use = (!failed.is_empty() || continues || is_choosy).then_some(may_take);
             return decider.decide(model, demand, may_use);
         }
         let is_up = |worker: &WorkerEntry| may_take(worker) && links.is_up(worker);
@@ -429,6 +438,20 @@ impl Reroute for ReplicaState {
 fn any_has(model: &ModelEntry, ability: Ability) -> bool {
     let mut workers = model.workers.iter();
     workers.len() == 0 || workers.any(|worker| worker.card.has_all(std::iter::once(ability)))
+}
+
+/// The most choices of one request that any worker of the model takes; `None` without workers.
+fn most_choices(model: &ModelEntry) -> Option<u32> {
+    model.workers.iter().map(|worker| choices_at(&worker.card)).max()
+}
+
+/// The most choices of one request that a worker takes. Each is a sequence of its own at an engine of this repository. An
+/// engine that reads bodies itself has its own limit, and its own error.
+fn choices_at(card: &WorkerCard) -> u32 {
+    if card.reads_body {
+        return u32::MAX;
+    }
+    card.capacity.most_requests()
 }
 
 /// The first bytes of an answer, and the tokens up to them. Pieces without bytes come before those of a whole answer, and

@@ -90,7 +90,10 @@ impl<'a> Suitable<'a> {
         match reason {
             NoCandidate::Unavailable => true,
             NoCandidate::Busy => !self.prompts.iter().any(|prompt| prompt.context.is_limit_set),
-            NoCandidate::TooLong { .. } | NoCandidate::Unable(_) | NoCandidate::Rejected(_) => false,
+            NoCandidate::TooLong { .. }
+            | NoCandidate::TooManyChoices { .. }
+            | NoCandidate::Unable(_)
+            | NoCandidate::Rejected(_) => false,
         }
     }
 }

@@ -126,8 +126,8 @@ fn the_parameters_that_say_how_much_is_generated_are_read() {
         (json!({"max_tokens": 1_000_000}), (rest, 1)),
         (json!({"max_tokens": -1, "n": "two"}), (rest, 1)),
     ] {
-        let sampling = chat(more.clone()).generation.sampling;
-        assert_eq!((sampling.max_tokens, sampling.n), expected, "{more}");
+        let chat = chat(more.clone());
+        assert_eq!((chat.max_tokens, chat.generation.sampling.n), expected, "{more}");
     }
     let generation = chat(json!({
         "stream": 1, "stream_options": {"include_usage": true}, "cache_salt": "tenant", "priority": -3,
@@ -165,8 +165,7 @@ fn a_completion_is_routed_by_its_first_prompt() {
             (tokens, None),
             "{prompt}"
         );
-        let sampling = completion.generation.sampling;
-        assert_eq!((sampling.max_tokens, sampling.n), (16, 1));
+        assert_eq!((completion.max_tokens, completion.generation.sampling.n), (16, 1));
     }
     for (prompt, tokens, later) in [
         (json!(["a text", "12345678", "1234"]), encode("a text"), 3),
@@ -263,7 +262,7 @@ fn a_request_without_a_prompt_counts_as_load_only() {
         let prepared = prepared(endpoint, json!({"input": input, "stream": true}));
         assert_eq!((prepared.unhashed, prepared.tokens.len()), (None, 0));
         assert!((125..150).contains(&prepared.unhashed_tokens), "{prepared:?}");
-        assert_eq!(prepared.generation.sampling.max_tokens, 0);
+        assert_eq!(prepared.max_tokens, 0);
         assert!(!prepared.generation.stream, "no token is generated");
     }
     let prepared = prepared(Endpoint::Tokenize, json!({"prompt": input}));

@@ -139,8 +139,8 @@ fn choice(param: &str, texts: &Value) -> Result<Vec<String>, WireError> {
     texts.collect()
 }
 
-/// The tools that the answer may call.
-pub(super) fn tools(fields: &mut Fields) -> Result<Option<ChatTools>, WireError> {
+/// The tools of a request, checked.
+pub(crate) fn described_tools(fields: &mut Fields) -> Result<Vec<Value>, WireError> {
     let tools = match fields.take("tools")? {
         None => Vec::new(),
         Some(Value::Array(tools)) if tools.len() > MAX_TOOLS => {
@@ -150,11 +150,17 @@ pub(super) fn tools(fields: &mut Fields) -> Result<Option<ChatTools>, WireError>
         Some(Value::Array(tools)) => tools,
         Some(other) => return Err(wrong("tools", &other, "an array of tools")),
     };
-    let choice = fields.take("tool_choice")?;
-    let one_call = !fields.flag("parallel_tool_calls")?.unwrap_or(true);
     for (i, tool) in tools.iter().enumerate() {
         check_tool(&format!("tools[{i}]"), tool)?;
     }
+    Ok(tools)
+}
+
+/// The tools that the answer may call.
+pub(super) fn tools(fields: &mut Fields) -> Result<Option<ChatTools>, WireError> {
+    let tools = described_tools(fields)?;
+    let choice = fields.take("tool_choice")?;
+    let one_call = !fields.flag("parallel_tool_calls")?.unwrap_or(true);
     if tools.is_empty() {
         return match choice {
             None | Some(Value::String(_)) if choice.as_ref().is_none_or(|choice| choice != "required") => {

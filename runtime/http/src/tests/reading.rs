@@ -42,12 +42,34 @@ async fn texts_and_chats_become_tokens_and_tokens_a_text() {
 }
 
 #[actix_rt::test]
+async fn a_chat_with_tools_is_tokenized_as_it_is_answered() {
+    let mut rig = Rig::serving("tool-tokens").await;
+    let tool = json!({"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}});
+    let message = json!({"role": "user", "content": "hello"});
+    let body = json!({"model": "tool-tokens", "messages": [message], "tools": [tool]}).to_string();
+    let request = post("/v1/chat/completions", &body);
+    let (_, _, parts) = rig
+        .answered(request, |responder| responder.end(StreamSummary::default()))
+        .await;
+    let reply = rig.public(&post("/tokenize", &body)).await.json();
+    assert_eq!(reply["tokens"], json!(parts.tokens));
+    let plain = json!({"model": "tool-tokens", "messages": [message], "tools": []}).to_string();
+    let plain = rig.public(&post("/tokenize", &plain)).await.json();
+    assert!(plain["count"].as_u64() < reply["count"].as_u64(), "{plain}");
+}
+
+#[actix_rt::test]
 async fn wrong_calls_of_the_tokenizer_are_refused_by_name() {
     let rig = Rig::serving("no-tokens").await;
     for (path, body, param) in [
         ("/tokenize", json!({"model": "no-tokens"}), "messages"),
         ("/tokenize", json!({"model": "no-tokens", "prompt": 1}), "prompt"),
         ("/tokenize", json!({"model": 7, "prompt": "x"}), "model"),
+        (
+            "/tokenize",
+            json!({"model": "no-tokens", "messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function"}]}),
+            "tools[0].function",
+        ),
         ("/detokenize", json!({"model": "no-tokens"}), "tokens"),
         (
             "/detokenize",

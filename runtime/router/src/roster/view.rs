@@ -170,8 +170,7 @@ impl FromIterator<WorkerEntry> for ReadyWorkers {
             let capacity = worker.card.capacity;
             columns.slots.push(worker.slot.0);
             columns.kv_blocks.push(capacity.kv_blocks);
-            let most_requests = capacity.max_sequences.saturating_add(capacity.max_waiting);
-            columns.most_requests.push(most_requests);
+            columns.most_requests.push(capacity.most_requests());
             columns.roles.push(worker.card.role);
             columns.max_sequences.push(capacity.max_sequences);
             columns.context_lengths.push(worker.card.context_length);

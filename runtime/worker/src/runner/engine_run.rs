@@ -9,7 +9,7 @@ use std::{
 };
 
 use signalbox_event_plane::EventLog;
-use signalbox_protocol::LoadReport;
+use signalbox_protocol::{ErrorKind, LoadReport, WireError};
 use signalbox_tokenize::ModelText;
 use tokio::sync::watch;
 
@@ -139,8 +139,10 @@ impl EngineRun {
             return;
         };
         self.requests.insert(number, request);
+        let choices = sequences.len();
         for sequence in sequences {
             if let Err(error) = self.engine.submit(sequence) {
+                let error = refused_choices(error, choices);
                 self.requests.fail(number, error, &mut self.cancels);
                 self.cancel();
                 return;
@@ -213,4 +215,14 @@ impl EngineRun {
             self.engine.cancel(id);
         }
     }
+}
+
+/// The engine's error for a request with several choices, of which it has no room for all.
+fn refused_choices(mut error: WireError, choices: usize) -> WireError {
+    if choices > 1 && error.kind == ErrorKind::Overloaded {
+        let reason = error.message;
+        error.message =
+            format!("n is {choices}, and there is no room for all of them: {reason}, or ask for fewer");
+    }
+    error
 }

@@ -472,10 +472,9 @@ fn a_request_that_cannot_be_answered_is_refused_with_the_reason() {
         Some("max_tokens")
     );
     // Three choices are one more than may run and wait. The request fails as a whole and leaves no sequence behind.
-    assert_eq!(
-        refused(SamplingParams { n: 3, ..params() }, prompt(4)).kind,
-        ErrorKind::Overloaded
-    );
+    let error = refused(SamplingParams { n: 3, ..params() }, prompt(4));
+    assert_eq!(error.kind, ErrorKind::Overloaded);
+    assert!(error.message.starts_with("n is 3"), "{error}");
     assert_eq!(runner.load().borrow().running, 0);
 }
 

@@ -1,6 +1,6 @@
 //! Requests among workers that differ: in the length of their context, and in the version of the model.
 
-use signalbox_protocol::{GenerateRequest, WorkerCard};
+use signalbox_protocol::{AnswerPart, ErrorKind, GenerateRequest, WorkerCard};
 use signalbox_request_plane::{CallParts, PieceTokens};
 
 use super::*;
@@ -128,6 +128,49 @@ async fn a_prompt_that_fits_no_context_is_refused() {
     let error = rig.replica.clone().route(request).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::ContextLengthExceeded);
     assert!(error.message.contains("4096 tokens"), "{error}");
+}
+
+#[actix_rt::test]
+async fn a_request_goes_to_a_worker_that_honours_all_of_it() {
+    let (old, mut new) = (TestWorker::start().await, TestWorker::start().await);
+    let workers = vec![
+        worker(0, &old, |_| ()),
+        worker(1, &new, |card| card.abilities = vec![Ability::AnswerParts]),
+    ];
+    let rig = Rig::of(workers, LinkConfig::default());
+    let mut part = request(PATIENCE);
+    part.generate.format.part = Some(AnswerPart { first_choice: 1 });
+    routed(&rig, part, &mut new).await;
+    let mut scored = request(PATIENCE);
+    scored.generate.sampling.prompt_logprobs = true;
+    let error = rig.replica.clone().route(scored).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidRequest);
+    assert!(error.message.contains("log probabilities of a prompt"), "{error}");
+    assert!(old.has_no_call() && new.has_no_call());
+}
+
+#[actix_rt::test]
+async fn choices_go_to_a_worker_that_takes_as_many_and_are_refused_if_none_does() {
+    let (small, mut large) = (TestWorker::start().await, TestWorker::start().await);
+    let workers = vec![
+        worker(0, &small, |card| card.capacity.max_sequences = 4),
+        worker(1, &large, |card| card.capacity.max_sequences = 100),
+    ];
+    let most = workers[1].card.capacity.most_requests();
+    let rig = Rig::of(workers, LinkConfig::default());
+    let asking = |n| {
+        let mut request = request(PATIENCE);
+        request.generate.sampling.n = n;
+        request
+    };
+    routed(&rig, asking(most), &mut large).await;
+    let error = rig.replica.clone().route(asking(most + 1)).await.unwrap_err();
+    assert_eq!(
+        (error.kind, error.param.as_deref()),
+        (ErrorKind::InvalidRequest, Some("n"))
+    );
+    assert!(error.message.contains(&format!("at most {most}")), "{error}");
+    assert!(small.has_no_call() && large.has_no_call());
 }
 
 /// Two workers of two versions, whose tokenizers differ. The first has the lesser load.
