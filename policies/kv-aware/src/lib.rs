@@ -58,8 +58,9 @@ impl KvAware {
         let [_, decode_blocks, _] = self.load();
         let measured = MeasuredRows {
             prefill_tokens_per_s: candidates.numbers(Number::PrefillTokensPerS),
-            uncached_prompt_tokens: candidates.numbers(Number::UncachedPromptTokens),
+            prefill_step_tokens: candidates.numbers(Number::PrefillStepTokens),
             decode_step_ms: candidates.numbers(Number::DecodeStepMs),
+            decode_step_blocks: candidates.numbers(Number::DecodeStepBlocks),
             decode_blocks: candidates.counts(decode_blocks),
             kv_blocks_total: candidates.counts(Count::KvBlocksTotal),
         };
@@ -115,8 +116,9 @@ impl Policy for KvAware {
             .counts(counts)
             .numbers([
                 Number::PrefillTokensPerS,
-                Number::UncachedPromptTokens,
+                Number::PrefillStepTokens,
                 Number::DecodeStepMs,
+                Number::DecodeStepBlocks,
             ])
             .keys([Key::Worker]);
         match self.replicas {
@@ -180,7 +182,8 @@ mod tests {
             .with_counts(Count::RequestsAll, &[0, 0])
             .with_counts(Count::KvBlocksTotal, &[10_000; 2])
             .with_numbers(Number::PrefillTokensPerS, &rate)
-            .with_numbers(Number::UncachedPromptTokens, &[2_000.0; 2])
+            .with_numbers(Number::PrefillStepTokens, &[2_000.0; 2])
+            .with_numbers(Number::DecodeStepBlocks, &[0.0; 2])
             .with_numbers(Number::DecodeStepMs, &[0.0; 2])
             .with_keys(Key::Worker, &[10, 20])
     }

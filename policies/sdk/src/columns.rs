@@ -94,8 +94,12 @@ define_names! {
         ItlMs = "itl-ms",
         /// Prompt tokens that the worker computes in a second of prefill.
         PrefillTokensPerS = "prefill-tokens-per-s",
+        /// The mean prompt tokens of the steps that this rate was measured on.
+        PrefillStepTokens = "prefill-step-tokens",
         /// How long one of the worker's decode steps takes, in ms.
         DecodeStepMs = "decode-step-ms",
+        /// The mean KV blocks of running sequences in those steps.
+        DecodeStepBlocks = "decode-step-blocks",
         /// Milliseconds since the worker's last report; 0 before the first.
         ReportAgeMs = "report-age-ms",
         /// Milliseconds since this router last placed a request of the same session there; 0 for never.

@@ -26,10 +26,12 @@ const LEAST_TOKENS: f32 = 64.0;
 pub struct MeasuredRows<'a> {
     /// Prompt tokens that the worker computes in a second of prefill.
     pub prefill_tokens_per_s: &'a [f32],
-    /// The mean tokens of a prompt that its cache did not hold.
-    pub uncached_prompt_tokens: &'a [f32],
+    /// The mean prompt tokens of the steps that this rate was measured on.
+    pub prefill_step_tokens: &'a [f32],
     /// How long a decode step takes, in milliseconds.
     pub decode_step_ms: &'a [f32],
+    /// The mean KV blocks of running sequences in those steps.
+    pub decode_step_blocks: &'a [f32],
     /// KV blocks of the requests in flight.
     pub decode_blocks: &'a [u32],
     /// KV blocks of the cache.
@@ -87,7 +89,7 @@ impl WorkerSpeeds {
     ) {
         self.learned.follow(workers);
         for (row, speed) in self.learned.values_mut().enumerate() {
-            let tokens = measured.uncached_prompt_tokens[row];
+            let tokens = measured.prefill_step_tokens[row];
             if tokens > 0.0 {
                 let rate = measured.prefill_tokens_per_s[row];
                 speed.prefill.learn(rate, || {
@@ -98,7 +100,11 @@ impl WorkerSpeeds {
             let step_ms = measured.decode_step_ms[row];
             speed.decode.learn(step_ms, || {
                 let total = measured.kv_blocks_total[row].max(1) as f32;
-                step_ms / curves.decode_ms(measured.decode_blocks[row] as f32 / total)
+                let blocks = match measured.decode_step_blocks[row] {
+                    0.0 => measured.decode_blocks[row] as f32,
+                    blocks => blocks,
+                };
+                step_ms / curves.decode_ms(blocks / total)
             });
         }
         scales(
@@ -147,9 +153,11 @@ mod tests {
         let step = |slow: &f32| slow * noise * curves.decode_ms(0.5);
         let measured = MeasuredRows {
             prefill_tokens_per_s: &slowness.iter().map(rate).collect::<Vec<_>>(),
-            uncached_prompt_tokens: &vec![2_000.0; slowness.len()],
+            prefill_step_tokens: &vec![2_000.0; slowness.len()],
             decode_step_ms: &slowness.iter().map(step).collect::<Vec<_>>(),
-            decode_blocks: &vec![500; slowness.len()],
+            decode_step_blocks: &vec![500.0; slowness.len()],
+            // The worker is idle now; its steps were measured before.
+            decode_blocks: &vec![0; slowness.len()],
             kv_blocks_total: &vec![1_000; slowness.len()],
         };
         speeds.follow(

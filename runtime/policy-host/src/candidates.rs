@@ -77,8 +77,13 @@ macro_rules! for_each_column {
             /// Prompt tokens that the worker computes in a second of prefill.
             Measured Numbers prefill_tokens_per_s: "prefill-tokens-per-s",
                 trial |trial| trial.up_to(1) as f32 * 20_000.0;
+            /// The mean prompt tokens of the steps that this rate was measured on.
+            Measured Numbers prefill_step_tokens: "prefill-step-tokens", trial |trial| trial.up_to(8_192) as f32;
             /// How long one of its decode steps takes, in ms.
             Measured Numbers decode_step_ms: "decode-step-ms", trial |trial| trial.up_to(60) as f32;
+            /// The mean KV blocks of running sequences in those steps.
+            Measured Numbers decode_step_blocks: "decode-step-blocks",
+                trial |trial| trial.up_to(trial.row.kv_blocks_used) as f32;
             /// The mean time to the first token over this router's latest streams, in ms.
             Measured Numbers ttft_ms: "ttft-ms", trial |trial| trial.up_to(4_000) as f32;
             /// The mean prompt tokens that were computed for it.

@@ -23,6 +23,14 @@ pub struct LoadReport {
     /// How long a decode step takes, in microseconds, as the worker measured it lately; 0 when unknown.
     #[serde(default)]
     pub decode_step_us: u32,
+    /// The mean prompt tokens of the steps that `prefill_tokens_per_s` was measured on: longer steps have a higher rate. 0
+    /// when unknown.
+    #[serde(default)]
+    pub prefill_step_tokens: u32,
+    /// The mean KV blocks of running sequences in the steps that `decode_step_us` was measured on: steps with more of them
+    /// take longer.
+    #[serde(default)]
+    pub decode_step_blocks: u32,
 }
 
 /// One piece of the answer to [`Call::WatchLoad`](crate::Call::WatchLoad), in JSON.

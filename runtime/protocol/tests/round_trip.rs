@@ -225,7 +225,7 @@ fn error() -> impl Strategy<Value = WireError> {
 }
 
 fn report() -> impl Strategy<Value = WorkerReport> {
-    let load = any::<[u32; 7]>().prop_map(
+    let load = any::<[u32; 9]>().prop_map(
         |[
             running,
             waiting,
@@ -234,6 +234,8 @@ fn report() -> impl Strategy<Value = WorkerReport> {
             total_kv_blocks,
             prefill_tokens_per_s,
             decode_step_us,
+            prefill_step_tokens,
+            decode_step_blocks,
         ]| LoadReport {
             running,
             waiting,
@@ -242,6 +244,8 @@ fn report() -> impl Strategy<Value = WorkerReport> {
             total_kv_blocks,
             prefill_tokens_per_s,
             decode_step_us,
+            prefill_step_tokens,
+            decode_step_blocks,
         },
     );
     let state = select(vec![

@@ -226,10 +226,12 @@ fn fill_reports(sources: &Sources<'_>, columns: &mut Candidates) {
 
 /// What the worker measured, or else this router.
 fn fill_measured(sources: &Sources<'_>, columns: &mut Candidates) {
-    for (&slot, rate, step, ttft, uncached, itl) in izip!(
+    for (&slot, rate, step_tokens, step, step_blocks, ttft, uncached, itl) in izip!(
         &columns.worker,
         &mut columns.prefill_tokens_per_s,
+        &mut columns.prefill_step_tokens,
         &mut columns.decode_step_ms,
+        &mut columns.decode_step_blocks,
         &mut columns.ttft_ms,
         &mut columns.uncached_prompt_tokens,
         &mut columns.itl_ms,
@@ -244,6 +246,11 @@ fn fill_measured(sources: &Sources<'_>, columns: &mut Candidates) {
             0 if *ttft > 0.0 => *uncached / *ttft * 1e3,
             reported => reported as f32,
         };
+        *step_tokens = match last.prefill_step_tokens {
+            0 => *uncached,
+            reported => reported as f32,
+        };
+        *step_blocks = last.decode_step_blocks as f32;
         *step = match last.decode_step_us {
             0 => *itl,
             reported => reported as f32 / 1e3,

@@ -72,6 +72,8 @@ struct ReportedLoad {
     reported_used_blocks: AtomicU32,
     reported_prefill_rate: AtomicU32,
     reported_decode_step_us: AtomicU32,
+    reported_prefill_step_tokens: AtomicU32,
+    reported_decode_step_blocks: AtomicU32,
     /// When the worker last reported, on the router's clock; 0 before its first report.
     reported_at_ms: AtomicU64,
     /// KV blocks that the index credits the worker with.
@@ -126,6 +128,8 @@ pub(crate) struct LastReport {
     /// The worker's own measurements; 0 where it reports none.
     pub(crate) prefill_tokens_per_s: u32,
     pub(crate) decode_step_us: u32,
+    pub(crate) prefill_step_tokens: u32,
+    pub(crate) decode_step_blocks: u32,
     /// When it arrived, on the router's clock; 0 before the first.
     pub(crate) at_ms: u64,
 }
@@ -221,6 +225,8 @@ impl LoadTable {
             used_blocks: reported.reported_used_blocks.load(Relaxed),
             prefill_tokens_per_s: reported.reported_prefill_rate.load(Relaxed),
             decode_step_us: reported.reported_decode_step_us.load(Relaxed),
+            prefill_step_tokens: reported.reported_prefill_step_tokens.load(Relaxed),
+            decode_step_blocks: reported.reported_decode_step_blocks.load(Relaxed),
             at_ms: reported.reported_at_ms.load(Relaxed),
         })
     }
@@ -235,6 +241,12 @@ impl LoadTable {
             reported
                 .reported_decode_step_us
                 .store(report.load.decode_step_us, Relaxed);
+            reported
+                .reported_prefill_step_tokens
+                .store(report.load.prefill_step_tokens, Relaxed);
+            reported
+                .reported_decode_step_blocks
+                .store(report.load.decode_step_blocks, Relaxed);
             reported.reported_waiting.store(report.load.waiting, Relaxed);
             reported.reported_running.store(report.load.running, Relaxed);
             reported

@@ -61,6 +61,11 @@ fn prefill_ms(tokens: f64) -> f64 {
     4.209989e-7 * tokens * tokens + 1.518344e-2 * tokens + 16.50142
 }
 
+/// The timing model's decode step of sequences that occupy this share of the cache.
+fn decode_ms(share: f64) -> f64 {
+    -25.74 * share * share + 54.01 * share + 5.74
+}
+
 fn assert_close(value: f64, expected: f64) {
     assert!((value - expected).abs() < 1e-3, "{value} is not {expected}");
 }
@@ -76,7 +81,7 @@ fn an_idle_worker_answers_in_the_time_of_the_timing_model() {
     assert_close(ttft_ms(&record, 0), prefill_ms(1_600.0));
     let of_two: f64 = [1_601.0, 1_602.0]
         .map(|context| context / (16_384.0 * 16.0))
-        .map(|share| -25.74 * share * share + 54.01 * share + 5.74)
+        .map(decode_ms)
         .iter()
         .sum();
     assert_close(record.gaps.total.as_secs_f64() * 1e3, of_two);
@@ -92,6 +97,51 @@ fn a_request_that_arrives_in_a_step_waits_for_its_end() {
         ttft_ms(&record, 1),
         prefill_ms(1_600.0) - 10.0 + prefill_ms(160.0),
     );
+}
+
+#[test]
+fn what_workers_report_gives_the_true_times_of_their_steps() {
+    // Prompts of 300 to 12,299 tokens and answers of 50 to 299, at moments that have nothing to do with each other.
+    let requests = (0..200).map(|number| {
+        let draw = |count: u64, most: u64| scramble(number * 3 + count) % most;
+        let input_tokens = 300 + draw(0, 12_000) as u32;
+        let ids = number * 10_000..number * 10_000 + u64::from(input_tokens.div_ceil(16));
+        request(
+            number * 250 + draw(1, 250),
+            input_tokens,
+            50 + draw(2, 250) as u32,
+            ids,
+        )
+    });
+    let trace = trace(requests.collect());
+    let speeds = [1.0, 0.5, 1.0, 0.5];
+    let config = ClusterConfig {
+        workers: speeds
+            .map(|speed| WorkerShape {
+                speed,
+                ..WorkerShape::default()
+            })
+            .to_vec(),
+        ..ClusterConfig::default()
+    };
+    let ended = AtomicUsize::new(0);
+    let mut simulation = Simulation::new(&trace, &config, policy("round-robin"), 0, &ended).unwrap();
+    while let Some(now) = simulation.queue.next_at() {
+        simulation.advance(now).unwrap();
+    }
+    for (worker, speed) in simulation.workers.iter_mut().zip(speeds) {
+        let load = worker.report_due(Duration::MAX, Duration::ZERO).unwrap();
+        let tokens = f64::from(load.prefill_step_tokens);
+        let step_ms = tokens * 1e3 / f64::from(load.prefill_tokens_per_s);
+        let of_prefill = step_ms * speed / prefill_ms(tokens);
+        assert!(
+            (of_prefill - 1.0).abs() < 0.1,
+            "{of_prefill} at {speed}: {load:?}"
+        );
+        let share = f64::from(load.decode_step_blocks) / f64::from(load.total_kv_blocks);
+        let of_decode = f64::from(load.decode_step_us) / 1e3 * speed / decode_ms(share);
+        assert!((of_decode - 1.0).abs() < 0.1, "{of_decode} at {speed}: {load:?}");
+    }
 }
 
 #[test]

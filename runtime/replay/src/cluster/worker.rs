@@ -146,7 +146,8 @@ impl VirtualWorker {
     /// The results of the step that ends now. Give them back with [`Self::reuse`].
     pub(super) fn end_step(&mut self) -> Option<StepOutput> {
         let output = self.step.take()?;
-        self.rates.add(self.takes, &output);
+        let active = self.engine.load().active_kv_blocks;
+        self.rates.add(self.takes, &output, active);
         self.in_flight -= output.finished.len() + output.failed.len();
         Some(output)
     }

@@ -60,6 +60,8 @@ fn labels_reports_and_measurements_are_columns() {
             used_kv_blocks: 100,
             prefill_tokens_per_s: 8_000,
             decode_step_us: 12_500,
+            prefill_step_tokens: 700,
+            decode_step_blocks: 30,
             ..LoadReport::default()
         },
         ..WorkerReport::default()
@@ -108,6 +110,8 @@ fn labels_reports_and_measurements_are_columns() {
             .collect::<Vec<_>>()
     };
     assert_eq!(rounded(&columns.prefill_tokens_per_s), [5_000, 8_000]);
+    assert_eq!(columns.prefill_step_tokens, [1_000.0, 700.0]);
+    assert_eq!(columns.decode_step_blocks, [0.0, 30.0]);
     assert_eq!(rounded(&columns.decode_step_ms), [30, 13]);
     assert_eq!(rounded(&columns.ttft_ms), [200, 0]);
     // A number that is none; asked for again, with all workers.

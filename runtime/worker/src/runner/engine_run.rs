@@ -184,7 +184,8 @@ impl EngineRun {
         }
         self.requests.deliver(&self.text, &self.output, &mut self.cancels);
         self.cancel();
-        self.rates.add(step_time, &self.output);
+        let active = self.engine.load().active_kv_blocks;
+        self.rates.add(step_time, &self.output, active);
         self.output.clear();
         self.gauges.record_step(step_time);
         self.publish_load();
