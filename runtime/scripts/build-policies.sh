@@ -29,7 +29,7 @@ host() {
         cargo run --quiet --manifest-path "$root/Cargo.toml" --package signalbox-policy-host --example "$tool" -- "$@"
     fi
 }
-shipped=(round-robin kv-aware kv-linear replica-synced)
+shipped=(round-robin kv-aware kv-linear replica-synced least-loaded power-of-two random session-affinity prefix-hash)
 
 toolchain=$("$scripts/wasm-toolchain.sh")
 # In the folder whose .cargo/config.toml names target, linker and features; whatever the caller set for its own builds

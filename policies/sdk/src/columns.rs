@@ -155,6 +155,8 @@ define_names! {
         Lora = "lora",
         /// The member `cache_salt`.
         CacheSalt = "cache-salt",
+        /// How the prompt begins.
+        Prefix = "prefix",
     }
 }
 

@@ -11,12 +11,15 @@ use signalbox_policy_host::{
 };
 
 /// Each policy accepts some of these and refuses the others. Both components must do the same.
-const SETTINGS: [&str; 5] = [
+const SETTINGS: [&str; 8] = [
     "",
     r#"{"overlap_credit": 1.5, "credit_decay": 0.5, "prefill_load_scale": 2, "request_weight": 3}"#,
     r#"{"pressure_ms": 100, "interruption": 1, "company": 2, "company_requests": 5, "churn": 0}"#,
     r#"{"replicas": true, "host_weight": 0.5, "disk_weight": 0}"#,
     r#"{"spread": 0.5}"#,
+    r#"{"load": "decode_blocks"}"#,
+    r#"{"max_load": 2}"#,
+    r#"{"weight": "price"}"#,
 ];
 
 fn main() -> ExitCode {

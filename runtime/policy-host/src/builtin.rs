@@ -4,7 +4,7 @@
 
 /// The built-in components, each with its name.
 #[must_use]
-pub const fn builtin_policies() -> [(&'static str, &'static [u8]); 4] {
+pub const fn builtin_policies() -> [(&'static str, &'static [u8]); 9] {
     [
         (
             "round-robin",
@@ -21,6 +21,23 @@ pub const fn builtin_policies() -> [(&'static str, &'static [u8]); 4] {
         (
             "replica-synced",
             include_bytes!("../../../policies/built/replica-synced.wasm"),
+        ),
+        (
+            "least-loaded",
+            include_bytes!("../../../policies/built/least-loaded.wasm"),
+        ),
+        (
+            "power-of-two",
+            include_bytes!("../../../policies/built/power-of-two.wasm"),
+        ),
+        ("random", include_bytes!("../../../policies/built/random.wasm")),
+        (
+            "session-affinity",
+            include_bytes!("../../../policies/built/session-affinity.wasm"),
+        ),
+        (
+            "prefix-hash",
+            include_bytes!("../../../policies/built/prefix-hash.wasm"),
         ),
     ]
 }

@@ -58,6 +58,8 @@ pub struct RequestKeys {
     pub lora: u64,
     /// The member `cache_salt`.
     pub cache_salt: u64,
+    /// How the prompt begins: its first KV blocks.
+    pub prefix: u64,
     /// The headers that the operator shows to policies, by their names.
     pub headers: Arc<[(Arc<str>, u64)]>,
 }

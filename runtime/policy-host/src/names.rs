@@ -70,6 +70,7 @@ enum RequestKey {
     Tenant,
     Lora,
     CacheSalt,
+    Prefix,
     Header(Arc<str>),
 }
 
@@ -149,6 +150,7 @@ impl Names {
                 "tenant" => RequestKey::Tenant,
                 "lora" => RequestKey::Lora,
                 "cache-salt" => RequestKey::CacheSalt,
+                "prefix" => RequestKey::Prefix,
                 _ => RequestKey::Header(label_of(name, "header:")?.into()),
             })
         })?;
@@ -254,6 +256,7 @@ fn known_names(list: &str) -> Vec<&'static str> {
             "tenant",
             "lora",
             "cache-salt",
+            "prefix",
             "header:NAME",
         ],
     }
@@ -347,6 +350,7 @@ fn gather_request(names: &Names, request: &RequestFeatures, gathered: &mut Gathe
             Some(RequestKey::Tenant) => keys.tenant,
             Some(RequestKey::Lora) => keys.lora,
             Some(RequestKey::CacheSalt) => keys.cache_salt,
+            Some(RequestKey::Prefix) => keys.prefix,
             Some(RequestKey::Header(name)) => {
                 let mut headers = keys.headers.iter();
                 headers
@@ -397,7 +401,7 @@ mod tests {
             keys: names(&["label:gpu", "worker"]),
             request_counts: names(&["other-routers", "choices"]),
             request_numbers: names(&["deadline-ms"]),
-            request_keys: names(&["header:x-team", "session", "header:x-other"]),
+            request_keys: names(&["header:x-team", "session", "header:x-other", "prefix"]),
             ..info()
         })
         .unwrap();
@@ -420,6 +424,7 @@ mod tests {
             deadline_ms: 900.0,
             keys: RequestKeys {
                 session: 5,
+                prefix: 6,
                 headers: vec![(Arc::from("x-team"), 9)].into(),
                 ..RequestKeys::default()
             },
@@ -435,7 +440,7 @@ mod tests {
         assert_eq!(gathered.keys, [20, 21, 10, 11]);
         assert_eq!(gathered.request_counts, [7, 2]);
         assert_eq!(gathered.request_numbers, [900.0]);
-        assert_eq!(gathered.request_keys, [9, 5, 0]);
+        assert_eq!(gathered.request_keys, [9, 5, 0, 6]);
         assert_eq!(resolved.labels, [Arc::from("gpu")]);
         assert_eq!(resolved.number_labels, [Arc::from("price")]);
     }

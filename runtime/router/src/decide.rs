@@ -195,7 +195,10 @@ impl Decider {
             attempt: demand.attempt,
             now_ms,
             deadline_ms: demand.deadline_ms,
-            keys: demand.keys.clone(),
+            keys: RequestKeys {
+                prefix: first.prefix_key(),
+                ..demand.keys.clone()
+            },
             seed: self.seeds.random(),
             decision_number: model.decisions.fetch_add(1, Relaxed),
             other_routers: self.load.other_routers(),

@@ -16,6 +16,10 @@ use crate::{
 #[cfg(test)]
 mod tests;
 
+/// How many tokens of a prompt its key `prefix` covers (`wit/types.wit`): more than a chat template begins with, and fewer
+/// than most system prompts have.
+const PREFIX_TOKENS: u32 = 256;
+
 /// A request as the workers of one version would get it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct VersionedPrompt<'a> {
@@ -31,6 +35,13 @@ impl<'a> VersionedPrompt<'a> {
     /// The prompt for workers of this version; `None` if the request was not made ready for them.
     pub(crate) fn of(prompts: &[Self], version: VersionId) -> Option<&Self> {
         prompts.iter().find(|prompt| prompt.version == version)
+    }
+
+    /// The key of how the prompt begins; 0 where it fills no block. A block's hash covers all blocks before it.
+    pub(crate) fn prefix_key(&self) -> u64 {
+        let wanted = (PREFIX_TOKENS / self.version.block_size.max(1)).max(1) as usize;
+        let last = wanted.min(self.blocks.len());
+        last.checked_sub(1).map_or(0, |last| self.blocks[last].0)
     }
 
     /// Whether this prompt suits every worker of the model, so that none has to be looked at: the usual case.

@@ -86,7 +86,8 @@ pub(crate) struct FrontendOptions {
         value_name = "TOKEN"
     )]
     pub(crate) admin_token: Option<String>,
-    /// The policy that decides until another one is activated: kv-aware, kv-linear, round-robin or replica-synced.
+    /// The policy that decides until another one is activated: kv-aware, kv-linear, replica-synced, round-robin,
+    /// least-loaded, power-of-two, random, session-affinity or prefix-hash.
     #[arg(
         long,
         env = "SIGNALBOX_POLICY",

@@ -46,14 +46,16 @@ fn decision(
     let prompt_blocks = numbers.below([64, 512, 4096, 2][kind]);
     let expected_output_tokens = numbers.below(2048);
     let mut key = |present: bool| if present { numbers.next() } else { 0 };
+    let session = key(true);
     let keys = RequestKeys {
-        session: key(true),
+        session,
         user: key(kind != 0),
         cache_key: key(kind == 1),
         safety_identifier: key(kind == 2),
         tenant: key(kind == 3),
         lora: key(kind == 3),
         cache_salt: key(kind == 2),
+        prefix: if kind == 3 { 0 } else { session.rotate_left(32) },
         headers: Arc::default(),
     };
     let request = RequestFeatures {

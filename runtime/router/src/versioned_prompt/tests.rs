@@ -136,6 +136,17 @@ fn columns_are_converted_into_blocks_of_one_size() {
     assert_eq!(columns.kv_blocks_active, [4, 8, 2]);
 }
 
+#[test]
+fn the_key_of_a_beginning_covers_256_tokens_or_all_blocks_of_a_shorter_prompt() {
+    let blocks: Vec<SequenceHash> = (1..=40).map(SequenceHash).collect();
+    let key = |block_size, blocks| prompt(block_size, 1, 1, blocks).prefix_key();
+    assert_eq!(key(16, &blocks), 16);
+    assert_eq!(key(64, &blocks), 4);
+    assert_eq!(key(512, &blocks), 1, "a block longer than that");
+    assert_eq!(key(16, &blocks[..3]), 3);
+    assert_eq!(key(16, &[]), 0);
+}
+
 proptest! {
     /// A prompt is refused only if it fits no worker, and a worker that suits can take it.
     #[test]
