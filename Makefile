@@ -11,7 +11,7 @@ FEATURES := --features runtime/llama,signalbox-integration-tests/llama,signalbox
 # This workspace's crates as in a release, on the dependencies that tests use.
 OPTIMISED := --config .cargo/optimised.toml
 
-.PHONY: help run build dist test real-engines lint deny shape build-deps deps model tokenizer tokenizers wrk policies policies-check client-tests-venv clients bench
+.PHONY: help run build dist test real-engines lint deny shape build-deps deps model tokenizer tokenizers wrk policies policies-check policy-languages client-tests-venv clients bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | column -t -s '	'
@@ -64,6 +64,18 @@ policies: ## Build the policies from source into policies/built/
 
 policies-check: ## Build the policies from source; fail if one decides otherwise than the committed one
 	runtime/scripts/build-policies.sh --check
+
+# The tools of `runtime policy build` for C, JavaScript and Python: 200 MB.
+LANGUAGES := $(abspath .local)/policy-languages
+policy-languages: $(LANGUAGES)/.installed ## Build a policy in each language, and compare them with Rust on 1,000 decisions
+	PATH="$(LANGUAGES)/bin:$(LANGUAGES)/node_modules/.bin:$$PATH" \
+		$(CARGO) test --workspace $(FEATURES) --package signalbox-policy-kit --test languages -- --nocapture
+
+$(LANGUAGES)/.installed: policies/templates/js/package.json policies/templates/python/requirements.txt
+	$(PYTHON) -m venv $(LANGUAGES)
+	$(LANGUAGES)/bin/pip install --quiet --disable-pip-version-check ziglang==0.17.1 -r policies/templates/python/requirements.txt
+	npm install --silent --no-audit --no-fund --prefix $(LANGUAGES) "$$(sed -n 's/.*"\(componentize-qjs\)": "\(.*\)".*/\1@\2/p' policies/templates/js/package.json)"
+	@touch $@
 
 # Not the worker's: it times the real engine, and is built with that alone.
 BENCHED := kv-index policy-host request-plane router tokenize

@@ -12,12 +12,14 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 mod doctor;
 mod planes;
+mod policy_kit;
 mod replay;
 mod router;
 mod worker;
 
 pub(crate) use doctor::DoctorOptions;
 pub(crate) use planes::PlaneOptions;
+pub(crate) use policy_kit::KitCommand;
 pub(crate) use replay::{ChangeKind, ReplayAction, ReplayCommand, ReplayOptions, TuneOptions};
 pub(crate) use router::{FrontendOptions, ServeOptions, Switch, UpOptions};
 pub(crate) use worker::{EngineChoice, EngineOptions, RequestTransport, UpstreamOptions, WorkerOptions};
@@ -111,6 +113,8 @@ pub(crate) enum Configurable {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
+    #[command(flatten)]
+    Kit(KitCommand),
     /// Check whether a router accepts a policy component, and print why not.
     Check {
         /// The component.

@@ -13,6 +13,7 @@ mod doctor;
 mod model;
 mod open_files;
 mod planes;
+mod policy_kit;
 mod reload;
 mod replay;
 mod router_process;
@@ -26,7 +27,6 @@ mod worker_process;
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 pub use cli::Cli;
 use cli::{Command, ConfigCommand};
 use reload::Hangups;
@@ -73,12 +73,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// `runtime policy check`: checks a component as an upload does, without a router.
 fn check_policy(command: &cli::PolicyCommand) -> anyhow::Result<()> {
-    let cli::PolicyCommand::Check { file, settings } = command;
-    let wasm = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let engine = signalbox_policy_host::PolicyEngine::new(Default::default())?;
-    let policy = engine
-        .admit(&wasm, settings)
-        .with_context(|| format!("{} is refused", file.display()))?;
+    let (file, settings) = match command {
+        cli::PolicyCommand::Kit(command) => return policy_kit::run(command),
+        cli::PolicyCommand::Check { file, settings } => (file, settings),
+    };
+    let policy = policy_kit::admitted(file, settings)?;
     console::line(format_args!(
         "{} {}: {} bytes, sha256 {}; a router accepts it",
         policy.name(),

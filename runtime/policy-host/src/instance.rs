@@ -216,6 +216,12 @@ impl PolicyInstance {
         Ok(Some(reason))
     }
 
+    /// Size of its linear memories together, in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.store.data().memory_bytes()
+    }
+
     /// The component of this instance.
     #[must_use]
     pub const fn component(&self) -> &Arc<PolicyComponent> {

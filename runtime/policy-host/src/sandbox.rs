@@ -87,6 +87,11 @@ impl Sandbox {
         store
     }
 
+    /// Size of all linear memories together.
+    pub(crate) const fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
     /// Sets the deadlines of the next call, which has a budget of `budget_ms`, counted in ticks of 1 ms. Each half has
     /// one tick more, because it can begin just before a tick.
     pub(crate) fn arm(store: &mut Store<Self>, budget_ms: u64) {
