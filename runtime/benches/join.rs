@@ -111,6 +111,8 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
         planes: Vec::new(),
         links: LinkConfig::default(),
         index_bytes: 4 << 30,
+        breakers: Default::default(),
+        token_timeouts: Default::default(),
     });
     let replica = ReplicaHandle::start(router.clone());
     let (mut first_answer, mut answers, mut longest) = (None, 0, Duration::ZERO);

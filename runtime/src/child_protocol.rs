@@ -122,6 +122,7 @@ mod tests {
             tokenizer: None,
             speedup: 0.1,
             seed: u64::MAX,
+            fatal_token: Some(7),
             upstream: None,
         };
         let sent = WorkerSettings::of_child("worker-0".parse().unwrap(), engine, Duration::from_secs(3));

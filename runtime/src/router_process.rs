@@ -90,6 +90,8 @@ impl RouterProcess {
             policy_store,
             links,
             index_bytes: settings.index_bytes,
+            breakers: settings.breakers,
+            token_timeouts: settings.token_timeouts,
         });
         for address in &planes.static_workers {
             workers.add(address.clone()).await;

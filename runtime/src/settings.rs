@@ -15,6 +15,7 @@ use signalbox_discovery::EtcdConfig;
 use signalbox_http::HttpConfig;
 use signalbox_nats::NatsConfig;
 use signalbox_protocol::{WorkerId, WorkerRole};
+use signalbox_router::{BreakerConfig, TokenTimeouts};
 use signalbox_worker::hub::HubConfig;
 
 mod doctor;
@@ -72,6 +73,10 @@ pub(crate) struct RouterSettings {
     pub(crate) policy_dir: Option<PathBuf>,
     /// Bound on the KV index's memory.
     pub(crate) index_bytes: usize,
+    /// When workers that fail get no requests.
+    pub(crate) breakers: BreakerConfig,
+    /// How long requests wait for tokens of a worker that may be stuck.
+    pub(crate) token_timeouts: TokenTimeouts,
     /// How long requests under way may take to end once the process is stopped.
     pub(crate) grace: Duration,
 }
@@ -162,6 +167,8 @@ pub(crate) struct EngineSettings {
     pub(crate) speedup: f64,
     /// sim: the seed of the generated tokens.
     pub(crate) seed: u64,
+    /// sim: the token at which the process aborts, for tests.
+    pub(crate) fatal_token: Option<u32>,
     /// openai: the engine that runs already. Always there for it, and never for another engine.
     pub(crate) upstream: Option<UpstreamSettings>,
 }

@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
@@ -127,6 +127,11 @@ impl Engine {
     /// Checks the request's `model`. Returns the LoRA adapter that the request means, if any.
     pub(super) fn check_model(&self, body: &Value) -> Result<Option<String>, Refusal> {
         self.adapters.check_model(body, &self.options)
+    }
+
+    /// How long a step takes now that takes this long when nothing is broken.
+    fn slowed(&self, step: Duration) -> Duration {
+        step * self.faults.lock().slowed_by.max(1)
     }
 
     /// `system_fingerprint`
@@ -289,7 +294,7 @@ impl Running {
         let mut computed = sequence.cached();
         while computed < prompt.len() {
             let chunk = (prompt.len() - computed).min(options.prefill_chunk as usize);
-            tokio::time::sleep(options.prefill_per_token * chunk as u32).await;
+            tokio::time::sleep(self.engine.slowed(options.prefill_per_token) * chunk as u32).await;
             computed += chunk;
             let event = self.rank.cache.lock().computed(sequence, &prompt[..computed]);
             self.rank.unpublished.lock().extend(event);
@@ -299,7 +304,7 @@ impl Running {
 
     /// One step: `tokens` are those that each sequence gets. The last token of a sequence is computed by the next step.
     pub(super) async fn step(&mut self, tokens: &[&[u32]]) {
-        tokio::time::sleep(self.engine.options.per_token).await;
+        tokio::time::sleep(self.engine.slowed(self.engine.options.per_token)).await;
         for ((sequence, all), new) in self.sequences.iter_mut().zip(tokens) {
             all.extend_from_slice(new);
             if !new.is_empty() {

@@ -16,6 +16,10 @@ pub struct Faults {
     pub stream: Option<StreamFault>,
     /// The status that every generation is refused with, in place of an answer.
     pub refused_with: Option<u16>,
+    /// No generation is answered: its connection stays open without a byte. Health checks are answered.
+    pub silent: bool,
+    /// How many times as long each step takes; 0 and 1 change nothing.
+    pub slowed_by: u32,
 }
 
 /// A stream that goes wrong after `after` generated tokens.

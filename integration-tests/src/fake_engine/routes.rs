@@ -133,6 +133,10 @@ async fn generate(
         _ => {}
     }
     let rank = rank(engine, header("x-data-parallel-rank"), &body)?;
+    if engine.faults.lock().silent {
+        // Until the client closes its connection.
+        std::future::pending::<()>().await;
+    }
     let refused = engine.faults.lock().refused_with;
     if let Some(status) = refused {
         return Err(Refusal {

@@ -184,6 +184,7 @@ mod tests {
             events: EventState::None,
             kv: Parity::default(),
             latency: Default::default(),
+            health: Default::default(),
         }
     }
 

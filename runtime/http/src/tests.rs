@@ -88,6 +88,8 @@ impl Rig {
             policy_store: MemoryStore::new(),
             links: LinkConfig::default(),
             index_bytes: 1 << 20,
+            breakers: Default::default(),
+            token_timeouts: Default::default(),
         });
         let mut config = HttpConfig {
             public: SocketAddr::from(([127, 0, 0, 1], 0)),

@@ -31,6 +31,10 @@ pub struct LoadReport {
     /// take longer.
     #[serde(default)]
     pub decode_step_blocks: u32,
+    /// Steps that the engine has done, or pieces of answers that it has sent, since the worker started. While they grow, the
+    /// engine is alive; one that has requests and does no step is stuck. 0 before the first, and where they are unknown.
+    #[serde(default)]
+    pub steps_done: u64,
 }
 
 /// One piece of the answer to [`Call::WatchLoad`](crate::Call::WatchLoad), in JSON.

@@ -225,8 +225,21 @@ fn error() -> impl Strategy<Value = WireError> {
 }
 
 fn report() -> impl Strategy<Value = WorkerReport> {
-    let load = any::<[u32; 9]>().prop_map(
-        |[
+    let load = any::<([u32; 9], u64)>().prop_map(
+        |(
+            [
+                running,
+                waiting,
+                active_kv_blocks,
+                used_kv_blocks,
+                total_kv_blocks,
+                prefill_tokens_per_s,
+                decode_step_us,
+                prefill_step_tokens,
+                decode_step_blocks,
+            ],
+            steps_done,
+        )| LoadReport {
             running,
             waiting,
             active_kv_blocks,
@@ -236,16 +249,7 @@ fn report() -> impl Strategy<Value = WorkerReport> {
             decode_step_us,
             prefill_step_tokens,
             decode_step_blocks,
-        ]| LoadReport {
-            running,
-            waiting,
-            active_kv_blocks,
-            used_kv_blocks,
-            total_kv_blocks,
-            prefill_tokens_per_s,
-            decode_step_us,
-            prefill_step_tokens,
-            decode_step_blocks,
+            steps_done,
         },
     );
     let state = select(vec![

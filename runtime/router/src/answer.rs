@@ -10,17 +10,22 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, future::LocalBoxFuture};
+use signalbox_kv_index::WorkerSlot;
 use signalbox_protocol::{ParityState, StreamSummary, WireError, WorkerId};
 use signalbox_request_plane::{LinkError, ResponseEvent, ResponseStream, TokenIds};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
+    attempt_report::AttemptReport,
+    attempts::needs_budget,
     block_learner::LearnedAnswer,
+    breaker::Fault,
     client_errors,
     continuation::{Continuation, Interrupted},
     latency::StreamTimer,
     load::Reservation,
     outcome::OutcomeReporter,
+    patience::Silence,
 };
 
 #[cfg(test)]
@@ -50,7 +55,7 @@ pub struct AnswerStream {
     first: Option<Bytes>,
     state: AnswerState,
     /// `None` if the answer cannot be continued at another worker.
-    continuation: Option<(Continuation, Rc<dyn Reroute>)>,
+    continuation: Option<Continued>,
     summary: Option<StreamSummary>,
     /// Tokens in the bytes so far.
     tokens: u32,
@@ -68,8 +73,17 @@ enum AnswerState {
     Ended,
 }
 
+/// What continues an answer at another worker.
+type Continued = (Continuation, Rc<dyn Reroute>);
+
 /// Sends an unfinished answer to another worker.
 pub(crate) trait Reroute: fmt::Debug {
+    /// Takes a place in the retry budget. Returns false if there is none.
+    fn may_retry(&self) -> bool;
+
+    /// Whether a worker besides these may take a request for the model now.
+    fn has_other(&self, model: &str, failed: &[WorkerSlot], worker: WorkerSlot) -> bool;
+
     /// The rest of the answer, or the error for the client.
     fn reroute(self: Rc<Self>, interrupted: Interrupted) -> Resumed;
 }
@@ -82,7 +96,11 @@ struct OpenAnswer {
     response: ResponseStream,
     reservation: Reservation,
     observers: AnswerObservers,
-    deadline: Pin<Box<Sleep>>,
+    deadline: Instant,
+    /// Fires at the deadline, or when the silence is looked at next.
+    timer: Pin<Box<Sleep>>,
+    /// `None` if the answer is waited for until its deadline.
+    silence: Option<Silence>,
 }
 
 /// What receives the summary of an answer that ends without an error.
@@ -94,6 +112,8 @@ pub(crate) struct AnswerObservers {
     pub(crate) learned: Option<LearnedAnswer>,
     /// What became of the request, also if it ends with an error.
     pub(crate) outcome: Option<OutcomeReporter>,
+    /// How the worker did.
+    pub(crate) attempt: Option<AttemptReport>,
 }
 
 impl AnswerObservers {
@@ -107,6 +127,15 @@ impl AnswerObservers {
         if let Some(outcome) = self.outcome {
             outcome.ended(summary);
         }
+        if let Some(attempt) = self.attempt {
+            attempt.answered();
+        }
+    }
+
+    /// The answer broke off. Returns whether its request is refused from now on, because it has lost a second worker.
+    fn failed(&mut self, fault: Option<Fault>, error: &dyn fmt::Display) -> bool {
+        let attempt = self.attempt.take();
+        attempt.is_some_and(|attempt| attempt.failed(fault, error))
     }
 }
 
@@ -119,7 +148,7 @@ impl AnswerStream {
         observers: AnswerObservers,
         deadline: Instant,
     ) -> Self {
-        let deadline = Box::pin(sleep_until(deadline));
+        let timer = Box::pin(sleep_until(deadline));
         Self {
             first: Some(first),
             state: AnswerState::Open(OpenAnswer {
@@ -127,6 +156,8 @@ impl AnswerStream {
                 reservation,
                 observers,
                 deadline,
+                timer,
+                silence: None,
             }),
             continuation: None,
             summary: None,
@@ -140,8 +171,19 @@ impl AnswerStream {
         self
     }
 
+    /// The same answer, whose worker may be stuck.
+    pub(crate) fn watched_by(mut self, silence: Option<Silence>) -> Self {
+        if let (AnswerState::Open(open), Some(silence)) = (&mut self.state, silence) {
+            open.timer
+                .as_mut()
+                .reset(open.deadline.min(Instant::now() + Silence::LOOK_EVERY));
+            open.silence = Some(silence);
+        }
+        self
+    }
+
     /// The same answer, continued in this way if its worker fails.
-    pub(crate) fn continued_by(mut self, continuation: Option<(Continuation, Rc<dyn Reroute>)>) -> Self {
+    pub(crate) fn continued_by(mut self, continuation: Option<Continued>) -> Self {
         self.continuation = continuation;
         self
     }
@@ -165,7 +207,8 @@ impl Stream for AnswerStream {
             if let Some(first) = self.first.take() {
                 return Poll::Ready(Some(Ok(first)));
             }
-            let outcome = match &mut self.state {
+            let this = &mut *self;
+            let outcome = match &mut this.state {
                 AnswerState::Ended => return Poll::Ready(None),
                 AnswerState::Resuming(resumed) => match ready!(resumed.as_mut().poll(cx)) {
                     Ok(routed) => {
@@ -176,7 +219,7 @@ impl Stream for AnswerStream {
                     }
                     Err(error) => Err(error),
                 },
-                AnswerState::Open(open) => match ready!(open.poll_event(cx)) {
+                AnswerState::Open(open) => match ready!(open.poll_event(cx, this.continuation.as_ref())) {
                     Event::Piece { tokens, ids, bytes } => {
                         self.tokens = self.tokens.saturating_add(tokens);
                         if let Some((continuation, _)) = &mut self.continuation
@@ -193,6 +236,7 @@ impl Stream for AnswerStream {
                     Event::End(summary) => Ok(summary),
                     Event::Late => Err(client_errors::not_whole_in_time()),
                     Event::NoEnd => Err(client_errors::no_end()),
+                    Event::LostTwice => Err(client_errors::lost_twice()),
                     Event::Failed(error) => match self.resume(error) {
                         Ok(resumed) => {
                             self.state = AnswerState::Resuming(resumed);
@@ -218,6 +262,7 @@ impl Stream for AnswerStream {
 impl AnswerStream {
     fn resume(&mut self, error: LinkError) -> Result<Resumed, LinkError> {
         match self.continuation.take() {
+            Some((_, replica)) if needs_budget(&error) && !replica.may_retry() => Err(error),
             Some((continuation, replica)) => Ok(replica.reroute(continuation.interrupted(error)?)),
             None => Err(error),
         }
@@ -233,6 +278,8 @@ enum Event {
     },
     End(StreamSummary),
     Failed(LinkError),
+    /// The connection was lost, and the request has lost a worker before.
+    LostTwice,
     /// The worker's stream stopped with neither an end nor an error.
     NoEnd,
     /// The deadline has passed.
@@ -240,12 +287,15 @@ enum Event {
 }
 
 impl OpenAnswer {
-    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    fn poll_event(&mut self, cx: &mut Context<'_>, continuation: Option<&Continued>) -> Poll<Event> {
         Poll::Ready(match Pin::new(&mut self.response).poll_next(cx) {
             Poll::Ready(Some(Ok(ResponseEvent::Data { tokens, ids, bytes }))) => {
                 self.reservation.generated(tokens);
                 if let Some(outcome) = &mut self.observers.outcome {
                     outcome.generated(tokens);
+                }
+                if let Some(silence) = &mut self.silence {
+                    silence.is_broken = true;
                 }
                 Event::Piece { tokens, ids, bytes }
             }
@@ -253,14 +303,39 @@ impl OpenAnswer {
                 std::mem::take(&mut self.observers).ended(summary);
                 Event::End(summary)
             }
-            Poll::Ready(Some(Err(error))) => Event::Failed(error),
-            Poll::Ready(None) => Event::NoEnd,
-            // The deadline is checked only while no bytes are ready, which costs nothing per chunk.
-            Poll::Pending => {
-                ready!(self.deadline.as_mut().poll(cx));
-                Event::Late
+            Poll::Ready(Some(Err(error))) => match self.observers.failed(Fault::of(&error), &error) {
+                true => Event::LostTwice,
+                false => Event::Failed(error),
+            },
+            Poll::Ready(None) => {
+                self.observers
+                    .failed(Some(Fault::Error), &client_errors::no_end());
+                Event::NoEnd
             }
+            // Time is looked at only while no bytes are ready, which costs nothing per chunk.
+            Poll::Pending => loop {
+                ready!(self.timer.as_mut().poll(cx));
+                let now = Instant::now();
+                if now >= self.deadline {
+                    break Event::Late;
+                }
+                if let Some(error) = self.stuck(now, continuation) {
+                    self.observers.failed(Some(Fault::NoNextToken), &error);
+                    break Event::Failed(error);
+                }
+                let next = self.deadline.min(now + Silence::LOOK_EVERY);
+                self.timer.as_mut().reset(next);
+            },
         })
+    }
+
+    /// The error of an answer whose worker is stuck. One that could be continued waits on where no other worker is left.
+    fn stuck(&mut self, now: Instant, continuation: Option<&Continued>) -> Option<LinkError> {
+        let silence = self.silence.as_mut()?;
+        let quiet = silence.too_long(now, continuation.is_some())?;
+        let has_other = continuation
+            .is_none_or(|(rest, replica)| replica.has_other(rest.model(), rest.failed(), silence.worker()));
+        has_other.then(|| client_errors::no_token(quiet).into())
     }
 }
 

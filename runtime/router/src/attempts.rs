@@ -17,6 +17,8 @@ pub(crate) const MAX_ATTEMPTS: usize = 4;
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
     failed: Vec<WorkerSlot>,
+    /// Whether a worker failed by a defect.
+    had_defect: bool,
     /// Of the latest worker in `failed`, as the client receives it.
     last_error: Option<WireError>,
     /// The longest context that was too short for the request; 0 if none was.
@@ -30,6 +32,8 @@ pub(crate) enum Setback {
     NoCandidate(NoCandidate),
     /// The view no longer has the model.
     ModelGone,
+    /// Two workers were lost with the same prompt.
+    LostTwice,
     /// The worker refused the request, or the link to it failed, before the first bytes of an answer.
     WorkerFailed {
         worker: WorkerSlot,
@@ -46,6 +50,8 @@ pub(crate) enum Setback {
 pub(crate) enum NextStep {
     /// Decide again, without the workers in [`Attempts::failed`].
     DecideAgain,
+    /// As [`NextStep::DecideAgain`], if the retry budget has a place, and else [`Attempts::out_of_budget`].
+    Retry,
     /// Answer the client with this error.
     GiveUp(WireError),
 }
@@ -55,6 +61,7 @@ impl Attempts {
     pub(crate) fn resumed(failed: Vec<WorkerSlot>, error: LinkError) -> Self {
         Self {
             failed,
+            had_defect: false,
             last_error: Some(client_errors::worker_failed(error)),
             too_short: 0,
         }
@@ -84,7 +91,8 @@ impl Attempts {
             Setback::NoCandidate(reason) => self.give_up(reason, model),
             Setback::ModelGone => self.give_up(NoCandidate::Unavailable, model),
             Setback::DeadlinePassed => NextStep::GiveUp(client_errors::no_answer_in_time()),
-            Setback::WorkerFailed { error, .. } if !may_move(&error) => {
+            Setback::LostTwice => NextStep::GiveUp(client_errors::lost_twice()),
+            Setback::WorkerFailed { error, .. } if !may_move(&error) || self.is_second_defect(&error) => {
                 NextStep::GiveUp(client_errors::worker_failed(error))
             }
             Setback::WorkerFailed {
@@ -95,15 +103,29 @@ impl Attempts {
                 if is_too_long(&error) {
                     self.too_short = self.too_short.max(context_length);
                 }
+                let needs_budget = needs_budget(&error);
                 self.failed.push(worker);
                 self.last_error = Some(client_errors::worker_failed(error));
-                if self.failed.len() < MAX_ATTEMPTS {
-                    NextStep::DecideAgain
-                } else {
+                if self.failed.len() >= MAX_ATTEMPTS {
                     self.give_up(NoCandidate::Unavailable, model)
+                } else if needs_budget {
+                    NextStep::Retry
+                } else {
+                    NextStep::DecideAgain
                 }
             }
         }
+    }
+
+    /// The error for the client if the retry budget has no place for the next attempt.
+    pub(crate) fn out_of_budget(&mut self, model: &str) -> WireError {
+        let error = self.last_error.take();
+        error.unwrap_or_else(|| client_errors::no_candidate(NoCandidate::Unavailable, model))
+    }
+
+    /// Whether this is the second defect: the request causes it, not the worker.
+    fn is_second_defect(&mut self, error: &LinkError) -> bool {
+        is_defect(error) && std::mem::replace(&mut self.had_defect, true)
     }
 
     fn give_up(&mut self, reason: NoCandidate, model: &str) -> NextStep {
@@ -114,18 +136,31 @@ impl Attempts {
 }
 
 /// Whether another worker may answer a request that failed with this error. Every failure of a link may move; of a
-/// worker's own errors only a lack of room or a departure, and a prompt that is too long for its context: another worker may
-/// have a longer one. The others repeat on every worker.
+/// worker's own errors a lack of room or a departure, a prompt that is too long for its context, since another worker may
+/// have a longer one, and once a defect. The others repeat on every worker.
 pub(crate) fn may_move(error: &LinkError) -> bool {
     match error {
         LinkError::Refused(refusal) => {
-            is_too_long(error) || matches!(refusal.kind, ErrorKind::Overloaded | ErrorKind::Unavailable)
+            is_too_long(error)
+                || is_defect(error)
+                || matches!(refusal.kind, ErrorKind::Overloaded | ErrorKind::Unavailable)
         }
         LinkError::Unreachable { .. }
         | LinkError::Lost { .. }
         | LinkError::Draining { .. }
         | LinkError::Full { .. } => true,
     }
+}
+
+/// Whether an attempt after this error needs a place in the retry budget. A worker that never got the request lost nothing by
+/// it, a lost connection is moved once, and a prompt that is too long for one worker is no sign of trouble.
+pub(crate) fn needs_budget(error: &LinkError) -> bool {
+    matches!(error, LinkError::Refused(_)) && !is_too_long(error)
+}
+
+/// Whether the worker answered that it has a defect.
+fn is_defect(error: &LinkError) -> bool {
+    matches!(error, LinkError::Refused(error) if error.kind == ErrorKind::Internal)
 }
 
 /// Whether the worker refused the prompt because it does not fit into its context.
@@ -166,7 +201,7 @@ mod tests {
     /// The kind of the error that ends the attempts, or `None` for another decision.
     fn kind_of(step: &NextStep) -> Option<ErrorKind> {
         match step {
-            NextStep::DecideAgain => None,
+            NextStep::DecideAgain | NextStep::Retry => None,
             NextStep::GiveUp(error) => Some(error.kind),
         }
     }
@@ -222,9 +257,10 @@ mod tests {
                 failed(0, refused(DeadlineExceeded)),
                 Some(DeadlineExceeded),
             ),
+            ("the worker has a defect", failed(0, refused(Internal)), None),
             (
-                "the worker has a defect",
-                failed(0, refused(Internal)),
+                "two workers were lost with the prompt",
+                Setback::LostTwice,
                 Some(Internal),
             ),
         ];
@@ -256,6 +292,36 @@ mod tests {
                 "refused as ContextLengthExceeded"
             ))
         );
+    }
+
+    #[test]
+    fn a_second_defect_is_the_requests_and_does_not_move() {
+        let mut attempts = Attempts::default();
+        let defect = |worker| failed(worker, refused(ErrorKind::Internal));
+        assert_eq!(attempts.after(defect(0), "m"), NextStep::Retry);
+        assert_eq!(
+            kind_of(&attempts.after(defect(1), "m")),
+            Some(ErrorKind::Internal)
+        );
+    }
+
+    #[test]
+    fn only_what_a_worker_refused_needs_a_place_in_the_budget() {
+        use ErrorKind::*;
+        for (error, expected) in [
+            (refused(Overloaded), NextStep::Retry),
+            (refused(Unavailable), NextStep::Retry),
+            (refused(ContextLengthExceeded), NextStep::DecideAgain),
+            (lost(), NextStep::DecideAgain),
+            (unreachable(), NextStep::DecideAgain),
+        ] {
+            let name = format!("{error:?}");
+            let mut attempts = Attempts::default();
+            assert_eq!(attempts.after(failed(0, error), "m"), expected, "{name}");
+        }
+        let mut attempts = Attempts::default();
+        attempts.after(failed(0, refused(Overloaded)), "m");
+        assert_eq!(attempts.out_of_budget("m").message, "refused as Overloaded");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use signalbox_protocol::{Ability, WorkerRole};
 
 use crate::{
     affinity::AffinityTable,
+    health::HealthTable,
     latency::LatencyTable,
     load::{EventState, LoadTable},
     roster::{ReadyWorkers, WorkerColumns, WorkerEntry},
@@ -41,7 +42,8 @@ pub enum NoCandidate {
 /// worker in `workers`.
 ///
 /// A worker is left out if it has as many requests as it takes, or if `may_use` returns false for it: its link is
-/// down, or it already failed this request. `None` allows every worker.
+/// down, or it already failed this request. `None` allows every worker. An ejected worker is left out unless every worker
+/// that may be used is ejected. The failures of the others count as load.
 pub(crate) fn assemble(
     workers: &ReadyWorkers,
     load: &LoadTable,
@@ -54,13 +56,24 @@ pub(crate) fn assemble(
     rows.clear();
     rows.extend(0..workers.len());
     let most_requests = &workers.columns().most_requests;
-    if may_use.is_some() || any_busy(&columns.requests, most_requests) {
+    let health = load.health();
+    let has_marks = health.has_marks();
+    if may_use.is_some() || has_marks || any_busy(&columns.requests, most_requests) {
         let may_use = |place: usize| may_use.as_ref().is_none_or(|may_use| may_use(&workers[place]));
         rows.retain(|&place| columns.requests[place] < most_requests[place] && may_use(place));
+        if has_marks {
+            let is_well = |place: usize| !health.mark(workers[place].slot).is_ejected;
+            if (0..workers.len()).any(|place| is_well(place) && may_use(place)) {
+                rows.retain(|&place| is_well(place));
+            }
+        }
         if rows.is_empty() && (0..workers.len()).any(may_use) {
             return Err(NoCandidate::Busy);
         }
         columns.keep_rows(rows);
+    }
+    if has_marks {
+        count_failures(health, columns);
     }
     if rows.is_empty() {
         Err(NoCandidate::Unavailable)
@@ -90,6 +103,19 @@ fn fill(workers: &ReadyWorkers, load: &LoadTable, overlaps: &OverlapScores, colu
         let (own, used_blocks) = load.own(WorkerSlot(slot)).unwrap_or_default();
         (*prefill, *decode, *requests) = (own.prefill_tokens, own.decode_blocks, own.requests);
         *used = used_blocks;
+    }
+}
+
+/// Adds the failures that count as load.
+fn count_failures(health: &HealthTable, columns: &mut Candidates) {
+    for (&slot, prefill, requests) in izip!(
+        &columns.worker,
+        &mut columns.prefill_tokens,
+        &mut columns.requests
+    ) {
+        let mark = health.mark(WorkerSlot(slot));
+        *prefill = prefill.saturating_add(mark.prefill_tokens);
+        *requests = requests.saturating_add(mark.failures);
     }
 }
 

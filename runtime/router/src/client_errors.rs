@@ -1,9 +1,11 @@
 //! The errors that a client receives when its request could not be routed or its answer broke off.
 
+use std::time::Duration;
+
 use signalbox_protocol::{ErrorKind, WireError};
 use signalbox_request_plane::LinkError;
 
-use crate::candidates::NoCandidate;
+use crate::{candidates::NoCandidate, retries::REMEMBERED_FOR};
 
 /// No worker serves the model, and none has served it before.
 pub(crate) fn no_model(name: &str) -> WireError {
@@ -61,6 +63,26 @@ pub(crate) fn no_candidate(reason: NoCandidate, model: &str) -> WireError {
             ),
         ),
     }
+}
+
+/// The prompt was at two workers when they were lost.
+pub(crate) fn lost_twice() -> WireError {
+    let s = REMEMBERED_FOR.as_secs();
+    WireError::new(
+        ErrorKind::Internal,
+        format!(
+            "two workers were lost while they worked on this prompt; it is not sent to another one for {s} s"
+        ),
+    )
+}
+
+/// The worker sends nothing, and its engine makes no progress.
+pub(crate) fn no_token(quiet: Duration) -> WireError {
+    let s = quiet.as_secs_f32();
+    WireError::new(
+        ErrorKind::Unavailable,
+        format!("the worker answering this request has sent nothing for {s:.1} s; send the request again"),
+    )
 }
 
 /// The deadline passed before the first bytes of the answer.

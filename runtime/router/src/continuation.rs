@@ -133,6 +133,16 @@ impl Continuation {
         })
     }
 
+    /// The name that the client asked for.
+    pub(crate) fn model(&self) -> &str {
+        &self.request.generate.model
+    }
+
+    /// The workers that failed before the one that streams the answer.
+    pub(crate) fn failed(&self) -> &[WorkerSlot] {
+        &self.failed
+    }
+
     /// Notes the tokens of a piece that the client gets. False if the answer cannot be continued behind it.
     pub(crate) fn delivered(&mut self, tokens: u32, ids: &TokenIds) -> bool {
         self.request.tokens.extend(ids.iter());

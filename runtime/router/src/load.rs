@@ -16,7 +16,7 @@ use std::{
             fence,
         },
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
@@ -24,6 +24,7 @@ use signalbox_protocol::{ReplicaLoad, WorkerReport};
 use tokio::sync::Notify;
 
 pub(crate) use self::reservation::Reservation;
+use crate::{breaker::BreakerConfig, health::HealthTable};
 
 mod reservation;
 
@@ -38,6 +39,10 @@ pub(crate) struct LoadTable {
     changes: Arc<ChangeSignal>,
     /// Other routers whose load counts here, or that discovery lists.
     other_routers: Arc<AtomicU32>,
+    /// Which workers are ejected, and the failures that count as load.
+    health: HealthTable,
+    /// How often a worker reports its load, in milliseconds.
+    report_interval_ms: Arc<AtomicU64>,
     /// Where the router's monotonic clock begins.
     epoch: Instant,
 }
@@ -74,6 +79,9 @@ struct ReportedLoad {
     reported_decode_step_us: AtomicU32,
     reported_prefill_step_tokens: AtomicU32,
     reported_decode_step_blocks: AtomicU32,
+    reported_steps: AtomicU64,
+    /// When a report last stated another number of steps; 0 before the first.
+    progressed_at_ms: AtomicU64,
     /// When the worker last reported, on the router's clock; 0 before its first report.
     reported_at_ms: AtomicU64,
     /// KV blocks that the index credits the worker with.
@@ -147,17 +155,35 @@ impl WorkerLoad {
 
 impl Default for LoadTable {
     fn default() -> Self {
+        Self::new(BreakerConfig::default())
+    }
+}
+
+impl LoadTable {
+    /// A table without load, whose workers are ejected as `breakers` says.
+    pub(crate) fn new(breakers: BreakerConfig) -> Self {
         Self {
             own: (0..MAX_WORKERS).map(|_| OwnLoad::default()).collect(),
             reported: (0..MAX_WORKERS).map(|_| ReportedLoad::default()).collect(),
             changes: Arc::default(),
             other_routers: Arc::default(),
+            health: HealthTable::new(breakers, MAX_WORKERS),
+            report_interval_ms: Arc::default(),
             epoch: Instant::now(),
         }
     }
-}
 
-impl LoadTable {
+    /// The same table, whose clock began at another time.
+    #[cfg(test)]
+    pub(crate) fn since(self, epoch: Instant) -> Self {
+        Self { epoch, ..self }
+    }
+
+    /// The health of the workers.
+    pub(crate) fn health(&self) -> &HealthTable {
+        &self.health
+    }
+
     /// A worker's load now; zero for a slot past the table's end.
     pub(crate) fn get(&self, worker: WorkerSlot) -> WorkerLoad {
         let (Some((own, _)), Some((others, reported_waiting))) = (self.own(worker), self.others(worker))
@@ -235,6 +261,10 @@ impl LoadTable {
     pub(crate) fn report(&self, worker: WorkerSlot, report: &WorkerReport, at_ms: u64) {
         if let Some(reported) = self.reported(worker) {
             reported.reported_at_ms.store(at_ms, Relaxed);
+            let steps = report.load.steps_done;
+            if reported.reported_steps.swap(steps, Relaxed) != steps {
+                reported.progressed_at_ms.store(at_ms, Relaxed);
+            }
             reported
                 .reported_prefill_rate
                 .store(report.load.prefill_tokens_per_s, Relaxed);
@@ -258,6 +288,25 @@ impl LoadTable {
             reported.reported_next_batch.store(report.next_kv_batch, Relaxed);
             self.count_used_blocks(worker);
         }
+    }
+
+    /// How long ago the worker's engine made progress, at `now`; `None` if its steps are not known.
+    pub(crate) fn since_progress(&self, worker: WorkerSlot, now: Instant) -> Option<Duration> {
+        let reported = self.reported(worker)?;
+        if reported.reported_steps.load(Relaxed) == 0 {
+            return None;
+        }
+        let at_ms = reported.progressed_at_ms.load(Relaxed);
+        Some(Duration::from_millis(self.clock_ms(now).saturating_sub(at_ms)))
+    }
+
+    /// How often workers report.
+    pub(crate) fn report_interval(&self) -> Duration {
+        Duration::from_millis(self.report_interval_ms.load(Relaxed))
+    }
+
+    pub(crate) fn set_report_interval(&self, interval_ms: u64) {
+        self.report_interval_ms.store(interval_ms, Relaxed);
     }
 
     /// Stores how many blocks the index credits a worker with. Called after each change of the index for that worker.

@@ -1,10 +1,11 @@
 //! A request under way, with what its workers get: for each form of prompt that workers of its model read, the request made
 //! ready for it, and the prompt's KV blocks in each size that these workers have.
 
-use signalbox_protocol::SequenceHash;
+use signalbox_protocol::{SequenceHash, name_hash};
 
 use crate::{
     context_need::ContextNeed,
+    retries::PromptId,
     roster::{ModelEntry, ModelVersion, PromptForm, VersionId},
     route_request::RouteRequest,
     versioned_prompt::VersionedPrompt,
@@ -47,6 +48,25 @@ impl PreparedRequest {
     /// The request as the client sent it, whatever its form.
     pub(crate) fn any(&self) -> &RouteRequest {
         &self.first.request
+    }
+
+    /// What the request asks. Equal for its first attempt and for the rest of its answer.
+    pub(crate) fn prompt_id(&self) -> PromptId {
+        let FormedRequest { request, hashed, .. } = &self.first;
+        let delivered = request.generate.continuation.as_ref();
+        let delivered = delivered.map_or(0, |delivered| delivered.delivered_tokens as usize);
+        let tokens = &request.tokens[..request.tokens.len().saturating_sub(delivered)];
+        let model = name_hash(&request.generate.model);
+        if tokens.is_empty() || request.unhashed_tokens > 0 {
+            let body = std::str::from_utf8(&request.body).unwrap_or_default();
+            return PromptId(model ^ name_hash(body));
+        }
+        let size = hashed.block_size.max(1) as usize;
+        let whole = (tokens.len() / size).min(hashed.blocks.len());
+        let prefix = whole.checked_sub(1).map_or(0, |last| hashed.blocks[last].0);
+        // The prime of FNV-1a, over the few tokens behind the last whole block.
+        let mix = |id: u64, token: &u32| (id ^ u64::from(*token)).wrapping_mul(0x0100_0000_01b3);
+        PromptId(tokens[whole * size..].iter().fold(model ^ prefix, mix))
     }
 
     /// The request in this form.

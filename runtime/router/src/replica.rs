@@ -4,7 +4,12 @@
 //! every worker. Requests do not queue in its mailbox: [`ReplicaHandle::route`] works on the replica's state
 //! directly, on the same thread, so that a decision costs no hop.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::prelude::*;
 use arc_swap::ArcSwap;
@@ -16,13 +21,15 @@ use signalbox_protocol::{
     Ability, Call, GenerateRequest, ParityState, WireError, WorkerCard, WorkerId, name_hash,
 };
 use signalbox_request_plane::{CallParts, LinkError, ResponseEvent, ResponseStream, TokenIds};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
 use crate::{
     answer::{AnswerObservers, AnswerStream, Reroute, Resumed, RoutedAnswer},
-    attempts::{Attempts, NextStep, Setback, may_move},
+    attempt_report::AttemptReport,
+    attempts::{Attempts, MAX_ATTEMPTS, NextStep, Setback, may_move},
     block_learner::BlockLearnerHandle,
+    breaker::Fault,
     candidates::NoCandidate,
     client_errors,
     context_need::answer_limit,
@@ -30,10 +37,12 @@ use crate::{
     decide::{Decider, Demand, Placement},
     latency::LatencyTable,
     links::Links,
-    load::Reservation,
+    load::{LoadTable, Reservation},
     outcome::{OutcomeQueue, OutcomeReporter},
     parity::ParityTable,
+    patience::{Expected, Patience, Silence},
     prepared_request::{FormedRequest, PreparedRequest},
+    retries::{PromptId, Retries},
     roster::{ModelEntry, PromptForm, RosterView, WorkerEntry},
     roster_listeners::RosterChanged,
     route_request::RouteRequest,
@@ -70,6 +79,9 @@ struct ReplicaState {
     latency: LatencyTable,
     kept_bytes: KeptBytes,
     outcomes: OutcomeQueue,
+    load: LoadTable,
+    retries: Retries,
+    patience: Rc<Patience>,
 }
 
 /// An answer whose first event has arrived.
@@ -85,6 +97,45 @@ struct Begun {
     response: ResponseStream,
     reservation: Reservation,
     observers: AnswerObservers,
+}
+
+/// An attempt without a first piece.
+struct FailedAttempt {
+    error: LinkError,
+    /// Whether the connection was lost, and the request has lost a worker before.
+    is_lost_twice: bool,
+}
+
+impl From<LinkError> for FailedAttempt {
+    fn from(error: LinkError) -> Self {
+        Self {
+            error,
+            is_lost_twice: false,
+        }
+    }
+}
+
+/// Why an attempt has no first piece.
+enum NoFirst {
+    /// The worker refused the request, or was lost.
+    Failed(LinkError),
+    /// The worker sends nothing.
+    Stuck(LinkError),
+}
+
+impl NoFirst {
+    fn link(&self) -> &LinkError {
+        let (Self::Failed(error) | Self::Stuck(error)) = self;
+        error
+    }
+}
+
+/// What bounds the wait for a first piece.
+struct FirstWait<'a> {
+    /// How many workers failed the request before.
+    attempt: usize,
+    /// Whether another worker may take the request now.
+    has_other: &'a dyn Fn() -> bool,
 }
 
 /// The first piece of an answer.
@@ -128,6 +179,8 @@ impl ReplicaHandle {
     /// Starts this thread's replica. Call it on an arbiter.
     pub fn start(router: Router) -> Self {
         let (index, load) = (router.index.clone(), router.load.clone());
+        let (retries, own_load) = (router.retries.clone(), load.clone());
+        let patience = Patience::new(router.token_timeouts, load.clone(), router.latency.clone());
         let state = Rc::new(ReplicaState {
             view: router.view.clone(),
             decider: RefCell::new(
@@ -141,6 +194,9 @@ impl ReplicaHandle {
             latency: router.latency.clone(),
             kept_bytes: router.kept_bytes.clone(),
             outcomes: OutcomeQueue::default(),
+            load: own_load,
+            retries,
+            patience: Rc::new(patience),
         });
         let actor = RouterReplica {
             state: state.clone(),
@@ -178,6 +234,7 @@ impl ReplicaState {
 
     async fn route(self: Rc<Self>, request: RouteRequest) -> Result<RoutedAnswer, WireError> {
         let deadline = Instant::now() + Duration::from_millis(request.generate.deadline_ms);
+        self.retries.arrived();
         self.route_by(request, Attempts::default(), deadline).await
     }
 
@@ -200,8 +257,11 @@ impl ReplicaState {
                 Ok(Err(setback)) => setback,
                 Err(_) => Setback::DeadlinePassed,
             };
-            match attempts.after(setback, &request.any().generate.model) {
+            let model = &request.any().generate.model;
+            match attempts.after(setback, model) {
                 NextStep::DecideAgain => {}
+                NextStep::Retry if self.retries.may_retry() => {}
+                NextStep::Retry => return Err(attempts.out_of_budget(model)),
                 NextStep::GiveUp(error) => return Err(error),
             }
         }
@@ -218,6 +278,7 @@ impl ReplicaState {
         // An answer is continued by workers that read prompts in the same form: its tokens are theirs.
         let request = request.into_form(begun.form).ok_or_else(client_errors::no_end)?;
         let FirstPiece { tokens, ids, bytes } = begun.first;
+        let silence = Silence::of(begun.worker, self.patience.clone());
         let failed = attempts.into_failed();
         let continuation =
             Continuation::new(request, &bytes, begun.worker, failed, deadline, &self.kept_bytes)
@@ -226,6 +287,7 @@ impl ReplicaState {
         let (response, reservation) = (begun.response, begun.reservation);
         let stream = AnswerStream::new(bytes, response, reservation, begun.observers, deadline)
             .begun_with(tokens)
+            .watched_by(silence)
             .continued_by(continuation);
         Ok(RoutedAnswer {
             worker: begun.worker_id,
@@ -249,6 +311,11 @@ impl ReplicaState {
             .requested(&request.any().generate.model)
             .ok_or(Setback::ModelGone)?;
         request.hash_for(model);
+        let prompt_id = request.prompt_id();
+        if self.retries.is_refused(prompt_id) {
+            metrics::counter!("signalbox_requests_refused_after_losses_total").increment(1);
+            return Err(Setback::LostTwice);
+        }
         let placement = self
             .decide(model, request, attempts, deadline)
             .map_err(Setback::NoCandidate)?;
@@ -262,9 +329,18 @@ impl ReplicaState {
         generate.deadline_ms =
             u64::try_from(deadline.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
         let (id, worker) = (generate.id.clone(), placement.worker.clone());
-        self.send(placement, formed).await.map_err(|error| {
+        let has_other = || self.has_other_among(model, attempts.failed(), worker.slot);
+        let wait = FirstWait {
+            attempt: attempts.failed().len(),
+            has_other: &has_other,
+        };
+        self.send(placement, formed, prompt_id, wait).await.map_err(|failed| {
+            let FailedAttempt { error, is_lost_twice } = failed;
             if may_move(&error) {
                 debug!(request.id = %id, worker.id = %worker.card.id, %error, "the worker failed before its first bytes");
+            }
+            if is_lost_twice {
+                return Setback::LostTwice;
             }
             Setback::WorkerFailed {
                 worker: worker.slot,
@@ -350,8 +426,59 @@ impl ReplicaState {
         })
     }
 
+    /// Whether a worker of the model besides these may take a request now.
+    fn has_other_among(&self, model: &ModelEntry, failed: &[WorkerSlot], worker: WorkerSlot) -> bool {
+        let links = self.links.borrow();
+        let most_requests = &model.workers.columns().most_requests;
+        let has_room = |other: &WorkerEntry, most: u32| self.load.get(other.slot).requests < most;
+        failed.len() + 1 < MAX_ATTEMPTS
+            && model.workers.iter().zip(most_requests).any(|(other, most)| {
+                other.slot != worker
+                    && !failed.contains(&other.slot)
+                    && links.is_up(other)
+                    && !self.load.health().mark(other.slot).is_ejected
+                    && has_room(other, *most)
+            })
+    }
+
+    /// Waits for the first bytes, unless the worker is stuck and another one may take the request.
+    async fn in_time(
+        &self,
+        first: impl Future<Output = Result<FirstPiece, LinkError>>,
+        worker: &WorkerEntry,
+        expected: Expected,
+        heard: &Cell<Instant>,
+        wait: FirstWait<'_>,
+    ) -> Result<FirstPiece, NoFirst> {
+        let Some(mut least) = self.patience.timeouts().first else {
+            return first.await.map_err(NoFirst::Failed);
+        };
+        // Where one worker after another is given up, the cause is rarely theirs.
+        least *= 1 << wait.attempt.min(MAX_ATTEMPTS);
+        tokio::pin!(first);
+        let mut look_at = heard.get() + least;
+        loop {
+            tokio::select! {
+                biased;
+                first = &mut first => return first.map_err(NoFirst::Failed),
+                () = sleep_until(look_at) => {}
+            }
+            let quiet = heard.get().elapsed();
+            if self.patience.is_stuck(worker.slot, quiet, least, expected) && (wait.has_other)() {
+                return Err(NoFirst::Stuck(client_errors::no_token(quiet).into()));
+            }
+            look_at = Instant::now() + Silence::LOOK_EVERY;
+        }
+    }
+
     /// Sends the request to the chosen worker and waits for its first bytes.
-    async fn send(&self, placement: Placement, formed: &mut FormedRequest) -> Result<Begun, LinkError> {
+    async fn send(
+        &self,
+        placement: Placement,
+        formed: &mut FormedRequest,
+        prompt: PromptId,
+        wait: FirstWait<'_>,
+    ) -> Result<Begun, FailedAttempt> {
         let Placement {
             worker,
             policy,
@@ -378,7 +505,26 @@ impl ReplicaState {
         // The tokens go back into the request, for another worker if this one fails.
         request.tokens = parts.tokens;
         let (mut response, sent) = (opened?, Instant::now());
-        let first = first_bytes(&mut response, &mut reservation, &mut outcome).await?;
+        let attempt = AttemptReport {
+            health: self.load.health().attempt(worker.slot, uncached_tokens),
+            retries: self.retries.clone(),
+            prompt,
+        };
+        let heard = Cell::new(sent);
+        let whole_answer = Expected::of(&formed.request.generate, &worker.card);
+        let first = first_bytes(&mut response, &mut reservation, &mut outcome, &heard);
+        let first = match self.in_time(first, &worker, whole_answer, &heard, wait).await {
+            Ok(first) => first,
+            Err(error) => {
+                let fault = match error {
+                    NoFirst::Failed(_) => Fault::of(error.link()),
+                    NoFirst::Stuck(_) => Some(Fault::NoFirstToken),
+                };
+                let is_lost_twice = attempt.failed(fault, error.link());
+                let (NoFirst::Failed(error) | NoFirst::Stuck(error)) = error;
+                return Err(FailedAttempt { error, is_lost_twice });
+            }
+        };
         let generate = &formed.request.generate;
         let timer = generate.format.stream.then(|| {
             let choices = generate.sampling.n;
@@ -401,6 +547,7 @@ impl ReplicaState {
                 timer,
                 learned,
                 outcome: Some(outcome),
+                attempt: Some(attempt),
             },
         })
     }
@@ -414,6 +561,16 @@ fn generate_at(request: &RouteRequest, worker: &WorkerEntry) -> GenerateRequest 
 }
 
 impl Reroute for ReplicaState {
+    fn has_other(&self, model: &str, failed: &[WorkerSlot], worker: WorkerSlot) -> bool {
+        let view = self.view.load();
+        let model = view.requested(model);
+        model.is_some_and(|model| self.has_other_among(model, failed, worker))
+    }
+
+    fn may_retry(&self) -> bool {
+        self.retries.may_retry()
+    }
+
     fn reroute(self: Rc<Self>, interrupted: Interrupted) -> Resumed {
         Box::pin(async move {
             let Interrupted {
@@ -461,6 +618,7 @@ async fn first_bytes(
     response: &mut ResponseStream,
     reservation: &mut Reservation,
     outcome: &mut OutcomeReporter,
+    heard: &Cell<Instant>,
 ) -> Result<FirstPiece, LinkError> {
     let mut generated = 0_u32;
     loop {
@@ -469,7 +627,9 @@ async fn first_bytes(
                 reservation.generated(tokens);
                 outcome.generated(tokens);
                 generated = generated.saturating_add(tokens);
-                if !bytes.is_empty() {
+                if bytes.is_empty() {
+                    heard.set(Instant::now());
+                } else {
                     return Ok(FirstPiece {
                         tokens: generated,
                         ids,

@@ -18,14 +18,18 @@ use tokio::sync::watch;
 use crate::{
     affinity::AffinityTable,
     block_learner::{self, BlockLearnerHandle},
+    breaker::BreakerConfig,
     continuation::KeptBytes,
     decision_log::{DecisionFilter, DecisionLogs, DecisionView},
+    health::{self, WorkerHealth},
     index_figures,
     latency::{self, LatencyTable, MeasuredLatency},
     load::{EventState, LoadTable},
     parity::{self, ParityTable},
+    patience::TokenTimeouts,
     policy_replicator::PolicyReplicatorHandle,
     replica_sync::{PublishedLoads, ReplicaConfig, ReplicaSync},
+    retries::{self, Retries},
     rivals::IdConflict,
     roster::{ModelEntry, ModelVersion, PromptForm, RosterView, WorkerEntry, WorkerPhase},
     roster_listeners::RosterListeners,
@@ -55,6 +59,10 @@ pub struct RouterConfig {
     pub links: LinkConfig,
     /// Most bytes of the KV index (K-3).
     pub index_bytes: usize,
+    /// When workers that fail get no requests.
+    pub breakers: BreakerConfig,
+    /// How long requests wait for tokens of a worker that may be stuck.
+    pub token_timeouts: TokenTimeouts,
 }
 
 /// The state that every router replica of a process shares: roster, KV index, load table, policies. Clone = handle.
@@ -68,6 +76,8 @@ pub struct Router {
     pub(crate) affinity: AffinityTable,
     pub(crate) decisions: DecisionLogs,
     pub(crate) kept_bytes: KeptBytes,
+    pub(crate) retries: Retries,
+    pub(crate) token_timeouts: TokenTimeouts,
     /// Held so that the learner runs, and is started again if it fails.
     pub(crate) learner: BlockLearnerHandle,
     pub(crate) links: LinkConfig,
@@ -154,6 +164,8 @@ pub struct InstanceView {
     pub kv: Parity,
     /// The worker's latency, as this router measures it from its own streams.
     pub latency: MeasuredLatency,
+    /// Whether the worker fails its requests.
+    pub health: WorkerHealth,
 }
 
 /// The KV index in figures, as `/admin/v1/index` shows it.
@@ -197,7 +209,7 @@ impl Router {
         describe_metrics();
         let view = Arc::new(ArcSwap::from_pointee(RosterView::default()));
         let index = SharedKvIndex::new(config.index_bytes);
-        let load = LoadTable::default();
+        let load = LoadTable::new(config.breakers);
         let (parity, latency) = (ParityTable::default(), LatencyTable::default());
         let affinity = AffinityTable::default();
         let session = SessionContext {
@@ -250,6 +262,8 @@ impl Router {
             affinity,
             decisions: DecisionLogs::default(),
             kept_bytes: KeptBytes::default(),
+            retries: Retries::default(),
+            token_timeouts: config.token_timeouts,
             learner,
             links: config.links,
             roster_listeners,
@@ -308,6 +322,7 @@ impl Router {
                 events: load.event_state,
                 kv: self.parity.get(worker.slot),
                 latency: self.latency.get(worker.slot),
+                health: self.load.health().view(worker.slot),
             }
         };
         view.workers.iter().map(instance).collect()
@@ -390,6 +405,8 @@ fn describe_metrics() {
     );
     parity::describe_metrics();
     latency::describe_metrics();
+    health::describe_metrics();
+    retries::describe_metrics();
     block_learner::describe_metrics();
     index_figures::describe_metrics();
     describe_gauge!("signalbox_workers", "Workers that are present");

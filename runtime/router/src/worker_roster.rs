@@ -29,8 +29,10 @@ use signalbox_tokenize::ModelText;
 use tracing::{error, info, warn};
 
 use crate::{
+    health::TEND_INTERVAL,
     index_figures::{EXPORT_INTERVAL, IndexFigures},
     load::{LoadTable, MAX_WORKERS},
+    probe::probe,
     publish_pace::PublishPace,
     rivals::{Answered, Rivals, Silenced},
     roster::{AdapterReport, Departed, Joined, Judged, Roster, RosterError, RosterView, WorkerPhase},
@@ -313,6 +315,24 @@ impl WorkerRoster {
         }
     }
 
+    /// Probes the ejected workers that are due.
+    fn tend(&mut self, ctx: &mut Context<Self>) {
+        let health = self.context.load.health();
+        for due in health.tend() {
+            let slot = WorkerSlot(due.slot);
+            let session = self.sessions.values().find(|session| session.slot == slot);
+            let Some(session) = session else {
+                health.probed(due, false);
+                continue;
+            };
+            let usual = self.context.latency.get(slot);
+            let probing = probe(session.link.clone(), session.card.clone(), usual);
+            ctx.spawn(probing.into_actor(self).map(move |has_answered, actor, _| {
+                actor.context.load.health().probed(due, has_answered);
+            }));
+        }
+    }
+
     /// Publishes the view soon.
     fn changed(&mut self, ctx: &mut Context<Self>) {
         if let Some(wait) = self.pace.changed() {
@@ -388,6 +408,7 @@ impl Actor for WorkerRoster {
         ctx.run_interval(EXPORT_INTERVAL, |actor, _| {
             actor.index_figures.export(&actor.context.index);
         });
+        ctx.run_interval(TEND_INTERVAL, Self::tend);
         for discovery in &self.discovery {
             ctx.add_stream(stream::unfold(discovery.watch(), async |mut watch| {
                 let change = watch.next().await;

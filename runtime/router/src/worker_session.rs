@@ -104,6 +104,7 @@ impl WorkerSession {
         let link = LinkHandle::start(card.address.clone(), shared.links.clone(), Some(watcher));
         // A request of the slot's previous worker may have ended after that worker left.
         shared.latency.forget(slot);
+        shared.load.health().join(slot, &card);
         let stream = EventStreamConfig {
             card: card.clone(),
             slot,
@@ -146,6 +147,7 @@ impl Drop for WorkerSession {
         self.reports.source.borrow_mut().end();
         self.reports.latency_gauges.set(MeasuredLatency::default());
         self.shared.load.forget_reports(self.slot);
+        self.shared.load.health().leave(self.slot);
         self.shared.latency.forget(self.slot);
         self.shared.affinity.forget(self.slot);
         self.shared.plane.forget(&self.card.id);
@@ -183,6 +185,7 @@ async fn watch_load(link: LinkHandle, reports: Rc<Reports>, shared: SessionConte
     let mut wait = WATCH_RETRY;
     loop {
         let interval_ms = ideal_interval();
+        shared.load.set_report_interval(interval_ms);
         let receive = |bytes: bytes::Bytes| {
             match serde_json::from_slice::<WorkerReport>(&bytes) {
                 Ok(report) => reports.receive(report, &shared),

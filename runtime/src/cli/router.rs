@@ -141,6 +141,19 @@ pub(crate) struct FrontendOptions {
     /// Limit on the memory of the KV index, in MiB. A full index forgets the blocks that were not used for longest.
     #[arg(long, env = "SIGNALBOX_INDEX_MIB", default_value_t = 1024, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=262_144))]
     pub(crate) index_mib: u32,
+    /// Failures in a row after which a worker gets no requests until it answers a probe. At most half of a model's workers
+    /// are left out. 0 is never.
+    #[arg(long, env = "SIGNALBOX_EJECT_FAILURES", default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000))]
+    pub(crate) eject_failures: u32,
+    /// How long a request waits for its first token, in milliseconds, until it goes to another worker. A worker with a queue
+    /// or a long prompt has longer, by its measured speed, and one whose engine makes progress keeps its requests. 0 is
+    /// until the request's deadline.
+    #[arg(long, env = "SIGNALBOX_FIRST_TOKEN_TIMEOUT_MS", default_value_t = 1_500, value_name = "MS", value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
+    pub(crate) first_token_timeout_ms: u32,
+    /// As --first-token-timeout-ms, for each further token of a stream. Another worker continues the answer where that is
+    /// possible; elsewhere the stream ends with an error, after ten times as long.
+    #[arg(long, env = "SIGNALBOX_NEXT_TOKEN_TIMEOUT_MS", default_value_t = 1_500, value_name = "MS", value_parser = clap::value_parser!(u32).range(0..=3_600_000))]
+    pub(crate) next_token_timeout_ms: u32,
     /// Seconds that requests under way may take to end after a stop signal.
     #[arg(long, env = "SIGNALBOX_GRACE_S", default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=3_600))]
     pub(crate) grace_s: u32,

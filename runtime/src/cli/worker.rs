@@ -108,6 +108,9 @@ pub(crate) struct EngineOptions {
     /// sim: seed of the random tokens.
     #[arg(long, env = "SIGNALBOX_SEED", default_value_t = 0, value_name = "N")]
     pub(crate) seed: u64,
+    /// sim: abort when a prompt has this token, to test what routers do about a prompt that kills workers.
+    #[arg(long, hide = true, value_name = "TOKEN")]
+    pub(crate) fatal_token: Option<u32>,
 }
 
 /// Options of an engine that runs next door.

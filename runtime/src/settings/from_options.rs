@@ -7,6 +7,7 @@ use signalbox_discovery::{EtcdConfig, EtcdTls};
 use signalbox_http::HttpConfig;
 use signalbox_nats::{NatsConfig, without_secrets};
 use signalbox_protocol::WorkerId;
+use signalbox_router::{BreakerConfig, TokenTimeouts};
 use signalbox_worker::{
     hub::{HubConfig, PUBLIC_HUB},
     openai::UpstreamUrl,
@@ -162,6 +163,14 @@ fn router(
         policy: options.policy,
         policy_dir: options.policy_dir,
         index_bytes: options.index_mib as usize * MIB,
+        breakers: BreakerConfig {
+            failures: options.eject_failures,
+            ..BreakerConfig::default()
+        },
+        token_timeouts: TokenTimeouts {
+            first: token_timeout(options.first_token_timeout_ms),
+            next: token_timeout(options.next_token_timeout_ms),
+        },
         grace: seconds(options.grace_s),
     })
 }
@@ -270,6 +279,7 @@ impl TryFrom<EngineOptions> for EngineSettings {
             tokenizer: options.tokenizer,
             speedup: options.speedup,
             seed: options.seed,
+            fatal_token: options.fatal_token,
             upstream,
         })
     }
@@ -438,6 +448,11 @@ fn addresses(list: &str) -> anyhow::Result<Vec<String>> {
 
 fn seconds(seconds: u32) -> Duration {
     Duration::from_secs(seconds.into())
+}
+
+/// 0 is no timeout.
+fn token_timeout(ms: u32) -> Option<Duration> {
+    (ms > 0).then(|| Duration::from_millis(ms.into()))
 }
 
 #[cfg(test)]

@@ -77,6 +77,7 @@ fn sim(settings: &EngineSettings, model: &ServedModel, vocabulary: Arc<[u32]>) -
         block_size,
         speedup: settings.speedup,
         seed: settings.seed,
+        fatal_token: settings.fatal_token,
         ..SimConfig::default()
     };
     if let Some(tokens) = settings.kv_tokens {

@@ -55,6 +55,8 @@ pub struct SimConfig {
     pub speedup: f64,
     /// Determines the tokens of all answers.
     pub seed: u64,
+    /// A fault, for tests: the process aborts when a prompt has this token, as by a defect that one prompt hits.
+    pub fatal_token: Option<u32>,
 }
 
 impl Default for SimConfig {
@@ -70,6 +72,7 @@ impl Default for SimConfig {
             max_batched_tokens: 8_192,
             speedup: 1.0,
             seed: 0,
+            fatal_token: None,
         }
     }
 }
@@ -330,6 +333,11 @@ impl StepEngine for SimEngine {
             let message =
                 format!("the worker has {most} sequences running and waiting, its limit; try again later");
             return Err(WireError::new(ErrorKind::Overloaded, message));
+        }
+        if let Some(fatal) = self.config.fatal_token
+            && sequence.tokens.contains(&fatal)
+        {
+            std::process::abort();
         }
         let source = TokenSource::new(
             self.config.seed,

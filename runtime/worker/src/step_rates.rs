@@ -1,8 +1,9 @@
-//! How fast an engine computes, measured from its own steps: what its load reports say of prefill and decode.
+//! How fast an engine computes, measured from its own steps: what its load reports say of prefill and decode, and how many
+//! steps it has done.
 //!
 //! A step takes longer the more prompt tokens it computes, and the more KV blocks the running sequences have. So with each
 //! time goes what the steps were like. All are exponentially weighted means. New values are reported where one differs by
-//! a twentieth from the one before, so that a load whose rates hardly change is not reported anew after each step.
+//! a twentieth from the one before, so that an engine at a steady speed reports steady rates.
 
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub struct StepRates {
     prefill: Steps,
     /// Sized by KV blocks.
     decode: Steps,
+    /// Steps so far.
+    done: u64,
 }
 
 /// Steps of one kind.
@@ -43,6 +46,7 @@ struct Step {
 impl StepRates {
     /// A step took this long and had these results. `active_kv_blocks` are those of the running sequences.
     pub fn add(&mut self, took: Duration, output: &StepOutput, active_kv_blocks: u32) {
+        self.done += 1;
         let took_us = took.as_secs_f32() * 1e6;
         if took_us <= 0.0 {
             return;
@@ -74,6 +78,7 @@ impl StepRates {
             prefill_step_tokens: prefill.map_or(0, |step| known(step.size)),
             decode_step_us: decode.map_or(0, |step| known(step.took_us)),
             decode_step_blocks: decode.map_or(0, |step| known(step.size)),
+            steps_done: self.done,
             ..load
         }
     }
@@ -157,6 +162,14 @@ mod tests {
             5_000,
             "two tokens say nothing about the rate"
         );
+    }
+
+    #[test]
+    fn every_step_shows_that_the_engine_is_alive() {
+        let mut rates = StepRates::default();
+        rates.add(Duration::ZERO, &step(0, 1, 0), 1);
+        rates.add(Duration::from_millis(1), &step(3, 0, 0), 1);
+        assert_eq!(rates.report(LoadReport::default()).steps_done, 2);
     }
 
     #[test]

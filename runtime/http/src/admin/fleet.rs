@@ -5,7 +5,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Map, Value, json};
 use signalbox_protocol::Parity;
 use signalbox_router::{
-    EventState, IndexView, IndexedWorkerView, InstanceView, MeasuredLatency, Router, WorkerPhase,
+    BreakerState, EventState, IndexView, IndexedWorkerView, InstanceView, MeasuredLatency, Router,
+    WorkerHealth, WorkerPhase,
 };
 
 use super::{Admin, present_series::present_series};
@@ -33,12 +34,27 @@ fn worker_json(instance: &InstanceView) -> Value {
         "kv_events": event_state_name(instance.events),
         "kv": kv_json(&instance.kv),
         "latency": latency_json(instance.latency),
+        "health": health_json(&instance.health),
     })
 }
 
 /// A worker's parity as `/health` and the admin API write it. The cause is empty for an exact one.
 pub(crate) fn kv_json(parity: &Parity) -> Value {
     json!({"state": parity.state, "cause": parity.cause})
+}
+
+/// Whether a worker is left out because it fails: `closed` is the breaker of one that gets requests.
+fn health_json(health: &WorkerHealth) -> Value {
+    let breaker = match health.state {
+        BreakerState::Closed => "closed",
+        BreakerState::Open => "open",
+        BreakerState::HalfOpen => "half_open",
+    };
+    json!({
+        "breaker": breaker,
+        "recent_failures": health.recent_failures,
+        "last_failure": health.last_failure,
+    })
 }
 
 /// Figures that are not measured yet are null.

@@ -73,6 +73,7 @@ impl VirtualWorker {
                 max_batched_tokens: config.max_batched_tokens,
                 speedup: shape.speed,
                 seed: 0,
+                fatal_token: None,
             },
             vocabulary,
         )?;

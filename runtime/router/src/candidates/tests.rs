@@ -7,6 +7,7 @@ use signalbox_protocol::{LoadReport, ReplicaLoad, WorkerCard, WorkerReport, name
 
 use super::*;
 use crate::{
+    breaker::Fault,
     roster::Roster,
     test_support::{card, join},
 };
@@ -219,5 +220,41 @@ fn the_traits_mark_an_overlap_that_is_approximate_or_partial() {
             both | candidate_traits::APPROXIMATE,
             both | candidate_traits::PARTIAL
         ]
+    );
+}
+
+#[test]
+fn an_ejected_worker_is_a_candidate_only_where_every_other_is_ejected_or_may_not_be_used() {
+    let mut roster = Roster::default();
+    let cards = ["a", "b"].map(|name| card(name, 1));
+    let slots = cards.each_ref().map(|card| join(&mut roster, card));
+    let model = roster.view().models["m"].clone();
+    let load = LoadTable::default();
+    let (mut columns, mut rows) = (Candidates::default(), Vec::new());
+    let overlaps = OverlapScores::default();
+    for (slot, card) in slots.iter().zip(&cards) {
+        load.health().join(*slot, card);
+    }
+    let fail = |slot| load.health().attempt(slot, 30).failed(Fault::Error, "broken");
+    let anyone = None::<fn(&WorkerEntry) -> bool>;
+    (0..2).for_each(|_| fail(slots[0]));
+    assemble(&model.workers, &load, &overlaps, anyone, &mut columns, &mut rows).unwrap();
+    assert_eq!(rows, [0, 1], "two failures do not eject");
+    assert_eq!(
+        (&*columns.requests, &*columns.prefill_tokens),
+        (&[2, 0][..], &[60, 0][..])
+    );
+    fail(slots[0]);
+    assemble(&model.workers, &load, &overlaps, anyone, &mut columns, &mut rows).unwrap();
+    assert_eq!((&*rows, &*columns.worker), (&[1][..], &[slots[1].0][..]));
+    // The other one failed this request.
+    let not_b = Some(|worker: &WorkerEntry| worker.slot != slots[1]);
+    assemble(&model.workers, &load, &overlaps, not_b, &mut columns, &mut rows).unwrap();
+    assert_eq!(rows, [0]);
+    let _full = [load.reserve(slots[1], 1, 1), load.reserve(slots[1], 1, 1)];
+    assert_eq!(
+        assemble(&model.workers, &load, &overlaps, anyone, &mut columns, &mut rows),
+        Err(NoCandidate::Busy),
+        "what one worker has no room for does not go to a sick one"
     );
 }

@@ -34,7 +34,7 @@ async fn every_change_raises_the_signal_until_a_listener_takes_it() {
     table.changed().await;
     drop(request);
     table.changed().await;
-    let none = tokio::time::timeout(std::time::Duration::from_millis(1), table.changed()).await;
+    let none = tokio::time::timeout(Duration::from_millis(1), table.changed()).await;
     assert!(none.is_err(), "nothing changed since");
 }
 

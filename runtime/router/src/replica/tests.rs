@@ -2,6 +2,7 @@
 
 mod continuation;
 mod mixed_fleet;
+mod sick;
 
 use signalbox_kv_index::SharedKvIndex;
 use signalbox_protocol::{ErrorKind, Parity, ParityState, StreamSummary};
@@ -10,6 +11,7 @@ use signalbox_request_plane::{LinkConfig, Responder};
 use super::*;
 use crate::{
     load::LoadTable,
+    patience::TokenTimeouts,
     test_support::{
         PATIENCE, TestRecorder, TestWorker, entry, model, policies, request, silent_address, soon, summary,
         until,
@@ -57,6 +59,13 @@ impl Rig {
                 latency: LatencyTable::default(),
                 outcomes: Default::default(),
                 kept_bytes: KeptBytes::default(),
+                load: load.clone(),
+                retries: Retries::default(),
+                patience: Rc::new(Patience::new(
+                    TokenTimeouts::default(),
+                    load.clone(),
+                    LatencyTable::default(),
+                )),
             }),
             index,
             _steering: (0..slots)

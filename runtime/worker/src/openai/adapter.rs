@@ -36,6 +36,10 @@ use super::{
 };
 use crate::backend::{Backend, BackendRequest};
 
+/// How often the pieces of answers are reported that come between other changes of the load. Routers wait for a second and
+/// more before they take an engine for stuck.
+const REPORT_PIECES_EVERY: Duration = Duration::from_millis(250);
+
 /// How often parity is judged.
 const JUDGE_EVERY: Duration = Duration::from_millis(500);
 
@@ -230,6 +234,7 @@ impl Shared {
             rank: (facts.ranks > 1).then_some(self.rank),
             tokens: &tokens,
             phase,
+            in_flight: &self.in_flight,
         };
         let answered = forward.run(responder).await?;
         // The rest of an answer is no request that a client sends again.
@@ -272,15 +277,19 @@ impl Shared {
 
     async fn report_load(self: Arc<Self>, report: watch::Sender<LoadReport>) {
         let mut loads = self.engine.loads();
+        let mut ticks = interval(REPORT_PIECES_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut load = RankLoad::new(self.engine.facts().kv_blocks.unwrap_or(0));
         loop {
             let open = self.in_flight.count();
             report.send_if_modified(|last| {
-                let now = load.report(open);
+                let now = load.report(open, self.in_flight.pieces());
                 std::mem::replace(last, now) != now
             });
             tokio::select! {
                 () = self.in_flight.changed() => {}
+                // Pieces that come meanwhile show that the engine is alive.
+                _ = ticks.tick() => {}
                 Ok(()) = loads.changed() => {
                     let reported = loads.borrow_and_update().get(self.rank as usize).copied().flatten();
                     if let Some(reported) = reported {

@@ -17,6 +17,10 @@ pub(crate) fn wire_error(status: StatusCode, body: &Bytes) -> WireError {
     WireError {
         kind: match kind_of(status) {
             ErrorKind::InvalidRequest if is_about_context(&message) => ErrorKind::ContextLengthExceeded,
+            // SGLang refuses with a 503 where vLLM and others do with a 429.
+            ErrorKind::Unavailable if message.to_ascii_lowercase().contains("queue is full") => {
+                ErrorKind::Overloaded
+            }
             kind => kind,
         },
         message,
@@ -162,5 +166,11 @@ mod tests {
         ] {
             assert_eq!(error(status, "{}").0, kind);
         }
+        let full = r#"{"object":"error","message":"The request queue is full.","code":503}"#;
+        assert_eq!(
+            error(503, full).0,
+            ErrorKind::Overloaded,
+            "no trouble, but no room"
+        );
     }
 }

@@ -29,6 +29,7 @@ use super::{
     continued_events::ContinuedEvents,
     engine_error::wire_error,
     engine_phase::EnginePhase,
+    in_flight::InFlight,
     patience::{Failure, Patience, unavailable},
     request_body::Added,
     upstream::{Upstream, UpstreamError},
@@ -54,6 +55,8 @@ pub(crate) struct Forward<'a> {
     /// The router's tokens of the prompt, and of what another engine delivered of the answer; empty if it has none.
     pub(crate) tokens: &'a [u32],
     pub(crate) phase: watch::Receiver<EnginePhase>,
+    /// Counts what the engine sends.
+    pub(crate) in_flight: &'a InFlight,
 }
 
 /// What an answer showed about the engine.
@@ -153,6 +156,7 @@ impl Forward<'_> {
                 None => break,
             };
             let Ok(bytes) = frame.into_data() else { continue };
+            self.in_flight.received();
             let pushed = match &mut continued {
                 None => filter.push(&bytes, &mut piece),
                 Some(continued) => continued
@@ -193,6 +197,7 @@ impl Forward<'_> {
             .of(self.upstream.read_whole(answer, MAX_DOCUMENT_BYTES))
             .await?
             .map_err(|error| lost(&error))?;
+        self.in_flight.received();
         let document = AnswerDocument::read(whole.body, self.added);
         patience
             .of(responder.send(&document.body))

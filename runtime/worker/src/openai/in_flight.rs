@@ -1,8 +1,8 @@
-//! Counts the requests that the adapter has open at its engine.
+//! Counts the requests that the adapter has open at its engine, and the pieces of answers that the engine has sent.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, Ordering},
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use tokio::sync::Notify;
@@ -14,6 +14,7 @@ pub(crate) struct InFlight(Arc<Count>);
 #[derive(Debug, Default)]
 struct Count {
     open: AtomicU32,
+    pieces: AtomicU64,
     changed: Notify,
 }
 
@@ -34,7 +35,17 @@ impl InFlight {
         self.0.open.load(Ordering::Relaxed)
     }
 
-    /// Returns when the number may have changed since the last call. One task at a time waits here.
+    /// The engine has sent a piece of an answer.
+    pub(crate) fn received(&self) {
+        self.0.pieces.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many pieces the engine has sent.
+    pub(crate) fn pieces(&self) -> u64 {
+        self.0.pieces.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the number of open requests may have changed since the last call. One task at a time waits here.
     pub(crate) async fn changed(&self) {
         self.0.changed.notified().await;
     }

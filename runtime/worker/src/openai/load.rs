@@ -37,11 +37,11 @@ impl RankLoad {
         self.reported = Some((reported, open));
     }
 
-    /// The load now, with `open` requests of the adapter at the rank.
+    /// The load now, with `open` requests of the adapter at the rank, which has sent `pieces` of answers.
     ///
     /// Other clients of the engine show in its reports only. A request in its first step does not show there yet, so the
     /// load is never less than what the adapter has open.
-    pub(crate) fn report(&self, open: u32) -> LoadReport {
+    pub(crate) fn report(&self, open: u32, pieces: u64) -> LoadReport {
         let (reported, open_then) = self.reported.unwrap_or_default();
         let of_others = (reported.running + reported.waiting).saturating_sub(open_then);
         let waiting = reported.waiting.min(open.saturating_add(of_others));
@@ -53,6 +53,7 @@ impl RankLoad {
             // Engines do not report the blocks that they keep for later requests.
             used_kv_blocks: used,
             total_kv_blocks: self.kv_blocks,
+            steps_done: pieces,
             // Only routers see how fast an engine next door computes.
             ..LoadReport::default()
         }
@@ -121,7 +122,7 @@ mod tests {
     fn requests_of_other_clients_are_added_to_the_adapters_own() {
         let mut load = RankLoad::new(100);
         let counts = |load: &RankLoad, open| {
-            let report = load.report(open);
+            let report = load.report(open, 0);
             (report.running, report.waiting, report.active_kv_blocks)
         };
         assert_eq!(counts(&load, 3), (3, 0, 0), "before the first report");

@@ -18,6 +18,7 @@ fn config() -> SimConfig {
         max_batched_tokens: 16,
         speedup: 0.0,
         seed: 7,
+        fatal_token: None,
     }
 }
 
