@@ -119,7 +119,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", nargs="*", help=", ".join(PROGRAMS))
     parser.add_argument("--engine", default="sim", choices=["sim", "llama"])
-    parser.add_argument("--able", default="text,json,tools,min_tokens", help="what the engine can do: text,json,tools,min_tokens,responses")
+    parser.add_argument("--able", default="text,json,tools,min_tokens", help="what the engine can do: text,json,tools,min_tokens")
     parser.add_argument("--binary", default=root / "target/debug/runtime")
     options = parser.parse_args()
     clients = pathlib.Path(os.environ.get("CLIENTS_DIR", root / ".local/clients"))

@@ -1,7 +1,7 @@
 // Vercel's AI SDK with both providers that speak OpenAI's API.
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateObject, generateText, streamText } from "ai";
+import { generateObject, generateText, streamText, tool } from "ai";
 import { z } from "zod";
 import { base, check, model, run } from "./checks.mjs";
 
@@ -15,6 +15,8 @@ const assert = (holds, what) => {
 for (const [name, languageModel] of [
   ["openai-compatible", compatible.chatModel(model)],
   ["openai .chat", openai.chat(model)],
+  // The default model of this provider uses /v1/responses.
+  ["openai", openai(model)],
 ]) {
   check(`${name}: text`, async () => {
     assert((await generateText({ model: languageModel, ...options })).text, "text");
@@ -30,15 +32,21 @@ check("openai-compatible: completion", async () => {
   assert((await generateText({ model: compatible.completionModel(model), ...options })).text, "text");
 });
 
-// The default model of this provider uses /v1/responses, which an engine of this repository does not have.
-check("openai default: /v1/responses", async () => {
-  assert((await generateText({ model: openai(model), ...options })).text, "text");
-}, "responses");
-
-check("openai .chat: object", async () => {
-  const schema = z.object({ name: z.string() });
-  const request = { model: openai.chat(model), schema, ...options, maxOutputTokens: 100 };
-  assert((await generateObject(request)).object.name, "an object");
-}, "json");
+for (const [name, languageModel] of [
+  ["openai .chat", openai.chat(model)],
+  ["openai", openai(model)],
+]) {
+  check(`${name}: object`, async () => {
+    const schema = z.object({ name: z.string() });
+    const request = { model: languageModel, schema, ...options, maxOutputTokens: 100 };
+    assert(typeof (await generateObject(request)).object.name === "string", "an object");
+  }, "json");
+  check(`${name}: tool`, async () => {
+    const paint = tool({ description: "Paints.", inputSchema: z.object({ colour: z.string() }) });
+    const request = { model: languageModel, tools: { paint }, toolChoice: "required", ...options, maxOutputTokens: 100 };
+    const [call] = (await generateText(request)).toolCalls;
+    assert(call.toolName === "paint", "a call");
+  }, "tools");
+}
 
 run();

@@ -15,8 +15,12 @@ def profile(*more):
     with tempfile.TemporaryDirectory() as folder:
         command = [binary, "profile", "--model", model, "--url", base, "--endpoint-type", "chat", "--streaming"]
         command += ["--request-count", "8", "--concurrency", "2", "--isl", "32", "--osl", "8", "--ui", "none"]
-        command += ["--tokenizer", os.environ.get("SIGNALBOX_TOKENIZER", "builtin"), "--artifact-dir", folder, *more]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        # `builtin` is fetched at the first use. A folder with a `tokenizer.json` is read as it is, unless the hub is offline:
+        # then the program looks for the folder's name in the hub's cache.
+        tokenizer = os.environ.get("SIGNALBOX_TOKENIZER", "builtin")
+        environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        command += ["--tokenizer", tokenizer, "--artifact-dir", folder, *more]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
         assert ended.returncode == 0, (ended.stderr or ended.stdout).strip().splitlines()[-1:]
         report = next(pathlib.Path(folder).rglob("*aiperf.json")).read_text()
         assert '"request_count"' in report or "request_count" in report, report[:300]

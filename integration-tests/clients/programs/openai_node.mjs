@@ -30,4 +30,14 @@ check("unknown model", async () => {
   assert(error instanceof OpenAI.NotFoundError && error.code === "model_not_found", String(error));
 });
 
+check("responses", async () => {
+  const request = { model, input: "Name a colour.", max_output_tokens: 8 };
+  assert((await client.responses.create(request)).output_text, "text");
+  let text = "";
+  for await (const event of await client.responses.create({ ...request, stream: true })) {
+    if (event.type === "response.output_text.delta") text += event.delta;
+  }
+  assert(text, "text");
+});
+
 run();

@@ -110,4 +110,31 @@ def tools():
     assert answer.choices[0].message.tool_calls[0].function.name == "paint"
 
 
+@check("responses")
+def responses():
+    request = {"model": model, "instructions": "Be brief.", "input": "Name a colour.", "max_output_tokens": 8}
+    answer = client.responses.create(**request)
+    assert answer.output_text and answer.usage.output_tokens <= 8 and answer.status in ("completed", "incomplete")
+    kinds, text = [], ""
+    for event in client.responses.create(**request, stream=True):
+        kinds.append(event.type)
+        text += event.delta if event.type == "response.output_text.delta" else ""
+    assert kinds[0] == "response.created" and kinds[-1] in ("response.completed", "response.incomplete"), kinds
+    assert event.response.output_text == text and event.response.usage.output_tokens <= 8
+
+
+@check("responses: .parse and tools", needs="json")
+def parsed_responses():
+    parsed = client.responses.parse(model=model, input="Name a colour.", text_format=Colour, max_output_tokens=100)
+    assert isinstance(parsed.output_parsed.name, str)
+    tool = {"type": "function", "name": "paint", "parameters": Colour.model_json_schema(), "strict": True}
+    request = {"model": model, "tools": [tool], "tool_choice": "required", "max_output_tokens": 100}
+    output = client.responses.create(**request, input="Paint it.").output
+    # At the limit of tokens the beginning of a further call is text.
+    call = next(item for item in output if item.type == "function_call")
+    assert call.name == "paint", call
+    history = [{"role": "user", "content": "Paint it."}, call, {"type": "function_call_output", "call_id": call.call_id, "output": "done"}]
+    assert client.responses.create(model=model, input=history, max_output_tokens=8).output_text
+
+
 run()

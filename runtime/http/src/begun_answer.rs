@@ -1,4 +1,4 @@
-//! An answer whose first bytes have arrived, to one prompt or to several.
+//! An answer whose first bytes have arrived, to one prompt or to several, or to a chat that becomes a response.
 
 use std::{
     pin::Pin,
@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt};
 use signalbox_protocol::{ParityState, StreamSummary, WireError, WorkerId};
 use signalbox_router::{AnswerStream, RoutedAnswer};
 
-use crate::{answer::Answer, joined_answer::JoinedAnswer};
+use crate::{answer::Answer, joined_answer::JoinedAnswer, response_answer::ResponseAnswer};
 
 /// A request that a worker has begun to answer. Of several prompts, all but the answer is about the first one.
 #[derive(Debug)]
@@ -32,6 +32,7 @@ pub(crate) struct Begun {
 pub(crate) enum BegunAnswer {
     One(AnswerStream),
     Joined(Box<JoinedAnswer<AnswerStream>>),
+    Response(Box<ResponseAnswer<AnswerStream>>),
 }
 
 impl Begun {
@@ -53,6 +54,7 @@ impl Stream for BegunAnswer {
         match self.get_mut() {
             Self::One(answer) => answer.poll_next_unpin(cx),
             Self::Joined(answer) => answer.poll_next_unpin(cx),
+            Self::Response(answer) => answer.poll_next_unpin(cx),
         }
     }
 }
@@ -62,6 +64,7 @@ impl Answer for BegunAnswer {
         match self {
             Self::One(answer) => Answer::summary(answer),
             Self::Joined(answer) => answer.summary(),
+            Self::Response(answer) => answer.summary(),
         }
     }
 
@@ -69,6 +72,7 @@ impl Answer for BegunAnswer {
         match self {
             Self::One(answer) => Answer::tokens(answer),
             Self::Joined(answer) => answer.tokens(),
+            Self::Response(answer) => answer.tokens(),
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::{
         check_least, check_stop_tokens, check_vocabulary, fit_context, prompt_too_long, with_tools,
     },
     prepared::Prepared,
+    responses_chat,
 };
 
 /// OpenAI's default length of a plain completion, in tokens.
@@ -29,8 +30,14 @@ pub(crate) fn prepare(
     model: &ModelView,
 ) -> Result<Vec<Prepared>, WireError> {
     match endpoint {
-        Endpoint::Chat => Ok(vec![chat(name, fields, model)?]),
+        Endpoint::Chat => Ok(vec![chat(ChatRequest::take(name, fields)?, model)?]),
         Endpoint::Completions => completions(name, fields, model),
+        Endpoint::Responses => {
+            let (request, settings) = responses_chat::take(name, fields)?;
+            let mut prepared = chat(request, model).map_err(responses_chat::of_response)?;
+            prepared.response = Some(Arc::new(settings));
+            Ok(vec![prepared])
+        }
         other => Err(no_such_route(other, &name)),
     }
 }
@@ -39,8 +46,8 @@ fn no_such_route(endpoint: Endpoint, model: &str) -> WireError {
     let lacks = match endpoint {
         Endpoint::Embeddings => "makes no embeddings",
         Endpoint::Rerank | Endpoint::Score => "rates no documents",
-        Endpoint::Responses
-        | Endpoint::Messages
+        Endpoint::Messages
+        | Endpoint::Responses
         | Endpoint::Chat
         | Endpoint::Completions
         | Endpoint::Tokenize
@@ -55,13 +62,13 @@ fn no_such_route(endpoint: Endpoint, model: &str) -> WireError {
     WireError::invalid_param("model", message)
 }
 
-fn chat(name: String, fields: &mut Fields, model: &ModelView) -> Result<Prepared, WireError> {
+fn chat(request: ChatRequest, model: &ModelView) -> Result<Prepared, WireError> {
     let ChatRequest {
         generation,
         messages,
         tools,
         rendering,
-    } = ChatRequest::take(name, fields)?;
+    } = request;
     let context = model.context_length as usize;
     let tokens = chat_tokens(messages, tools.as_ref(), &rendering, model, context)
         .map_err(|error| text_error(error, model, "messages"))?;
@@ -198,6 +205,7 @@ fn fit(
         unhashed: None,
         echo,
         part: None,
+        response: None,
     })
 }
 

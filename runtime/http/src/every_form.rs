@@ -11,7 +11,7 @@ use crate::{
     checked, forwarded,
     openai::{CHAT_NAMES, COMPLETION_NAMES, Fields, take_model},
     prepared::Prepared,
-    tokenizer_calls,
+    responses_chat, tokenizer_calls,
 };
 
 /// A prompt of a request, made ready for at least one form.
@@ -49,6 +49,7 @@ impl EveryForm {
             });
             ready_forms(std::iter::once(first.map(|first| (model.form, first))).chain(others))?
         };
+        let forms = alike(forms);
         let lora = model.adapter.as_ref().map(|_| model.name.clone());
         let lora = lora.unwrap_or_default();
         Ok(by_prompt(forms)
@@ -91,6 +92,14 @@ impl EveryForm {
         first.other_forms = requests.collect();
         Some(first)
     }
+}
+
+/// The forms whose answers become the client's in the same way as that of the first: as they are, or from a chat to a response.
+fn alike(mut forms: Vec<(PromptForm, Vec<Prepared>)>) -> Vec<(PromptForm, Vec<Prepared>)> {
+    let converts = |prompts: &[Prepared]| prompts.iter().any(|prompt| prompt.response.is_some());
+    let first = forms.first().is_some_and(|(_, prompts)| converts(prompts));
+    forms.retain(|(_, prompts)| converts(prompts) == first);
+    forms
 }
 
 /// The forms in which the request is not refused; the first refusal if there is none.
@@ -152,6 +161,10 @@ pub(crate) fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Fields, WireError
         }
         Endpoint::Tokenize | Endpoint::Detokenize => {
             Fields::parse(body, &[common, prompt, &tokenizer_calls::NAMES])
+        }
+        Endpoint::Responses => {
+            let [a, b] = responses_chat::NAMES;
+            Fields::parse(body, &[a, b, common, prompt])
         }
         _ => Fields::parse(body, &[common, prompt]),
     }

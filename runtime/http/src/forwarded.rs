@@ -14,6 +14,7 @@ mod responses;
 
 use std::sync::Arc;
 
+use serde_json::Value;
 use signalbox_protocol::{Endpoint, SamplingParams};
 use signalbox_router::ModelView;
 
@@ -21,7 +22,7 @@ use self::prompt::Prompt;
 use crate::{
     client_keys::BodyNames,
     openai::{Fields, GenerationParams, urgency},
-    prepared::Prepared,
+    prepared::{Prepared, Unhashed},
 };
 
 /// The length of a plain completion if the client sets none, in tokens.
@@ -115,7 +116,16 @@ pub(crate) fn prepare(
         unhashed: prompt.unhashed,
         echo: None,
         part: None,
+        response: None,
     }
+}
+
+/// Appends an item of a response's input to the messages of a chat, as vLLM does.
+///
+/// # Errors
+/// Only an engine can read it.
+pub(crate) fn append_item(messages: &mut Vec<Value>, item: Value) -> Result<(), Unhashed> {
+    responses::append(messages, item)
 }
 
 /// What is to be generated. Of the sampling parameters only those count that say how much.

@@ -27,6 +27,7 @@ use crate::{
     metrics::{Expected, RequestRecord},
     prompt_router::PromptRouter,
     read_request::Asked,
+    response_answer::ResponseAnswer,
     running_answers::shutting_down,
 };
 
@@ -255,6 +256,10 @@ async fn begin(opened: Opened) -> Result<Begun, WireError> {
     let prompt = prompts
         .pop()
         .ok_or_else(|| WireError::new(ErrorKind::Internal, "the request was made ready for no worker"))?;
+    let response = prompt.first().and_then(|prompt| prompt.response.clone());
     let routed = router.route(&model, 0, prompt).await?;
-    Ok(Begun::new(routed, BegunAnswer::One))
+    Ok(Begun::new(routed, |chat| match response {
+        None => BegunAnswer::One(chat),
+        Some(settings) => BegunAnswer::Response(Box::new(ResponseAnswer::new(chat, is_stream, settings))),
+    }))
 }

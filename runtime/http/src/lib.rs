@@ -15,10 +15,10 @@
 //! ```text
 //! server ─▶ listener (a connection's limits) ─▶ routes ─▶ generate ─▶ body ─▶ prepare_pool
 //!                                                 │                              │
-//!          ┌▶ checked ─▶ openai (check) ┐         │                              ▼
+//!          ┌▶ checked ─▶ openai (check) ┐         │                              ▼       (a response is a chat: responses_chat)
 //!          │                            ├◀───────────────────────────────── read_request
 //!          └▶ forwarded (lenient) ──────┘─▶ prepared ─▶ prompt_router (the router replica, once a prompt)
-//!                                                           ─▶ joined_answer, late_answer ─▶ answer, document (bytes out)
+//!                                ─▶ joined_answer, response_answer, late_answer ─▶ answer, document (bytes out)
 //!                                     routes ─▶ models, health, openapi
 //!                                                 └▶ admin (guard, policies, fleet)
 //!
@@ -56,6 +56,8 @@ mod prepare_pool;
 mod prepared;
 mod prompt_router;
 mod read_request;
+mod response_answer;
+mod responses_chat;
 mod routes;
 mod running_answers;
 mod server;

@@ -96,11 +96,7 @@ fn post(endpoint: Endpoint) -> Value {
         Endpoint::Completions => ("completions of prompts", "CompletionRequest", "Completion"),
         Endpoint::Tokenize => ("the tokens of a text or a chat", "TokenizeRequest", "Tokens"),
         Endpoint::Detokenize => ("the text of tokens", "DetokenizeRequest", "Text"),
-        Endpoint::Responses => (
-            "a response, by engines that have it",
-            "ForwardedRequest",
-            "Object",
-        ),
+        Endpoint::Responses => ("a response", "ResponseRequest", "Response"),
         Endpoint::Messages => ("a message, by engines that have it", "ForwardedRequest", "Object"),
         Endpoint::Embeddings => (
             "embeddings, by engines that make them",
@@ -186,6 +182,23 @@ fn schemas() -> Value {
             ("logprobs", nullable("object")),
             ("finish_reason", finish),
         ])),
+        "Response": object(&[
+            ("id", text.clone()),
+            ("object", json!({"const": "response"})),
+            ("created_at", index.clone()),
+            ("status", json!({"enum": ["completed", "incomplete"]})),
+            ("model", text.clone()),
+            ("output", json!({"type": "array", "minItems": 1, "items": object(&[
+                ("id", text.clone()),
+                ("type", json!({"enum": ["message", "function_call"]})),
+                ("status", json!({"enum": ["completed", "incomplete"]})),
+            ])})),
+            ("usage", object(&[
+                ("input_tokens", index.clone()),
+                ("output_tokens", index.clone()),
+                ("total_tokens", index.clone()),
+            ])),
+        ]),
         "Tokens": object(&[
             ("count", index),
             ("max_model_len", nullable("integer")),
@@ -204,6 +217,11 @@ fn schemas() -> Value {
             "type": "object",
             "required": ["tokens"],
             "properties": {"model": {"type": "string"}, "tokens": {"type": "array", "items": token}},
+        },
+        "ResponseRequest": {
+            "type": "object",
+            "required": ["model", "input"],
+            "properties": members(RESPONSE),
         },
         "ForwardedRequest": request(&[], &[]),
     })
@@ -428,6 +446,61 @@ pub(crate) const COMPLETION: &[Member] = &[
     ("tool_choice", r#"{"enum": ["none", null]}"#),
 ];
 
+/// The parameters of responses.
+const RESPONSE: &[Member] = &[
+    ("model", r#"{"type": "string", "minLength": 1}"#),
+    (
+        "input",
+        r#"{"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "minItems": 1, "maxItems": 4096, "items": {
+            "anyOf": [
+                {"type": "object", "required": ["role", "content"], "properties": {"type": {"const": "message"},
+                    "role": {"enum": ["system", "developer", "user", "assistant"]}, "content": {"type": "string"}}},
+                {"type": "object", "required": ["type", "call_id", "name", "arguments"], "properties": {
+                    "type": {"const": "function_call"}, "call_id": {"type": "string"}, "name": {"type": "string"},
+                    "arguments": {"type": "string"}}},
+                {"type": "object", "required": ["type", "call_id", "output"], "properties": {
+                    "type": {"const": "function_call_output"}, "call_id": {"type": "string"},
+                    "output": {"type": "string"}}}]}}]}"#,
+    ),
+    ("instructions", r#"{"type": ["string", "null"]}"#),
+    (
+        "max_output_tokens",
+        r#"{"type": ["integer", "null"], "minimum": 1, "maximum": 4294967295}"#,
+    ),
+    (
+        "temperature",
+        r#"{"type": ["number", "null"], "minimum": 0, "maximum": 2}"#,
+    ),
+    (
+        "top_p",
+        r#"{"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1}"#,
+    ),
+    ("stream", FLAG),
+    (
+        "text",
+        r#"{"type": ["object", "null"], "properties": {"format": {"type": ["object", "null"], "required": ["type"],
+            "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}, "name": {"type": "string"},
+                "schema": {"type": "object"}}}}}"#,
+    ),
+    (
+        "tools",
+        r#"{"type": ["array", "null"], "maxItems": 128, "items": {"type": "object", "required": ["type", "name"],
+            "properties": {"type": {"const": "function"}, "name": {"type": "string", "minLength": 1, "maxLength": 128},
+                "description": {"type": ["string", "null"]}, "parameters": {"type": ["object", "null"]}}}}"#,
+    ),
+    (
+        "tool_choice",
+        r#"{"anyOf": [{"enum": ["none", "auto", "required", null]}, {"type": "object", "required": ["type", "name"],
+            "properties": {"type": {"const": "function"}, "name": {"type": "string"}}}]}"#,
+    ),
+    ("parallel_tool_calls", FLAG),
+    ("metadata", r#"{"type": ["object", "null"]}"#),
+    ("user", r#"{"type": ["string", "null"]}"#),
+    ("prompt_cache_key", r#"{"type": ["string", "null"]}"#),
+    ("safety_identifier", r#"{"type": ["string", "null"]}"#),
+    ("truncation", r#"{"enum": ["disabled", null]}"#),
+];
+
 /// The parameters of `/tokenize`.
 const TOKENIZE: &[Member] = &[
     (
@@ -436,6 +509,7 @@ const TOKENIZE: &[Member] = &[
     ),
     ("prompt", r#"{"type": "string"}"#),
     ("messages", r#"{"type": "array"}"#),
+    ("tools", r#"{"type": ["array", "null"]}"#),
     ("chat_template_kwargs", r#"{"type": ["object", "null"]}"#),
     ("add_generation_prompt", FLAG),
     ("continue_final_message", FLAG),
@@ -465,7 +539,7 @@ mod tests {
 
     #[test]
     fn every_schema_is_json_and_every_reference_leads_to_one() {
-        for (name, schema) in [GENERATION, CHAT, COMPLETION, TOKENIZE].concat() {
+        for (name, schema) in [GENERATION, CHAT, COMPLETION, RESPONSE, TOKENIZE].concat() {
             assert!(
                 serde_json::from_str::<Value>(schema).is_ok_and(|schema| schema.is_object()),
                 "{name}"

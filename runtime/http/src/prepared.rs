@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde_json::{Map, Value};
 use signalbox_protocol::{AnswerFormat, AnswerPart, Endpoint, GenerateRequest, RequestId, SamplingParams};
 use signalbox_router::{PromptForm, RouteRequest};
 
@@ -25,7 +26,13 @@ pub(crate) struct Prepared {
     pub(crate) echo: Option<String>,
     /// What the answer is a part of, if the request has several prompts.
     pub(crate) part: Option<AnswerPart>,
+    /// What the response repeats of its request, if the chat that the engine answers becomes a response.
+    pub(crate) response: Option<Arc<ResponseSettings>>,
 }
+
+/// What a response repeats of its request.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ResponseSettings(pub(crate) Map<String, Value>);
 
 /// Why the KV blocks of a prompt are not known, so that the request is routed by load and session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +99,8 @@ impl Prepared {
         deadline_ms: u64,
     ) -> RouteRequest {
         let generation = Arc::unwrap_or_clone(self.generation);
+        let is_chat = self.response.is_some();
+        let endpoint = if is_chat { Endpoint::Chat } else { endpoint };
         RouteRequest {
             form,
             limits_answer: generation.max_tokens.is_some(),
@@ -114,7 +123,7 @@ impl Prepared {
                 format: AnswerFormat {
                     endpoint,
                     stream: generation.stream,
-                    include_usage: generation.include_usage,
+                    include_usage: generation.include_usage || (is_chat && generation.stream),
                     echo: self.echo,
                     return_token_ids: generation.return_token_ids,
                     continuous_usage: generation.continuous_usage,

@@ -8,6 +8,7 @@ mod forwarded;
 mod lora;
 mod prompts;
 mod reading;
+mod responses;
 
 use std::{
     net::SocketAddr,

@@ -62,7 +62,7 @@ fn tokenize(fields: &mut Fields, model: &ModelView) -> Result<Value, WireError> 
         }
         None => chat(fields, model)?,
     };
-    let text = |token: &u32| String::from_utf8_lossy(model.text.piece(*token)).into_owned();
+    let text = |token: &u32| model.text.written_token(*token);
     let texts = fields.flag("return_token_strs")?.unwrap_or(false);
     let texts: Option<Vec<String>> = texts.then(|| tokens.iter().map(text).collect());
     let context = model.longest_context();
@@ -106,7 +106,7 @@ fn detokenize(fields: &mut Fields, model: &ModelView) -> Result<Value, WireError
     };
     let tokens = token_ids("tokens", &items)?;
     check_vocabulary("tokens", &tokens, &BTreeMap::new(), model.text.vocab_size())?;
-    let text = model.text.decode(&tokens);
+    let text = model.text.decode_with_special(&tokens);
     let text = text.map_err(|error| text_error(error, model, "tokens"))?;
     Ok(json!({"prompt": text}))
 }

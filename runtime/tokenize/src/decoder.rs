@@ -50,12 +50,7 @@ impl ModelText {
     /// # Errors
     /// A token is outside the vocabulary.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
-        let vocabulary = self.vocab_size();
-        if let Some(token) = tokens.iter().find(|token| **token >= vocabulary) {
-            return Err(TextError::Encode(format!(
-                "token {token} does not exist; the model has {vocabulary} tokens"
-            )));
-        }
+        self.check_vocabulary(tokens)?;
         let mut text = String::with_capacity(tokens.len() * 4);
         let mut decoder = TokenDecoder::default();
         for token in tokens {
@@ -63,6 +58,30 @@ impl ModelText {
         }
         decoder.finish(self, &mut text);
         Ok(text)
+    }
+
+    /// The text of `tokens`, special tokens included.
+    ///
+    /// # Errors
+    /// A token is outside the vocabulary.
+    pub fn decode_with_special(&self, tokens: &[u32]) -> Result<String, TextError> {
+        self.check_vocabulary(tokens)?;
+        let bytes: Vec<u8> = tokens
+            .iter()
+            .flat_map(|token| self.piece(*token))
+            .copied()
+            .collect();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn check_vocabulary(&self, tokens: &[u32]) -> Result<(), TextError> {
+        let vocabulary = self.vocab_size();
+        match tokens.iter().find(|token| **token >= vocabulary) {
+            None => Ok(()),
+            Some(token) => Err(TextError::Encode(format!(
+                "token {token} does not exist; the model has {vocabulary} tokens"
+            ))),
+        }
     }
 }
 

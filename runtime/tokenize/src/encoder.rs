@@ -44,6 +44,11 @@ pub(crate) struct Encoder {
 }
 
 impl Encoder {
+    /// The token as the vocabulary writes it; `None` for an id without a token.
+    pub(crate) fn written(&self, token: u32) -> Option<String> {
+        self.reference.id_to_token(token)
+    }
+
     /// The encoder of `reference`, which was loaded from `definition`, a `tokenizer.json`. Starts the thread that
     /// checks the fast tokenizer.
     pub(crate) fn new(reference: Tokenizer, definition: Bytes) -> Self {

@@ -201,6 +201,11 @@ impl ModelText {
         self.pieces.bytes(token)
     }
 
+    /// The token as the vocabulary writes it: `Ġworld` or `▁world` for ` world`, say. Empty for an id without a token.
+    pub fn written_token(&self, token: u32) -> String {
+        self.encoder.written(token).unwrap_or_default()
+    }
+
     /// Whether the token is special: a control token of the model, which decoding leaves out.
     pub fn is_special(&self, token: u32) -> bool {
         self.pieces.is_special(token)

@@ -80,7 +80,7 @@ fn is_partial(item: &Value) -> bool {
 
 /// Appends an item of the input. Reasoning, text and tool calls of one turn of the assistant are items of their own, and
 /// become one message.
-fn append(messages: &mut Vec<Value>, item: Value) -> Result<(), Unhashed> {
+pub(super) fn append(messages: &mut Vec<Value>, item: Value) -> Result<(), Unhashed> {
     let Value::Object(mut item) = item else {
         return Err(Unhashed::Unreadable);
     };

@@ -23,8 +23,9 @@ const MAX_PARAM_VALUES: usize = 2_048;
 const CONTENT: [&str; 4] = ["messages", "prompt", "input", "tokens"];
 
 /// The parameters that become part of the prompt beside its messages, and those with a schema of the answer.
-const TOOLS: [&str; 6] = [
+const TOOLS: [&str; 7] = [
     "tools",
+    "text",
     "documents",
     "system",
     "chat_template_kwargs",
@@ -57,8 +58,19 @@ impl Fields {
         })
     }
 
+    /// Parameters with these values, each given once.
+    pub(crate) fn of(values: Vec<(&'static str, Value)>) -> Self {
+        let given = values
+            .into_iter()
+            .map(|(name, value)| (name, Param::Given(value)));
+        Self {
+            given: given.collect(),
+            repeated: None,
+        }
+    }
+
     /// Refuses a body that gives a parameter twice: two readers of it could each take a different one of the two values.
-    pub(super) fn check_unique(&self) -> Result<(), WireError> {
+    pub(crate) fn check_unique(&self) -> Result<(), WireError> {
         let Some(name) = self.repeated else {
             return Ok(());
         };
@@ -342,9 +354,9 @@ mod tests {
 
     #[test]
     fn a_parameter_with_too_many_values_is_refused_by_name() {
-        let body = format!(r#"{{"text":[{}0]}}"#, "0,".repeat(MAX_PARAM_VALUES));
-        let error = fields(&body).text("text").unwrap_err();
-        assert_eq!(error.param.as_deref(), Some("text"));
+        let body = format!(r#"{{"flag":[{}0]}}"#, "0,".repeat(MAX_PARAM_VALUES));
+        let error = fields(&body).flag("flag").unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("flag"));
         assert!(error.message.contains("2048"));
     }
 }

@@ -231,6 +231,7 @@ async fn engines_of_this_repository_refuse_the_routes_that_they_lack() {
     let answered = [
         Endpoint::Chat,
         Endpoint::Completions,
+        Endpoint::Responses,
         Endpoint::Tokenize,
         Endpoint::Detokenize,
     ];

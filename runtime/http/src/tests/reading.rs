@@ -21,7 +21,8 @@ async fn texts_and_chats_become_tokens_and_tokens_a_text() {
             (&json!(tokens), &json!(tokens.len()))
         );
         assert_eq!(reply["max_model_len"], 512);
-        assert_eq!(reply["token_strs"].as_array().unwrap().len(), tokens.len());
+        let written: Vec<_> = tokens.iter().map(|token| text.written_token(*token)).collect();
+        assert_eq!(reply["token_strs"], json!(written));
     }
     let messages = json!([{"role": "user", "content": "hello"}]);
     let body = json!({"model": "tokens", "messages": messages}).to_string();
@@ -39,6 +40,11 @@ async fn texts_and_chats_become_tokens_and_tokens_a_text() {
     let reply = rig.public(&post("/detokenize", &body)).await;
     assert!(reply.header("x-request-id").is_some());
     assert_eq!(reply.json(), json!({"prompt": "héllo"}));
+    // As in vLLM, a special token has its text.
+    let end = text.eos_tokens()[0];
+    let body = json!({"model": "tokens", "tokens": [tokens[0], end]}).to_string();
+    let reply = rig.public(&post("/detokenize", &body)).await.json();
+    assert_eq!(reply["prompt"], format!("h{}", text.written_token(end)));
 }
 
 #[actix_rt::test]
