@@ -426,11 +426,12 @@ impl ReplicaState {
         })
     }
 
-    /// Whether a worker of the model besides these may take a request now.
+    /// Whether a worker of the model besides these may take the place of `worker` now.
     fn has_other_among(&self, model: &ModelEntry, failed: &[WorkerSlot], worker: WorkerSlot) -> bool {
         let links = self.links.borrow();
         let most_requests = &model.workers.columns().most_requests;
         let has_room = |other: &WorkerEntry, most: u32| self.load.get(other.slot).requests < most;
+        let replaced = model.workers.iter().find(|entry| entry.slot == worker);
         failed.len() + 1 < MAX_ATTEMPTS
             && model.workers.iter().zip(most_requests).any(|(other, most)| {
                 other.slot != worker
@@ -438,6 +439,7 @@ impl ReplicaState {
                     && links.is_up(other)
                     && !self.load.health().mark(other.slot).is_ejected
                     && has_room(other, *most)
+                    && replaced.is_none_or(|replaced| can_replace(other, replaced))
             })
     }
 
@@ -589,6 +591,14 @@ impl Reroute for ReplicaState {
             Ok(continued)
         })
     }
+}
+
+/// Whether what `replaced` takes fits the other worker too.
+fn can_replace(other: &WorkerEntry, replaced: &WorkerEntry) -> bool {
+    other.version == replaced.version
+        && other.card.context_length >= replaced.card.context_length
+        && other.card.continues_answers >= replaced.card.continues_answers
+        && other.card.has_all(replaced.card.abilities.iter().copied())
 }
 
 /// Whether a worker of the model honours what needs the ability. Without workers, the lack of them is what to report.
