@@ -234,7 +234,12 @@ async fn invalid_names_and_activations_are_refused() -> anyhow::Result<()> {
         .admin
         .put("/admin/v1/models/nobody/policy", &json!({"policy": "kv-aware"}))
         .await?;
-    assert_eq!(model.status, 404, "{}", model.text());
+    assert_eq!(
+        (model.status, &model.json()?["served"]),
+        (200, &false.into()),
+        "a model can be prepared before a worker serves it: {}",
+        model.text()
+    );
     for body in ["", "{", "{\"policy\":7}", "{\"polcy\":\"kv-aware\"}"] {
         let reply = cluster.admin.send(Method::PUT, &path, &[], body).await?;
         assert_eq!(reply.status, 400, "{body}: {}", reply.text());

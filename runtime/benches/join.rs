@@ -106,6 +106,7 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
         events: MemoryPlane::new(),
         feeds_events: true,
         policies,
+        audit: Default::default(),
         policy_store: MemoryStore::new(),
         replicas: None,
         planes: Vec::new(),

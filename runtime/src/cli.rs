@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 mod doctor;
 mod planes;
+mod policy;
 mod policy_kit;
 mod replay;
 mod router;
@@ -19,6 +20,7 @@ mod worker;
 
 pub(crate) use doctor::DoctorOptions;
 pub(crate) use planes::PlaneOptions;
+pub(crate) use policy::{AdminOptions, ChoiceOptions, PolicyCommand};
 pub(crate) use policy_kit::KitCommand;
 pub(crate) use replay::{ChangeKind, ReplayAction, ReplayCommand, ReplayOptions, TuneOptions};
 pub(crate) use router::{FrontendOptions, ServeOptions, Switch, UpOptions};
@@ -60,7 +62,9 @@ const EXAMPLES: &str = "Examples:
   runtime replay trace.jsonl --policy round-robin --policy kv-aware
                                                   the same traffic with two policies, in virtual time
   runtime config example                          a file of all settings, explained
-  runtime policy check policy.wasm                check a component as an upload does";
+  runtime policy check policy.wasm                check a component as an upload does
+  runtime policy push mine.wasm                   upload a component to the router at http://127.0.0.1:9090
+  runtime policy activate MODEL mine              let it decide for a model; `rollback` undoes that";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -74,7 +78,7 @@ pub(crate) enum Command {
     Doctor(Box<DoctorOptions>),
     /// Judge policies on a trace or on made-up traffic: a whole cluster in virtual time.
     Replay(Box<ReplayCommand>),
-    /// Check policies.
+    /// Check policies, and change and show those of a router.
     #[command(subcommand)]
     Policy(PolicyCommand),
     /// Show or check settings.
@@ -109,20 +113,6 @@ pub(crate) enum Configurable {
     Serve,
     /// `runtime worker`
     Worker,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum PolicyCommand {
-    #[command(flatten)]
-    Kit(KitCommand),
-    /// Check whether a router accepts a policy component, and print why not.
-    Check {
-        /// The component.
-        file: PathBuf,
-        /// Its settings, in JSON.
-        #[arg(long, default_value = "")]
-        settings: String,
-    },
 }
 
 /// An address to listen at: `ADDRESS:PORT`, or `NAME:PORT` for a name that resolves. A listener has one address, so the first

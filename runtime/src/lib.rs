@@ -4,6 +4,7 @@
 //! itself (`up`). Everything here is wiring; decisions, protocols and engines are in the crates below, and
 //! `runtime/README.md` is the map.
 
+mod admin_client;
 mod child_protocol;
 mod child_worker;
 mod cli;
@@ -13,6 +14,7 @@ mod doctor;
 mod model;
 mod open_files;
 mod planes;
+mod policy_commands;
 mod policy_kit;
 mod reload;
 mod replay;
@@ -62,28 +64,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 worker_process::run((*options).try_into()?, hangups).await
             }
             Command::Replay(options) => replay::run(&options),
-            Command::Policy(command) => check_policy(&command),
+            Command::Policy(command) => policy_commands::run(command).await,
             Command::Config(ConfigCommand::Show { command, arguments }) => config::show(command, &arguments),
             Command::Config(ConfigCommand::Check { file }) => config::check(&file),
             Command::Config(ConfigCommand::Example) => config::example(),
         }?;
         Ok(ExitCode::SUCCESS)
     })
-}
-
-/// `runtime policy check`: checks a component as an upload does, without a router.
-fn check_policy(command: &cli::PolicyCommand) -> anyhow::Result<()> {
-    let (file, settings) = match command {
-        cli::PolicyCommand::Kit(command) => return policy_kit::run(command),
-        cli::PolicyCommand::Check { file, settings } => (file, settings),
-    };
-    let policy = policy_kit::admitted(file, settings)?;
-    console::line(format_args!(
-        "{} {}: {} bytes, sha256 {}; a router accepts it",
-        policy.name(),
-        policy.version(),
-        policy.size_bytes(),
-        policy.digest(),
-    ));
-    Ok(())
 }

@@ -13,7 +13,7 @@ use signalbox_http::{HttpServer, RunningHttp};
 use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::{RouterCard, RouterId};
 use signalbox_request_plane::{LinkConfig, NatsTransport};
-use signalbox_router::{ReplicaConfig, Router, RouterConfig};
+use signalbox_router::{AuditLog, ReplicaConfig, Router, RouterConfig};
 
 use crate::{
     cli::Command,
@@ -73,6 +73,11 @@ impl RouterProcess {
             planes::report(name, status.clone());
         }
         let policy_store = events.policy_store(&planes.namespace, settings.policy_dir.as_deref())?;
+        let audit = match settings.audit_log.clone() {
+            Some(path) => AuditLog::with_file(id.to_string(), path.clone())
+                .with_context(|| format!("the audit log {} cannot be written", path.display()))?,
+            None => AuditLog::of_router(id.to_string()),
+        };
         let broadcast = events
             .broadcast(&planes.namespace)
             .filter(|_| settings.replica_sync);
@@ -88,6 +93,7 @@ impl RouterProcess {
             events: events.plane,
             policies,
             policy_store,
+            audit,
             links,
             index_bytes: settings.index_bytes,
             breakers: settings.breakers,

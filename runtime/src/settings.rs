@@ -71,6 +71,8 @@ pub(crate) struct RouterSettings {
     pub(crate) policy: String,
     /// A folder that keeps policies over restarts; `None` if NATS keeps them, or nothing does.
     pub(crate) policy_dir: Option<PathBuf>,
+    /// A file for the audit log of policies.
+    pub(crate) audit_log: Option<PathBuf>,
     /// Bound on the KV index's memory.
     pub(crate) index_bytes: usize,
     /// When workers that fail get no requests.

@@ -1,6 +1,7 @@
 //! The admin API: policies, workers, the KV index, metrics. It has its own listener, which is on loopback unless a
 //! token guards it.
 
+mod caller;
 pub(crate) mod decisions;
 pub(crate) mod fleet;
 mod guard;
@@ -8,6 +9,7 @@ pub(crate) mod policies;
 mod present_series;
 mod token;
 pub(crate) mod upload;
+pub(crate) mod versions;
 
 use std::sync::Arc;
 
@@ -80,7 +82,7 @@ impl Admin {
     }
 }
 
-/// Passes on requests that [`guard::check`] accepts, and gives each answer a request id.
+/// Passes on requests that [`guard::check`] and [`caller::check_query`] accept, and gives each answer a request id.
 pub(crate) async fn guarded(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
@@ -89,7 +91,9 @@ pub(crate) async fn guarded(
     let token = request
         .app_data::<Data<Admin>>()
         .and_then(|admin| admin.token.present());
-    let mut response = match guard::check(token.as_deref(), request.headers()) {
+    let checked = guard::check(token.as_deref(), request.headers())
+        .and_then(|()| caller::check_query(request.method(), request.path(), request.query_string()));
+    let mut response = match checked {
         Ok(()) => match next.call(request).await {
             Ok(response) => response.map_into_boxed_body(),
             Err(error) => return Err(error),

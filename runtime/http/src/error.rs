@@ -154,7 +154,7 @@ impl From<PolicyChangeError> for ApiError {
     fn from(error: PolicyChangeError) -> Self {
         let kind = match &error {
             PolicyChangeError::Registry(error) => return error.clone().into(),
-            PolicyChangeError::Conflict(_) => ErrorKind::Conflict,
+            PolicyChangeError::Changed(_) | PolicyChangeError::Conflict(_) => ErrorKind::Conflict,
             PolicyChangeError::BrokeOff => ErrorKind::Internal,
             PolicyChangeError::Store(error) => match error {
                 StoreError::Refused(_) => ErrorKind::Unprocessable,

@@ -55,13 +55,33 @@ pub(crate) fn public(config: &mut ServiceConfig, frontend: Frontend, metrics: Op
 
 /// The admin API and the metrics, behind the guard.
 pub(crate) fn admin(config: &mut ServiceConfig, state: Admin) {
-    use admin::{decisions, fleet, policies, upload};
+    use admin::{decisions, fleet, policies, upload, versions};
     let guarded = web::scope("")
         .wrap(from_fn(admin::guarded))
         .service(resource(
             "/admin/v1/policies",
             "GET, POST",
-            [web::get().to(policies::list), web::post().to(upload::upload)],
+            [web::get().to(versions::list), web::post().to(upload::upload)],
+        ))
+        .service(resource(
+            "/admin/v1/policies/{policy}/component",
+            "GET",
+            [web::get().to(versions::download)],
+        ))
+        .service(resource(
+            "/admin/v1/policies/{policy}",
+            "GET, DELETE",
+            [web::get().to(versions::show), web::delete().to(versions::delete)],
+        ))
+        .service(resource(
+            "/admin/v1/audit",
+            "GET",
+            [web::get().to(versions::audit)],
+        ))
+        .service(resource(
+            "/admin/v1/models/{model:.+}/policy/history",
+            "GET",
+            [web::get().to(policies::history)],
         ))
         .service(resource(
             "/admin/v1/models/{model:.+}/policy/rollback",

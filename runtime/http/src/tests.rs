@@ -86,6 +86,7 @@ impl Rig {
             events: MemoryPlane::new(),
             feeds_events: false,
             policies: PolicyRegistry::new(engine, "round-robin").unwrap(),
+            audit: Default::default(),
             policy_store: MemoryStore::new(),
             links: LinkConfig::default(),
             index_bytes: 1 << 20,

@@ -27,7 +27,8 @@ pub use features::{Decision, Outcome, Rejection, RequestFeatures, RequestKeys};
 pub use instance::PolicyInstance;
 pub use limits::{MAX_INSTANCES_PER_THREAD, PolicyLimits};
 pub use registry::{
-    Activation, PolicyRecord, PolicyRegistry, PreparedPolicy, RegistryError, Succession, UploadedPolicy,
+    Activation, PolicyRecord, PolicyRegistry, PreparedPolicy, RegistryError, RegistryEvent, Succession,
+    UploadedPolicy,
 };
 pub use runner::{Decided, PolicyRunner};
 

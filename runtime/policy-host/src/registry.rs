@@ -11,7 +11,8 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    fmt,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -60,6 +61,7 @@ struct RegistryInner {
     default_policy: String,
     state: Mutex<State>,
     reaper: Reaper,
+    listener: Listener,
     /// Limits the log lines about faults of the host.
     unblamed: Mutex<LogTurns>,
 }
@@ -84,6 +86,38 @@ impl UploadedPolicy {
     #[must_use]
     pub const fn is_new(&self) -> bool {
         self.before.is_none()
+    }
+}
+
+/// What happens to a policy without an admin call.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RegistryEvent {
+    /// A version was put in quarantine.
+    Quarantined {
+        /// The version.
+        policy: PolicyRecord,
+        /// The models that it decided for.
+        models: Vec<String>,
+        /// Its last fault.
+        reason: String,
+    },
+}
+
+/// Who receives the events.
+#[derive(Default)]
+struct Listener(OnceLock<Box<dyn Fn(RegistryEvent) + Send + Sync>>);
+
+impl Listener {
+    fn notify(&self, event: RegistryEvent) {
+        if let Some(listener) = self.0.get() {
+            listener(event);
+        }
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Listener")
     }
 }
 
@@ -152,6 +186,7 @@ impl PolicyRegistry {
             default_policy,
             state: Mutex::new(state),
             reaper,
+            listener: Listener::default(),
             unblamed: Mutex::default(),
         })))
     }
@@ -231,13 +266,59 @@ impl PolicyRegistry {
         records
     }
 
-    /// The version `name@version`, or the newest version of `name`.
+    /// The version that `policy` means: `name` the newest upload of it, `name@1.2.0` that version, `name@1` or `name@1.2`
+    /// the highest release that begins so, `name@sha256:DIGITS` the one whose digest begins so.
     ///
     /// # Errors
     /// There is no such version, or it is in quarantine.
     pub fn find(&self, policy: &str) -> Result<PolicyRecord, RegistryError> {
         let state = self.0.state.lock();
         state.versions.find(policy).map(|stored| state.record_of(stored))
+    }
+
+    /// As [`find`](Self::find), also if the version is in quarantine.
+    ///
+    /// # Errors
+    /// There is no such version.
+    pub fn look_up(&self, policy: &str) -> Result<PolicyRecord, RegistryError> {
+        let state = self.0.state.lock();
+        state
+            .versions
+            .look_up(policy)
+            .map(|stored| state.record_of(stored))
+    }
+
+    /// Drops an upload that decides for no model.
+    ///
+    /// # Errors
+    /// There is no such version, it is part of the binary, or it decides for a model.
+    pub fn remove(&self, name: &str, digest: &str) -> Result<(), RegistryError> {
+        let mut state = self.0.state.lock();
+        let Some(stored) = state.versions.by_digest(name, digest) else {
+            return Err(RegistryError::Conflict(format!("{name} has no version {digest}")));
+        };
+        let (record, label) = (state.record_of(stored), Arc::clone(&stored.label));
+        if record.builtin {
+            return Err(RegistryError::Conflict(format!(
+                "{label} is part of this program and cannot be deleted"
+            )));
+        }
+        if !record.models.is_empty() {
+            return Err(RegistryError::Conflict(format!(
+                "{label} decides for {}; activate another policy first",
+                record.models.join(", ")
+            )));
+        }
+        state.versions.remove(&label);
+        tracing::info!(policy.name = &*label, "policy deleted");
+        Ok(())
+    }
+
+    /// Calls `listener` with each event from now on. It must return at once. The first listener stays.
+    pub fn listen(&self, listener: impl Fn(RegistryEvent) + Send + Sync + 'static) {
+        if self.0.listener.0.set(Box::new(listener)).is_err() {
+            tracing::debug!("the events of policies have a listener already");
+        }
     }
 
     /// The version of `name` with this digest, in quarantine or not.
@@ -304,17 +385,27 @@ impl PolicyRegistry {
     }
 
     fn quarantine(&self, label: &str, fault: &PolicyFault) {
+        if let Some(event) = self.replace_everywhere(label, fault) {
+            self.0.listener.notify(event);
+        }
+    }
+
+    /// Puts a version in quarantine and lets others decide for its models. `None` if it is there already.
+    fn replace_everywhere(&self, label: &str, fault: &PolicyFault) -> Option<RegistryEvent> {
         let mut state = self.0.state.lock();
         if !state.versions.quarantine(label, fault.to_string()) {
-            return;
+            return None;
         }
+        let record = state.record(label).ok()?;
+        let mut models = Vec::new();
         counter!("signalbox_policy_quarantines_total", "policy" => label.to_owned()).increment(1);
         for (model, active_policy) in &state.active_policies {
             if &*active_policy.current().label != label {
                 continue;
             }
+            models.push(model.clone());
             let earlier = active_policy
-                .predecessor(|label| !state.versions.is_quarantined(label))
+                .predecessor(|label| state.versions.find(label).is_ok())
                 .map(|earlier| (Arc::clone(&earlier.label), Arc::clone(&earlier.component)));
             let default = || {
                 state
@@ -343,6 +434,11 @@ impl PolicyRegistry {
                 }
             }
         }
+        Some(RegistryEvent::Quarantined {
+            policy: record,
+            models,
+            reason: fault.to_string(),
+        })
     }
 
     fn active_policy_in(&self, state: &mut State, model: &str) -> Arc<ActivePolicy> {

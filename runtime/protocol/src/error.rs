@@ -50,6 +50,8 @@ pub enum ErrorKind {
     RequestTimeout,
     /// Another client changed the object first.
     Conflict,
+    /// The object is not in the state that the caller made a condition.
+    PreconditionFailed,
     /// The body is larger than allowed.
     TooLarge,
     /// The body has a type or encoding that is not supported.
@@ -82,6 +84,7 @@ impl ErrorKind {
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
             Self::Conflict => 409,
+            Self::PreconditionFailed => 412,
             Self::TooLarge => 413,
             Self::UnsupportedMedia => 415,
             Self::Unprocessable => 422,
@@ -114,6 +117,7 @@ impl ErrorKind {
             Self::NotFound => Some("not_found"),
             Self::ModelNotFound => Some("model_not_found"),
             Self::Conflict => Some("conflict"),
+            Self::PreconditionFailed => Some("precondition_failed"),
             Self::TooLarge => Some("request_too_large"),
             Self::UnsupportedMedia => Some("unsupported_media_type"),
             Self::Overloaded => Some("overloaded"),

@@ -29,6 +29,7 @@ mod answer;
 mod approximate;
 mod attempt_report;
 mod attempts;
+mod audit;
 #[cfg(feature = "bench-support")]
 pub mod bench_support;
 mod block_learner;
@@ -75,6 +76,7 @@ mod worker_session;
 mod test_support;
 
 pub use answer::{AnswerStream, RoutedAnswer};
+pub use audit::{AuditLog, AuditRecord};
 pub use breaker::{BreakerConfig, BreakerState};
 pub use candidates::NoCandidate;
 pub use decision_log::{CandidateView, DecisionFilter, DecisionOutcome, DecisionView};
@@ -83,7 +85,10 @@ pub use latency::MeasuredLatency;
 pub use load::EventState;
 pub use offline::{OfflinePlacement, OfflineRequest, OfflineRouter};
 pub use patience::TokenTimeouts;
-pub use policy_replicator::{PolicyChange, PolicyChangeError, PolicyReplicatorHandle};
+pub use policy_replicator::{
+    ChangeAction, ChangeNote, ChangeRequest, HistoryItem, PolicyChange, PolicyChangeError,
+    PolicyReplicatorHandle, QuarantineEvent,
+};
 pub use replica::ReplicaHandle;
 pub use replica_sync::ReplicaConfig;
 pub use rivals::IdConflict;

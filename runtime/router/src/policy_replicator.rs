@@ -24,26 +24,34 @@ use actix::prelude::*;
 use bytes::Bytes;
 use futures_util::stream;
 use serde_json::{Map, Value};
-use signalbox_policy_host::PolicyRecord;
+use signalbox_policy_host::{PolicyRecord, RegistryEvent};
 use signalbox_policy_store::{Revision, StoreChange};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use change::{PlannedChoice, WrittenChoice};
-use entries::{ActiveEntry, ChosenPolicy, Subject};
+use crate::audit::{AuditLog, AuditRecord, unix_ms};
+use change::WrittenChoice;
+use chosen_policy::ChosenPolicy;
+use edit::{Edit, PlannedChange};
+use entries::Subject;
 use follow_queue::{FollowQueue, FollowStep};
 use io::{FollowFailure, PolicyIo, PreparedChoice};
 use store_reading::StoreReading;
 use store_view::{FollowedRevisions, StoreView};
 use uploads::AdmittedUpload;
 
-pub use change::{PolicyChange, PolicyChangeError};
+pub use change::{ChangeRequest, PolicyChange, PolicyChangeError};
+pub use entries::QuarantineEvent;
 pub use handle::PolicyReplicatorHandle;
+pub use history::{ChangeAction, ChangeNote, HistoryItem};
 
 mod change;
+mod chosen_policy;
+mod edit;
 mod entries;
 mod follow_queue;
 mod handle;
+mod history;
 mod io;
 mod store_reading;
 mod store_view;
@@ -63,26 +71,28 @@ pub(crate) struct PolicyReplicator {
     /// Wakes the actor when the next failed entry is due again.
     retry_timer: Option<SpawnHandle>,
     reading: StoreReading,
+    audit: AuditLog,
+    /// This router's name in the store.
+    router: String,
 }
 
 /// Activates a policy for a model on every router.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<PolicyChange, PolicyChangeError>")]
 struct Activate {
-    model: String,
+    request: ChangeRequest,
     /// `name`, for its newest version on this router, or `name@version`.
     policy: String,
     /// `None` for the settings of the upload.
     settings: Option<Map<String, Value>>,
-    /// The revision of the choice to replace; `None` for the last one that this router received.
-    expected: Option<Revision>,
 }
 
-/// Activates a model's previous policy again on every router.
+/// Activates an earlier policy of a model again on every router: that of a revision, or else the previous one.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<PolicyChange, PolicyChangeError>")]
 struct RollBack {
-    model: String,
+    request: ChangeRequest,
+    to: Option<Revision>,
 }
 
 /// Admits a component and stores it for all routers.
@@ -92,6 +102,16 @@ struct Upload {
     name: String,
     wasm: Bytes,
     settings: String,
+    by: String,
+}
+
+/// Removes an upload that no model uses from every router.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<PolicyRecord, PolicyChangeError>")]
+struct Delete {
+    /// As [`PolicyRegistry::look_up`](signalbox_policy_host::PolicyRegistry::look_up) takes it.
+    policy: String,
+    by: String,
 }
 
 /// Reads the revision of the choice for a model.
@@ -101,10 +121,30 @@ struct ReadRevision {
     model: String,
 }
 
+/// Reads the changes of a model's policy, the latest first. Empty when nothing was chosen.
+#[derive(Debug, Message)]
+#[rtype(result = "Vec<HistoryItem>")]
+struct ReadHistory {
+    model: String,
+}
+
+/// Reads the latest quarantine of a version at any router.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<QuarantineEvent>")]
+struct ReadQuarantine {
+    name: String,
+    digest: String,
+}
+
+/// Something happened to a policy of this router by itself.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Happened(RegistryEvent);
+
 type Answer<T> = ResponseActFuture<PolicyReplicator, Result<T, PolicyChangeError>>;
 
 impl PolicyReplicator {
-    fn new(io: PolicyIo, followed: &FollowedRevisions, reading: StoreReading) -> Self {
+    fn new(io: PolicyIo, followed: &FollowedRevisions, reading: StoreReading, audit: AuditLog) -> Self {
         Self {
             io,
             view: StoreView::new(followed),
@@ -112,48 +152,37 @@ impl PolicyReplicator {
             is_following: false,
             retry_timer: None,
             reading,
+            audit: audit.clone(),
+            router: audit.router().to_owned(),
         }
     }
 
-    /// Whether every router has the component of a choice, or can fetch it.
-    fn is_everywhere(&self, choice: &ChosenPolicy) -> bool {
-        let record = self.io.registry.by_digest(&choice.policy, &choice.digest);
-        record.is_some_and(|record| record.builtin) || self.view.has_upload(choice)
-    }
-
-    fn plan_activation(&self, command: Activate) -> Result<PlannedChoice, PolicyChangeError> {
-        let Activate {
-            model,
-            policy,
-            settings,
-            expected,
-        } = command;
-        let choice = self.io.choice(&policy, settings)?;
-        if !self.is_everywhere(&choice) {
-            return Err(PolicyChangeError::Conflict(format!(
-                "only this router has {}; upload it again, so that all routers can have it",
-                choice.label()
-            )));
-        }
-        let known = self.view.active.revision(&model);
-        let expected = expected.unwrap_or(known);
-        let present = (known == expected).then(|| self.view.active.entry(&model).cloned());
-        Ok(PlannedChoice {
-            model,
-            choice,
+    /// What a change needs to know of this router's view.
+    fn plan(&self, request: ChangeRequest, edit: Edit) -> PlannedChange {
+        let known = self.view.active.revision(&request.model);
+        let expected = request.expected.map_or(known, Revision);
+        let present = (known == expected).then(|| self.view.active.entry(&request.model).cloned());
+        PlannedChange {
+            request,
+            edit,
             expected,
             present,
-        })
+            uploads: self.view.upload_names(),
+        }
     }
 
-    /// The choices that a rollback may return to, the latest first, and the revision of the present one.
-    fn plan_rollback(&self, model: &str) -> (Vec<ActiveEntry>, Revision) {
-        let present = self.view.active.entry(model);
-        let earlier = present.map(ActiveEntry::earlier).unwrap_or_default();
-        let possible = earlier
-            .into_iter()
-            .filter(|entry| self.is_everywhere(&entry.choice));
-        (possible.collect(), self.view.active.revision(model))
+    /// Makes a change of a model's entry, for all routers.
+    fn edit(&mut self, request: ChangeRequest, edit: Edit) -> Answer<PolicyChange> {
+        let model = request.model.clone();
+        let (io, plan) = (self.io.clone(), self.plan(request, edit));
+        self.change(&model, async move { io.write_change(plan).await })
+    }
+
+    /// Drops an upload that the store has no longer, unless a model uses it.
+    fn drop_upload(&self, name: &str, digest: &str) {
+        if let Err(reason) = self.io.registry.remove(name, digest) {
+            debug!(policy.name = name, %reason, "the policy store no longer has an upload, and this router keeps it");
+        }
     }
 
     /// Writes a choice for `model` to the store and then activates it here. The model's entry is not followed meanwhile:
@@ -183,6 +212,7 @@ impl PolicyReplicator {
             succession,
         } = written;
         let before = self.io.registry.deciding(&model);
+        self.audit.record(entry.audit_record(&model, revision, true));
         self.view.active.note(&model, revision, Some(entry));
         // Two changes of this router may complete in either order: the later one decides.
         if !self.view.active.follows_later_than(&model, revision) {
@@ -214,6 +244,7 @@ impl PolicyReplicator {
             let (answer, surplus) = match announced {
                 Ok(revision) => {
                     let key = entry.subject().key();
+                    actor.audit.record(entry.audit_record(revision, true));
                     actor.view.uploads.note(&key, revision, Some(entry));
                     actor.view.uploads.mark_followed(&key, revision);
                     let is_new = uploaded.is_new();
@@ -290,14 +321,19 @@ impl PolicyReplicator {
     fn follow(&mut self, step: &FollowStep, prepared: Option<PreparedChoice>) -> Result<(), FollowFailure> {
         let (Subject::Active { model }, Some(PreparedChoice { entry, prepared })) = (&step.subject, prepared)
         else {
-            self.view
-                .uploads
-                .mark_followed(&step.subject.key(), step.revision);
+            let key = step.subject.key();
+            if let Some(upload) = self.view.uploads.entry(&key).filter(|_| self.reading.is_over()) {
+                self.audit.record(upload.audit_record(step.revision, false));
+            }
+            self.view.uploads.mark_followed(&key, step.revision);
             return Ok(());
         };
         if self.view.active.to_follow(model, step.revision).is_none() {
             // A change of this router replaced the choice meanwhile.
             return Ok(());
+        }
+        if self.reading.is_over() {
+            self.audit.record(entry.audit_record(model, step.revision, false));
         }
         let deciding = ChosenPolicy::of_activation(&self.io.registry.deciding(model));
         let published = self
@@ -338,11 +374,13 @@ impl StreamHandler<StoreChange> for PolicyReplicator {
                 let Some(subject) = Subject::parse(&key) else {
                     return;
                 };
-                if let Subject::Active { model } = &subject {
-                    warn!(
+                match &subject {
+                    Subject::Active { model } => warn!(
                         model,
                         "the policy store no longer has a choice for the model; the active policy stays"
-                    );
+                    ),
+                    Subject::Upload { name, digest } => self.drop_upload(name, digest),
+                    Subject::Quarantine { .. } => {}
                 }
                 self.queue.remove(&subject);
                 self.view.forget(&subject);
@@ -356,25 +394,35 @@ impl StreamHandler<StoreChange> for PolicyReplicator {
     }
 }
 
+impl Handler<ReadRevision> for PolicyReplicator {
+    type Result = u64;
+
+    fn handle(&mut self, ReadRevision { model }: ReadRevision, _: &mut Self::Context) -> u64 {
+        self.view.active.revision(&model).0
+    }
+}
+
 impl Handler<Activate> for PolicyReplicator {
     type Result = Answer<PolicyChange>;
 
     fn handle(&mut self, command: Activate, _: &mut Self::Context) -> Self::Result {
-        let model = command.model.clone();
-        let (io, plan) = (self.io.clone(), self.plan_activation(command));
-        self.change(&model, async move { io.write_activation(plan?).await })
+        let Activate {
+            request,
+            policy,
+            settings,
+        } = command;
+        match self.io.choice(&policy, settings) {
+            Ok(choice) => self.edit(request, Edit::Activate(choice)),
+            Err(error) => Box::pin(fut::err(error.into())),
+        }
     }
 }
 
 impl Handler<RollBack> for PolicyReplicator {
     type Result = Answer<PolicyChange>;
 
-    fn handle(&mut self, RollBack { model }: RollBack, _: &mut Self::Context) -> Self::Result {
-        let (io, (earlier, expected)) = (self.io.clone(), self.plan_rollback(&model));
-        let subject = model.clone();
-        self.change(&subject, async move {
-            io.write_rollback(model, earlier, expected).await
-        })
+    fn handle(&mut self, RollBack { request, to }: RollBack, _: &mut Self::Context) -> Self::Result {
+        self.edit(request, Edit::RollBack { to })
     }
 }
 
@@ -395,10 +443,97 @@ impl Handler<Upload> for PolicyReplicator {
     }
 }
 
-impl Handler<ReadRevision> for PolicyReplicator {
-    type Result = u64;
+impl Handler<Delete> for PolicyReplicator {
+    type Result = Answer<PolicyRecord>;
 
-    fn handle(&mut self, ReadRevision { model }: ReadRevision, _: &mut Self::Context) -> u64 {
-        self.view.active.revision(&model).0
+    fn handle(&mut self, Delete { policy, by }: Delete, _: &mut Self::Context) -> Self::Result {
+        let planned = self.io.registry.look_up(&policy).map_err(PolicyChangeError::from);
+        let planned = planned.and_then(|record| {
+            if record.builtin || !record.models.is_empty() {
+                // The registry's own refusal says why.
+                self.io.registry.remove(&record.name, &record.digest)?;
+            }
+            let upload = self.view.removable(&record.name, &record.digest);
+            Ok((record, upload.map_err(PolicyChangeError::Conflict)?))
+        });
+        let (record, upload) = match planned {
+            Ok(planned) => planned,
+            Err(error) => return Box::pin(fut::err(error)),
+        };
+        let io = self.io.clone();
+        let removed = async move { io.remove_upload(&upload).await.map(|()| upload) };
+        Box::pin(removed.into_actor(self).map(move |removed, actor, _| {
+            let upload = removed?;
+            actor.view.uploads.forget_revision(&upload.key, upload.revision);
+            actor.io.registry.remove(&record.name, &record.digest)?;
+            actor.audit.record(AuditRecord {
+                at_unix_ms: unix_ms(),
+                action: "delete".into(),
+                by,
+                here: true,
+                policy: format!("{}@{}", record.name, record.version),
+                digest: record.digest.clone(),
+                ..AuditRecord::default()
+            });
+            Ok(record)
+        }))
+    }
+}
+
+impl Handler<ReadHistory> for PolicyReplicator {
+    type Result = MessageResult<ReadHistory>;
+
+    fn handle(&mut self, ReadHistory { model }: ReadHistory, _: &mut Self::Context) -> Self::Result {
+        let revision = self.view.active.revision(&model);
+        let entry = self.view.active.entry(&model);
+        MessageResult(entry.map(|entry| entry.changes(revision)).unwrap_or_default())
+    }
+}
+
+impl Handler<ReadQuarantine> for PolicyReplicator {
+    type Result = Option<QuarantineEvent>;
+
+    fn handle(&mut self, read: ReadQuarantine, _: &mut Self::Context) -> Self::Result {
+        let ReadQuarantine { name, digest } = read;
+        let key = Subject::Quarantine { name, digest }.key();
+        self.view.quarantines.entry(&key).cloned()
+    }
+}
+
+impl Handler<Happened> for PolicyReplicator {
+    type Result = ();
+
+    fn handle(&mut self, Happened(event): Happened, ctx: &mut Self::Context) {
+        let RegistryEvent::Quarantined {
+            policy,
+            models,
+            reason,
+        } = event;
+        let label = format!("{}@{}", policy.name, policy.version);
+        self.audit.record(AuditRecord {
+            at_unix_ms: unix_ms(),
+            action: "quarantine".into(),
+            here: true,
+            policy: label.clone(),
+            digest: policy.digest.clone(),
+            reason: Some(reason.clone()),
+            ..AuditRecord::default()
+        });
+        let event = QuarantineEvent {
+            policy: policy.name,
+            version: policy.version,
+            digest: policy.digest,
+            reason,
+            models,
+            at_unix_ms: unix_ms(),
+            router: self.router.clone(),
+        };
+        let io = self.io.clone();
+        let written = async move { io.write_quarantine(&event).await };
+        ctx.spawn(written.into_actor(self).map(move |written, _, _| {
+            if let Err(error) = written {
+                warn!(policy.name = label, %error, "the other routers do not learn of a quarantine");
+            }
+        }));
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::{
     affinity::AffinityTable,
+    audit::AuditLog,
     block_learner::{self, BlockLearnerHandle},
     breaker::BreakerConfig,
     continuation::KeptBytes,
@@ -51,6 +52,8 @@ pub struct RouterConfig {
     pub policies: PolicyRegistry,
     /// The store that `policies` are kept equal to.
     pub policy_store: Arc<dyn SharedStore>,
+    /// Where changes of policies are recorded.
+    pub audit: AuditLog,
     /// How this router and the others exchange what they have in flight; `None` to count this router's load only.
     pub replicas: Option<ReplicaConfig>,
     /// The planes by name, for `/health`.
@@ -89,6 +92,7 @@ pub struct Router {
     _replica_sync: Option<ActorHandle<ReplicaSync>>,
     planes: Arc<[(&'static str, watch::Receiver<PlaneStatus>)]>,
     policies: PolicyReplicatorHandle,
+    audit: AuditLog,
     arbiter: ArbiterHandle,
 }
 
@@ -252,7 +256,12 @@ impl Router {
                 )
             })
         });
-        let policies = PolicyReplicatorHandle::start(config.policies, config.policy_store, &arbiter);
+        let policies = PolicyReplicatorHandle::start(
+            config.policies,
+            config.policy_store,
+            config.audit.clone(),
+            &arbiter,
+        );
         Self {
             view,
             index,
@@ -271,6 +280,7 @@ impl Router {
             _replica_sync: replica_sync,
             planes: config.planes.into(),
             policies,
+            audit: config.audit,
             arbiter,
         }
     }
@@ -349,6 +359,11 @@ impl Router {
     /// The policies, and which of them decides for each model.
     pub fn policies(&self) -> &PolicyRegistry {
         self.policies.registry()
+    }
+
+    /// The changes of policies, and who made them.
+    pub fn audit(&self) -> &AuditLog {
+        &self.audit
     }
 
     /// Changes the policies of this router and of all others.

@@ -99,6 +99,10 @@ pub(crate) struct FrontendOptions {
     /// policies.
     #[arg(long, env = "SIGNALBOX_POLICY_DIR", value_name = "FOLDER")]
     pub(crate) policy_dir: Option<PathBuf>,
+    /// A file that gets a line of JSON for each change of policies: who, when, what. It is created if it is missing, and can
+    /// be moved away at any time.
+    #[arg(long, env = "SIGNALBOX_AUDIT_LOG", value_name = "PATH")]
+    pub(crate) audit_log: Option<PathBuf>,
     /// A header of clients that policies may tell apart, hashed, as the key `header:NAME`; can be given several times.
     #[arg(long = "policy-header", env = "SIGNALBOX_POLICY_HEADERS", value_delimiter = ',', value_parser = header_name, value_name = "NAME")]
     pub(crate) policy_headers: Vec<String>,

@@ -162,6 +162,7 @@ fn router(
         max_connections_per_address: options.max_connections_per_address.map(|most| most as usize),
         policy: options.policy,
         policy_dir: options.policy_dir,
+        audit_log: options.audit_log,
         index_bytes: options.index_mib as usize * MIB,
         breakers: BreakerConfig {
             failures: options.eject_failures,

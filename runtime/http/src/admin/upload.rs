@@ -18,7 +18,7 @@ use signalbox_protocol::{ErrorKind, WireError};
 use signalbox_router::policies::{AdmissionError, MAX_SETTINGS_BYTES, RegistryError};
 use tokio::time::timeout;
 
-use super::Admin;
+use super::{Admin, caller};
 use crate::{
     body::{self, BodyLimits},
     error::ApiError,
@@ -105,7 +105,8 @@ pub(crate) async fn upload(
         from_bytes(body.bytes, query)?
     };
     let replicator = admin.router.policy_replicator();
-    let (record, created) = replicator.upload(name, component, settings).await?;
+    let by = caller::name(&request);
+    let (record, created) = replicator.upload(name, component, settings, by).await?;
     let mut response = if created {
         HttpResponse::Created()
     } else {

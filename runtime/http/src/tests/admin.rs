@@ -56,10 +56,140 @@ async fn a_policy_is_activated_and_rolled_back_and_the_next_answer_names_it() {
     rig.admin(request("PUT", path, r#"{"polcy":"none"}"#).as_bytes())
         .await
         .check_error(400, None);
-    let other = path.replace("swapped", "other");
-    rig.admin(request("PUT", &other, r#"{"policy":"kv-aware"}"#).as_bytes())
+}
+
+#[actix_rt::test]
+async fn a_model_that_no_worker_serves_yet_can_be_prepared() {
+    let rig = Rig::serving("served").await;
+    let path = "/admin/v1/models/org/later/policy";
+    rig.admin(get(path).as_bytes())
         .await
         .check_error(404, Some("model"));
+    let prepared = rig
+        .admin(request("PUT", path, r#"{"policy":"kv-aware"}"#).as_bytes())
+        .await
+        .json();
+    assert_eq!(
+        (&prepared["model"], &prepared["served"]),
+        (&"org/later".into(), &false.into())
+    );
+    let shown = rig.admin(get(path).as_bytes()).await.json();
+    assert_eq!(shown["active"]["policy"], prepared["active"]["policy"]);
+    let back = rig
+        .admin(post(&format!("{path}/rollback"), "").as_bytes())
+        .await
+        .json();
+    assert!(
+        back["active"]["policy"]
+            .as_str()
+            .unwrap()
+            .starts_with("round-robin@")
+    );
+}
+
+#[actix_rt::test]
+async fn the_history_names_the_callers_and_a_condition_that_does_not_hold_changes_nothing() {
+    let rig = Rig::serving("audited").await;
+    let path = "/admin/v1/models/audited/policy";
+    let with = |line: &str, request: String| request.replacen("\r\n", &format!("\r\n{line}\r\n"), 1);
+    let put = |policy: &str| request("PUT", path, &json!({"policy": policy}).to_string());
+    let first = rig
+        .admin(with("X-Signalbox-User: alice", put("kv-aware")).as_bytes())
+        .await;
+    let revision = first.json()["revision"].as_u64().unwrap();
+    assert_eq!(first.header("etag"), Some(&*format!("\"{revision}\"")));
+    let stale = with(&format!("If-Match: \"{}\"", revision + 1), put("replica-synced"));
+    rig.admin(stale.as_bytes()).await.check_error(412, None);
+    let current = with(&format!("If-Match: \"{revision}\""), put("replica-synced"));
+    let second = rig.admin(current.as_bytes()).await.json();
+    let stale = with("If-Match: \"1\"", post(&format!("{path}/rollback"), ""));
+    rig.admin(stale.as_bytes()).await.check_error(412, None);
+    let body = json!({"to_revision": 0}).to_string();
+    let back = rig
+        .admin(post(&format!("{path}/rollback"), &body).as_bytes())
+        .await
+        .json();
+    assert!(
+        back["active"]["policy"]
+            .as_str()
+            .unwrap()
+            .starts_with("round-robin@")
+    );
+    let history = rig.admin(get(&format!("{path}/history")).as_bytes()).await.json();
+    let shown: Vec<_> = history["history"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| {
+            (
+                item["revision"].as_u64().unwrap(),
+                item["action"].as_str().unwrap(),
+                item["by"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    let expected = [
+        (back["revision"].as_u64().unwrap(), "rollback", "127.0.0.1"),
+        (second["revision"].as_u64().unwrap(), "activate", "127.0.0.1"),
+        (revision, "activate", "alice at 127.0.0.1"),
+        (0, "default", ""),
+    ];
+    assert_eq!(shown, expected);
+    let audit = rig.admin(get("/admin/v1/audit").as_bytes()).await.json();
+    assert_eq!(audit["records"][2]["by"], "alice at 127.0.0.1");
+    for (method, query) in [
+        ("PUT", "?setings=%7B%7D"),
+        ("GET", "?x"),
+        ("POST", "/rollback?to=1"),
+    ] {
+        let refused = request(method, &format!("{path}{query}"), r#"{"policy":"kv-linear"}"#);
+        let message = rig.admin(refused.as_bytes()).await.check_error(400, None);
+        assert!(message.contains("no query"), "{message}");
+    }
+    let listed = rig.admin(get("/admin/v1/policies?name=x").as_bytes()).await;
+    listed.check_error(400, None);
+}
+
+#[actix_rt::test]
+async fn a_version_is_shown_downloaded_and_deleted() {
+    let rig = Rig::start(None, |_| ()).await;
+    let (_, component) = signalbox_router::policies::builtin_policies()[0];
+    let replicator = rig.router.policy_replicator();
+    let upload = replicator.upload("mine".into(), component.into(), String::new(), "alice".into());
+    let (record, _) = upload.await.unwrap();
+    let by_digest = format!("/admin/v1/policies/mine@sha256:{}", &record.digest[..10]);
+    for path in [
+        "/admin/v1/policies/mine",
+        "/admin/v1/policies/mine@1",
+        by_digest.as_str(),
+    ] {
+        let shown = rig.admin(get(path).as_bytes()).await.json();
+        assert_eq!(
+            (&shown["digest"], &shown["last_quarantine"]),
+            (&json!(record.digest), &Value::Null)
+        );
+    }
+    let downloaded = rig
+        .admin(get("/admin/v1/policies/mine/component").as_bytes())
+        .await;
+    assert_eq!(downloaded.header("content-type"), Some("application/wasm"));
+    assert_eq!(downloaded.body, component);
+    let builtin = rig
+        .admin(get("/admin/v1/policies/kv-aware/component").as_bytes())
+        .await;
+    assert_eq!(builtin.status, 200);
+    let delete = |path: &str| request("DELETE", path, "");
+    rig.admin(delete("/admin/v1/policies/kv-aware").as_bytes())
+        .await
+        .check_error(409, None);
+    rig.admin(delete("/admin/v1/policies/nobody").as_bytes())
+        .await
+        .check_error(404, None);
+    let deleted = rig.admin(delete(&by_digest).as_bytes()).await.json();
+    assert_eq!(deleted["deleted"]["name"], "mine");
+    rig.admin(get("/admin/v1/policies/mine").as_bytes())
+        .await
+        .check_error(404, None);
 }
 
 #[actix_rt::test]

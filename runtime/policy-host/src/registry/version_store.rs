@@ -14,6 +14,10 @@ const MAX_STORED: usize = 64;
 /// Digits of the digest that distinguish equal versions: the first number that gives a version which is not taken.
 const DIGEST_DIGITS: [usize; 3] = [8, 16, 64];
 
+/// What a digest begins with, where one stands for a version, and the fewest digits of it.
+const DIGEST_PREFIX: &str = "sha256:";
+const MIN_DIGEST_DIGITS: usize = 8;
+
 /// One stored version of a policy, as the admin API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PolicyRecord {
@@ -50,7 +54,7 @@ pub(super) struct Stored {
     pub(super) label: Arc<str>,
     pub(super) component: Arc<PolicyComponent>,
     /// Whether it is part of the binary and therefore never dropped.
-    builtin: bool,
+    pub(super) builtin: bool,
     /// The fault that put it in quarantine.
     quarantined: Option<String>,
 }
@@ -202,17 +206,58 @@ impl VersionStore {
             })
     }
 
-    /// The version `name@version`, or the newest version of `name`, unless it is in quarantine.
+    /// As [`VersionStore::look_up`], unless the version is in quarantine.
     pub(super) fn find(&self, policy: &str) -> Result<&Stored, RegistryError> {
-        let stored = if policy.contains('@') {
-            self.by_label(policy)?
-        } else {
-            self.0
-                .iter()
-                .rfind(|stored| stored.name == policy)
-                .ok_or_else(|| self.unknown(policy))?
+        self.look_up(policy)?.if_usable()
+    }
+
+    /// The version that `policy` means, in quarantine or not: `name` the newest upload of it, `name@1.2.0` that version,
+    /// `name@1` or `name@1.2` the highest release that begins so, `name@sha256:DIGITS` the one whose digest begins so.
+    pub(super) fn look_up(&self, policy: &str) -> Result<&Stored, RegistryError> {
+        let Some((name, version)) = policy.split_once('@') else {
+            let newest = self.0.iter().rfind(|stored| stored.name == policy);
+            return newest.ok_or_else(|| self.unknown(policy));
         };
-        stored.if_usable()
+        if let Some(digits) = version.strip_prefix(DIGEST_PREFIX) {
+            return self.by_digest_prefix(name, digits);
+        }
+        if let Ok(exact) = self.by_label(policy) {
+            return Ok(exact);
+        }
+        let released = self.0.iter().filter(|stored| stored.name == name);
+        let released =
+            released.filter_map(|stored| Some((release_within(&stored.version, version)?, stored)));
+        let highest = released.max_by_key(|(release, _)| *release);
+        highest
+            .map(|(_, stored)| stored)
+            .ok_or_else(|| self.unknown(policy))
+    }
+
+    fn by_digest_prefix(&self, name: &str, digits: &str) -> Result<&Stored, RegistryError> {
+        let label = || format!("{name}@{DIGEST_PREFIX}{digits}");
+        if digits.len() < MIN_DIGEST_DIGITS {
+            return Err(RegistryError::Conflict(format!(
+                "{} names no version: give at least {MIN_DIGEST_DIGITS} digits of the digest",
+                label()
+            )));
+        }
+        let mut found = self
+            .0
+            .iter()
+            .filter(|stored| stored.name == name && stored.component.digest().starts_with(digits));
+        match (found.next(), found.next()) {
+            (Some(only), None) => Ok(only),
+            (None, _) => Err(self.unknown(&label())),
+            (Some(_), Some(_)) => Err(RegistryError::Conflict(format!(
+                "the digests of several versions begin like that of {}; give more digits",
+                label()
+            ))),
+        }
+    }
+
+    /// Removes an upload. The caller makes sure that no model needs it.
+    pub(super) fn remove(&mut self, label: &str) {
+        self.0.retain(|stored| stored.builtin || *stored.label != *label);
     }
 
     /// The version of `name` with this digest, unless it is in quarantine.
@@ -258,12 +303,6 @@ impl VersionStore {
         }
     }
 
-    pub(super) fn is_quarantined(&self, label: &str) -> bool {
-        self.0
-            .iter()
-            .any(|stored| *stored.label == *label && stored.quarantined.is_some())
-    }
-
     /// When the store is full, drops the oldest version that is not `needed`.
     pub(super) fn make_room(&mut self, needed: impl Fn(&str) -> bool) -> Result<(), RegistryError> {
         if self.0.len() < MAX_STORED {
@@ -290,6 +329,41 @@ impl VersionStore {
         RegistryError::Unknown {
             name: name.to_owned(),
             known: known.join(", "),
+        }
+    }
+}
+
+/// The numbers of a released version, if they begin with those of `wanted`: `1` or `1.2`. Build metadata, after a `+`,
+/// counts for nothing, and a version with a `-` is no release.
+fn release_within(version: &str, wanted: &str) -> Option<(u64, u64, u64)> {
+    let numbers =
+        |text: &str| -> Option<Vec<u64>> { text.split('.').map(|part| part.parse().ok()).collect() };
+    let (wanted, version) = (numbers(wanted)?, numbers(version.split('+').next()?)?);
+    let &[major, minor, patch] = version.as_slice() else {
+        return None;
+    };
+    (wanted.len() < version.len() && version.starts_with(&wanted)).then_some((major, minor, patch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_within_the_numbers_that_it_begins_with() {
+        let cases = [
+            ("1.2.3", "1", Some((1, 2, 3))),
+            ("1.2.3", "1.2", Some((1, 2, 3))),
+            ("1.2.3+0a1b", "1.2", Some((1, 2, 3))),
+            ("1.20.3", "1.2", None),
+            ("1.2.3", "1.2.3", None),
+            ("1.2.3-beta", "1.2", None),
+            ("1.2", "1", None),
+            ("1.2.3", "", None),
+            ("1.2.3", "x", None),
+        ];
+        for (version, wanted, expected) in cases {
+            assert_eq!(release_within(version, wanted), expected, "{version} in {wanted}");
         }
     }
 }

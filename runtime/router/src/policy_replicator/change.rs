@@ -5,7 +5,18 @@ use std::sync::Arc;
 use signalbox_policy_host::{Activation, PreparedPolicy, RegistryError, Succession};
 use signalbox_policy_store::{Revision, StoreError};
 
-use super::entries::{ActiveEntry, ChosenPolicy};
+use super::entries::ActiveEntry;
+
+/// Which model's policy a command changes, and on whose behalf.
+#[derive(Debug, Clone, Default)]
+pub struct ChangeRequest {
+    /// The model.
+    pub model: String,
+    /// The revision of the choice that the caller wants to replace; `None` means the last one that this router received.
+    pub expected: Option<u64>,
+    /// Who asks, for the history and the audit log.
+    pub by: String,
+}
 
 /// A policy became the active one of a model.
 #[derive(Debug, Clone)]
@@ -27,7 +38,10 @@ pub enum PolicyChangeError {
     /// The store did not take the change.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Another change came first, or the present state of the policies does not allow this one.
+    /// Another change came first.
+    #[error("{0}")]
+    Changed(String),
+    /// The present state of the policies does not allow the change.
     #[error("{0}")]
     Conflict(String),
     /// A defect of this router.
@@ -40,21 +54,9 @@ impl PolicyChangeError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Store(error) => !matches!(error, StoreError::Refused(_)),
-            Self::Registry(_) | Self::Conflict(_) | Self::BrokeOff => false,
+            Self::Registry(_) | Self::Changed(_) | Self::Conflict(_) | Self::BrokeOff => false,
         }
     }
-}
-
-/// A choice to be written to the store.
-#[derive(Debug)]
-pub(super) struct PlannedChoice {
-    pub(super) model: String,
-    pub(super) choice: ChosenPolicy,
-    /// The revision that the choice replaces.
-    pub(super) expected: Revision,
-    /// The entry of that revision, `Some(None)` when it is absent or unreadable; `None` when this router has not
-    /// received that revision.
-    pub(super) present: Option<Option<ActiveEntry>>,
 }
 
 /// A choice that the store has taken and this router has prepared.

@@ -3,8 +3,15 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use signalbox_policy_host::{Activation, PolicyRecord, Succession};
-use signalbox_policy_store::MAX_VALUE_BYTES;
+use signalbox_policy_host::Succession;
+use signalbox_policy_store::{MAX_VALUE_BYTES, Revision};
+
+use crate::audit::AuditRecord;
+
+use super::{
+    chosen_policy::ChosenPolicy,
+    history::{ChangeAction, ChangeNote, HistoryItem, MAX_HISTORY, PastChange},
+};
 
 /// Most earlier choices that an entry keeps for rollbacks.
 const MAX_BEFORE: usize = 8;
@@ -16,6 +23,8 @@ pub(super) enum Subject {
     Upload { name: String, digest: String },
     /// The choice of a policy for a model.
     Active { model: String },
+    /// The latest quarantine of a version, by name and digest.
+    Quarantine { name: String, digest: String },
 }
 
 impl Subject {
@@ -27,6 +36,7 @@ impl Subject {
         match self {
             Self::Upload { name, digest } => format!("policies/{name}/{digest}"),
             Self::Active { model } => format!("active/{model}"),
+            Self::Quarantine { name, digest } => format!("quarantines/{name}/{digest}"),
         }
     }
 
@@ -35,36 +45,31 @@ impl Subject {
         if let Some(model) = key.strip_prefix("active/") {
             return Some(Self::Active { model: model.into() });
         }
-        let (name, digest) = key.strip_prefix("policies/")?.split_once('/')?;
-        Some(Self::Upload {
-            name: name.into(),
-            digest: digest.into(),
-        })
+        let (kind, version) = key.split_once('/')?;
+        let (name, digest) = version.split_once('/')?;
+        let (name, digest) = (name.into(), digest.into());
+        match kind {
+            "policies" => Some(Self::Upload { name, digest }),
+            "quarantines" => Some(Self::Quarantine { name, digest }),
+            _ => None,
+        }
     }
 }
 
-/// A policy with its settings, the same on every router.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct ChosenPolicy {
-    /// The name of the upload.
-    pub(super) policy: String,
-    /// Names the component among others of the same name, for people.
-    pub(super) version: String,
-    /// SHA-256 of the component, in hexadecimal.
-    pub(super) digest: String,
-    /// A JSON object, empty for the defaults.
-    #[serde(default)]
-    pub(super) settings: Map<String, Value>,
-}
-
 /// The choice of a policy for a model: the value of `active/{model}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct ActiveEntry {
     #[serde(flatten)]
     pub(super) choice: ChosenPolicy,
     /// Earlier choices, the latest first.
     #[serde(default)]
     pub(super) before: Vec<ChosenPolicy>,
+    /// Who made this change, when, and why; `None` in entries of releases that kept no notes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) change: Option<ChangeNote>,
+    /// The changes before this one, the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) history: Vec<PastChange>,
 }
 
 /// An upload: the value of `policies/{name}/{digest}`.
@@ -76,45 +81,45 @@ pub(super) struct UploadEntry {
     #[serde(default)]
     pub(super) settings: Map<String, Value>,
     pub(super) uploaded_unix_ms: u64,
+    /// Who uploaded it; empty if that is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) by: String,
 }
 
-impl ChosenPolicy {
-    pub(super) fn of_record(record: &PolicyRecord, settings: Map<String, Value>) -> Self {
-        Self {
-            policy: record.name.clone(),
-            version: record.version.clone(),
-            digest: record.digest.clone(),
-            settings,
-        }
+/// A quarantine: the value of `quarantines/{name}/{digest}`. Only the router that it names has the version in quarantine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QuarantineEvent {
+    /// The name of the upload.
+    pub(super) policy: String,
+    /// Its version.
+    pub version: String,
+    /// SHA-256 of its component.
+    pub(super) digest: String,
+    /// The fault that led to it.
+    pub reason: String,
+    /// The models that it decided for there.
+    pub models: Vec<String>,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// The router.
+    pub router: String,
+}
+
+impl QuarantineEvent {
+    pub(super) fn subject(&self) -> Subject {
+        let (name, digest) = (self.policy.clone(), self.digest.clone());
+        Subject::Quarantine { name, digest }
     }
 
-    pub(super) fn of_activation(activation: &Activation) -> Self {
-        let (policy, version) = activation
-            .label
-            .split_once('@')
-            .unwrap_or((&activation.label, ""));
-        Self {
-            policy: policy.into(),
-            version: version.into(),
-            digest: activation.component.digest().into(),
-            settings: object(activation.component.settings_json()),
-        }
-    }
-
-    /// Whether both decide the same. Versions are for people, and may differ between routers.
-    pub(super) fn is(&self, other: &Self) -> bool {
-        (&self.policy, &self.digest, &self.settings) == (&other.policy, &other.digest, &other.settings)
-    }
-
-    /// `name@version`
-    pub(super) fn label(&self) -> String {
-        format!("{}@{}", self.policy, self.version)
+    pub(super) fn to_value(&self) -> Bytes {
+        to_json(self)
     }
 }
 
 impl ActiveEntry {
     /// The entry of `next`, which follows the present entry or, for a model without one, the default policy.
     pub(super) fn after(present: Option<&Self>, default: ChosenPolicy, next: ChosenPolicy) -> Self {
+        let history = present.map(|present| present.history.clone()).unwrap_or_default();
         let mut before = match present {
             // A policy that is chosen again is not its own predecessor.
             Some(present) if present.choice.is(&next) => present.before.clone(),
@@ -126,7 +131,91 @@ impl ActiveEntry {
             None => vec![default],
         };
         before.truncate(MAX_BEFORE);
-        Self { choice: next, before }
+        Self {
+            choice: next,
+            before,
+            change: None,
+            history,
+        }
+    }
+
+    /// The same entry as the change that this note is about, which follows `present` with the revision `replaced`.
+    pub(super) fn noted(
+        mut self,
+        note: ChangeNote,
+        present: Option<&Self>,
+        replaced: Revision,
+        default: &ChosenPolicy,
+    ) -> Self {
+        let past = match present {
+            Some(present) => PastChange {
+                revision: replaced,
+                note: present.change.clone().unwrap_or_default(),
+                choice: present.choice.clone(),
+            },
+            None => PastChange {
+                revision: Revision::ABSENT,
+                note: ChangeNote {
+                    action: ChangeAction::Default,
+                    ..ChangeNote::default()
+                },
+                choice: default.clone(),
+            },
+        };
+        let earlier = present
+            .map(|present| present.history.as_slice())
+            .unwrap_or_default();
+        self.history = std::iter::once(past)
+            .chain(earlier.iter().cloned())
+            .take(MAX_HISTORY)
+            .collect();
+        self.change = Some(note);
+        self
+    }
+
+    /// All changes that led to this entry of this revision, the latest first.
+    pub(super) fn changes(&self, revision: Revision) -> Vec<HistoryItem> {
+        let note = self.change.clone().unwrap_or_default();
+        let present = HistoryItem::new(revision, &note, &self.choice);
+        std::iter::once(present)
+            .chain(self.history.iter().cloned().map(HistoryItem::from))
+            .collect()
+    }
+
+    /// The entry that a rollback to the choice of an earlier revision writes; `None` when it is not known any more. A later
+    /// rollback returns to what decided before that revision, not to what this one leaves.
+    pub(super) fn back_to(&self, revision: Revision) -> Option<Self> {
+        let past = self.history.iter().find(|past| past.revision == revision)?;
+        let known = self
+            .earlier()
+            .into_iter()
+            .find(|earlier| earlier.choice.is(&past.choice));
+        Some(known.unwrap_or_else(|| Self {
+            choice: past.choice.clone(),
+            ..Self::default()
+        }))
+    }
+
+    /// This change in the audit log.
+    pub(super) fn audit_record(&self, model: &str, revision: Revision, here: bool) -> AuditRecord {
+        let note = self.change.clone().unwrap_or_default();
+        AuditRecord {
+            at_unix_ms: note.at_unix_ms,
+            action: note.action.name().into(),
+            by: note.by,
+            here,
+            model: Some(model.to_owned()),
+            policy: self.choice.label(),
+            digest: self.choice.digest.clone(),
+            settings: self.choice.settings.clone(),
+            revision: Some(revision.0),
+            reason: note.reason,
+        }
+    }
+
+    /// The policies that this entry puts to work.
+    pub(super) fn choices(&self) -> impl Iterator<Item = &ChosenPolicy> {
+        std::iter::once(&self.choice)
     }
 
     /// The entries that a rollback from this one writes, the latest choice first.
@@ -136,6 +225,7 @@ impl ActiveEntry {
         let entry = choices.map(|(index, choice)| Self {
             choice: choice.clone(),
             before: before(index),
+            ..Self::default()
         });
         entry.collect()
     }
@@ -150,12 +240,14 @@ impl ActiveEntry {
         }
     }
 
-    /// The value as the store takes it: when large settings exceed its bound, the oldest choices are left out.
+    /// The value as the store takes it: when large settings exceed its bound, the oldest changes are left out, then the
+    /// oldest choices.
     pub(super) fn to_value(&self) -> Bytes {
         let mut entry = self.clone();
         loop {
             let json = to_json(&entry);
-            if json.len() <= MAX_VALUE_BYTES || entry.before.pop().is_none() {
+            if json.len() <= MAX_VALUE_BYTES || entry.history.pop().is_none() && entry.before.pop().is_none()
+            {
                 return json;
             }
         }
@@ -163,6 +255,20 @@ impl ActiveEntry {
 }
 
 impl UploadEntry {
+    pub(super) fn audit_record(&self, revision: Revision, here: bool) -> AuditRecord {
+        AuditRecord {
+            at_unix_ms: self.uploaded_unix_ms,
+            action: "upload".into(),
+            by: self.by.clone(),
+            here,
+            policy: format!("{}@{}", self.name, self.version),
+            digest: self.digest.clone(),
+            settings: self.settings.clone(),
+            revision: Some(revision.0),
+            ..AuditRecord::default()
+        }
+    }
+
     pub(super) fn subject(&self) -> Subject {
         let (name, digest) = (self.name.clone(), self.digest.clone());
         Subject::Upload { name, digest }
@@ -175,22 +281,6 @@ impl UploadEntry {
 
     pub(super) fn to_value(&self) -> Bytes {
         to_json(self)
-    }
-}
-
-/// Settings as the registry takes them: empty for the defaults.
-pub(super) fn settings_text(settings: &Map<String, Value>) -> String {
-    if settings.is_empty() {
-        return String::new();
-    }
-    Value::Object(settings.clone()).to_string()
-}
-
-/// The settings of a registry's record, which are a JSON object.
-pub(super) fn object(settings: Value) -> Map<String, Value> {
-    match settings {
-        Value::Object(settings) => settings,
-        _ => Map::new(),
     }
 }
 
@@ -208,6 +298,8 @@ fn to_json(entry: &impl Serialize) -> Bytes {
 mod tests {
     use proptest::{collection, prelude::*};
     use serde_json::json;
+
+    use super::super::chosen_policy::{object, settings_text};
 
     use super::*;
 
@@ -253,14 +345,15 @@ mod tests {
             choice in any_choice(), before in collection::vec(any_choice(), 0..3), uploaded_unix_ms: u64,
         ) {
             let ChosenPolicy { policy, version, digest, settings } = choice.clone();
-            let entry = ActiveEntry { choice, before };
+            let entry = ActiveEntry { choice, before, ..ActiveEntry::default() };
             let read: ActiveEntry = serde_json::from_slice(&entry.to_value()).unwrap();
             prop_assert!(read.choice.is(&entry.choice));
             prop_assert_eq!(read, entry);
             let text = settings_text(&settings);
             let given = if text.is_empty() { json!({}) } else { serde_json::from_str(&text).unwrap() };
             prop_assert_eq!(object(given), settings.clone(), "as a policy's instances get them");
-            let upload = UploadEntry { name: policy, version, digest, settings, uploaded_unix_ms };
+            let by = "alice at 127.0.0.1".to_owned();
+            let upload = UploadEntry { name: policy, version, digest, settings, uploaded_unix_ms, by };
             prop_assert_eq!(serde_json::from_slice::<UploadEntry>(&upload.to_value()).unwrap(), upload);
         }
     }
@@ -280,6 +373,10 @@ mod tests {
         for subject in [
             Subject::Upload {
                 name: "mine".into(),
+                digest: digest.clone(),
+            },
+            Subject::Quarantine {
+                name: "mine".into(),
                 digest,
             },
             Subject::Active {
@@ -297,6 +394,7 @@ mod tests {
         let entry = ActiveEntry {
             choice: choice(2),
             before: vec![choice(1)],
+            ..ActiveEntry::default()
         };
         let json: Value = serde_json::from_slice(&entry.to_value()).unwrap();
         let expected = json!({
@@ -328,19 +426,80 @@ mod tests {
         let entry = ActiveEntry {
             choice: choice(3),
             before: vec![choice(2), choice(1)],
+            ..ActiveEntry::default()
         };
         let earlier = entry.earlier();
         let first = ActiveEntry {
             choice: choice(2),
             before: vec![choice(1)],
+            ..ActiveEntry::default()
         };
         let second = ActiveEntry {
             choice: choice(1),
             before: vec![],
+            ..ActiveEntry::default()
         };
         assert_eq!(earlier, [first, second]);
         assert_eq!(earlier[0].succession_after(&choice(3)), Succession::Back);
         assert_eq!(entry.succession_after(&choice(2)), Succession::Forward);
+    }
+
+    #[test]
+    fn an_entry_keeps_who_changed_what_and_a_rollback_finds_each_revision() {
+        let note = |by: &str| ChangeNote {
+            action: ChangeAction::Activate,
+            at_unix_ms: 5,
+            by: by.into(),
+            reason: None,
+        };
+        let mut entry = ActiveEntry::after(None, choice(0), choice(1)).noted(
+            note("first"),
+            None,
+            Revision::ABSENT,
+            &choice(0),
+        );
+        for version in 2..=40 {
+            let replaced = Revision(version as u64 - 1);
+            entry = ActiveEntry::after(Some(&entry), choice(0), choice(version)).noted(
+                note(&version.to_string()),
+                Some(&entry),
+                replaced,
+                &choice(0),
+            );
+            if version == 3 {
+                let shown: Vec<_> = entry
+                    .changes(Revision(3))
+                    .into_iter()
+                    .map(|item| (item.revision, item.note.by, item.policy, item.note.action))
+                    .collect();
+                let item = |revision, by: &str, action| {
+                    (revision, by.to_owned(), format!("mine@{revision}"), action)
+                };
+                let expected = [
+                    item(3, "3", ChangeAction::Activate),
+                    item(2, "2", ChangeAction::Activate),
+                    item(1, "first", ChangeAction::Activate),
+                    item(0, "", ChangeAction::Default),
+                ];
+                assert_eq!(shown, expected);
+                let read: ActiveEntry = serde_json::from_slice(&entry.to_value()).unwrap();
+                assert_eq!(read, entry);
+            }
+        }
+        assert_eq!(entry.changes(Revision(40)).len(), MAX_HISTORY + 1);
+        let back = entry.back_to(Revision(35)).unwrap();
+        assert_eq!(back.choice, choice(35));
+        assert_eq!(back.before.first(), Some(&choice(34)), "what decided before it");
+        let further = entry.back_to(Revision(20)).unwrap();
+        assert_eq!((further.choice, further.before), (choice(20), vec![]));
+        assert_eq!(entry.back_to(Revision(1)), None, "older than what is kept");
+    }
+
+    #[test]
+    fn an_action_of_a_later_release_is_read_as_unknown() {
+        let note: ChangeNote =
+            serde_json::from_value(json!({"action": "teleport", "by": "x", "mood": 1})).unwrap();
+        assert_eq!((note.action, note.by.as_str()), (ChangeAction::Unknown, "x"));
     }
 
     #[test]
@@ -352,6 +511,7 @@ mod tests {
         let entry = ActiveEntry {
             choice: large(9),
             before: (0..8).rev().map(large).collect(),
+            ..ActiveEntry::default()
         };
         let value = entry.to_value();
         assert!(value.len() <= MAX_VALUE_BYTES);

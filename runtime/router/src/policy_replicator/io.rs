@@ -10,10 +10,17 @@ use signalbox_policy_store::{Revision, SharedStore, StoreEntry, StoreError};
 use tokio::sync::Mutex;
 
 use super::{
-    change::{PlannedChoice, PolicyChangeError, WrittenChoice},
-    entries::{ActiveEntry, ChosenPolicy, Subject, UploadEntry, object, settings_text},
+    change::{ChangeRequest, PolicyChangeError, WrittenChoice},
+    chosen_policy::{ChosenPolicy, object, settings_text},
+    edit::{Edit, PlannedChange},
+    entries::{ActiveEntry, QuarantineEvent, Subject, UploadEntry},
+    history::ChangeNote,
     store_view::EntryToFollow,
 };
+use crate::audit::unix_ms;
+
+/// Attempts to write a quarantine while another router writes one of the same version.
+const QUARANTINE_ATTEMPTS: usize = 3;
 
 /// The registry of this router and the store of all. Clone = handle.
 #[derive(Debug, Clone)]
@@ -68,42 +75,40 @@ impl PolicyIo {
         Ok(ChosenPolicy::of_record(&record, settings))
     }
 
-    /// Prepares a choice here and writes it to the store.
-    pub(super) async fn write_activation(
-        &self,
-        plan: PlannedChoice,
-    ) -> Result<WrittenChoice, PolicyChangeError> {
-        let PlannedChoice {
-            model,
-            choice,
+    /// Prepares what a change makes of a model's entry, and writes it to the store.
+    pub(super) async fn write_change(&self, plan: PlannedChange) -> Result<WrittenChoice, PolicyChangeError> {
+        let PlannedChange {
+            request,
+            edit,
             expected,
             present,
+            uploads,
         } = plan;
+        let ChangeRequest { model, by, .. } = request;
         let present = match present {
             Some(present) => present,
             None => self.read_choice(&model, expected).await?,
         };
-        let prepared = self.prepare(&model, &choice).await?;
+        let note = ChangeNote {
+            action: edit.action(),
+            at_unix_ms: unix_ms(),
+            by,
+            reason: None,
+        };
+        let succession = match &edit {
+            Edit::Activate(_) => Succession::Forward,
+            Edit::RollBack { .. } => Succession::Back,
+        };
+        let is_only_one = matches!(edit, Edit::Activate(_) | Edit::RollBack { to: Some(_) });
         let default = ChosenPolicy::of_activation(&self.registry.deciding(&model));
-        let entry = ActiveEntry::after(present.as_ref(), default, choice);
-        self.write(model, entry, expected, prepared, Succession::Forward)
-            .await
-    }
-
-    /// Prepares the first of `earlier` that can decide here, and writes it to the store.
-    pub(super) async fn write_rollback(
-        &self,
-        model: String,
-        earlier: Vec<ActiveEntry>,
-        expected: Revision,
-    ) -> Result<WrittenChoice, PolicyChangeError> {
-        for entry in earlier {
-            match self.prepare(&model, &entry.choice).await {
-                Ok(prepared) => {
-                    return self
-                        .write(model, entry, expected, prepared, Succession::Back)
-                        .await;
-                }
+        for entry in edit.entries(&model, present.as_ref(), expected, &default, &note)? {
+            let prepared = match self.check_everywhere(&entry.choice, &uploads) {
+                Ok(()) => self.prepare(&model, &entry.choice).await,
+                Err(error) => Err(error),
+            };
+            match prepared {
+                Ok(prepared) => return self.write(model, entry, expected, prepared, succession).await,
+                Err(error) if is_only_one => return Err(error),
                 Err(PolicyChangeError::Store(error @ StoreError::Unavailable(_))) => return Err(error.into()),
                 Err(error) => {
                     tracing::info!(model, policy.name = entry.choice.label(), %error, "an earlier policy cannot decide; the rollback skips it");
@@ -113,6 +118,29 @@ impl PolicyIo {
         Err(PolicyChangeError::Conflict(format!(
             "no earlier policy can decide for {model:?}"
         )))
+    }
+
+    /// Refuses a choice whose component not every router has or can fetch.
+    fn check_everywhere(
+        &self,
+        choice: &ChosenPolicy,
+        uploads: &[(String, String)],
+    ) -> Result<(), PolicyChangeError> {
+        let record = self.registry.by_digest(&choice.policy, &choice.digest);
+        let is_upload =
+            |(name, digest): &(String, String)| *name == choice.policy && *digest == choice.digest;
+        match record {
+            Some(record) if record.builtin => Ok(()),
+            _ if uploads.iter().any(is_upload) => Ok(()),
+            Some(_) => Err(PolicyChangeError::Conflict(format!(
+                "only this router has {}; upload it again, so that all routers can have it",
+                choice.label()
+            ))),
+            None => Err(PolicyChangeError::Conflict(format!(
+                "{} is not stored any more; upload it again",
+                choice.label()
+            ))),
+        }
     }
 
     async fn write(
@@ -138,6 +166,21 @@ impl PolicyIo {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Tells all routers of a quarantine. The latest one of a version replaces the one before it.
+    pub(super) async fn write_quarantine(&self, event: &QuarantineEvent) -> Result<(), StoreError> {
+        let key = event.subject().key();
+        let mut last = Ok(());
+        for _ in 0..QUARANTINE_ATTEMPTS {
+            let present = self.store.get(&key).await?;
+            let expected = present.map_or(Revision::ABSENT, |present| present.revision);
+            match self.store.set(&key, event.to_value(), expected).await {
+                Err(error @ StoreError::Conflict { .. }) => last = Err(error),
+                outcome => return outcome.map(drop),
+            }
+        }
+        last
     }
 
     /// The entry of this revision; `None` when it is absent or unreadable.
@@ -220,7 +263,7 @@ fn changed_meanwhile(model: &str, expected: Revision, present: Option<&StoreEntr
         }
         None => ("the default policy".into(), Revision::ABSENT),
     };
-    PolicyChangeError::Conflict(format!(
+    PolicyChangeError::Changed(format!(
         "the choice for {model:?} has changed from revision {expected}: now {label} decides, at revision {revision}; \
          repeat the request with revision {revision} to replace it"
     ))

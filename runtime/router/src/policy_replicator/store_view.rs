@@ -9,7 +9,10 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use signalbox_policy_store::{Revision, StoreEntry};
 
-use super::entries::{ActiveEntry, ChosenPolicy, Subject, UploadEntry};
+use super::{
+    chosen_policy::ChosenPolicy,
+    entries::{ActiveEntry, QuarantineEvent, Subject, UploadEntry},
+};
 
 /// Most uploads kept in the store, unless more are in use. Below the 64 versions that a registry holds, built-in ones
 /// included, so that every router can hold all of them.
@@ -22,6 +25,8 @@ pub(super) struct StoreView {
     pub(super) uploads: EntryTable<UploadEntry>,
     /// By model.
     pub(super) active: EntryTable<ActiveEntry>,
+    /// By key. Nothing follows them: a quarantine holds at its own router.
+    pub(super) quarantines: EntryTable<QuarantineEvent>,
 }
 
 /// The revisions that the registry follows, by key and by model. They are kept apart from the actor and outlast its
@@ -72,6 +77,7 @@ impl StoreView {
         Self {
             uploads: EntryTable::new(followed.uploads.clone()),
             active: EntryTable::new(followed.active.clone()),
+            quarantines: EntryTable::default(),
         }
     }
 
@@ -81,6 +87,7 @@ impl StoreView {
         match subject {
             Subject::Upload { .. } => self.uploads.note(&key, entry.revision, read(&key, entry)),
             Subject::Active { model } => self.active.note(model, entry.revision, read(&key, entry)),
+            Subject::Quarantine { .. } => self.quarantines.note(&key, entry.revision, read(&key, entry)),
         }
     }
 
@@ -96,6 +103,7 @@ impl StoreView {
                 let model = model.clone();
                 Some(EntryToFollow::Active { model, entry })
             }
+            Subject::Quarantine { .. } => None,
         }
     }
 
@@ -104,13 +112,43 @@ impl StoreView {
         match subject {
             Subject::Upload { .. } => self.uploads.forget(&subject.key()),
             Subject::Active { model } => self.active.forget(model),
+            Subject::Quarantine { .. } => self.quarantines.forget(&subject.key()),
         }
     }
 
-    /// Whether the store has an upload of this choice's component.
-    pub(super) fn has_upload(&self, choice: &ChosenPolicy) -> bool {
+    /// The name and digest of every upload in the store.
+    pub(super) fn upload_names(&self) -> Vec<(String, String)> {
+        let uploads = self.uploads.readable();
+        uploads
+            .map(|(_, _, upload)| (upload.name.clone(), upload.digest.clone()))
+            .collect()
+    }
+
+    /// The upload of this version, ready to be removed.
+    ///
+    /// # Errors
+    /// A sentence about who uses it.
+    pub(super) fn removable(&self, name: &str, digest: &str) -> Result<SurplusUpload, String> {
+        let is_it = |choice: &ChosenPolicy| choice.policy == name && choice.digest == digest;
+        for (model, _, active) in self.active.readable() {
+            if active.choices().any(is_it) {
+                return Err(format!(
+                    "{name} is in use for {model}; activate another policy first"
+                ));
+            }
+        }
+        let of_digest = |upload: &UploadEntry| upload.digest == digest;
         let mut uploads = self.uploads.readable();
-        uploads.any(|(_, _, upload)| upload.is_of(choice))
+        let has_other = uploads.any(|(_, _, upload)| of_digest(upload) && upload.name != name);
+        let mut uploads = self.uploads.readable();
+        let own = uploads.find(|(_, _, upload)| of_digest(upload) && upload.name == name);
+        let (key, revision, _) =
+            own.ok_or_else(|| format!("the policy store has no {name} with the digest {digest}"))?;
+        Ok(SurplusUpload {
+            key: key.to_owned(),
+            revision,
+            object: (!has_other).then(|| digest.to_owned()),
+        })
     }
 
     /// The uploads beyond [`MAX_UPLOADS`], the oldest first. Excludes uploads in use, or needed for the first rollback
@@ -119,7 +157,7 @@ impl StoreView {
         let count = self.uploads.known.len().saturating_sub(MAX_UPLOADS);
         let in_use = |upload: &UploadEntry| {
             self.active.readable().any(|(_, _, active)| {
-                upload.is_of(&active.choice)
+                active.choices().any(|choice| upload.is_of(choice))
                     || active.before.first().is_some_and(|before| upload.is_of(before))
             })
         };
@@ -250,6 +288,7 @@ mod tests {
             digest: digest.to_string(),
             settings: Map::new(),
             uploaded_unix_ms: 0,
+            by: String::new(),
         }
     }
 
@@ -330,6 +369,7 @@ mod tests {
         let active = ActiveEntry {
             choice: choice("mine", 1),
             before: vec![choice("mine", 2), choice("mine", 3)],
+            ..ActiveEntry::default()
         };
         store_view.active.note("m", Revision(100), Some(active));
         let expected = [(3, Some("3")), (4, None), (5, Some("5")), (6, Some("6"))];

@@ -28,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The policies of a router, on an arbiter of their own. It stops when dropped, as a process does.
 struct Router {
     replicator: PolicyReplicatorHandle,
+    audit: AuditLog,
     arbiter: Arbiter,
 }
 
@@ -38,10 +39,19 @@ impl Router {
 
     /// Takes traffic without the store after `patience`.
     fn start_with_patience(store: Arc<dyn SharedStore>, patience: Duration) -> Self {
-        let arbiter = Arbiter::new();
-        let replicator =
-            PolicyReplicatorHandle::start_with_patience(registry(), store, &arbiter.handle(), patience);
-        Self { replicator, arbiter }
+        let (arbiter, audit) = (Arbiter::new(), AuditLog::of_router("r".into()));
+        let replicator = PolicyReplicatorHandle::start_with_patience(
+            registry(),
+            store,
+            audit.clone(),
+            &arbiter.handle(),
+            patience,
+        );
+        Self {
+            replicator,
+            audit,
+            arbiter,
+        }
     }
 
     fn registry(&self) -> &PolicyRegistry {
@@ -53,17 +63,26 @@ impl Router {
     }
 
     async fn upload(&self, name: &str, wasm: Vec<u8>) -> Result<PolicyRecord, PolicyChangeError> {
-        let upload = self.replicator.upload(name.into(), wasm.into(), String::new());
+        let upload = self
+            .replicator
+            .upload(name.into(), wasm.into(), String::new(), "alice".into());
         upload.await.map(|(record, _)| record)
     }
 
     async fn activate(&self, policy: &str) -> Result<PolicyChange, PolicyChangeError> {
-        self.replicator.activate(MODEL, policy, None, None).await
+        self.replicator.activate(of(MODEL, None), policy, None).await
     }
 
     /// Activates a policy, provided that the present choice has this revision.
     async fn replace(&self, policy: &str, present: u64) -> Result<PolicyChange, PolicyChangeError> {
-        self.replicator.activate(MODEL, policy, None, Some(present)).await
+        self.replicator
+            .activate(of(MODEL, Some(present)), policy, None)
+            .await
+    }
+
+    /// Returns to the policy before the present one.
+    async fn back(&self) -> Result<PolicyChange, PolicyChangeError> {
+        self.replicator.rollback(of(MODEL, None), None).await
     }
 
     async fn revision(&self) -> u64 {
@@ -80,6 +99,15 @@ impl Router {
 impl Drop for Router {
     fn drop(&mut self) {
         self.arbiter.stop();
+    }
+}
+
+/// Alice's request to change the policy of a model, if it has this revision.
+fn of(model: &str, expected: Option<u64>) -> ChangeRequest {
+    ChangeRequest {
+        model: model.into(),
+        expected,
+        by: "alice".into(),
     }
 }
 
@@ -117,8 +145,9 @@ fn guest(name: &str) -> Vec<u8> {
 fn conflict<T: std::fmt::Debug>(outcome: Result<T, PolicyChangeError>) -> String {
     match outcome {
         Err(
-            error
-            @ (PolicyChangeError::Conflict(_) | PolicyChangeError::Registry(RegistryError::Conflict(_))),
+            error @ (PolicyChangeError::Conflict(_)
+            | PolicyChangeError::Changed(_)
+            | PolicyChangeError::Registry(RegistryError::Conflict(_))),
         ) => error.to_string(),
         other => panic!("{other:?} instead of a conflict"),
     }
@@ -149,7 +178,7 @@ async fn what_is_activated_at_one_decides_at_the_other(a: &Router, b: &Router) {
     let settings = json!({"pressure_ms": 2});
     let change = a
         .replicator
-        .activate(MODEL, "mine", settings.as_object().cloned(), None)
+        .activate(of(MODEL, None), "mine", settings.as_object().cloned())
         .await
         .unwrap();
     assert_eq!(&*change.before.label, "round-robin@1.0.0");
@@ -182,37 +211,40 @@ async fn an_activation_that_expects_another_revision_is_refused(a: &Router, b: &
         "the activation of a built-in policy took {:?}, there and to the other router",
         began.elapsed()
     );
-    let stale = b.replicator.activate(MODEL, "mine", None, Some(outdated)).await;
+    let stale = b
+        .replicator
+        .activate(of(MODEL, Some(outdated)), "mine", None)
+        .await;
     let message = conflict(stale);
     let revision = change.revision.to_string();
     assert!(
         message.contains("kv-aware@1.0.0") && message.contains(&revision),
         "{message}"
     );
-    assert!(conflict(b.replicator.activate(MODEL, "mine", None, Some(0)).await).contains(&revision));
-    let other = b.replicator.activate("other", "mine", None, Some(7)).await;
+    assert!(conflict(b.replicator.activate(of(MODEL, Some(0)), "mine", None).await).contains(&revision));
+    let other = b.replicator.activate(of("other", Some(7)), "mine", None).await;
     assert!(conflict(other).contains("revision 0"));
     assert_eq!(b.decides(), "kv-aware@1.0.0");
     let change = b
         .replicator
-        .activate(MODEL, "mine", None, Some(change.revision))
+        .activate(of(MODEL, Some(change.revision)), "mine", None)
         .await
         .unwrap();
     a.reaches("mine@1.0.0", change.revision).await;
 }
 
 async fn a_rollback_goes_back_everywhere(a: &Router, b: &Router) {
-    let back = b.replicator.rollback(MODEL).await.unwrap();
+    let back = b.back().await.unwrap();
     assert_eq!(&*back.active.label, "kv-aware@1.0.0");
     a.reaches("kv-aware@1.0.0", back.revision).await;
-    let back = a.replicator.rollback(MODEL).await.unwrap();
+    let back = a.back().await.unwrap();
     assert_eq!(&*back.active.label, "mine@1.0.0");
     assert_eq!(back.active.component.settings_json(), json!({"pressure_ms": 2}));
     b.reaches("mine@1.0.0", back.revision).await;
-    let back = b.replicator.rollback(MODEL).await.unwrap();
+    let back = b.back().await.unwrap();
     a.reaches("round-robin@1.0.0", back.revision).await;
-    assert!(conflict(a.replicator.rollback(MODEL).await).contains(MODEL));
-    assert!(conflict(a.replicator.rollback("never chosen").await).contains("never chosen"));
+    assert!(conflict(a.back().await).contains(MODEL));
+    assert!(conflict(a.replicator.rollback(of("never chosen", None), None).await).contains("never chosen"));
 }
 
 async fn of_two_racing_activations_one_wins_everywhere(a: &Router, b: &Router) {
@@ -304,7 +336,7 @@ async fn a_folder_keeps_what_was_chosen_over_a_restart() {
     eventually(true, is_free).await;
     let router = Router::start(open());
     router.reaches("mine@1.0.0", change.revision).await;
-    let back = router.replicator.rollback(MODEL).await.unwrap();
+    let back = router.back().await.unwrap();
     assert_eq!(&*back.active.label, "round-robin@1.0.0");
 }
 
@@ -320,7 +352,9 @@ async fn unreadable_and_unknown_entries_change_nothing() {
         .unwrap();
     eventually(first.0, async || a.revision().await).await;
     assert_eq!(a.decides(), "round-robin@1.0.0");
-    assert!(conflict(a.replicator.activate(MODEL, "kv-aware", None, Some(0)).await).contains("unreadable"));
+    assert!(
+        conflict(a.replicator.activate(of(MODEL, Some(0)), "kv-aware", None).await).contains("unreadable")
+    );
     // A built-in policy of another release: its digest counts, not its name.
     let digest = "0".repeat(64);
     let foreign = json!({"policy": "kv-aware", "version": "9.0.0", "digest": digest, "settings": {}});
@@ -356,9 +390,134 @@ async fn a_quarantine_is_local_and_a_rollback_skips_the_quarantined_policy() {
     assert!(conflict(a.activate("trap").await).contains("quarantine"));
     let change = a.activate("round-robin").await.unwrap();
     b.reaches("round-robin@1.0.0", change.revision).await;
-    let back = a.replicator.rollback(MODEL).await.unwrap();
+    let back = a.back().await.unwrap();
     assert_eq!(&*back.active.label, "kv-aware@1.0.0");
     b.reaches("kv-aware@1.0.0", back.revision).await;
+}
+
+#[actix_rt::test]
+async fn a_quarantine_is_an_event_that_every_router_shows() {
+    let store = MemoryStore::new();
+    let (a, b) = (Router::start(store.clone()), Router::start(store));
+    let trap = a.upload("trap", guest("trap")).await.unwrap();
+    let change = a.activate("trap").await.unwrap();
+    b.reaches("trap@1.0.0", change.revision).await;
+    let mut runner = a.registry().runner(MODEL);
+    for (mut request, candidates) in trial_requests(&[8], 3) {
+        request.decision_number = 0;
+        runner.decide(&request, |_| &candidates, &mut Decision::default());
+    }
+    for router in [&a, &b] {
+        let event = async || router.replicator.last_quarantine(&trap).await.unwrap().is_some();
+        eventually(true, event).await;
+        let event = router.replicator.last_quarantine(&trap).await.unwrap().unwrap();
+        assert_eq!(
+            (event.router.as_str(), event.models.as_slice()),
+            ("r", &[MODEL.to_owned()][..])
+        );
+        assert!(event.reason.contains("trapped"), "{event:?}");
+    }
+    let actions: Vec<_> = a.audit.latest().into_iter().map(|record| record.action).collect();
+    assert_eq!(actions, ["quarantine", "activate", "upload"]);
+}
+
+#[actix_rt::test]
+async fn a_rollback_returns_to_any_revision_and_the_history_says_who_did_what() {
+    let store = MemoryStore::new();
+    let (a, b) = (Router::start(store.clone()), Router::start(store));
+    let first = a.activate("kv-aware").await.unwrap().revision;
+    let second = a.activate("replica-synced").await.unwrap().revision;
+    let third = a.activate("kv-linear").await.unwrap().revision;
+    b.reaches("kv-linear@1.0.0", third).await;
+    let missing = b.replicator.rollback(of(MODEL, None), Some(third + 7)).await;
+    assert!(conflict(missing).contains(&format!("known: {second}, {first}, 0")));
+    let stale = b.replicator.rollback(of(MODEL, Some(first)), Some(second)).await;
+    assert!(conflict(stale).contains(&third.to_string()));
+    let back = b
+        .replicator
+        .rollback(of(MODEL, Some(third)), Some(first))
+        .await
+        .unwrap();
+    assert_eq!(&*back.active.label, "kv-aware@1.0.0");
+    a.reaches("kv-aware@1.0.0", back.revision).await;
+    for router in [&a, &b] {
+        let history = router.replicator.history(MODEL).await.unwrap();
+        let shown: Vec<_> = history
+            .iter()
+            .map(|item| {
+                (
+                    item.revision,
+                    item.note.action,
+                    item.note.by.as_str(),
+                    item.policy.as_str(),
+                )
+            })
+            .collect();
+        use ChangeAction::{Activate, Default, Rollback};
+        let expected = [
+            (back.revision, Rollback, "alice", "kv-aware@1.0.0"),
+            (third, Activate, "alice", "kv-linear@1.0.0"),
+            (second, Activate, "alice", "replica-synced@1.0.0"),
+            (first, Activate, "alice", "kv-aware@1.0.0"),
+            (0, Default, "", "round-robin@1.0.0"),
+        ];
+        assert_eq!(shown, expected);
+        assert!(history[0].note.at_unix_ms > 0);
+    }
+    // What decided before that revision is what the next rollback returns to.
+    let default = a.replicator.rollback(of(MODEL, None), None).await.unwrap();
+    assert_eq!(&*default.active.label, "round-robin@1.0.0");
+    let again = a
+        .replicator
+        .rollback(of(MODEL, None), Some(second))
+        .await
+        .unwrap();
+    assert_eq!(&*again.active.label, "replica-synced@1.0.0");
+    b.reaches("replica-synced@1.0.0", again.revision).await;
+}
+
+#[actix_rt::test]
+async fn an_upload_that_nobody_uses_is_deleted_at_every_router() {
+    let store = MemoryStore::new();
+    let (a, b) = (Router::start(store.clone()), Router::start(store.clone()));
+    let mine = a.upload("mine", component(1)).await.unwrap();
+    let other = a.upload("other", component(1)).await.unwrap();
+    let change = a.activate("mine").await.unwrap();
+    b.reaches("mine@1.0.0", change.revision).await;
+    assert_eq!(&b.replicator.component(&mine).await.unwrap()[..], component(1));
+    let delete = async |router: &Router, policy: &str| router.replicator.delete(policy, "bob".into()).await;
+    for (policy, reason) in [("kv-aware", "part of this program"), ("mine", MODEL)] {
+        let refused = conflict(delete(&b, policy).await);
+        assert!(refused.contains(reason), "{refused}");
+    }
+    let unknown = delete(&a, "mine@sha256:00000000").await;
+    assert!(matches!(
+        unknown,
+        Err(PolicyChangeError::Registry(RegistryError::Unknown { .. }))
+    ));
+    a.activate("kv-aware").await.unwrap();
+    let at_b = async || b.decides();
+    eventually("kv-aware@1.0.0".to_owned(), at_b).await;
+    let by_digest = format!("mine@sha256:{}", &mine.digest[..12]);
+    assert_eq!(delete(&b, &by_digest).await.unwrap().digest, mine.digest);
+    for router in [&a, &b] {
+        eventually(true, async || router.registry().look_up("mine").is_err()).await;
+        assert_eq!(
+            router.registry().find("other").unwrap(),
+            other,
+            "the same bytes under another name"
+        );
+    }
+    assert!(
+        store.get_object(&mine.digest).await.is_ok(),
+        "the other upload has them too"
+    );
+    delete(&a, "other@1").await.unwrap();
+    assert!(store.get_object(&mine.digest).await.is_err());
+    // A rollback skips what was deleted.
+    let back = a.back().await.unwrap();
+    assert_eq!(&*back.active.label, "round-robin@1.0.0");
+    eventually("rollback".to_owned(), async || b.audit.latest()[0].action.clone()).await;
 }
 
 #[actix_rt::test]
@@ -376,7 +535,7 @@ async fn a_refused_change_does_not_reach_the_store() {
     let settings = json!({"nonsense": 1});
     let refused = a
         .replicator
-        .activate(MODEL, "kv-aware", settings.as_object().cloned(), None)
+        .activate(of(MODEL, None), "kv-aware", settings.as_object().cloned())
         .await;
     assert!(
         matches!(
@@ -412,6 +571,7 @@ async fn old_unused_uploads_make_room_for_new_ones() {
             digest: digest.clone(),
             settings: Default::default(),
             uploaded_unix_ms: number,
+            by: String::new(),
         };
         let key = entry.subject().key();
         store.set(&key, entry.to_value(), Revision::ABSENT).await.unwrap();

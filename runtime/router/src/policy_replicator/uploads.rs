@@ -1,7 +1,5 @@
 //! Uploads of this router on their way to the store, and the removal of old ones.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use bytes::Bytes;
 use signalbox_policy_host::UploadedPolicy;
 use signalbox_policy_store::{Revision, StoreError};
@@ -9,10 +7,12 @@ use signalbox_policy_store::{Revision, StoreError};
 use super::{
     Upload,
     change::PolicyChangeError,
-    entries::{UploadEntry, object},
+    chosen_policy::object,
+    entries::UploadEntry,
     io::{PolicyIo, blocking},
     store_view::SurplusUpload,
 };
+use crate::audit::unix_ms;
 
 /// Attempts to announce an upload while other routers announce the same component.
 const ANNOUNCE_ATTEMPTS: usize = 3;
@@ -28,7 +28,12 @@ pub(super) struct AdmittedUpload {
 impl PolicyIo {
     /// Admits a component here and stores its object for all routers. What the store does not take is not kept here.
     pub(super) async fn admit(&self, upload: Upload) -> Result<AdmittedUpload, PolicyChangeError> {
-        let Upload { name, wasm, settings } = upload;
+        let Upload {
+            name,
+            wasm,
+            settings,
+            by,
+        } = upload;
         let (registry, component) = (self.registry.clone(), wasm.clone());
         let uploaded = blocking(move || registry.upload(&name, &component, &settings)).await?;
         if let Err(error) = self.store.put_object(wasm.clone()).await {
@@ -42,6 +47,7 @@ impl PolicyIo {
             digest: record.digest.clone(),
             settings: object(record.settings.clone()),
             uploaded_unix_ms: unix_ms(),
+            by,
         };
         Ok(AdmittedUpload {
             uploaded,
@@ -113,6 +119,22 @@ impl PolicyIo {
         removed
     }
 
+    /// Removes an upload from the store: its entry, and its object unless another upload has the same one.
+    pub(super) async fn remove_upload(&self, upload: &SurplusUpload) -> Result<(), StoreError> {
+        let SurplusUpload {
+            key,
+            revision,
+            object,
+        } = upload;
+        self.store.remove(key, *revision).await?;
+        if let Some(digest) = object
+            && let Err(error) = self.remove_object_of(key, digest).await
+        {
+            tracing::warn!(digest, %error, "the object of a deleted policy stays in the store");
+        }
+        Ok(())
+    }
+
     /// Removes the object of the entry that was under `key`. Puts it back if another router has uploaded the component again
     /// meanwhile: it found the object there and wrote an entry only.
     async fn remove_object_of(&self, key: &str, digest: &str) -> Result<(), StoreError> {
@@ -125,9 +147,4 @@ impl PolicyIo {
         }
         Ok(())
     }
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
 }

@@ -26,7 +26,7 @@ async fn without_the_store_policies_keep_deciding_and_changes_are_refused() {
     server.kill();
     for outcome in [
         a.activate("kv-aware").await.map(drop),
-        a.replicator.rollback(MODEL).await.map(drop),
+        a.back().await.map(drop),
         a.upload("mine", component(2)).await.map(drop),
     ] {
         let refused = matches!(outcome, Err(PolicyChangeError::Store(StoreError::Unavailable(_))));
@@ -44,7 +44,7 @@ async fn without_the_store_policies_keep_deciding_and_changes_are_refused() {
     assert_eq!(a.registry().find("mine").unwrap().version, "1.0.0");
     let uploaded = a
         .replicator
-        .upload("mine".into(), component(2).into(), String::new())
+        .upload("mine".into(), component(2).into(), String::new(), String::new())
         .await;
     let (record, is_new) = uploaded.unwrap();
     assert!(is_new);
@@ -75,11 +75,11 @@ async fn active_policies_outlast_a_loss_of_the_stores_data() {
     let change = a.activate("kv-aware").await.unwrap();
     b.reaches("kv-aware@1.0.0", change.revision).await;
     a.upload("mine", component(1)).await.unwrap();
-    let change = b.replicator.rollback(MODEL).await;
+    let change = b.back().await;
     let change = match change {
         Ok(change) => change,
         // The upload has not reached b yet.
-        Err(_) => a.replicator.rollback(MODEL).await.unwrap(),
+        Err(_) => a.back().await.unwrap(),
     };
     for router in [&a, &b] {
         router.reaches("mine@1.0.0", change.revision).await;
@@ -192,7 +192,7 @@ async fn an_entry_whose_object_is_missing_is_tried_again_and_holds_up_no_other()
     let mine = a.activate("mine").await.unwrap();
     let other = a
         .replicator
-        .activate("other", "kv-aware", None, None)
+        .activate(of("other", None), "kv-aware", None)
         .await
         .unwrap();
     let faulty = FaultyStore::new(store);
@@ -296,6 +296,7 @@ async fn an_object_that_is_uploaded_again_during_its_removal_stays() {
             digest,
             settings: Default::default(),
             uploaded_unix_ms: number,
+            by: String::new(),
         };
         let key = entry.subject().key();
         store.set(&key, entry.to_value(), Revision::ABSENT).await.unwrap();
