@@ -78,6 +78,139 @@ async fn a_decision_is_shown_with_its_reason_its_columns_and_its_outcome() -> an
     Ok(())
 }
 
+#[tokio::test]
+async fn the_policys_own_reason_is_in_the_answer_when_it_is_asked_for() -> anyhow::Result<()> {
+    let cluster = Cluster::sim(&["--workers=2", "--speedup=0"]).await?;
+    let (request, worker) = ask(&cluster, 1).await?;
+    let asked = decisions(&cluster, &format!("request={request}&explain=true")).await?;
+    let [explained] = asked.as_slice() else {
+        anyhow::bail!("one decision: {asked:?}")
+    };
+    let words = explained["policy_explanation"].as_str().unwrap_or_default();
+    assert!(!words.is_empty(), "{explained}");
+    let unasked = decisions(&cluster, &format!("request={request}")).await?;
+    assert!(unasked[0].get("policy_explanation").is_none(), "{unasked:?}");
+    assert!(
+        unasked[0]["explanation"]
+            .as_str()
+            .unwrap_or_default()
+            .contains(&worker)
+    );
+
+    cluster.activate("round-robin").await?;
+    let (request, _) = ask(&cluster, 1).await?;
+    let silent = decisions(&cluster, &format!("request={request}&explain=true")).await?;
+    let reason = silent[0]["not_explained"].as_str().unwrap_or_default();
+    assert!(reason.contains("does not explain its decisions"), "{silent:?}");
+    // The record of the first policy is explained by it, though another one decides now.
+    let earlier = decisions(&cluster, "policy=kv-aware&explain=true").await?;
+    assert_eq!(earlier[0]["policy_explanation"], explained["policy_explanation"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_says_why_its_worker_has_the_request_to_those_with_the_admin_token() -> anyhow::Result<()> {
+    let cluster = Cluster::sim(&["--workers=2", "--speedup=0", "--admin-token=secret"]).await?;
+    let asks = |stream: bool, headers: &'static [(&'static str, &'static str)]| {
+        let body = json!({
+            "model": cluster.model, "messages": [{"role": "user", "content": "Why?"}], "max_tokens": 1, "stream": stream,
+        });
+        let headers = [&[("content-type", "application/json")], headers].concat();
+        let (api, body) = (&cluster.api, serde_json::to_vec(&body));
+        async move {
+            let path = "/v1/chat/completions";
+            let reply = api.send(Method::POST, path, &headers, body?).await?;
+            ensure!(reply.status == 200, "{} {}", reply.status, reply.text());
+            Ok(reply)
+        }
+    };
+    for stream in [false, true] {
+        let told = asks(
+            stream,
+            &[
+                ("x-signalbox-explain", "1"),
+                ("x-signalbox-admin-token", "secret"),
+            ],
+        )
+        .await?;
+        let begin = format!(
+            "kv-aware@1.0.0 chose {}, one of 2 candidates",
+            told.header("x-signalbox-worker")
+        );
+        let words = told.header("x-signalbox-explanation");
+        assert!(words.starts_with(&begin), "{words}");
+    }
+    for headers in [
+        &[("x-signalbox-explain", "1")][..],
+        &[("x-signalbox-explain", "1"), ("x-signalbox-admin-token", "guess")],
+        &[("x-signalbox-explain", "1"), ("authorization", "Bearer secret")],
+        &[("x-signalbox-admin-token", "secret")],
+    ] {
+        let untold = asks(false, headers).await?;
+        assert_eq!(untold.header("x-signalbox-explanation"), "", "{headers:?}");
+    }
+    Ok(())
+}
+
+/// What the client sets reaches policies as it stands, and so do the names that the operator allows.
+#[tokio::test]
+async fn a_policy_sees_the_limit_and_the_tenant_that_the_client_names() -> anyhow::Result<()> {
+    let features = async |cluster: &Cluster, more: Value, headers: &[(&str, &str)]| {
+        let mut body = json!({"model": cluster.model, "messages": [{"role": "user", "content": "Why?"}]});
+        body.as_object_mut()
+            .expect("an object")
+            .extend(more.as_object().expect("an object").clone());
+        let headers = [&[("content-type", "application/json")], headers].concat();
+        let path = "/v1/chat/completions";
+        let reply = cluster
+            .api
+            .send(Method::POST, path, &headers, serde_json::to_vec(&body)?)
+            .await?;
+        ensure!(reply.status == 200, "{} {}", reply.status, reply.text());
+        let latest = decisions(cluster, "limit=1").await?.pop();
+        Ok(latest
+            .map(|latest| latest["features"].clone())
+            .unwrap_or_default())
+    };
+    let cluster = Cluster::sim(&["--workers=1", "--speedup=0", "--kv-tokens=4096"]).await?;
+    let models = cluster.api.get("/v1/models").await?.json()?;
+    let context = models["data"][0]["max_model_len"].as_u64().unwrap_or_default();
+    assert!(context > 0, "{models}");
+    // With the prompt it does not fit into the context: the answer is shorter, and the policy sees what the client set.
+    let limited = features(
+        &cluster,
+        json!({"max_tokens": context, "stop": ["e"]}),
+        &[("x-tenant-id", "t")],
+    )
+    .await?;
+    assert_eq!(limited["max_output_tokens"], context);
+    assert!(
+        limited["expected_output_tokens"].as_u64() < Some(context),
+        "{limited}"
+    );
+    assert_ne!(limited["keys"]["tenant"], 0);
+    let open = features(&cluster, json!({"stop": ["e"]}), &[("x-team", "t")]).await?;
+    assert_eq!(
+        (&open["max_output_tokens"], &open["keys"]["tenant"]),
+        (&Value::Null, &json!(0))
+    );
+
+    let named = Cluster::sim(&["--workers=1", "--speedup=0", "--tenant-header=X-Team"]).await?;
+    let tenant = |features: &Value| features["keys"]["tenant"].clone();
+    let by_team = features(&named, json!({"max_tokens": 1}), &[("x-team", "t")]).await?;
+    assert_eq!(
+        tenant(&by_team),
+        tenant(&limited),
+        "equal names have equal keys, at every router"
+    );
+    let by_default = features(&named, json!({"max_tokens": 1}), &[("x-tenant-id", "t")]).await?;
+    assert_eq!(tenant(&by_default), 0);
+    let none = Cluster::sim(&["--workers=1", "--speedup=0", "--tenant-header="]).await?;
+    let unnamed = features(&none, json!({"max_tokens": 1}), &[("x-tenant-id", "t")]).await?;
+    assert_eq!(tenant(&unnamed), 0);
+    Ok(())
+}
+
 /// The guest `learner` costs a worker by the mean time to the first token of the outcomes that it received.
 #[tokio::test]
 async fn a_policy_that_learns_is_told_what_became_of_requests() -> anyhow::Result<()> {

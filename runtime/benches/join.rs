@@ -110,6 +110,7 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
         policy_store: MemoryStore::new(),
         replicas: None,
         planes: Vec::new(),
+        decisions: None,
         links: LinkConfig::default(),
         index_bytes: 4 << 30,
         breakers: Default::default(),
@@ -160,7 +161,8 @@ async fn join(workers: &[RunningWorker], blocks: u64) {
 fn request(form: PromptForm) -> RouteRequest {
     RouteRequest {
         form,
-        limits_answer: true,
+        max_output_tokens: Some(1),
+        explained: false,
         other_forms: Vec::new(),
         generate: GenerateRequest {
             id: RequestId::from_random(1),

@@ -14,6 +14,7 @@ mod doctor;
 mod planes;
 mod policy;
 mod policy_kit;
+mod policy_test;
 mod replay;
 mod router;
 mod worker;
@@ -22,6 +23,7 @@ pub(crate) use doctor::DoctorOptions;
 pub(crate) use planes::PlaneOptions;
 pub(crate) use policy::{AdminOptions, ChoiceOptions, PolicyCommand};
 pub(crate) use policy_kit::KitCommand;
+pub(crate) use policy_test::PolicyTestOptions;
 pub(crate) use replay::{ChangeKind, ReplayAction, ReplayCommand, ReplayOptions, TuneOptions};
 pub(crate) use router::{FrontendOptions, ServeOptions, Switch, UpOptions};
 pub(crate) use worker::{EngineChoice, EngineOptions, RequestTransport, UpstreamOptions, WorkerOptions};
@@ -64,7 +66,9 @@ const EXAMPLES: &str = "Examples:
   runtime config example                          a file of all settings, explained
   runtime policy check policy.wasm                check a component as an upload does
   runtime policy push mine.wasm                   upload a component to the router at http://127.0.0.1:9090
-  runtime policy activate MODEL mine              let it decide for a model; `rollback` undoes that";
+  runtime policy activate MODEL mine              let it decide for a model; `rollback` undoes that
+  runtime policy test policy.wasm --decisions decisions.jsonl
+                                                  where it decides otherwise than a router did";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

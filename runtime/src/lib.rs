@@ -10,12 +10,14 @@ mod child_worker;
 mod cli;
 pub mod config;
 pub mod console;
+mod decision_writer;
 mod doctor;
 mod model;
 mod open_files;
 mod planes;
 mod policy_commands;
 mod policy_kit;
+mod policy_test;
 mod reload;
 mod replay;
 mod router_process;
@@ -64,7 +66,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 worker_process::run((*options).try_into()?, hangups).await
             }
             Command::Replay(options) => replay::run(&options),
-            Command::Policy(command) => policy_commands::run(command).await,
+            Command::Policy(command) => return policy_commands::run(command).await,
             Command::Config(ConfigCommand::Show { command, arguments }) => config::show(command, &arguments),
             Command::Config(ConfigCommand::Check { file }) => config::check(&file),
             Command::Config(ConfigCommand::Example) => config::example(),

@@ -1,6 +1,6 @@
 //! `runtime policy`: checks components, and changes and shows the policies of a router by its admin API.
 
-use std::path::Path;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -11,12 +11,13 @@ use serde_json::{Map, Value, json};
 use crate::{
     admin_client::{AdminClient, escaped},
     cli::{AdminOptions, ChoiceOptions, PolicyCommand},
-    console, policy_kit,
+    console, policy_kit, policy_test,
 };
 
-/// Runs the command.
-pub(crate) async fn run(command: PolicyCommand) -> anyhow::Result<()> {
-    match command {
+/// Runs the command. The exit code is 1 where `runtime policy test` finds a difference.
+pub(crate) async fn run(command: PolicyCommand) -> anyhow::Result<ExitCode> {
+    let done = match command {
+        PolicyCommand::Test(options) => return policy_test::run(&options),
         PolicyCommand::Kit(command) => policy_kit::run(&command),
         PolicyCommand::Check { file, settings } => check(&file, &settings),
         PolicyCommand::Push {
@@ -82,7 +83,8 @@ pub(crate) async fn run(command: PolicyCommand) -> anyhow::Result<()> {
             let answer = get(&admin, "/admin/v1/audit").await?;
             print(&admin, &answer, |answer| rows(&answer["records"], audit_row))
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// `runtime policy check`: checks a component as an upload does, without a router.

@@ -13,14 +13,16 @@ use signalbox_http::{HttpServer, RunningHttp};
 use signalbox_policy_host::{PolicyEngine, PolicyLimits, PolicyRegistry};
 use signalbox_protocol::{RouterCard, RouterId};
 use signalbox_request_plane::{LinkConfig, NatsTransport};
-use signalbox_router::{AuditLog, ReplicaConfig, Router, RouterConfig};
+use signalbox_router::{AuditLog, DecisionSampler, ReplicaConfig, Router, RouterConfig, decision_feed};
 
 use crate::{
     cli::Command,
-    console, open_files,
+    console,
+    decision_writer::{self, DecisionWriter, Outputs, Publisher},
+    open_files,
     planes::{self, Events},
     reload::{Change, Hangups},
-    settings::RouterSettings,
+    settings::{DecisionSettings, RouterSettings},
     shutdown,
     static_workers::StaticAddresses,
     telemetry,
@@ -33,6 +35,8 @@ pub(crate) struct RouterProcess {
     /// The workers that are known by address.
     pub(crate) workers: StaticAddresses,
     registration: Option<(Arc<EtcdDiscovery>, Registration)>,
+    /// Writes decisions, if they go anywhere.
+    decisions: Option<DecisionWriter>,
     /// It can change while the process runs.
     grace: Rc<Cell<Duration>>,
 }
@@ -81,6 +85,8 @@ impl RouterProcess {
         let broadcast = events
             .broadcast(&planes.namespace)
             .filter(|_| settings.replica_sync);
+        let (sampler, decisions) =
+            start_decisions(&settings.decisions, &id, &events, &planes.namespace)?.unzip();
         let router = Router::start(RouterConfig {
             discovery,
             replicas: broadcast.map(|broadcast| ReplicaConfig {
@@ -94,6 +100,7 @@ impl RouterProcess {
             policies,
             policy_store,
             audit,
+            decisions: sampler,
             links,
             index_bytes: settings.index_bytes,
             breakers: settings.breakers,
@@ -124,6 +131,7 @@ impl RouterProcess {
             router,
             workers,
             registration,
+            decisions,
             grace: Rc::new(Cell::new(settings.grace)),
         })
     }
@@ -165,7 +173,29 @@ impl RouterProcess {
             etcd.withdraw().await;
         }
         self.router.stop();
+        if let Some(decisions) = self.decisions {
+            decisions.stop().await;
+        }
     }
+}
+
+/// Starts to write decisions, if the settings name an output.
+fn start_decisions(
+    settings: &DecisionSettings,
+    id: &RouterId,
+    events: &Events,
+    namespace: &str,
+) -> anyhow::Result<Option<(DecisionSampler, DecisionWriter)>> {
+    let nats = events.nats.clone().filter(|_| settings.publishes);
+    if settings.file.is_none() && nats.is_none() {
+        return Ok(None);
+    }
+    let outputs = Outputs {
+        file: decision_writer::open_file(settings.file.as_ref())?,
+        subject: nats.map(|nats| Publisher::start(nats, format!("signalbox.{namespace}.decisions.{id}"))),
+    };
+    let (sampler, feed) = decision_feed(id.clone(), settings.share);
+    Ok(Some((sampler, DecisionWriter::start(feed, outputs)?)))
 }
 
 /// A name that no other incarnation of this router has.

@@ -73,6 +73,8 @@ pub(crate) struct RouterSettings {
     pub(crate) policy_dir: Option<PathBuf>,
     /// A file for the audit log of policies.
     pub(crate) audit_log: Option<PathBuf>,
+    /// Where decisions go beside the admin API.
+    pub(crate) decisions: DecisionSettings,
     /// Bound on the KV index's memory.
     pub(crate) index_bytes: usize,
     /// When workers that fail get no requests.
@@ -81,6 +83,17 @@ pub(crate) struct RouterSettings {
     pub(crate) token_timeouts: TokenTimeouts,
     /// How long requests under way may take to end once the process is stopped.
     pub(crate) grace: Duration,
+}
+
+/// Which decisions leave a router, and where to.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct DecisionSettings {
+    /// A file, and the most bytes of it and its predecessor; `None` for none.
+    pub(crate) file: Option<(PathBuf, u64)>,
+    /// They are published to NATS.
+    pub(crate) publishes: bool,
+    /// The share of decisions, from 0 to 1.
+    pub(crate) share: f64,
 }
 
 /// A worker process. Serialised, it is what `runtime up` sends to a child.

@@ -1,5 +1,5 @@
-//! Runs one hot path of a router a number of times, to count its instructions: `hot_paths decision|lookup|frame|chunk
-//! TIMES`.
+//! Runs one hot path of a router a number of times, to count its instructions: `hot_paths
+//! decision|unrecorded|lookup|frame|chunk TIMES`.
 //! `integration-tests/tests/instruction_counts.rs` checks the counts against their bounds.
 
 use std::{
@@ -24,24 +24,27 @@ use signalbox_tokenize::{ModelArtifacts, ModelText};
 const WORKERS: u32 = 64;
 /// Sequences that an engine steps together; their tokens arrive in one read.
 const STREAMS: usize = 16;
+/// KV blocks of a prompt of 2,000 bytes.
+const PROMPT: u64 = 31;
 /// One token as a server-sent event.
 const TOKEN_BYTES: usize = 200;
 
-/// Runs that are not counted, in which buffers grow.
-const WARM_UP: usize = 20;
+/// Runs that are not counted, in which buffers grow: more than the ring of recorded decisions has places.
+const WARM_UP: usize = 300;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [path, times] = &arguments[..] else {
-        bail!("usage: hot_paths decision|lookup|frame|chunk TIMES");
+        bail!("usage: hot_paths decision|unrecorded|lookup|frame|chunk TIMES");
     };
     let times = times.parse().context("TIMES is not a number")?;
     match path.as_str() {
-        "decision" => decisions(times),
+        "decision" => decisions(router(PROMPT)?.recording(), times),
+        "unrecorded" => decisions(router(PROMPT)?, times),
         "lookup" => lookups(times),
         "frame" => frames(times),
         "chunk" => chunks(times),
-        other => bail!("{other:?} is no path; give decision, lookup, frame or chunk"),
+        other => bail!("{other:?} is no path; give decision, unrecorded, lookup, frame or chunk"),
     }
 }
 
@@ -61,10 +64,8 @@ fn counted(path: &mut dyn FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
     path()
 }
 
-/// Decisions by `kv-aware` among 64 workers that hold prefixes of the prompt. A prompt of 2,000 bytes has 31 blocks.
-fn decisions(times: usize) -> anyhow::Result<()> {
-    const PROMPT: u64 = 31;
-    let mut router = router(PROMPT)?;
+/// Decisions by `kv-aware` among 64 workers that hold prefixes of the prompt.
+fn decisions(mut router: BenchRouter, times: usize) -> anyhow::Result<()> {
     let blocks = blocks(PROMPT);
     repeat(times, || {
         router.decide(&blocks).context("no worker was chosen")?;

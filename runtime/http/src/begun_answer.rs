@@ -20,6 +20,8 @@ pub(crate) struct Begun {
     pub(crate) policy: Arc<str>,
     pub(crate) overlap_blocks: u32,
     pub(crate) kv: ParityState,
+    /// Why the worker has the request, if the client asks for it and may know.
+    pub(crate) explanation: Option<String>,
     pub(crate) answer: BegunAnswer,
 }
 
@@ -42,6 +44,7 @@ impl Begun {
             policy: first.policy,
             overlap_blocks: first.overlap_blocks,
             kv: first.kv,
+            explanation: first.explanation,
             answer: answer(first.stream),
         }
     }

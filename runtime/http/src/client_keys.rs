@@ -10,7 +10,15 @@ use signalbox_protocol::name_hash;
 use signalbox_router::{RequestKeys, RouteRequest};
 
 const SESSION: HeaderName = HeaderName::from_static("x-session-id");
-const TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
+
+/// The headers that policies see, beside the session's.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ShownHeaders {
+    /// The one that names the tenant; `None` for none.
+    pub(crate) tenant: Option<HeaderName>,
+    /// Others, each with the name that policies ask for.
+    pub(crate) others: Vec<(HeaderName, Arc<str>)>,
+}
 
 /// The names that a body gives.
 #[derive(Debug, Default)]
@@ -47,20 +55,24 @@ pub(crate) struct HeaderKeys {
 }
 
 impl HeaderKeys {
-    /// Reads the headers that are always shown to policies, and those in `shown`.
-    pub(crate) fn read(headers: &HeaderMap, shown: &[(HeaderName, Arc<str>)]) -> Self {
+    /// Reads the header of the session, and those that are shown to policies.
+    pub(crate) fn read(headers: &HeaderMap, shown: &ShownHeaders) -> Self {
         let key = |name: &HeaderName| {
             let value = headers.get(name).and_then(|value| value.to_str().ok());
             value.map_or(0, name_hash)
         };
-        let shown = shown.iter().filter_map(|(header, name)| match key(header) {
-            0 => None,
-            key => Some((name.clone(), key)),
-        });
+        let tenant = shown.tenant.as_ref().map_or(0, key);
+        let shown = shown
+            .others
+            .iter()
+            .filter_map(|(header, name)| match key(header) {
+                0 => None,
+                key => Some((name.clone(), key)),
+            });
         let shown: Vec<_> = shown.collect();
         Self {
             session: key(&SESSION),
-            tenant: key(&TENANT),
+            tenant,
             headers: if shown.is_empty() {
                 Arc::default()
             } else {
@@ -119,9 +131,17 @@ mod tests {
         for (name, value) in [("x-team", "a"), ("x-secret", "b"), ("x-tenant-id", "t")] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let shown = ["x-team", "x-absent"].map(|name| (HeaderName::from_static(name), Arc::from(name)));
+        let others = ["x-team", "x-absent"].map(|name| (HeaderName::from_static(name), Arc::from(name)));
+        let mut shown = ShownHeaders {
+            tenant: Some(HeaderName::from_static("x-tenant-id")),
+            others: others.into(),
+        };
         let keys = HeaderKeys::read(&headers, &shown);
         assert_eq!(*keys.headers, [(Arc::from("x-team"), name_hash("a"))]);
         assert_eq!((keys.session, keys.tenant), (0, name_hash("t")));
+        shown.tenant = Some(HeaderName::from_static("x-team"));
+        assert_eq!(HeaderKeys::read(&headers, &shown).tenant, name_hash("a"));
+        shown.tenant = None;
+        assert_eq!(HeaderKeys::read(&headers, &shown).tenant, 0, "none is read");
     }
 }

@@ -36,6 +36,8 @@ pub struct HttpConfig {
     pub namespace: String,
     /// The headers of clients that policies see, hashed: `header:NAME`.
     pub policy_headers: Vec<String>,
+    /// The header of clients that names their tenant to policies, hashed: `tenant`; `None` for none.
+    pub tenant_header: Option<String>,
 }
 
 impl Default for HttpConfig {
@@ -60,6 +62,7 @@ impl Default for HttpConfig {
             admin_token: None,
             namespace: "signalbox".into(),
             policy_headers: Vec::new(),
+            tenant_header: Some("x-tenant-id".into()),
         }
     }
 }
@@ -82,6 +85,7 @@ impl std::fmt::Debug for HttpConfig {
             .field("admin_token", &self.admin_token.as_ref().map(|_| "(set)"))
             .field("namespace", &self.namespace)
             .field("policy_headers", &self.policy_headers)
+            .field("tenant_header", &self.tenant_header)
             .finish()
     }
 }

@@ -9,7 +9,9 @@ use signalbox_router::{ModelView, ReplicaHandle, Router};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admin::AdminToken,
     body::{BodyBudget, BodyLimits},
+    client_keys::ShownHeaders,
     config::HttpConfig,
     metrics::RequestMetrics,
     prepare_pool::PreparePool,
@@ -32,8 +34,8 @@ pub(crate) struct Frontend {
     /// When a stream without bytes gets its head and pings.
     pub(crate) ping_after: Option<Duration>,
     pub(crate) namespace: String,
-    /// The headers that policies see, each with its name.
-    pub(crate) policy_headers: Vec<(HeaderName, Arc<str>)>,
+    /// The headers that policies see.
+    pub(crate) shown_headers: ShownHeaders,
 }
 
 /// What all HTTP threads of a process share, beside the router.
@@ -42,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) prepare_pool: Arc<PreparePool>,
     pub(crate) body_budget: Arc<BodyBudget>,
+    /// Who sends it may be told why requests went where they went.
+    pub(crate) admin_token: AdminToken,
 }
 
 impl Frontend {
@@ -64,7 +68,14 @@ impl Frontend {
             request_timeout: config.request_timeout,
             ping_after: config.ping_after,
             namespace: config.namespace.clone(),
-            policy_headers: config.policy_headers.iter().filter_map(header).collect(),
+            shown_headers: ShownHeaders {
+                tenant: config
+                    .tenant_header
+                    .as_ref()
+                    .and_then(header)
+                    .map(|(header, _)| header),
+                others: config.policy_headers.iter().filter_map(header).collect(),
+            },
         }
     }
 

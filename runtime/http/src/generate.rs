@@ -21,6 +21,7 @@ use crate::{
     document::Document,
     error::{self, REQUEST_ID},
     every_form::EveryForm,
+    explained::{self, EXPLANATION},
     frontend::Frontend,
     joined_answer::{JoinedAnswer, Route},
     late_answer::LateAnswer,
@@ -155,6 +156,13 @@ fn insert_routing(response: &mut HttpResponseBuilder, begun: &Begun) {
             response.insert_header((name, value));
         }
     }
+    if let Some(value) = begun
+        .explanation
+        .as_ref()
+        .and_then(|words| HeaderValue::from_str(words).ok())
+    {
+        response.insert_header((EXPLANATION, value));
+    }
 }
 
 /// The outcome, or an error if the process stops waiting for requests before.
@@ -189,8 +197,9 @@ async fn open(
     )
     .await?;
     let id = record.id().clone();
-    let keys = HeaderKeys::read(request.headers(), &frontend.policy_headers);
-    let router = PromptRouter::new(frontend.clone(), endpoint, id, deadline, keys, body);
+    let keys = HeaderKeys::read(request.headers(), &frontend.shown_headers);
+    let explained = explained::is_asked(request.headers(), &frontend.shared.admin_token);
+    let router = PromptRouter::new(frontend.clone(), endpoint, id, deadline, keys, explained, body);
     let read = router.read().await?;
     if let Some(model) = &read.model {
         record.served_by_model(model.clone());

@@ -41,6 +41,7 @@ mod dialect;
 mod document;
 mod error;
 mod every_form;
+mod explained;
 mod forwarded;
 mod frontend;
 mod generate;

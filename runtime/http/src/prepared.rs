@@ -103,7 +103,8 @@ impl Prepared {
         let endpoint = if is_chat { Endpoint::Chat } else { endpoint };
         RouteRequest {
             form,
-            limits_answer: generation.max_tokens.is_some(),
+            max_output_tokens: generation.max_tokens,
+            explained: false,
             other_forms: Vec::new(),
             generate: GenerateRequest {
                 id,

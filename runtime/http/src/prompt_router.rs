@@ -26,6 +26,8 @@ pub(crate) struct PromptRouter {
     /// Seconds since the Unix epoch: the date of the answer.
     created: u64,
     keys: HeaderKeys,
+    /// Whether the answer says why its worker has the request.
+    explained: bool,
     body: Body,
 }
 
@@ -36,6 +38,7 @@ impl PromptRouter {
         id: RequestId,
         deadline: Instant,
         keys: HeaderKeys,
+        explained: bool,
         body: Body,
     ) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -46,6 +49,7 @@ impl PromptRouter {
             deadline,
             created: created.map_or(0, |since| since.as_secs()),
             keys,
+            explained,
             body,
         }
     }
@@ -91,6 +95,7 @@ impl PromptRouter {
                 break;
             };
             self.keys.add_to(&mut request);
+            request.explained = self.explained;
             let error = match self.frontend.replica.route(request).await {
                 Ok(routed) => return Ok(routed),
                 Err(error) => error,

@@ -128,17 +128,18 @@ impl HttpServer {
         } = self;
         metrics::describe();
         let traffic = Arc::new(Traffic::default());
+        let admin_token = AdminToken::new(config.admin_token.clone());
         let shared = Shared {
             traffic: Arc::clone(&traffic),
             prepare_pool: Arc::new(PreparePool::new(cores()).map_err(HttpError::Serve)?),
             body_budget: BodyBudget::new(config.body_budget_bytes),
+            admin_token: admin_token.clone(),
         };
         let (public_address, admin_address) = (
             public.local_addr().map_err(HttpError::Serve)?,
             admin.local_addr().map_err(HttpError::Serve)?,
         );
         let upkeep = upkeep(metrics.clone());
-        let admin_token = AdminToken::new(config.admin_token.clone());
         let public = {
             let (config, router, metrics) = (config.clone(), router.clone(), metrics.clone());
             let listener = Listener {

@@ -88,6 +88,7 @@ impl Rig {
             policies: PolicyRegistry::new(engine, "round-robin").unwrap(),
             audit: Default::default(),
             policy_store: MemoryStore::new(),
+            decisions: None,
             links: LinkConfig::default(),
             index_bytes: 1 << 20,
             breakers: Default::default(),

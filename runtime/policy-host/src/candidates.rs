@@ -257,8 +257,8 @@ macro_rules! define_candidates {
             pub fn copy_from(&mut self, other: &Self) {
                 self.worker.clone_from(&other.worker);
                 $(self.$column.clone_from(&other.$column);)*
-                self.labels.clone_from(&other.labels);
-                self.number_labels.clone_from(&other.number_labels);
+                copy_labels(&mut self.labels, &other.labels);
+                copy_labels(&mut self.number_labels, &other.number_labels);
             }
 
             /// The name and the length of the first column among the required ones and these groups that does not have
@@ -327,6 +327,17 @@ impl Candidates {
     pub fn is_empty(&self) -> bool {
         self.worker.is_empty()
     }
+}
+
+/// A tuple's `clone_from` would not keep the buffers.
+fn copy_labels<T: Copy>(columns: &mut Vec<LabelColumn<T>>, from: &[LabelColumn<T>]) {
+    columns.truncate(from.len());
+    let (known, new) = from.split_at(columns.len());
+    for ((name, rows), (other_name, other_rows)) in columns.iter_mut().zip(known) {
+        name.clone_from(other_name);
+        rows.clone_from(other_rows);
+    }
+    columns.extend_from_slice(new);
 }
 
 fn keep<T: Copy>(column: &mut Vec<T>, places: &[usize]) {

@@ -140,6 +140,12 @@ impl PolicyInstance {
         self.observer.is_some()
     }
 
+    /// Whether the policy explains its decisions.
+    #[must_use]
+    pub fn explains(&self) -> bool {
+        self.explainer.is_some()
+    }
+
     /// Whether the policy passes state to its next version.
     pub(crate) const fn keeps_state(&self) -> bool {
         self.state.is_some()

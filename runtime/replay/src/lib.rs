@@ -38,6 +38,8 @@ pub use html::html;
 pub use policy::{PolicyChoice, PolicyError, ReplayPolicy};
 pub use report::{Report, table};
 pub use runs::{Plan, Run, run_all};
-pub use trace::{Arrival, BlockContent, BlockScope, LineFault, Trace, TraceError, TraceRequest};
+pub use trace::{
+    Arrival, BlockContent, BlockScope, LineFault, RecordedCluster, Trace, TraceError, TraceRequest,
+};
 pub use tune::{Goal, Guards, Outcome, Search, SettingRange, Trial, TuneError, Tuned, halves, tune_table};
 pub use workload::{Workload, WorkloadError};

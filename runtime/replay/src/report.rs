@@ -8,6 +8,7 @@ use crate::{
     comparison::{Comparison, Difference},
     figures::Figures,
     runs::Run,
+    trace::RecordedCluster,
 };
 
 /// The JSON of a replay. It is equal, byte for byte, wherever the same replay runs.
@@ -19,6 +20,9 @@ pub struct Report<'a> {
     pub workers: usize,
     /// Routers.
     pub routers: usize,
+    /// The live cluster, if the traffic is recorded decisions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<&'a RecordedCluster>,
     /// The runs: the seeds of the first policy, then those of the next.
     pub runs: &'a [Run],
     /// Each later policy compared with the first one.
@@ -210,6 +214,7 @@ mod tests {
             requests: 3,
             workers: 8,
             routers: 1,
+            recorded: None,
             runs: &runs,
             comparisons: &[],
         };

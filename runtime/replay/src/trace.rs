@@ -18,6 +18,9 @@ use std::{io::BufRead, time::Duration};
 use hashbrown::HashMap;
 use serde::Deserialize;
 
+pub use decisions::RecordedCluster;
+
+mod decisions;
 #[cfg(test)]
 mod tests;
 
@@ -106,6 +109,16 @@ pub enum TraceError {
     /// The file has no request.
     #[error("the trace has no request")]
     Empty,
+    /// Recorded decisions are about different things.
+    #[error("the decisions have several {what}: {found}; {advice}")]
+    Several {
+        /// What is to be one.
+        what: &'static str,
+        /// What was found.
+        found: String,
+        /// What to do.
+        advice: &'static str,
+    },
 }
 
 /// What is wrong with a line.

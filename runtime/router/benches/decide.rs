@@ -1,8 +1,9 @@
 //! The cost of a whole decision: look up the prompt's blocks, fill the candidates' columns, call the policy, check
-//! its answer, reserve the load. `cargo bench --package signalbox-router [-- POLICY… WORKERS… large]`.
+//! its answer, reserve the load, record it. `cargo bench --package signalbox-router [-- POLICY… WORKERS… unrecorded large]`.
 //!
 //! Each figure is the lowest of several medians, because other work on the machine only ever makes a median higher.
-//! Arguments that name policies or numbers of workers limit the bench to them. `large` adds a run in which 1,024
+//! Arguments that name policies or numbers of workers limit the bench to them. With `unrecorded` nothing records the decisions,
+//! which routers do not offer: the difference is the cost of the record. `large` adds a run in which 1,024
 //! workers hold 100,000 blocks each; it takes some gigabytes of memory.
 
 #![expect(clippy::print_stdout, reason = "a bench prints its figures")]
@@ -43,6 +44,9 @@ fn main() -> anyhow::Result<()> {
             let workers = workers.parse()?;
             let registry = PolicyRegistry::new(engine.clone(), policy)?;
             let mut router = BenchRouter::new(workers, 2 * workers as usize, text.clone(), registry)?;
+            if !arguments.iter().any(|argument| argument == "unrecorded") {
+                router = router.recording();
+            }
             // Each worker holds beginnings of different lengths of all prompts.
             for worker in 0..workers {
                 for prompt in 0..PROMPTS {
@@ -106,7 +110,7 @@ fn large(engine: &PolicyEngine, text: Arc<ModelText>) -> anyhow::Result<()> {
     const CHAIN: u64 = 1_000;
     const CHAINS: u64 = 100;
     let registry = PolicyRegistry::new(engine.clone(), "kv-aware")?;
-    let mut router = BenchRouter::new(WORKERS, 2 * WORKERS as usize, text, registry)?;
+    let mut router = BenchRouter::new(WORKERS, 2 * WORKERS as usize, text, registry)?.recording();
     let began = Instant::now();
     for worker in 0..WORKERS {
         for chain in 0..CHAINS {

@@ -42,6 +42,8 @@ pub struct RoutedAnswer {
     pub overlap_blocks: u32,
     /// How exact this router's knowledge of the worker's KV cache was at the decision.
     pub kv: ParityState,
+    /// Why this worker has the request, in words, if the request asks for it.
+    pub explanation: Option<String>,
     /// The answer itself.
     pub stream: AnswerStream,
 }

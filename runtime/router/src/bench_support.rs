@@ -7,7 +7,7 @@ use bytes::Bytes;
 use signalbox_kv_index::{SharedKvIndex, WorkerSlot};
 use signalbox_policy_host::{PolicyRegistry, RequestKeys};
 use signalbox_protocol::{
-    CacheTier, KvEvent, SequenceHash, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole,
+    CacheTier, KvEvent, RequestId, SequenceHash, WorkerCapacity, WorkerCard, WorkerEpoch, WorkerRole,
 };
 use signalbox_request_plane::ResponseStream;
 use signalbox_tokenize::ModelText;
@@ -18,6 +18,7 @@ use crate::{
     answer::AnswerObservers,
     context_need::ContextNeed,
     decide::{Decider, Demand},
+    decision_log::DecisionLogs,
     load::{LoadTable, Reservation},
     roster::{ModelEntry, VersionId, WorkerEntry, WorkerPhase, versions_of},
     versioned_prompt::VersionedPrompt,
@@ -48,12 +49,13 @@ pub struct BenchRouter {
     /// The reservations of the latest requests, which keep workers busy. The next decision ends the oldest one.
     reservations: Vec<Option<Reservation>>,
     oldest: usize,
+    request: RequestId,
     keys: RequestKeys,
 }
 
 impl BenchRouter {
     /// A model with this number of workers. The default policy of `policies` decides, and `in_flight` requests stay
-    /// reserved.
+    /// reserved. Nothing records the decisions.
     ///
     /// # Errors
     /// None: the names `worker-0`, `worker-1`, … are valid.
@@ -116,8 +118,18 @@ impl BenchRouter {
             model,
             reservations: (0..in_flight.max(1)).map(|_| None).collect(),
             oldest: 0,
+            request: RequestId::from_random(1),
             keys: RequestKeys::default(),
         })
+    }
+
+    /// The same router, which records its decisions as a router process does.
+    #[must_use]
+    pub fn recording(self) -> Self {
+        Self {
+            decider: self.decider.with_log(DecisionLogs::default().add()),
+            ..self
+        }
     }
 
     /// Credits a worker with a chain of blocks on its device.
@@ -149,7 +161,7 @@ impl BenchRouter {
             context: ContextNeed::default(),
         };
         let demand = Demand {
-            request: None,
+            request: Some(&self.request),
             prompts: &[prompt],
             expected_output_tokens: 64,
             choices: 1,
@@ -158,6 +170,7 @@ impl BenchRouter {
             attempt: 0,
             deadline_ms: 1_000.0,
             keys: &self.keys,
+            explained: false,
         };
         let placement = self
             .decider

@@ -31,7 +31,7 @@ impl ContextNeed {
             return Self::default();
         }
         let (prompt, limit) = (prompt_tokens(request), generate.sampling.max_tokens);
-        let is_limit_set = request.limits_answer;
+        let is_limit_set = request.max_output_tokens.is_some();
         let answer = if is_limit_set {
             limit
         } else {
@@ -93,7 +93,7 @@ mod tests {
     fn asking(max_tokens: u32, limits_answer: bool) -> RouteRequest {
         let mut request = request(PATIENCE);
         request.generate.sampling.max_tokens = max_tokens;
-        request.limits_answer = limits_answer;
+        request.max_output_tokens = limits_answer.then_some(max_tokens);
         request
     }
 

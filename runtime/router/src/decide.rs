@@ -17,7 +17,7 @@ use signalbox_protocol::{RequestId, name_hash};
 use crate::{
     affinity::AffinityTable,
     candidates::{NoCandidate, Sources, assemble, fill_wanted},
-    decision_log::{Decided, DecisionLog},
+    decision_log::{Decided, DecisionLog, DecisionTicket, unix_ms},
     latency::LatencyTable,
     load::{LoadTable, Reservation},
     outcome::Awaited,
@@ -53,6 +53,8 @@ pub(crate) struct Demand<'a> {
     pub(crate) deadline_ms: f32,
     /// Hashes of what the client named.
     pub(crate) keys: &'a RequestKeys,
+    /// Whether the decision is to be told in words.
+    pub(crate) explained: bool,
 }
 
 /// The chosen worker and the load reserved there.
@@ -67,6 +69,8 @@ pub(crate) struct Placement {
     pub(crate) uncached_tokens: u32,
     pub(crate) reservation: Reservation,
     pub(crate) awaited: Awaited,
+    /// The decision in words, if they were asked for and decisions are recorded.
+    pub(crate) explanation: Option<String>,
 }
 
 /// Makes the decisions of one thread: its policy runners, and the buffers it fills anew for each decision.
@@ -228,6 +232,10 @@ impl Decider {
             &mut self.decision,
         );
         let observes = runner.observes();
+        let activation = runner.activation();
+        // Where the label is another one, the fallback decided.
+        let is_recorded_policy = self.log.is_some() && Arc::ptr_eq(&activation.label, &decided.by);
+        let component = is_recorded_policy.then(|| activation.component.clone());
         if let Some(rejection) = self.decision.rejection.take() {
             self.count(&decided.by);
             return Err(NoCandidate::Rejected(rejection));
@@ -270,19 +278,23 @@ impl Decider {
         };
         let ticket = self.log.as_ref().map(|log| {
             log.record(Decided {
+                at_unix_ms: unix_ms(),
                 took_ns: u32::try_from(took.as_nanos()).unwrap_or(u32::MAX),
                 request: demand.request,
                 model: &name,
                 policy: &decided.by,
+                component: component.as_ref(),
                 features: request,
+                blocks: first.blocks,
                 ids: &model.workers.columns().ids,
                 rows: &self.rows,
                 columns: &self.columns,
                 decision: &self.decision,
-                chosen: &worker.card.id,
                 chosen_row: row,
             })
         });
+        let explained = ticket.as_ref().filter(|_| demand.explained);
+        let explanation = explained.and_then(DecisionTicket::explanation);
         Ok(Placement {
             worker,
             policy: decided.by,
@@ -294,6 +306,7 @@ impl Decider {
                 observed: observes.then_some(name),
                 known,
             },
+            explanation,
         })
     }
 

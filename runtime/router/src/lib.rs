@@ -56,6 +56,7 @@ mod policy_replicator;
 mod prepared_request;
 mod probe;
 mod publish_pace;
+mod recorded_decision;
 mod replica;
 mod replica_sync;
 mod retries;
@@ -79,7 +80,9 @@ pub use answer::{AnswerStream, RoutedAnswer};
 pub use audit::{AuditLog, AuditRecord};
 pub use breaker::{BreakerConfig, BreakerState};
 pub use candidates::NoCandidate;
-pub use decision_log::{CandidateView, DecisionFilter, DecisionOutcome, DecisionView};
+pub use decision_log::{
+    CandidateView, DecisionFeed, DecisionFilter, DecisionSampler, DecisionView, NextDecision, decision_feed,
+};
 pub use health::WorkerHealth;
 pub use latency::MeasuredLatency;
 pub use load::EventState;
@@ -89,6 +92,7 @@ pub use policy_replicator::{
     ChangeAction, ChangeNote, ChangeRequest, HistoryItem, PolicyChange, PolicyChangeError,
     PolicyReplicatorHandle, QuarantineEvent,
 };
+pub use recorded_decision::{DECISION_FORMAT, DecisionOutcome, RecordedDecision};
 pub use replica::ReplicaHandle;
 pub use replica_sync::ReplicaConfig;
 pub use rivals::IdConflict;

@@ -204,6 +204,7 @@ impl OfflineRouter {
             attempt: request.attempt,
             deadline_ms: DEADLINE_MS,
             keys: &keys,
+            explained: false,
         };
         let anyone = None::<fn(&WorkerEntry) -> bool>;
         // The time that counts is the virtual one, which begins at 1 as a router's clock does.

@@ -9,7 +9,7 @@ use signalbox_policy_host::Outcome;
 use signalbox_protocol::StreamSummary;
 use tokio::time::Instant;
 
-use crate::decision_log::{DecisionOutcome, DecisionTicket};
+use crate::{decision_log::DecisionTicket, recorded_decision::DecisionOutcome};
 
 /// Most outcomes that wait for policies: those of half a second at 8,000 requests a second of one thread. The oldest ones
 /// are dropped.
@@ -104,7 +104,7 @@ impl Drop for OutcomeReporter {
             known,
         } = &mut self.awaited;
         known.total_ms = milliseconds_since(self.decided);
-        if let Some(ticket) = ticket {
+        if let Some(ticket) = ticket.take() {
             ticket.ended(DecisionOutcome {
                 completed: known.completed,
                 ttft_ms: (known.ttft_ms > 0.0).then_some(known.ttft_ms),

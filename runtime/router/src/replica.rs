@@ -93,6 +93,7 @@ struct Begun {
     policy: Arc<str>,
     overlap_blocks: u32,
     kv: ParityState,
+    explanation: Option<String>,
     first: FirstPiece,
     response: ResponseStream,
     reservation: Reservation,
@@ -294,6 +295,7 @@ impl ReplicaState {
             policy: begun.policy,
             overlap_blocks: begun.overlap_blocks,
             kv: begun.kv,
+            explanation: begun.explanation,
             stream,
         })
     }
@@ -386,11 +388,12 @@ impl ReplicaState {
             prompts,
             expected_output_tokens: sampling.max_tokens.saturating_mul(sampling.n),
             choices: sampling.n,
-            max_output_tokens: request.limits_answer.then_some(sampling.max_tokens),
+            max_output_tokens: request.max_output_tokens,
             priority: generate.priority,
             attempt: u32::try_from(attempts.failed().len()).unwrap_or(u32::MAX),
             deadline_ms: deadline.saturating_duration_since(Instant::now()).as_secs_f32() * 1e3,
             keys: &keys,
+            explained: request.explained,
         };
         let (links, failed) = (self.links.borrow(), attempts.failed());
         let continues = generate.continuation.is_some();
@@ -488,6 +491,7 @@ impl ReplicaState {
             uncached_tokens,
             mut reservation,
             awaited,
+            explanation,
         } = placement;
         let mut outcome = OutcomeReporter::new(awaited, self.outcomes.clone());
         let learned = self
@@ -542,6 +546,7 @@ impl ReplicaState {
             policy,
             overlap_blocks,
             kv,
+            explanation,
             first,
             response,
             reservation,

@@ -19,12 +19,15 @@ pub struct RouteRequest {
     /// About how many tokens the engine computes beside `tokens`: those of a prompt with unknown tokens, or of further
     /// prompts. They count as load only.
     pub unhashed_tokens: u32,
-    /// Whether the client set `max_tokens`, rather than a default.
-    pub limits_answer: bool,
+    /// Most tokens of one choice, as the client set it; `None` where a default fills it in. `generate` has the limit that fits
+    /// into the model's context.
+    pub max_output_tokens: Option<u32>,
     /// The client's body, for engines that read it themselves.
     pub body: Bytes,
     /// Hashes of what the client names; those of the LoRA adapter and the cache salt are taken from `generate`.
     pub keys: RequestKeys,
+    /// Whether the answer is to say in words why its worker has the request.
+    pub explained: bool,
     /// The same request, made ready for the other forms that workers of the model read. Usually there is none.
     pub other_forms: Vec<Self>,
 }

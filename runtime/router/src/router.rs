@@ -21,7 +21,7 @@ use crate::{
     block_learner::{self, BlockLearnerHandle},
     breaker::BreakerConfig,
     continuation::KeptBytes,
-    decision_log::{DecisionFilter, DecisionLogs, DecisionView},
+    decision_log::{DecisionFilter, DecisionLogs, DecisionSampler, DecisionView},
     health::{self, WorkerHealth},
     index_figures,
     latency::{self, LatencyTable, MeasuredLatency},
@@ -58,6 +58,8 @@ pub struct RouterConfig {
     pub replicas: Option<ReplicaConfig>,
     /// The planes by name, for `/health`.
     pub planes: Vec<(&'static str, watch::Receiver<PlaneStatus>)>,
+    /// Takes decisions out of the process; `None` for none.
+    pub decisions: Option<DecisionSampler>,
     /// Bounds of every worker link.
     pub links: LinkConfig,
     /// Most bytes of the KV index (K-3).
@@ -269,7 +271,7 @@ impl Router {
             parity,
             latency,
             affinity,
-            decisions: DecisionLogs::default(),
+            decisions: DecisionLogs::with_sampler(config.decisions),
             kept_bytes: KeptBytes::default(),
             retries: Retries::default(),
             token_timeouts: config.token_timeouts,
@@ -338,7 +340,8 @@ impl Router {
         view.workers.iter().map(instance).collect()
     }
 
-    /// The latest decisions of all threads that pass the filter, the latest first.
+    /// The latest decisions of all threads that pass the filter, the latest first. With their policies' reasons it takes up
+    /// to some 100 ms for each.
     pub fn decisions(&self, filter: &DecisionFilter) -> Vec<DecisionView> {
         self.decisions.find(filter)
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::policy_kit::KitCommand;
+use super::{policy_kit::KitCommand, policy_test::PolicyTestOptions};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
@@ -18,6 +18,8 @@ pub(crate) enum PolicyCommand {
         #[arg(long, default_value = "")]
         settings: String,
     },
+    /// Make recorded decisions once more with a component, and print where it decides otherwise. Exits with 1 if it does.
+    Test(PolicyTestOptions),
     /// Upload a component to a router, and so to all routers.
     Push {
         /// The component.

@@ -47,7 +47,8 @@ pub(crate) struct TuneOptions {
 pub(crate) struct ReplayOptions {
     /// The trace, in the format of Mooncake's: a JSON object a line with `timestamp` (ms), `input_length`,
     /// `output_length` and `hash_ids`; for the turns of a session also `session_id` and, after its first line, `delay`
-    /// (ms after the previous answer) in place of `timestamp`.
+    /// (ms after the previous answer) in place of `timestamp`. Or the decisions that a router wrote (`--decision-log`): then
+    /// workers, blocks and block size are those that it had, unless others are given.
     #[arg(value_name = "TRACE", required_unless_present = "generate")]
     pub(crate) trace: Option<PathBuf>,
     /// Make up traffic instead: `NAME=NUMBER,…` with requests, rate (chats a second), burst, groups, zipf, shared, prompt,
@@ -62,18 +63,22 @@ pub(crate) struct ReplayOptions {
     /// have a confidence interval.
     #[arg(long = "seed", value_name = "N", default_value = "0")]
     pub(crate) seeds: Vec<u64>,
-    /// Workers at the start.
-    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_024))]
-    pub(crate) workers: u16,
-    /// KV blocks of each worker's cache. Several, with commas between, go to the workers in turn: mixed GPUs.
-    #[arg(long, default_value = "16384", value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    /// Of recorded decisions: the model to replay, if they are about several.
+    #[arg(long, value_name = "NAME", conflicts_with = "generate")]
+    pub(crate) model: Option<String>,
+    /// Workers at the start. The default is 8.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1_024))]
+    pub(crate) workers: Option<u16>,
+    /// KV blocks of each worker's cache. Several, with commas between, go to the workers in turn: mixed GPUs. The default is
+    /// 16384.
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) blocks: Vec<u32>,
     /// How many times as fast as the timing model each worker is. Several, with commas between, go to the workers in turn.
     #[arg(long, default_value = "1", value_name = "X", value_delimiter = ',', value_parser = positive)]
     pub(crate) worker_speed: Vec<f64>,
-    /// Tokens per KV block.
-    #[arg(long, default_value_t = 16, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) block_size: u32,
+    /// Tokens per KV block. The default is 16.
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) block_size: Option<u32>,
     /// Most sequences that a worker decodes at once.
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_096))]
     pub(crate) max_sequences: u32,
@@ -123,6 +128,7 @@ const EXAMPLES: &str = "Examples:
   runtime replay trace.jsonl --policy round-robin --policy kv-aware
   runtime replay trace.jsonl --policy kv-aware --policy mine.wasm --seed 0 --seed 1 --seed 2 --speed 2
   runtime replay --generate rate=4,turns=3,groups=20 --policy 'kv-aware={\"pressure_ms\":2}'
+  runtime replay decisions.jsonl --policy kv-aware --policy mine.wasm      what a live router was asked
   runtime replay trace.jsonl --blocks 16384,65536 --worker-speed 1,2       half the GPUs larger and faster
   runtime replay trace.jsonl --routers 2 --event-lag-ms 20 --sync-lag-ms 5 --at 600:fail:3 --at 900:join";
 
@@ -259,7 +265,7 @@ mod tests {
     #[test]
     fn a_search_takes_the_options_of_a_replay_and_ranges() {
         let options = parse(&["tune", "t", "--policy=a", "--setting", "x=0..1", "--workers=3"]).unwrap();
-        assert_eq!((options.workers, options.trace), (3, Some("t".into())));
+        assert_eq!((options.workers, options.trace), (Some(3), Some("t".into())));
         assert!(
             parse(&["tune", "t", "--setting", "x=1..0"])
                 .unwrap_err()

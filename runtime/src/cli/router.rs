@@ -106,6 +106,23 @@ pub(crate) struct FrontendOptions {
     /// A header of clients that policies may tell apart, hashed, as the key `header:NAME`; can be given several times.
     #[arg(long = "policy-header", env = "SIGNALBOX_POLICY_HEADERS", value_delimiter = ',', value_parser = header_name, value_name = "NAME")]
     pub(crate) policy_headers: Vec<String>,
+    /// The header by which clients name their tenant, which policies may tell apart, hashed, as the key `tenant`. Empty for
+    /// none.
+    #[arg(long, env = "SIGNALBOX_TENANT_HEADER", default_value = "x-tenant-id", value_parser = header_name_or_none, value_name = "NAME")]
+    pub(crate) tenant_header: String,
+    /// Write decisions to this file, with the outcomes of their requests, as JSON lines (`runtime/docs/decisions.md`). Half
+    /// full, it becomes FILE.1.
+    #[arg(long, env = "SIGNALBOX_DECISION_LOG", value_name = "FILE")]
+    pub(crate) decision_log: Option<PathBuf>,
+    /// Most space of the decision log, FILE and FILE.1 together, in MiB.
+    #[arg(long, env = "SIGNALBOX_DECISION_LOG_MIB", default_value_t = 1024, value_name = "MIB", value_parser = clap::value_parser!(u32).range(2..=1_048_576))]
+    pub(crate) decision_log_mib: u32,
+    /// Publish decisions to NATS, to the subject `signalbox.NAMESPACE.decisions.ROUTER`. Needs --events nats://….
+    #[arg(long, env = "SIGNALBOX_DECISION_PUBLISH")]
+    pub(crate) decision_publish: bool,
+    /// The share of decisions that are written and published, from 0 to 1. Sessions are sampled whole.
+    #[arg(long, env = "SIGNALBOX_DECISION_SAMPLE", default_value = "1", value_parser = share, value_name = "SHARE")]
+    pub(crate) decision_sample: f64,
     /// HTTP threads. The default is the number of cores.
     #[arg(long, env = "SIGNALBOX_HTTP_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) http_threads: Option<u16>,
@@ -173,6 +190,22 @@ fn header_name(text: &str) -> Result<String, String> {
         ));
     }
     Ok(text.to_ascii_lowercase())
+}
+
+fn header_name_or_none(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    header_name(text)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=1.0).contains(&share) {
+        Ok(share)
+    } else {
+        Err("must be from 0 to 1".into())
+    }
 }
 
 /// Like a worker's name, with room for the number of an incarnation.

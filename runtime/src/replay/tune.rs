@@ -17,7 +17,7 @@ pub(super) fn run(options: &TuneOptions) -> anyhow::Result<()> {
         bail!("a search prints a table; --json and --html are for replays");
     }
     let traffic = Traffic::read(replay)?;
-    let cluster = cluster(replay);
+    let cluster = cluster(replay, &traffic);
     let ended = AtomicUsize::new(0);
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let ranges = if options.settings.is_empty() {

@@ -14,8 +14,8 @@ use signalbox_worker::{
 };
 
 use super::{
-    EngineKind, EngineSettings, NatsSettings, PlaneSettings, RouterSettings, UpSettings, UpWorkers,
-    UpstreamSettings, WorkerPlace, WorkerSettings, worker_name::worker_name,
+    DecisionSettings, EngineKind, EngineSettings, NatsSettings, PlaneSettings, RouterSettings, UpSettings,
+    UpWorkers, UpstreamSettings, WorkerPlace, WorkerSettings, worker_name::worker_name,
 };
 use crate::cli::{
     EngineChoice, EngineOptions, FrontendOptions, PlaneOptions, RequestTransport, ServeOptions, Switch,
@@ -136,6 +136,16 @@ fn router(
         options.body_memory_mib,
         options.max_body_mib
     );
+    ensure!(
+        planes.nats.is_some() || !options.decision_publish,
+        "--decision-publish uses the NATS of --events; give --events nats://host:port"
+    );
+    let most_bytes = u64::from(options.decision_log_mib) * MIB as u64;
+    let decisions = DecisionSettings {
+        file: options.decision_log.map(|path| (path, most_bytes)),
+        publishes: options.decision_publish,
+        share: options.decision_sample,
+    };
     let mut http = HttpConfig {
         public: options.http,
         admin: options.admin,
@@ -148,6 +158,7 @@ fn router(
         admin_token: options.admin_token,
         namespace: planes.namespace.clone(),
         policy_headers: options.policy_headers,
+        tenant_header: Some(options.tenant_header).filter(|header| !header.is_empty()),
         ..HttpConfig::default()
     };
     if let Some(threads) = options.http_threads {
@@ -163,6 +174,7 @@ fn router(
         policy: options.policy,
         policy_dir: options.policy_dir,
         audit_log: options.audit_log,
+        decisions,
         index_bytes: options.index_mib as usize * MIB,
         breakers: BreakerConfig {
             failures: options.eject_failures,

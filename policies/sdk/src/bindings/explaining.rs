@@ -164,9 +164,9 @@ pub mod exports {
                     }
                 }
                 pub trait Guest {
-                    /// Returns one sentence on why the candidate in row `chosen` has the request. The host calls it right after
-                    /// `decide`, with the same arguments, and only when somebody asked for the reason. The host keeps at most 1,024
-                    /// bytes of the sentence.
+                    /// Returns one sentence on why the candidate in row `chosen` has the request. The host calls it only when somebody
+                    /// asks for the reason of a recorded decision: on an instance that serves nothing else, right after `decide`, with
+                    /// the recorded arguments. The host keeps at most 1,024 bytes of the sentence.
                     #[allow(async_fn_in_trait)]
                     fn explain(
                         request: Request,

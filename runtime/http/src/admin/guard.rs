@@ -12,6 +12,8 @@ use actix_web::http::{
 };
 use signalbox_protocol::{ErrorKind, WireError};
 
+use super::token::same;
+
 /// Whether a listener at this address is reachable from other machines.
 pub(crate) fn is_exposed(address: SocketAddr) -> bool {
     !address.ip().to_canonical().is_loopback()
@@ -47,15 +49,6 @@ pub(super) fn check(token: Option<&str>, headers: &HeaderMap) -> Result<(), Wire
         }
         _ => Ok(()),
     }
-}
-
-/// Compares in a time that does not depend on how many bytes are right.
-fn same(given: &str, token: &str) -> bool {
-    let differing = given
-        .bytes()
-        .zip(token.bytes())
-        .fold(0, |differing, (a, b)| differing | (a ^ b));
-    given.len() == token.len() && differing == 0
 }
 
 /// Whether this is a host that foreign DNS cannot point at this machine: an IP address or `localhost`.

@@ -59,6 +59,7 @@ impl Rig {
             attempt: 0,
             deadline_ms: 1_000.0,
             keys: &RequestKeys::default(),
+            explained: false,
         };
         self.decider.decide(&self.model, demand, may_use)
     }
@@ -215,6 +216,7 @@ fn a_decision_among_two_versions_credits_each_with_its_own_blocks() {
             attempt: 0,
             deadline_ms: 1_000.0,
             keys: &RequestKeys::default(),
+            explained: false,
         };
         rig.decider
             .decide(&rig.model, demand, None::<fn(&WorkerEntry) -> bool>)

@@ -70,7 +70,7 @@ async fn an_answer_is_rather_short_than_none_while_the_longer_context_cannot_be_
     let rig = two_contexts(&short, &long);
     long.stop().await;
     let mut unlimited = limited(4_000);
-    unlimited.limits_answer = false;
+    unlimited.max_output_tokens = None;
     for request in [limited(100), unlimited] {
         let parts = routed(&rig, request, &mut short).await;
         assert_eq!(generate(&parts).sampling.max_tokens, 64 - 40);
@@ -87,7 +87,7 @@ async fn a_client_that_asks_for_a_long_answer_waits_for_a_worker_that_can_give_i
     assert!(short.has_no_call());
     // One that sets no limit takes what there is.
     let mut unlimited = limited(4_000);
-    unlimited.limits_answer = false;
+    unlimited.max_output_tokens = None;
     routed(&rig, unlimited, &mut short).await;
 }
 
