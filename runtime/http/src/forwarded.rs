@@ -2,7 +2,7 @@
 //!
 //! The body goes to the worker unchanged, so a wrong value is the engine's to refuse, with its own error. Here a value of
 //! an unexpected type counts as absent. A prompt whose tokens cannot be known makes no error either: the request is
-//! routed by load and by its conversation, and counted with the reason ([`Unhashed`](crate::prepared::Unhashed)). Otherwise the tokens are those
+//! routed by load and by its conversation, and counted with the reason ([`Unhashed`]). Otherwise the tokens are those
 //! of the engine, because the prompt is converted as vLLM converts it. Its worker compares them.
 
 mod anthropic;
