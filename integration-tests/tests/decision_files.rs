@@ -31,7 +31,7 @@ async fn chat(cluster: &Cluster, chats: usize, turns: usize) -> anyhow::Result<B
     Ok(requests)
 }
 
-/// The lines of a decision log, once there are so many.
+/// Waits until a decision log has `count` lines, and returns them.
 async fn lines(path: &Path, count: usize) -> anyhow::Result<Vec<Value>> {
     eventually(&format!("{count} decisions are written"), || async {
         let text = std::fs::read_to_string(path).unwrap_or_default();

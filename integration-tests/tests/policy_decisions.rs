@@ -125,7 +125,7 @@ async fn an_answer_says_why_its_worker_has_the_request_to_those_with_the_admin_t
         }
     };
     for stream in [false, true] {
-        let told = asks(
+        let explained = asks(
             stream,
             &[
                 ("x-signalbox-explain", "1"),
@@ -135,9 +135,9 @@ async fn an_answer_says_why_its_worker_has_the_request_to_those_with_the_admin_t
         .await?;
         let begin = format!(
             "kv-aware@1.0.0 chose {}, one of 2 candidates",
-            told.header("x-signalbox-worker")
+            explained.header("x-signalbox-worker")
         );
-        let words = told.header("x-signalbox-explanation");
+        let words = explained.header("x-signalbox-explanation");
         assert!(words.starts_with(&begin), "{words}");
     }
     for headers in [

@@ -149,7 +149,7 @@ define_names! {
         CacheKey = "cache-key",
         /// The member `safety_identifier`.
         SafetyIdentifier = "safety-identifier",
-        /// The header by which the operator tells tenants apart: `x-tenant-id` by default.
+        /// The header by which clients name their tenant: `x-tenant-id` by default.
         Tenant = "tenant",
         /// The LoRA adapter.
         Lora = "lora",

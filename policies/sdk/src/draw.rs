@@ -3,7 +3,7 @@
 //! Without it, routers herd: the load that a router knows of the others is a moment old, so all routers send their next
 //! request to the same best worker.
 
-use crate::{Candidates, Key, Request};
+use crate::{Candidates, Key, Request, rendezvous::weight};
 
 /// Candidates whose cost differs by less than this share of the prompt's own cost count as nearly equal. A request
 /// of another router that this one does not see yet changes a worker's cost by about a whole prompt, so a difference
@@ -18,14 +18,10 @@ pub fn draw_among_near_ties(costs: &mut [f32], width: f32, request: &Request, ca
     }
 }
 
-/// A pseudo-random number from 0 to below 1: the seed and the worker through MurmurHash3's 64-bit finaliser.
+/// A pseudo-random number from 0 to below 1: the worker's weight for the seed.
 fn draw(seed: u64, worker: u64) -> f32 {
-    let mut bits = seed ^ worker.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    bits ^= bits >> 33;
     // An f32 holds 24 bits exactly.
-    (bits >> 40) as f32 / (1 << 24) as f32
+    (weight(seed, worker) >> 40) as f32 / (1 << 24) as f32
 }
 
 #[cfg(test)]

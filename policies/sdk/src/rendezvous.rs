@@ -28,7 +28,7 @@ pub fn bounded_load(requests: &[u32], max_load: f32) -> f64 {
 }
 
 /// The weight of a worker for a key: both through MurmurHash3's 64-bit finaliser.
-const fn weight(key: u64, worker: u64) -> u64 {
+pub(crate) const fn weight(key: u64, worker: u64) -> u64 {
     let mut bits = key ^ worker.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);

@@ -283,16 +283,20 @@ fn members(members: &[Member]) -> Map<String, Value> {
 
 const FLAG: &str = r#"{"type": ["boolean", "null"]}"#;
 
+const TEMPERATURE: Member = (
+    "temperature",
+    r#"{"type": ["number", "null"], "minimum": 0, "maximum": 2}"#,
+);
+
+const TOP_P: Member = (
+    "top_p",
+    r#"{"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1}"#,
+);
+
 /// The parameters of chats and completions.
 pub(crate) const GENERATION: &[Member] = &[
-    (
-        "temperature",
-        r#"{"type": ["number", "null"], "minimum": 0, "maximum": 2}"#,
-    ),
-    (
-        "top_p",
-        r#"{"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1}"#,
-    ),
+    TEMPERATURE,
+    TOP_P,
     (
         "top_k",
         r#"{"type": ["integer", "null"], "minimum": -1, "maximum": 4294967295}"#,
@@ -467,14 +471,8 @@ const RESPONSE: &[Member] = &[
         "max_output_tokens",
         r#"{"type": ["integer", "null"], "minimum": 1, "maximum": 4294967295}"#,
     ),
-    (
-        "temperature",
-        r#"{"type": ["number", "null"], "minimum": 0, "maximum": 2}"#,
-    ),
-    (
-        "top_p",
-        r#"{"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1}"#,
-    ),
+    TEMPERATURE,
+    TOP_P,
     ("stream", FLAG),
     (
         "text",

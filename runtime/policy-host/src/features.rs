@@ -52,7 +52,7 @@ pub struct RequestKeys {
     pub cache_key: u64,
     /// The member `safety_identifier`.
     pub safety_identifier: u64,
-    /// The header by which the operator tells tenants apart.
+    /// The header by which clients name their tenant.
     pub tenant: u64,
     /// The LoRA adapter; 0 for the base model.
     pub lora: u64,

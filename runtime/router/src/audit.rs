@@ -11,7 +11,6 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use metrics::{counter, describe_counter};
@@ -138,12 +137,6 @@ fn append(path: &Path, line: &str) -> io::Result<()> {
 
 fn lost() {
     counter!("signalbox_audit_records_lost_total").increment(1);
-}
-
-/// Milliseconds since the Unix epoch.
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -17,13 +17,14 @@ use signalbox_protocol::{RequestId, name_hash};
 use crate::{
     affinity::AffinityTable,
     candidates::{NoCandidate, Sources, assemble, fill_wanted},
-    decision_log::{Decided, DecisionLog, DecisionTicket, unix_ms},
+    decision_log::{Decided, DecisionLog, DecisionTicket},
     latency::LatencyTable,
     load::{LoadTable, Reservation},
     outcome::Awaited,
     roster::{ModelEntry, RosterView, WorkerEntry},
     runners::Runners,
     selection::select_row,
+    unix_time::unix_ms,
     versioned_prompt::{Suitable, VersionedPrompt, convert_blocks, convert_wanted_blocks, look_up_others},
 };
 

@@ -6,10 +6,7 @@
 //!
 //! With a [`DecisionSampler`], a share of the decisions is copied too, and leaves the process with the outcomes.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use signalbox_protocol::RequestId;
@@ -199,10 +196,4 @@ impl DecisionFilter {
             )
             && policy.is_none_or(|policy| policy == &*record.policy || policy == name)
     }
-}
-
-/// Milliseconds since the Unix epoch.
-pub(crate) fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -69,6 +69,7 @@ mod runners;
 mod selection;
 mod supervisor;
 mod tokenizer_loads;
+mod unix_time;
 mod versioned_prompt;
 mod worker_roster;
 mod worker_session;

@@ -29,7 +29,10 @@ use signalbox_policy_store::{Revision, StoreChange};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use crate::audit::{AuditLog, AuditRecord, unix_ms};
+use crate::{
+    audit::{AuditLog, AuditRecord},
+    unix_time::unix_ms,
+};
 use change::WrittenChoice;
 use chosen_policy::ChosenPolicy;
 use edit::{Edit, PlannedChange};

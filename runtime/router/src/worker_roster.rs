@@ -15,7 +15,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use actix::prelude::*;
@@ -38,6 +38,7 @@ use crate::{
     roster::{AdapterReport, Departed, Joined, Judged, Roster, RosterError, RosterView, WorkerPhase},
     roster_listeners::RosterListeners,
     tokenizer_loads::{TokenizerLoads, load_text},
+    unix_time::unix_ms,
     worker_session::{AdaptersReported, SessionContext, WorkerSession},
 };
 
@@ -359,10 +360,7 @@ impl WorkerRoster {
     }
 
     fn publish(&mut self) {
-        let now_unix = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        for Judged { card, phase } in self.roster.judge(now_unix) {
+        for Judged { card, phase } in self.roster.judge(unix_ms() / 1_000) {
             let (id, model) = (&card.id, &card.model);
             if phase == WorkerPhase::Ready {
                 info!(worker.id = %id, model, "worker ready");

@@ -324,7 +324,7 @@ pub mod signalbox {
                 ///   names none, its `cache-key`, else its `user`; where it names none of these and the prompt's tokens are
                 ///   unknown, how the conversation begins.
                 /// - `user`: the member `user`, or `metadata.user_id`. `cache-key`: the member `prompt_cache_key`.
-                ///   `safety-identifier`: the member of that name. `tenant`: the header by which the operator tells tenants apart
+                ///   `safety-identifier`: the member of that name. `tenant`: the header by which clients name their tenant
                 ///   (`--tenant-header`), `x-tenant-id` by default.
                 /// - `lora`: the LoRA adapter that the request names. `cache-salt`: the member `cache_salt`.
                 /// - `header:NAME`: the header of that name, in lower case, if the operator shows it to policies

@@ -17,7 +17,7 @@ use super::{
     history::ChangeNote,
     store_view::EntryToFollow,
 };
-use crate::audit::unix_ms;
+use crate::unix_time::unix_ms;
 
 /// Attempts to write a quarantine while another router writes one of the same version.
 const QUARANTINE_ATTEMPTS: usize = 3;

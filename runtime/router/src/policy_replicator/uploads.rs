@@ -12,7 +12,7 @@ use super::{
     io::{PolicyIo, blocking},
     store_view::SurplusUpload,
 };
-use crate::audit::unix_ms;
+use crate::unix_time::unix_ms;
 
 /// Attempts to announce an upload while other routers announce the same component.
 const ANNOUNCE_ATTEMPTS: usize = 3;
