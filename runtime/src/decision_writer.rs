@@ -195,7 +195,7 @@ mod tests {
             subject: None,
         };
         let writer = DecisionWriter::start(feed, outputs).unwrap();
-        // The sampler lives on: the writer ends because it is asked to.
+        // The sampler still exists: the writer ends because it is stopped.
         writer.stop().await;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
         drop(sampler);

@@ -88,7 +88,7 @@ impl Components {
             settings: settings.map(str::to_owned),
             admitted: BTreeMap::new(),
         };
-        // So that a refusal is the first thing that is said.
+        // A component that is refused ends the command before the records are read.
         components.with_settings(settings.unwrap_or_default())?;
         Ok(components)
     }

@@ -44,7 +44,7 @@ pub(crate) struct Shared {
     pub(crate) traffic: Arc<Traffic>,
     pub(crate) prepare_pool: Arc<PreparePool>,
     pub(crate) body_budget: Arc<BodyBudget>,
-    /// Who sends it may be told why requests went where they went.
+    /// A caller that sends it may read why its request went to its worker.
     pub(crate) admin_token: AdminToken,
 }
 

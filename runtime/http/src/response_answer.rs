@@ -265,7 +265,7 @@ impl Response {
                 self.write_of_item("response.function_call_arguments.done", done, out);
             }
         }
-        let shown = self.shown(&item, if self.is_cut { "incomplete" } else { "completed" });
+        let shown = self.shown(&item, self.status());
         self.write_of_item("response.output_item.done", json!({"item": shown}), out);
         self.done.push(shown);
     }
@@ -274,12 +274,7 @@ impl Response {
     fn finish(&mut self, out: &mut String) {
         let status = self.status();
         let response = self.document(status);
-        let kind = if self.is_cut {
-            "response.incomplete"
-        } else {
-            "response.completed"
-        };
-        self.write(kind, json!({"response": response}), out);
+        self.write(&format!("response.{status}"), json!({"response": response}), out);
     }
 
     /// The response of a whole chat.

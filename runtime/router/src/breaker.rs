@@ -132,7 +132,7 @@ pub(crate) struct Breakers {
 struct Breaker {
     /// Workers of one model are ejected in turn, not all at once.
     model: String,
-    /// Tells this incarnation from others that had the slot.
+    /// Differs between the incarnations that have the slot in turn.
     generation: u32,
     phase: Phase,
     /// Failures since the last whole answer.
@@ -188,7 +188,7 @@ pub(crate) struct Mark {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Incarnation {
     pub(crate) slot: u32,
-    /// Tells it from others that had the slot.
+    /// Differs between the incarnations that have the slot in turn.
     pub(crate) generation: u32,
 }
 

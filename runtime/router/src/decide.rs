@@ -54,7 +54,7 @@ pub(crate) struct Demand<'a> {
     pub(crate) deadline_ms: f32,
     /// Hashes of what the client named.
     pub(crate) keys: &'a RequestKeys,
-    /// Whether the decision is to be told in words.
+    /// Whether the answer explains the decision.
     pub(crate) explained: bool,
 }
 

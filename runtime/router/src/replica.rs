@@ -452,7 +452,7 @@ impl ReplicaState {
         first: impl Future<Output = Result<FirstPiece, LinkError>>,
         worker: &WorkerEntry,
         expected: Expected,
-        heard: &Cell<Instant>,
+        latest_piece: &Cell<Instant>,
         wait: FirstWait<'_>,
     ) -> Result<FirstPiece, NoFirst> {
         let Some(mut least) = self.patience.timeouts().first else {
@@ -461,14 +461,14 @@ impl ReplicaState {
         // Where one worker after another is given up, the cause is rarely theirs.
         least *= 1 << wait.attempt.min(MAX_ATTEMPTS);
         tokio::pin!(first);
-        let mut look_at = heard.get() + least;
+        let mut look_at = latest_piece.get() + least;
         loop {
             tokio::select! {
                 biased;
                 first = &mut first => return first.map_err(NoFirst::Failed),
                 () = sleep_until(look_at) => {}
             }
-            let quiet = heard.get().elapsed();
+            let quiet = latest_piece.get().elapsed();
             if self.patience.is_stuck(worker.slot, quiet, least, expected) && (wait.has_other)() {
                 return Err(NoFirst::Stuck(client_errors::no_token(quiet).into()));
             }
@@ -516,10 +516,13 @@ impl ReplicaState {
             retries: self.retries.clone(),
             prompt,
         };
-        let heard = Cell::new(sent);
+        let latest_piece = Cell::new(sent);
         let whole_answer = Expected::of(&formed.request.generate, &worker.card);
-        let first = first_bytes(&mut response, &mut reservation, &mut outcome, &heard);
-        let first = match self.in_time(first, &worker, whole_answer, &heard, wait).await {
+        let first = first_bytes(&mut response, &mut reservation, &mut outcome, &latest_piece);
+        let first = match self
+            .in_time(first, &worker, whole_answer, &latest_piece, wait)
+            .await
+        {
             Ok(first) => first,
             Err(error) => {
                 let fault = match error {
@@ -633,7 +636,7 @@ async fn first_bytes(
     response: &mut ResponseStream,
     reservation: &mut Reservation,
     outcome: &mut OutcomeReporter,
-    heard: &Cell<Instant>,
+    latest_piece: &Cell<Instant>,
 ) -> Result<FirstPiece, LinkError> {
     let mut generated = 0_u32;
     loop {
@@ -643,7 +646,7 @@ async fn first_bytes(
                 outcome.generated(tokens);
                 generated = generated.saturating_add(tokens);
                 if bytes.is_empty() {
-                    heard.set(Instant::now());
+                    latest_piece.set(Instant::now());
                 } else {
                     return Ok(FirstPiece {
                         tokens: generated,

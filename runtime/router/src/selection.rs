@@ -43,11 +43,15 @@ pub(crate) fn select_row(decision: &Decision, candidates: usize, seed: u64) -> O
 /// Later releases will replay recorded decisions with it, so it never changes. The seed is mixed first because the
 /// policy may have used its bits already.
 fn below(seed: u64, bound: usize) -> usize {
-    let mut mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    ((u128::from(scramble(seed)) * bound as u128) >> 64) as usize
+}
+
+/// SplitMix64's output function: each bit of the input changes half of the output's bits.
+pub(crate) fn scramble(bits: u64) -> u64 {
+    let mut mixed = bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^= mixed >> 31;
-    ((u128::from(mixed) * bound as u128) >> 64) as usize
+    mixed ^ (mixed >> 31)
 }
 
 /// The lowest cost, or +inf if no cost is a number. Eight lanes, which the compiler turns into vector instructions.

@@ -16,7 +16,10 @@ use metrics::{Counter, counter, describe_counter};
 use signalbox_protocol::{RouterId, SequenceHash, name_hash};
 
 use super::record::{Decided, Record};
-use crate::recorded_decision::{DECISION_FORMAT, DecisionOutcome, RecordedDecision};
+use crate::{
+    recorded_decision::{DECISION_FORMAT, DecisionOutcome, RecordedDecision},
+    selection::scramble,
+};
 
 /// Most bytes of sampled decisions whose requests are under way, or that wait for the reader: 16,000 decisions among 64
 /// candidates.
@@ -191,12 +194,4 @@ impl Drop for SampledDecision {
 fn bytes_of(record: &Record, blocks: &[SequenceHash]) -> usize {
     const OF_A_ROW: usize = 160;
     size_of::<SampledDecision>() + record.rows.len() * OF_A_ROW + size_of_val(blocks)
-}
-
-/// SplitMix64's output function.
-fn scramble(key: u64) -> u64 {
-    let mut mixed = key.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
 }

@@ -168,7 +168,7 @@ impl PolicyIo {
         }
     }
 
-    /// Tells all routers of a quarantine. The latest one of a version replaces the one before it.
+    /// Stores a quarantine for all routers. The latest one of a version replaces the one before it.
     pub(super) async fn write_quarantine(&self, event: &QuarantineEvent) -> Result<(), StoreError> {
         let key = event.subject().key();
         let mut last = Ok(());
